@@ -1,0 +1,93 @@
+"""Quantities as people write them: sizes in bytes, durations, CPU counts."""
+
+from __future__ import annotations
+
+import re
+from typing import NewType
+
+from hutch.errors import InvalidArgument
+
+__all__ = ["Bytes", "format_bytes", "format_duration", "parse_bytes", "parse_duration"]
+
+Bytes = NewType("Bytes", int)
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b?)\s*$", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
+_SECONDS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
+_MAX_BYTES = 1 << 63
+
+
+def parse_bytes(value: str | int, *, field: str = "size") -> Bytes:
+    """Return a number of bytes from an int or from `512M`, `1.5g`, `64KiB`.
+
+    Suffixes are powers of 1024 whether or not an `i` stands in them, as in Docker's
+    option parser.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise InvalidArgument(f"expected a size, got {value!r}", field=field)
+    if isinstance(value, int):
+        number = value
+    else:
+        match = _SIZE.match(value)
+        if match is None:
+            raise InvalidArgument(
+                f"expected a size such as 512M, got {value!r}",
+                field=field,
+                hint="use a number with an optional suffix b, k, m, g, t or p",
+            )
+        number = int(float(match[1]) * 1024 ** _POWER[match[2].lower()])
+    if not 0 <= number < _MAX_BYTES:
+        raise InvalidArgument(f"out of range: {value!r}", field=field)
+    return Bytes(number)
+
+
+def format_bytes(number: int) -> str:
+    """Return a size for people, with three significant digits: `1.5GiB`, `17.2MiB`."""
+    size = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{size:.0f}{unit}" if unit == "B" else f"{size:.3g}{unit}"
+
+
+def parse_duration(value: str | float, *, field: str = "duration") -> float:
+    """Return seconds from a number (seconds) or a Go duration such as `1m30s`, `500ms`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise InvalidArgument(f"expected a duration, got {value!r}", field=field)
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            seconds = float(text)
+        except ValueError:
+            parts = _DURATION.findall(text)
+            if not parts or "".join(n + u for n, u in parts) != text:
+                raise InvalidArgument(
+                    f"expected a duration such as 1m30s, got {value!r}", field=field
+                ) from None
+            seconds = sum(float(n) * _SECONDS[u] for n, u in parts)
+    else:
+        seconds = float(value)
+    if not 0 <= seconds < 1e9:
+        raise InvalidArgument(f"out of range: {value!r}", field=field)
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration for people as Docker's listings show it: `5 minutes`."""
+    whole = int(seconds)
+    for size, unit in ((86400 * 7, "week"), (86400, "day"), (3600, "hour"), (60, "minute")):
+        if whole >= 2 * size or (size < 86400 and whole >= size):
+            count = whole // size
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return f"{whole} second{'' if whole == 1 else 's'}"
