@@ -1,0 +1,240 @@
+"""What the user asked for: one immutable, validated description of an instance.
+
+Every default that does not depend on the host is filled in here or by `hutch.spec.build`,
+which merges the options of a caller with the configuration of an image.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+__all__ = [
+    "BindMount",
+    "DeviceNode",
+    "HealthCheck",
+    "InstanceSpec",
+    "LogOptions",
+    "Mount",
+    "NetworkAttachment",
+    "PortMapping",
+    "ProcessSpec",
+    "Resources",
+    "RestartPolicy",
+    "Security",
+    "Throttle",
+    "TmpfsMount",
+    "Ulimit",
+    "VolumeMount",
+]
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the values of a specification."""
+
+
+class BindMount(Value, frozen=True, kw_only=True, omit_defaults=True, tag="bind"):
+    """A host path inside the instance. `propagation` is r?(private|slave|shared)."""
+
+    source: str
+    target: str
+    read_only: bool = False
+    recursive: bool = True
+    propagation: str = "rprivate"
+    create_source: bool = False
+
+
+class VolumeMount(Value, frozen=True, kw_only=True, omit_defaults=True, tag="volume"):
+    """A named volume (`name` empty: an anonymous one, made with the instance)."""
+
+    target: str
+    name: str = ""
+    read_only: bool = False
+    copy_up: bool = True
+    subpath: str = ""
+    labels: dict[str, str] = {}
+    driver: str = "local"
+    driver_options: dict[str, str] = {}
+
+
+class TmpfsMount(Value, frozen=True, kw_only=True, omit_defaults=True, tag="tmpfs"):
+    """A file system in memory; `size` in bytes (None: half of memory), `mode` octal bits."""
+
+    target: str
+    size: int | None = None
+    mode: int = 0o1777
+    options: tuple[str, ...] = ()
+    copy_up: bool = False
+
+
+Mount = BindMount | VolumeMount | TmpfsMount
+
+
+class DeviceNode(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A host device at `target` inside, with cgroup `permissions` out of r, w, m."""
+
+    source: str
+    target: str
+    permissions: str = "rwm"
+
+
+class NetworkAttachment(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One network by name, with what is asked of the endpoint."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    ipv4: str = ""
+    ipv6: str = ""
+    mac: str = ""
+
+
+class PortMapping(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One published port. `host_port` 0 means any free one; `host_ip` "" means all."""
+
+    container_port: int
+    host_port: int = 0
+    host_ip: str = ""
+    protocol: str = "tcp"
+
+
+class Ulimit(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A resource limit by its name without RLIMIT_ (`nofile`); -1 means unlimited."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+class Throttle(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A rate for a block device: bytes or operations per second."""
+
+    path: str
+    rate: int
+
+
+class Resources(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """Limits as the kernel's controllers take them. None or 0 means not limited.
+
+    `cpus` is in CPUs; `cpu_period_us` and `cpu_quota_us` in microseconds; memory in bytes;
+    `memory_swap` is memory plus swap in bytes, -1 unlimited, None twice the memory.
+    """
+
+    cpus: float = 0.0
+    cpu_shares: int = 0
+    cpu_period_us: int = 0
+    cpu_quota_us: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    memory: int = 0
+    memory_reservation: int = 0
+    memory_swap: int | None = None
+    memory_swappiness: int | None = None
+    oom_kill_disable: bool = False
+    pids: int = 0
+    blkio_weight: int = 0
+    device_read_bps: tuple[Throttle, ...] = ()
+    device_write_bps: tuple[Throttle, ...] = ()
+    device_read_iops: tuple[Throttle, ...] = ()
+    device_write_iops: tuple[Throttle, ...] = ()
+
+
+class RestartPolicy(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """When to start again after an exit; `max_retries` 0 means without end."""
+
+    name: Literal["no", "always", "unless-stopped", "on-failure"] = "no"
+    max_retries: int = 0
+
+
+class HealthCheck(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A command run inside on a timer; times in seconds."""
+
+    command: tuple[str, ...]
+    interval_s: float = 30.0
+    timeout_s: float = 30.0
+    retries: int = 3
+    start_period_s: float = 0.0
+
+
+class LogOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """Where output is kept: `driver` local or none; rotation at `max_bytes`, `max_files`."""
+
+    driver: Literal["local", "none"] = "local"
+    max_bytes: int = 0
+    max_files: int = 1
+
+
+class Security(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What the processes may do. `seccomp` is "default", "unconfined" or a JSON profile;
+    capabilities are names without CAP_ ("ALL" allowed)."""
+
+    privileged: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    seccomp: str = "default"
+    apparmor: str = ""
+    no_new_privileges: bool = True
+    masked_paths: tuple[str, ...] | None = None
+    readonly_paths: tuple[str, ...] | None = None
+
+
+class ProcessSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A process: `argv` whole, `env` as NAME=VALUE, `user` as Docker writes it
+    (`name|uid[:group|gid]`), resolved in the root file system at start."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    umask: int | None = None
+
+
+class InstanceSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """All that is asked of one instance."""
+
+    image: str
+    process: ProcessSpec
+    isolation: Literal["container", "vm"] = "container"
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    hostname: str = ""
+    domainname: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    init: bool = False
+    read_only: bool = False
+    auto_remove: bool = False
+    mounts: tuple[Mount, ...] = ()
+    volumes_from: tuple[str, ...] = ()
+    devices: tuple[DeviceNode, ...] = ()
+    device_rules: tuple[str, ...] = ()
+    network_mode: str = "bridge"
+    networks: tuple[NetworkAttachment, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+    publish_all: bool = False
+    exposed: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
+    pid_mode: str = ""
+    ipc_mode: str = ""
+    uts_mode: str = ""
+    cgroup_mode: str = "private"
+    userns: str = ""
+    resources: Resources = Resources()
+    ulimits: tuple[Ulimit, ...] = ()
+    sysctls: dict[str, str] = {}
+    shm_size: int = 64 << 20
+    oom_score_adj: int = 0
+    security: Security = Security()
+    restart: RestartPolicy = RestartPolicy()
+    health: HealthCheck | None = None
+    logs: LogOptions = LogOptions()
+    stop_signal: str = "SIGTERM"
+    stop_timeout_s: float = 10.0
+    storage_options: dict[str, str] = {}

@@ -1,0 +1,267 @@
+"""Records and the event journal over SQLite in WAL mode; the only home of sqlite3.
+
+Each thread has its own connection. Writers queue on SQLite's own lock (BEGIN IMMEDIATE),
+across threads and processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from hutch.errors import AlreadyExists, Exhausted, HutchError, Unavailable, Unsupported
+
+__all__ = ["EventRow", "Store", "StoreTransaction"]
+
+S = TypeVar("S", bound=msgspec.Struct)
+_SCHEMA_VERSION = 1
+_BUSY_TIMEOUT_S = 60.0
+_JOURNAL_KEPT = 10_000
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    tbl TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (tbl, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, time_ns INTEGER NOT NULL, kind TEXT NOT NULL,
+    action TEXT NOT NULL, subject TEXT NOT NULL, attributes BLOB NOT NULL);
+"""
+
+
+class EventRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of the journal; `seq` grows by one or more per event."""
+
+    seq: int
+    time_ns: int
+    kind: str
+    action: str
+    subject: str
+    attributes: dict[str, str]
+
+
+class StoreTransaction:
+    """One transaction on one connection; see `hutch.records.Transaction`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def get(self, table: str, key: str, kind: type[S]) -> S | None:
+        """Return the record, or None."""
+        row = self._connection.execute(
+            "SELECT value FROM records WHERE tbl = ? AND key = ?", (table, key)
+        ).fetchone()
+        return None if row is None else msgspec.json.decode(row[0], type=kind)
+
+    def put(self, table: str, key: str, value: msgspec.Struct) -> None:
+        """Store the record, replacing what was there."""
+        self._connection.execute(
+            "INSERT INTO records VALUES (?, ?, ?)"
+            " ON CONFLICT (tbl, key) DO UPDATE SET value = excluded.value",
+            (table, key, msgspec.json.encode(value)),
+        )
+
+    def insert(self, table: str, key: str, value: msgspec.Struct) -> None:
+        """Store a new record; raise `AlreadyExists` where the key is taken."""
+        try:
+            self._connection.execute(
+                "INSERT INTO records VALUES (?, ?, ?)", (table, key, msgspec.json.encode(value))
+            )
+        except sqlite3.IntegrityError:
+            raise AlreadyExists(f"{table}: {key!r} exists already") from None
+
+    def delete(self, table: str, key: str) -> bool:
+        """Remove the record; return whether there was one."""
+        cursor = self._connection.execute(
+            "DELETE FROM records WHERE tbl = ? AND key = ?", (table, key)
+        )
+        return cursor.rowcount > 0
+
+    def items(self, table: str, kind: type[S], prefix: str = "") -> list[tuple[str, S]]:
+        """Return the records whose key starts with `prefix`, by key."""
+        rows = self._connection.execute(
+            "SELECT key, value FROM records WHERE tbl = ? AND key >= ? AND key < ? ORDER BY key",
+            (table, prefix, prefix + "\U0010ffff"),
+        )
+        decode = msgspec.json.Decoder(kind).decode
+        return [(key, decode(value)) for key, value in rows.fetchall()]
+
+    def event(self, kind: str, action: str, subject: str, **attributes: str) -> None:
+        """Append an event to the journal."""
+        self._connection.execute(
+            "INSERT INTO events (time_ns, kind, action, subject, attributes)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (time.time_ns(), kind, action, subject, msgspec.json.encode(attributes)),
+        )
+
+
+class Store:
+    """The database of one root."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._current = threading.local()
+        self._idle: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open or make the database file (0600); raise `Unsupported` for a newer schema."""
+        store = cls(path)
+        with store._connection() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > _SCHEMA_VERSION:
+                raise Unsupported(
+                    f"{path}: written by a newer hutch (schema {version})",
+                    hint="upgrade hutch, or name another root",
+                )
+            if version < _SCHEMA_VERSION:
+                connection.executescript(_SCHEMA)
+                connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        return store
+
+    def close(self) -> None:
+        """Close the idle connections; the store takes no further transaction."""
+        with self._guard:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Lend an idle connection, or a new one: there are as many as were used at once."""
+        with _translated(self._path):
+            with self._guard:
+                if self._closed:
+                    raise Unavailable(f"{self._path}: the store is closed")
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                connection = self._connect()
+            try:
+                yield connection
+            finally:
+                with self._guard:
+                    keep = not self._closed
+                    if keep:
+                        self._idle.append(connection)
+                if not keep:
+                    connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            self._path.chmod(0o600)
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[StoreTransaction]:
+        """Open a read transaction; nested in another of the same thread it joins it."""
+        outer: sqlite3.Connection | None = getattr(self._current, "connection", None)
+        if outer is not None:
+            yield StoreTransaction(outer)
+            return
+        with self._connection() as connection:
+            connection.execute("BEGIN")
+            self._current.connection = connection
+            try:
+                yield StoreTransaction(connection)
+            finally:
+                self._current.connection = None
+                connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def write(self, *, durable: bool = False) -> Iterator[StoreTransaction]:
+        """Open a write transaction; nested in another of the same thread it joins it."""
+        outer: sqlite3.Connection | None = getattr(self._current, "connection", None)
+        if outer is not None:
+            yield StoreTransaction(outer)
+            return
+        with self._connection() as connection:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            connection.execute("BEGIN IMMEDIATE")
+            self._current.connection = connection
+            try:
+                yield StoreTransaction(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            finally:
+                self._current.connection = None
+
+    def events(self, after: int = 0, limit: int = 1000) -> list[EventRow]:
+        """Return up to `limit` events with a sequence number above `after`, oldest first."""
+        with self._connection() as connection:
+            rows = connection.execute(
+                "SELECT seq, time_ns, kind, action, subject, attributes FROM events"
+                " WHERE seq > ? ORDER BY seq LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [
+            EventRow(
+                seq=seq,
+                time_ns=time_ns,
+                kind=kind,
+                action=action,
+                subject=subject,
+                attributes=msgspec.json.decode(attributes, type=dict[str, str]),
+            )
+            for seq, time_ns, kind, action, subject, attributes in rows
+        ]
+
+    def last_event(self) -> int:
+        """Return the sequence number of the newest event, 0 where there is none."""
+        with self._connection() as connection:
+            row = connection.execute("SELECT max(seq) FROM events").fetchone()
+            return row[0] or 0
+
+    def trim_events(self, keep: int = _JOURNAL_KEPT) -> None:
+        """Drop all but the newest `keep` events."""
+        last = self.last_event()
+        with self._connection() as connection:
+            connection.execute("DELETE FROM events WHERE seq <= ?", (last - keep,))
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours, once."""
+    try:
+        yield
+    except HutchError:
+        raise
+    except sqlite3.OperationalError as exc:
+        raise _translate(path, exc) from exc
+    except sqlite3.DatabaseError as exc:
+        raise Unavailable(
+            f"{path}: {exc}", hint="restore the file from a backup, or name another root"
+        ) from exc
+
+
+def _translate(path: Path, exc: sqlite3.OperationalError) -> HutchError:
+    text = str(exc)
+    if "full" in text:
+        return Exhausted(f"{path}: no space left for the store", hint="free disk space and retry")
+    if "locked" in text or "busy" in text:
+        return Unavailable(
+            f"{path}: another process has held the store for {_BUSY_TIMEOUT_S:.0f} s"
+        )
+    if "readonly" in text or "read-only" in text or "unable to open" in text:
+        return Unavailable(
+            f"{path}: cannot be written ({text})",
+            hint="name a writable directory with --root or HUTCH_ROOT",
+        )
+    if "disk I/O" in text:
+        return Exhausted(f"{path}: {text}", hint="check that the disk has space and works")
+    return Unavailable(f"{path}: {text}")
