@@ -1,0 +1,103 @@
+"""Fixtures and rules for every test: needs of the host, a root of its own, nothing leaked.
+
+Marks: `requires` (see `tests.requires`), `integration` (checked for leaks at its end),
+`serial` (must have the machine to itself), `slow`. A test with none of `requires`,
+`integration`, `serial` and `slow` is `unit` and runs in `make check`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.leaks import global_snapshot, wait_until_clean
+from tests.requires import MUST_HOLD, missing
+
+_CI = os.environ.get("HUTCH_CI") == "1"
+_ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+_WHOLE_MACHINE = _ALONE and (_CI or os.environ.get("HUTCH_LEAKS") == "all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "requires(*needs): what the test needs of the host, from tests.requires",
+        "integration: touches the kernel; checked for leaks at its end",
+        "serial: must not run beside other tests",
+        "slow: takes more than a few seconds",
+        "unit: needs nothing of the host (set by tests/conftest.py)",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if not marks & {"requires", "integration", "serial", "slow"}:
+            item.add_marker(pytest.mark.unit)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needs = {need for mark in item.iter_markers("requires") for need in mark.args}
+    # Root first: the other probes fail without it and would hide the reason.
+    for need in sorted(needs, key=lambda n: (n != "root", n)):
+        reason = missing(need)
+        if reason is None:
+            continue
+        if _CI and need in MUST_HOLD:
+            pytest.fail(f"this machine was set up to have {need}: {reason}", pytrace=False)
+        pytest.skip(f"{need}: {reason}")
+
+
+@pytest.fixture
+def hutch_root(tmp_path: Path) -> Path:
+    """An empty state directory of the test's own, on the temporary file system."""
+    root = tmp_path / "root"
+    root.mkdir(mode=0o755)
+    return root
+
+
+@pytest.fixture
+def busybox_rootfs(tmp_path: Path) -> Path:
+    """A small root file system: static busybox with all its applets, the test's own copy."""
+    reason = missing("busybox")
+    if reason:
+        (pytest.fail if _CI else pytest.skip)(reason)
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    root = tmp_path / "busybox"
+    for name in ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "usr", "var"):
+        (root / name).mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
+    shutil.copy2(busybox, root / "bin/busybox")
+    applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    for applet in applets.stdout.split():
+        if applet != "busybox":
+            (root / "bin" / applet).symlink_to("busybox")
+    (root / "etc/passwd").write_text(
+        "root:x:0:0:root:/root:/bin/sh\n"
+        "daemon:x:1:1:daemon:/usr/sbin:/bin/false\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
+    )
+    (root / "etc/group").write_text("root:x:0:\ndaemon:x:1:\nusers:x:100:\nnogroup:x:65534:\n")
+    return root
+
+
+@pytest.fixture
+def leak_check(tmp_path: Path) -> Iterator[None]:
+    """Fail the test if mounts, processes, cgroups, devices or descriptors stay behind."""
+    before = global_snapshot() if _WHOLE_MACHINE else None
+    yield
+    left = wait_until_clean(tmp_path, before)
+    if left:
+        pytest.fail("left behind:\n  " + "\n  ".join(sorted(left)), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _check_integration_tests_for_leaks(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("integration"):
+        request.getfixturevalue("leak_check")

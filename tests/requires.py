@@ -1,0 +1,196 @@
+"""Ask the host for what a test needs: `@requires("root", "overlayfs")`, from one closed list.
+
+Each need is probed once per process by trying it, when the first test that asks for it is
+about to run. A test whose needs are not met is skipped and the reason says what is missing;
+under `HUTCH_CI=1` the needs in `MUST_HOLD` fail the test instead, because the machine was
+set up to have them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+__all__ = ["MUST_HOLD", "NEEDS", "missing", "requires"]
+
+Probe = Callable[[], str | None]
+
+
+def _run(*argv: str, timeout_s: float = 20.0) -> str | None:
+    """Run a command; return None where it worked, else a short reason."""
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return f"{argv[0]}: {exc}"
+    if done.returncode == 0:
+        return None
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return f"{argv[0]}: {lines[-1] if lines else f'exit {done.returncode}'}"
+
+
+def _program(name: str, *elsewhere: str) -> Probe:
+    def probe() -> str | None:
+        path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+        found = shutil.which(name, path=path) or any(Path(p).exists() for p in elsewhere)
+        return None if found else f"{name} is not installed"
+
+    return probe
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "needs root"
+
+
+def _cgroup() -> str | None:
+    base = Path("/sys/fs/cgroup")
+    candidates = [base / "memory", base / "unified", base]
+    for parent in candidates:
+        if not (parent / "cgroup.procs").exists():
+            continue
+        group = parent / f"hutch-probe-{os.getpid()}"
+        try:
+            group.mkdir()
+            group.rmdir()
+        except OSError as exc:
+            return f"cgroup: {exc}"
+        return None
+    return "no cgroup hierarchy is mounted"
+
+
+def _overlayfs() -> str | None:
+    script = (
+        "mount -t tmpfs t /mnt && mkdir /mnt/l /mnt/u /mnt/w /mnt/m && "
+        "mount -t overlay o -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /mnt/m"
+    )
+    return _run("unshare", "-m", "sh", "-c", script)
+
+
+def _seccomp() -> str | None:
+    status = Path("/proc/self/status").read_text()
+    if "Seccomp:" not in status:
+        return "the kernel has no seccomp filters"
+    names = ("/usr/lib", "/lib")
+    if any(next(Path(d).glob("*/libseccomp.so.2"), None) for d in names if Path(d).is_dir()):
+        return None
+    return "libseccomp.so.2 is not installed"
+
+
+def _userns() -> str | None:
+    return _run("unshare", "-U", "-r", "true")
+
+
+def _netns() -> str | None:
+    return _run("unshare", "-n", "true")
+
+
+def _nftables() -> str | None:
+    return _run("unshare", "-n", "nft", "add table ip hutch_probe")
+
+
+def _idmapped_mounts() -> str | None:
+    release = os.uname().release.split(".")
+    return None if (int(release[0]), int(release[1])) >= (5, 19) else "kernel before 5.19"
+
+
+def _kvm() -> str | None:
+    from hutch.host.facts import kvm_boots
+
+    return kvm_boots().detail if kvm_boots().state != "ok" else None
+
+
+def _apt_mirror() -> str | None:
+    """Ask the mirrors of the host's apt for one package, as bootstrap will."""
+    if _root() is not None or not shutil.which("apt-get"):
+        return "needs root and apt"
+    if not any(Path("/var/lib/apt/lists").glob("*Packages*")):
+        failed = _run("apt-get", "update", "-q", timeout_s=300)
+        if failed:
+            return failed
+    return _run("sh", "-c", "apt-get download --print-uris busybox-static | grep -q :")
+
+
+def _dockerd() -> str | None:
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect("/var/run/docker.sock")
+    except OSError as exc:
+        return f"no Docker daemon listens: {exc}"
+    return None
+
+
+NEEDS: dict[str, Probe] = {
+    "apt-mirror": _apt_mirror,
+    "bwrap": _program("bwrap"),
+    "busybox": _program("busybox"),
+    "cc": _program("cc"),
+    "cgroup": _cgroup,
+    "crun": _program("crun"),
+    "dig": _program("dig"),
+    "docker-registry": _program("docker-registry"),
+    "dockerd": _dockerd,
+    "fuse-overlayfs": _program("fuse-overlayfs"),
+    "idmapped-mounts": _idmapped_mounts,
+    "kvm": _kvm,
+    "mmdebstrap": _program("mmdebstrap"),
+    "netns": _netns,
+    "newuidmap": _program("newuidmap"),
+    "nftables": _nftables,
+    "overlayfs": _overlayfs,
+    "podman": _program("podman"),
+    "qemu": _program("qemu-system-x86_64"),
+    "root": _root,
+    "runc": _program("runc"),
+    "seccomp": _seccomp,
+    "skopeo": _program("skopeo"),
+    "slirp4netns": _program("slirp4netns"),
+    "strace": _program("strace"),
+    "tar": _program("tar"),
+    "userns": _userns,
+    "zstd": _program("zstd"),
+}
+
+MUST_HOLD = frozenset(
+    {
+        "apt-mirror",
+        "busybox",
+        "cc",
+        "cgroup",
+        "dig",
+        "docker-registry",
+        "mmdebstrap",
+        "netns",
+        "nftables",
+        "overlayfs",
+        "root",
+        "seccomp",
+        "skopeo",
+        "slirp4netns",
+        "tar",
+        "userns",
+        "zstd",
+    }
+)
+"""What `scripts/setup` gives every machine that runs the whole suite."""
+
+
+@functools.cache
+def missing(need: str) -> str | None:
+    """Return None where the host has `need`, else what is missing."""
+    return NEEDS[need]()
+
+
+def requires(*needs: str) -> pytest.MarkDecorator:
+    """Mark a test (or class, or module by `pytestmark`) as needing these of the host."""
+    unknown = sorted(set(needs) - set(NEEDS))
+    if unknown:
+        raise ValueError(f"requires: not in the list: {', '.join(unknown)}")
+    return pytest.mark.requires(*needs)
