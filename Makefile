@@ -1,0 +1,33 @@
+# The front door of the checkout. Every target works from a fresh clone.
+PY := .venv/bin/python
+
+.PHONY: help setup demo test check bench docs clean
+
+help:
+	@echo 'make setup   system packages, .venv and the native build (quick when up to date)'
+	@echo 'make demo    run a real image, made from the packages of this host'
+	@echo 'make check   format, lint, types, import rules, unit tests (under 90 s)'
+	@echo 'make test    the whole suite'
+	@echo 'make bench   hutch and its peers side by side'
+	@echo 'make docs    the reference pages made from the code'
+
+setup:
+	@sh scripts/setup
+
+demo: setup
+	@$(PY) scripts/demo.py
+
+test: setup
+	@$(PY) scripts/run_tests.py
+
+check: setup
+	@$(PY) scripts/check.py
+
+bench: setup
+	@$(PY) -m bench.run $(ARGS)
+
+docs: setup
+	@$(PY) scripts/docs.py
+
+clean:
+	rm -rf build dist native/build .mypy_cache .ruff_cache .pytest_cache .hypothesis
