@@ -1,0 +1,65 @@
+"""The record of an instance in the store, and the tables the engine keeps."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hutch.lifecycle import State
+from hutch.spec.model import InstanceSpec
+
+__all__ = ["EXECS", "INSTANCES", "NAMES", "InstanceRecord", "NameRecord", "ResolvedMount"]
+
+INSTANCES = "instances"
+NAMES = "instance_names"
+EXECS = "execs"
+
+
+class NameRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Who has a name."""
+
+    id: str
+
+
+class ResolvedMount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A mount of the specification with its source on the host found or made."""
+
+    type: str
+    source: str
+    target: str
+    name: str = ""
+    read_only: bool = False
+    propagation: str = ""
+    subpath: str = ""
+    recursive: bool = True
+    anonymous: bool = False
+
+
+class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One instance. Times in nanoseconds since the epoch, 0 where it has not come to that.
+
+    `stopped_by_user` keeps restart policies from starting again what somebody stopped;
+    `supervisor` and `pid` are those of the last start; `boot_id` tells a reboot.
+    """
+
+    id: str
+    name: str
+    spec: InstanceSpec
+    image_id: str
+    image_name: str
+    chain_ids: tuple[str, ...] = ()
+    state: State = State.CREATED
+    created_ns: int
+    started_ns: int = 0
+    finished_ns: int = 0
+    exit_code: int = 0
+    oom_killed: bool = False
+    error: str = ""
+    pid: int = 0
+    start_time: int = 0
+    boot_id: str = ""
+    restart_count: int = 0
+    stopped_by_user: bool = False
+    volatile: bool = False
+    mounts: tuple[ResolvedMount, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    generation: int = 0
