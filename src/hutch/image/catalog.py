@@ -144,7 +144,7 @@ class Images:
             if record is None:
                 raise _missing(name)
             if key is not None and _others(record, key):
-                return self._untag(transaction, record, (key,))
+                return self._untag(transaction, record, key)
             if key is None:
                 repositories = {_repository(n) for n in record.names}
                 if len(repositories) > 1 and not force:
@@ -154,7 +154,7 @@ class Images:
                         hint="remove it by name, or with --force",
                     )
             if key is not None and force and any(True for _ in self._users(transaction, record.id)):
-                return self._untag(transaction, record, (key,))
+                return self._untag(transaction, record, key)
             self._refuse_used(transaction, record, name, force=force)
             return self._delete(transaction, record)
 
@@ -192,19 +192,19 @@ class Images:
                 hint=f"remove the instance first (hutch rm {users[0].name}), or use --force",
             )
 
-    def _untag(
-        self, transaction: Transaction, record: ImageRecord, keys: tuple[str, ...]
-    ) -> Removed:
+    def _untag(self, transaction: Transaction, record: ImageRecord, key: str) -> Removed:
+        """Take one name away; the digests of its repository go with its last tag."""
+        gone = (key, *_orphaned_digests(record, key))
         kept = msgspec.structs.replace(
             record,
-            names=tuple(n for n in record.names if n not in keys),
-            repo_digests=tuple(n for n in record.repo_digests if n not in keys),
+            names=tuple(n for n in record.names if n not in gone),
+            repo_digests=tuple(n for n in record.repo_digests if n not in gone),
         )
         transaction.put(IMAGES, kept.id, kept)
-        for key in keys:
-            transaction.delete(IMAGE_NAMES, key)
-            transaction.event("image", "untag", record.id, name=_familiar(key))
-        return Removed(untagged=tuple(_familiar(key) for key in keys))
+        for name in gone:
+            transaction.delete(IMAGE_NAMES, name)
+            transaction.event("image", "untag", record.id, name=_familiar(name))
+        return Removed(untagged=tuple(_familiar(name) for name in gone))
 
     def _delete(self, transaction: Transaction, record: ImageRecord) -> Removed:
         untagged = (*record.names, *record.repo_digests)
@@ -282,15 +282,22 @@ def _familiar(name: str) -> str:
     return name if name.startswith("sha256:") else parse(name).familiar()
 
 
-def _others(record: ImageRecord, key: str) -> bool:
-    """Tell whether an image keeps a name that counts once `key` is gone.
+def _orphaned_digests(record: ImageRecord, key: str) -> tuple[str, ...]:
+    """Return the digests that came along with the tag `key` and that no other tag keeps."""
+    repository = _repository(key)
+    if key not in record.names or any(
+        name != key and _repository(name) == repository for name in record.names
+    ):
+        return ()
+    return tuple(name for name in record.repo_digests if _repository(name) == repository)
 
-    A digest of the same repository came along with the tag and does not count.
+
+def _others(record: ImageRecord, key: str) -> bool:
+    """Tell whether an image keeps a name once `key` is gone.
+
+    Another digest of the same repository is the same image's index, and does not count.
     """
     if any(name != key for name in record.names):
         return True
     repository = _repository(key)
-    rest = (name for name in record.repo_digests if name != key)
-    if key in record.repo_digests:
-        return bool(record.names)
-    return any(_repository(name) != repository for name in rest)
+    return any(_repository(name) != repository for name in record.repo_digests)
