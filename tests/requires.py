@@ -102,7 +102,7 @@ def _idmapped_mounts() -> str | None:
 
 
 def _kvm() -> str | None:
-    from hutch.host.facts import kvm_boots
+    from hutch.host.kvm import kvm_boots
 
     return kvm_boots().detail if kvm_boots().state != "ok" else None
 

@@ -1,0 +1,205 @@
+"""Find out whether KVM really runs a guest, by running one.
+
+A `/dev/kvm` that opens proves little: under some nested hypervisors the calls work, small
+guests run, and a kernel that was started by its firmware hangs. So the probe starts QEMU
+twice: with a guest of our own made of 30 bytes of code, and with an installed Linux kernel,
+which has succeeded when it says on its console that it found no root file system. Without a
+kernel to try, the answer is `degraded`: not proven.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+
+import msgspec
+
+from hutch.host.findings import Finding, State
+from hutch.host.programs import find_program, version_of
+
+__all__ = ["installed_kernel", "kvm_boots", "kvm_opens", "tiny_guest"]
+
+KVM_GET_API_VERSION = 0xAE00
+KVM_API = 12
+EXIT_PORT = 0xF4
+EXIT_VALUE = 0x2A
+TINY_TIMEOUT_S = 10.0
+KERNEL_TIMEOUT_S = 20.0
+_LOAD_ADDRESS = 0x100000
+# What a kernel prints last when it ran to the point of mounting a root that is not there.
+_KERNEL_RAN = re.compile(rb"Unable to mount root fs|No working init found|Kernel panic")
+
+
+class _Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The cached outcome of a probe, and what it holds for."""
+
+    boot_id: str
+    qemu: str
+    kernel: str
+    state: State
+    detail: str
+
+
+def kvm_opens(device: Path = Path("/dev/kvm")) -> str | None:
+    """Return None where the device opens and speaks the expected version, else the reason."""
+    import fcntl
+
+    try:
+        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        return f"{device}: {exc.strerror}"
+    try:
+        version = fcntl.ioctl(fd, KVM_GET_API_VERSION, 0)
+    except OSError as exc:
+        return f"{device}: {exc.strerror}"
+    finally:
+        os.close(fd)
+    return None if version == KVM_API else f"{device}: API version {version}, not {KVM_API}"
+
+
+def tiny_guest() -> bytes:
+    """Return a 32-bit ELF with a PVH entry that counts, writes 42 to the exit port, and halts.
+
+    QEMU starts such an image in protected mode without firmware from its `-kernel` option.
+    """
+    code = bytes(
+        [
+            *(0xB9, 0x00, 0x00, 0x10, 0x00),  # mov ecx, 0x100000
+            *(0xE2, 0xFE),  # loop .
+            *(0xB0, EXIT_VALUE),  # mov al, 42
+            *(0xE6, EXIT_PORT),  # out 0xf4, al
+            *(0xF4, 0xEB, 0xFD),  # hlt; jmp to it
+        ]
+    )
+    header_size, segment_size = 52, 32
+    note = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", _LOAD_ADDRESS)  # XEN_ELFNOTE_PHYS32_ENTRY
+    note_offset = header_size + 2 * segment_size
+    code_offset = 0x1000
+    elf = struct.pack(
+        "<4sBBBB8xHHIIIIIHHHHHH",
+        *(b"\x7fELF", 1, 1, 1, 0),
+        *(2, 3, 1, _LOAD_ADDRESS, header_size, 0, 0),
+        *(header_size, segment_size, 2, 0, 0, 0),
+    )
+    load = struct.pack(
+        "<8I", 1, code_offset, _LOAD_ADDRESS, _LOAD_ADDRESS, len(code), 4096, 7, 4096
+    )
+    notes = struct.pack("<8I", 4, note_offset, 0, 0, len(note), len(note), 4, 4)
+    return (elf + load + notes + note).ljust(code_offset, b"\0") + code
+
+
+def installed_kernel(boot: Path = Path("/boot")) -> Path | None:
+    """Return the newest readable kernel of the host, or None."""
+    kernels = [p for p in boot.glob("vmlinu[xz]-*") if os.access(p, os.R_OK)]
+    return max(kernels, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def _run_qemu(
+    qemu: str, accelerator: str, arguments: list[str], timeout_s: float
+) -> tuple[int, bytes]:
+    """Run a guest; return QEMU's exit status and what came over its serial line.
+
+    A guest that hangs is killed with its QEMU and has the status -1.
+    """
+    from hutch.errors import OperationTimeout
+    from hutch.process.run import run_command
+
+    command = [
+        *(qemu, "-accel", accelerator, "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-m", "128", "-no-reboot", "-serial", "stdio", *arguments),
+    ]
+    try:
+        done = run_command(command, timeout_s=timeout_s)
+    except OperationTimeout:
+        return -1, b""
+    return done.returncode, done.stdout
+
+
+def _tiny_guest_runs(qemu: str, accelerator: str) -> bool:
+    """Tell whether the guest of our own left through the exit port: (42 << 1) | 1."""
+    fd = os.memfd_create("hutch-probe", 0)
+    try:
+        os.write(fd, tiny_guest())
+        status, _ = _run_qemu(
+            qemu,
+            accelerator,
+            [
+                *("-M", "q35", "-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1"),
+                *("-kernel", f"/proc/{os.getpid()}/fd/{fd}"),
+            ],
+            TINY_TIMEOUT_S,
+        )
+    finally:
+        os.close(fd)
+    return status == EXIT_VALUE << 1 | 1
+
+
+def _kernel_runs(qemu: str, accelerator: str, kernel: Path) -> bool:
+    _, output = _run_qemu(
+        qemu,
+        accelerator,
+        [
+            *("-M", "q35", "-m", "256", "-kernel", str(kernel)),
+            *("-append", "console=ttyS0 panic=-1 quiet root=/dev/none rootwait=0"),
+        ],
+        KERNEL_TIMEOUT_S,
+    )
+    return _KERNEL_RAN.search(output) is not None
+
+
+def _try(qemu: str, accelerator: str, kernel: Path | None) -> tuple[State, str]:
+    if not _tiny_guest_runs(qemu, accelerator):
+        return State.MISSING, f"{accelerator} opens but a guest of a few instructions does not run"
+    if kernel is None:
+        return State.DEGRADED, "a tiny guest runs; not proven with a kernel, none is in /boot"
+    if not _kernel_runs(qemu, accelerator, kernel):
+        return State.MISSING, f"a tiny guest runs, but {kernel.name} does not get to its end"
+    return State.OK, f"boots {kernel.name}"
+
+
+def kvm_boots(cache: Path | None = None, *, accelerator: str = "kvm") -> Finding:
+    """Return whether a guest boots under KVM; half a minute the first time where it hangs.
+
+    With `cache`, a directory, the verdict is kept until the machine, QEMU or the kernel
+    under test changes. Another `accelerator` is for testing the probe itself.
+    """
+    closed = kvm_opens() if accelerator == "kvm" else None
+    qemu = find_program(f"qemu-system-{os.uname().machine}")
+    cure = "virtual machines use software emulation (slower) until the host offers nested KVM"
+    if closed is not None:
+        return _finding(State.MISSING, closed, cure)
+    if qemu is None:
+        return _finding(
+            State.DEGRADED,
+            "/dev/kvm opens; not proven, since QEMU is not installed",
+            "apt-get install --no-install-recommends qemu-system-x86",
+        )
+    verdict = _cached_or_tried(cache, qemu, accelerator)
+    return _finding(verdict.state, verdict.detail, None if verdict.state is State.OK else cure)
+
+
+def _finding(state: State, detail: str, cure: str | None) -> Finding:
+    return Finding(area="vm", name="kvm", state=state, detail=detail, cure=cure)
+
+
+def _cached_or_tried(cache: Path | None, qemu: str, accelerator: str) -> _Verdict:
+    from hutch.host.facts import boot_id, replace_file
+
+    kernel = installed_kernel()
+    version = f"{accelerator} {version_of(qemu)}"
+    key = (boot_id(), version, kernel.name if kernel else "")
+    path = cache / f"{accelerator}.json" if cache else None
+    if path is not None:
+        try:
+            known = msgspec.json.decode(path.read_bytes(), type=_Verdict)
+        except (OSError, msgspec.DecodeError):
+            known = None
+        if known is not None and (known.boot_id, known.qemu, known.kernel) == key:
+            return known
+    state, detail = _try(qemu, accelerator, kernel)
+    verdict = _Verdict(boot_id=key[0], qemu=key[1], kernel=key[2], state=state, detail=detail)
+    if path is not None:
+        replace_file(path, msgspec.json.encode(verdict))
+    return verdict

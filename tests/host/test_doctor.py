@@ -1,0 +1,82 @@
+"""The examination of the host: it agrees with the tests' own probes and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hutch.host.doctor import examine, render_table
+from hutch.host.findings import Finding, Report, State
+from tests.requires import missing, requires
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return examine(tmp_path_factory.mktemp("root"))
+
+
+pytestmark = requires("root")
+
+
+def test_a_host_that_runs_this_suite_can_run_containers(report: Report) -> None:
+    assert report.usable, render_table(report)
+
+
+@pytest.mark.parametrize(
+    ("finding", "need"),
+    [
+        ("overlay", "overlayfs"),
+        ("user namespaces", "userns"),
+        ("net namespace", "netns"),
+        ("nf_tables", "nftables"),
+        ("mmdebstrap", "mmdebstrap"),
+        ("slirp4netns", "slirp4netns"),
+    ],
+)
+def test_a_finding_agrees_with_the_probe_of_the_tests(
+    report: Report, finding: str, need: str
+) -> None:
+    assert (report.get(finding).state is State.OK) == (missing(need) is None)
+
+
+def test_what_is_missing_comes_with_its_cure(report: Report) -> None:
+    lacking = [f for f in report.findings if f.state is State.MISSING]
+    assert all(f.cure for f in lacking)
+
+
+def test_the_examination_leaves_the_namespaces_of_the_caller_alone(tmp_path: Path) -> None:
+    def own() -> list[str]:
+        names = sorted(os.listdir("/proc/self/ns"))
+        return [os.readlink(f"/proc/self/ns/{n}") for n in names if "for_children" not in n]
+
+    before = own(), Path("/proc/self/mountinfo").read_text(), os.listdir("/proc/self/fd")
+    examine(tmp_path)
+    assert before == (own(), Path("/proc/self/mountinfo").read_text(), os.listdir("/proc/self/fd"))
+
+
+def test_a_report_survives_json(report: Report) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(report), type=Report) == report
+
+
+def test_the_table_shows_each_finding_and_the_cure_of_what_lacks() -> None:
+    report = Report(
+        findings=(
+            Finding(area="kernel", name="pidfd", state=State.OK, detail="there"),
+            Finding(
+                area="storage",
+                name="overlay",
+                state=State.MISSING,
+                detail="no such device",
+                cure="modprobe overlay",
+                needed=True,
+            ),
+        )
+    )
+    table = render_table(report)
+    assert "pidfd" in table
+    assert "MISSING   no such device" in table
+    assert "cure: modprobe overlay" in table
+    assert "cannot run containers" in table
