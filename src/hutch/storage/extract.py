@@ -1,0 +1,412 @@
+"""Place the entries of a tar beneath a directory descriptor, and nowhere else.
+
+Names are created with O_EXCL and O_NOFOLLOW in a parent resolved inside the root, so an
+archive can neither write through a symbolic link nor reach outside. Layers additionally
+have their whiteouts turned into overlayfs's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import msgspec
+
+from hutch.errors import Exhausted, HutchError, IntegrityError
+from hutch.storage.beneath import Directories, normalise
+from hutch.storage.faults import explain
+from hutch.storage.removal import remove_tree
+from hutch.storage.tarstream import BLK, CHR, DIR, FIFO, LNK, REG, SYM, Entry, TarReader
+
+__all__ = ["Extractor", "UnpackLimits", "UnpackOptions"]
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+_META = b".wh..wh."
+_DAMAGED = (
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.EXDEV,
+    errno.EPERM,
+)
+
+
+class UnpackLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one archive may cost. `max_ratio` counts from `ratio_floor` bytes on."""
+
+    max_bytes: int = 64 << 30
+    max_entries: int = 4_000_000
+    max_depth: int = 256
+    max_path: int = 4095
+    max_ratio: int = 400
+    ratio_floor: int = 1 << 30
+
+
+class UnpackOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How entries are placed.
+
+    `whiteouts`: turn OCI whiteouts into overlayfs's. `userxattr`: in `user.overlay.*`
+    rather than `trusted.overlay.*`, and pass over devices that the kernel refuses (no
+    root). `ignore_chown_errors`: leave a file to ourselves where its owner is not ours
+    to give. `numeric_owner` overrides every owner.
+    """
+
+    whiteouts: bool = True
+    userxattr: bool = False
+    ignore_chown_errors: bool = False
+    owner: tuple[int, int] | None = None
+    fresh: bool = True
+
+
+def process_umask() -> int:
+    """Return the umask without changing it, which would hit the other threads."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line[6:], 8)
+    return 0o7777
+
+
+class Extractor:
+    """Extract one tar; `label` names it in errors."""
+
+    def __init__(
+        self,
+        root_fd: int,
+        reader: TarReader,
+        *,
+        limits: UnpackLimits,
+        options: UnpackOptions,
+        label: str,
+    ) -> None:
+        self._root_fd = root_fd
+        self._reader = reader
+        self._limits = limits
+        self._options = options
+        self._label = label
+        self._dirs = Directories(root_fd)
+        self._late: dict[bytes, tuple[int, int]] = {}
+        self._whiteouts: set[bytes] = set()
+        # In a fresh tree no directory has a set-group-ID bit yet (they come last), so what
+        # we create is ours and needs no chown when the entry says the same.
+        self._ours = (os.geteuid(), os.getegid()) if options.fresh else None
+        self._chmod_bits = process_umask() | 0o7000 if options.fresh else 0o7777
+        self._overlay = b"user.overlay." if options.userxattr else b"trusted.overlay."
+        self.entries = 0
+
+    def run(self) -> None:
+        """Place every entry, then the modes and times of directories."""
+        name = b""
+        try:
+            for entry in self._reader:
+                name = entry.name
+                self._place(entry)
+            self._finish_directories()
+        except HutchError as error:
+            if error.message.startswith(self._label):
+                raise
+            raise type(error)(f"{self._label}: {error.message}", hint=error.hint) from error
+        except OSError as error:
+            what = f"{self._label}: {_show(name)}"
+            if error.errno in _DAMAGED and not (error.errno == errno.EPERM and os.geteuid()):
+                raise IntegrityError(f"{what}: {(error.strerror or '').lower()}") from error
+            raise explain(error, what) from error
+        except ValueError as error:
+            raise IntegrityError(f"{self._label}: {_show(name)}: {error}") from error
+        finally:
+            self._dirs.forget()
+
+    @property
+    def implicit(self) -> set[bytes]:
+        """Directories made for something beneath them that the archive does not describe."""
+        return self._dirs.made
+
+    # ---- one entry ----------------------------------------------------------------
+
+    def _place(self, entry: Entry) -> None:
+        name = normalise(entry.name)
+        limits = self._limits
+        self.entries += 1
+        if self.entries + self._dirs.count > limits.max_entries:
+            raise Exhausted(f"more than {limits.max_entries} entries (limit max_entries)")
+        if len(name) > limits.max_path or name.count(b"/") >= limits.max_depth:
+            raise Exhausted(
+                f"path too long or too deep (limits max_path, max_depth): {name[:64]!r}"
+            )
+        if not name:
+            self._root(entry)
+            return
+        parent, _, base = name.rpartition(b"/")
+        dir_fd = self._dirs.open(parent)
+        if self._options.whiteouts and base.startswith(_WHITEOUT):
+            self._whiteout(dir_fd, parent, base)
+            return
+        kind = entry.type
+        if kind == REG:
+            self._file(dir_fd, name, base, entry)
+        elif kind == DIR:
+            self._directory(dir_fd, name, base, entry)
+        elif kind == SYM:
+            self._symlink(dir_fd, name, base, entry)
+        elif kind == LNK:
+            self._link(dir_fd, name, base, entry)
+        else:
+            self._node(dir_fd, name, base, entry)
+
+    def _root(self, entry: Entry) -> None:
+        if entry.type != DIR:
+            raise IntegrityError("the root must be a directory")
+        self._chown(self._root_fd, None, entry)
+        if entry.xattrs:
+            self._set_xattrs(self._root_fd, entry.xattrs)
+        self._late[b""] = (entry.mode, entry.mtime_ns)
+
+    def _file(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
+        mode = entry.mode
+        try:
+            fd = os.open(base, _CREATE, mode & 0o777, dir_fd=dir_fd)
+        except FileExistsError:
+            dir_fd = self._clear(dir_fd, name, base)
+            fd = os.open(base, _CREATE, mode & 0o777, dir_fd=dir_fd)
+        try:
+            if entry.sparse is not None:
+                self._write_sparse(fd, entry)
+            elif entry.size:
+                self._write(fd)
+            if (entry.uid, entry.gid) != self._ours:
+                self._chown(fd, None, entry)
+            if mode & self._chmod_bits:
+                os.fchmod(fd, mode)
+            if entry.xattrs:
+                self._set_xattrs(fd, entry.xattrs)
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(fd)
+
+    def _write(self, fd: int) -> None:
+        piece = self._reader.piece
+        while data := piece():
+            written = os.write(fd, data)
+            while written < len(data):
+                data = data[written:]
+                written = os.write(fd, data)
+
+    def _write_sparse(self, fd: int, entry: Entry) -> None:
+        reader = self._reader
+        os.ftruncate(fd, entry.size)
+        for offset, length in entry.sparse or ():
+            os.lseek(fd, offset, os.SEEK_SET)
+            while length:
+                data = reader.piece(length)
+                length -= len(data)
+                while data:
+                    data = data[os.write(fd, data) :]
+
+    def _directory(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
+        try:
+            os.mkdir(base, entry.mode & 0o777 | 0o700, dir_fd=dir_fd)
+        except FileExistsError:
+            st = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
+            if not stat.S_ISDIR(st.st_mode):
+                dir_fd = self._clear(dir_fd, name, base)
+                os.mkdir(base, entry.mode & 0o777 | 0o700, dir_fd=dir_fd)
+                if name in self._whiteouts:
+                    self._whiteouts.discard(name)
+                    self._opaque(dir_fd, base)
+            self._dirs.made.discard(name)
+            self._chown(dir_fd, base, entry)
+        else:
+            if (entry.uid, entry.gid) != self._ours:
+                self._chown(dir_fd, base, entry)
+        if entry.xattrs:
+            fd = os.open(base, _DIRECTORY, dir_fd=dir_fd)
+            try:
+                self._set_xattrs(fd, entry.xattrs)
+            finally:
+                os.close(fd)
+        self._late[name] = (entry.mode, entry.mtime_ns)
+
+    def _symlink(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
+        if not entry.linkname:
+            raise IntegrityError("symbolic link without a target")
+        try:
+            os.symlink(entry.linkname, base, dir_fd=dir_fd)
+        except FileExistsError:
+            dir_fd = self._clear(dir_fd, name, base)
+            os.symlink(entry.linkname, base, dir_fd=dir_fd)
+        if (entry.uid, entry.gid) != self._ours:
+            self._chown(dir_fd, base, entry)
+        self._touch(dir_fd, base, entry.mtime_ns)
+
+    def _link(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
+        target = normalise(entry.linkname)
+        if target == name or not target:
+            raise IntegrityError(f"hard link to itself or to the root: {_show(name)}")
+        parent, _, target_base = target.rpartition(b"/")
+        for attempt in (0, 1):
+            # Both parents at once: opening one must not evict the other.
+            source_fd = os.dup(self._dirs.open(parent))
+            try:
+                dir_fd = self._dirs.open(name.rpartition(b"/")[0])
+                os.link(
+                    target_base,
+                    base,
+                    src_dir_fd=source_fd,
+                    dst_dir_fd=dir_fd,
+                    follow_symlinks=False,
+                )
+                return
+            except FileExistsError:
+                if attempt or self._same(source_fd, target_base, dir_fd, base):
+                    return
+                self._clear(dir_fd, name, base)
+            except (FileNotFoundError, PermissionError) as error:
+                raise IntegrityError(
+                    f"hard link {_show(name)} to {_show(target)}, which is not a file of this archive"
+                ) from error
+            finally:
+                os.close(source_fd)
+
+    def _same(self, source_fd: int, source: bytes, dir_fd: int, base: bytes) -> bool:
+        first = os.stat(source, dir_fd=source_fd, follow_symlinks=False)
+        second = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
+        return os.path.samestat(first, second)
+
+    def _node(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
+        form = {CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}[entry.type]
+        device = os.makedev(entry.devmajor, entry.devminor) if entry.type != FIFO else 0
+        try:
+            self._mknod(dir_fd, base, form | 0o600, device)
+        except FileExistsError:
+            dir_fd = self._clear(dir_fd, name, base)
+            self._mknod(dir_fd, base, form | 0o600, device)
+        except PermissionError:
+            if self._options.userxattr:
+                return
+            raise
+        self._chown(dir_fd, base, entry)
+        fd = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            # A descriptor opened with O_PATH refuses fchmod; its /proc link takes chmod.
+            os.chmod(f"/proc/self/fd/{fd}", entry.mode)
+        finally:
+            os.close(fd)
+        self._touch(dir_fd, base, entry.mtime_ns)
+
+    def _mknod(self, dir_fd: int, base: bytes, mode: int, device: int) -> None:
+        os.mknod(base, mode, device, dir_fd=dir_fd)
+
+    # ---- whiteouts ----------------------------------------------------------------
+
+    def _whiteout(self, dir_fd: int, parent: bytes, base: bytes) -> None:
+        if base == _OPAQUE:
+            os.setxattr(dir_fd, self._overlay + b"opaque", b"y")
+            return
+        if base.startswith(_META):
+            return
+        hidden = base[len(_WHITEOUT) :]
+        if hidden in (b"", b".", b".."):
+            raise IntegrityError(f"whiteout of {hidden!r}")
+        try:
+            os.mknod(hidden, stat.S_IFCHR, 0, dir_fd=dir_fd)
+            self._whiteouts.add(parent + b"/" + hidden if parent else hidden)
+        except FileExistsError:
+            # A whiteout hides what lower layers have, never what this one brings
+            # (OCI image layer specification, "Whiteouts").
+            st = os.stat(hidden, dir_fd=dir_fd, follow_symlinks=False)
+            if stat.S_ISDIR(st.st_mode):
+                self._opaque(dir_fd, hidden)
+
+    def _opaque(self, dir_fd: int, base: bytes) -> None:
+        fd = os.open(base, _DIRECTORY, dir_fd=dir_fd)
+        try:
+            os.setxattr(fd, self._overlay + b"opaque", b"y")
+        finally:
+            os.close(fd)
+
+    # ---- metadata -----------------------------------------------------------------
+
+    def _clear(self, dir_fd: int, name: bytes, base: bytes) -> int:
+        """Remove what stands in the way; return the parent's descriptor, opened anew."""
+        st = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
+        if stat.S_ISDIR(st.st_mode):
+            remove_tree(base, dir_fd=dir_fd)
+            beneath = name + b"/"
+            for path in [p for p in self._late if p == name or p.startswith(beneath)]:
+                del self._late[path]
+            self._dirs.made = {
+                p for p in self._dirs.made if p != name and not p.startswith(beneath)
+            }
+        else:
+            os.unlink(base, dir_fd=dir_fd)
+        self._dirs.forget()
+        return self._dirs.open(name.rpartition(b"/")[0])
+
+    def _chown(self, fd: int, base: bytes | None, entry: Entry) -> None:
+        uid, gid = self._options.owner or (entry.uid, entry.gid)
+        try:
+            if base is None:
+                os.fchown(fd, uid, gid)
+            else:
+                os.chown(base, uid, gid, dir_fd=fd, follow_symlinks=False)
+        except (PermissionError, OverflowError, OSError) as error:
+            if isinstance(error, OverflowError) or uid > 0xFFFFFFFE or gid > 0xFFFFFFFE:
+                raise IntegrityError(f"owner {uid}:{gid} out of range") from error
+            refused = error.errno in (errno.EPERM, errno.EINVAL)
+            if not (refused and self._options.ignore_chown_errors):
+                raise
+
+    def _set_xattrs(self, fd: int, xattrs: dict[bytes, bytes]) -> None:
+        """Set what an image may bring: never overlayfs's own nor a security module's."""
+        for key, value in xattrs.items():
+            if key.startswith(b"user."):
+                if key.startswith(b"user.overlay."):
+                    continue
+            elif key not in (
+                b"security.capability",
+                b"system.posix_acl_access",
+                b"system.posix_acl_default",
+            ):
+                continue
+            try:
+                os.setxattr(fd, key, value)
+            except OSError as error:
+                if error.errno == errno.ENOTSUP or (
+                    error.errno == errno.EPERM and self._options.userxattr
+                ):
+                    continue
+                raise
+
+    def _touch(self, dir_fd: int, base: bytes, mtime_ns: int) -> None:
+        os.utime(base, ns=(mtime_ns, mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
+
+    def _finish_directories(self) -> None:
+        for path in sorted(self._late, reverse=True):
+            mode, mtime_ns = self._late[path]
+            if not path:
+                os.fchmod(self._root_fd, mode)
+                os.utime(self._root_fd, ns=(mtime_ns, mtime_ns))
+                continue
+            parent, _, base = path.rpartition(b"/")
+            dir_fd = self._dirs.open(parent)
+            if mode & self._chmod_bits or mode & 0o700 != 0o700:
+                fd = os.open(base, _DIRECTORY, dir_fd=dir_fd)
+                try:
+                    os.fchmod(fd, mode)
+                    os.utime(fd, ns=(mtime_ns, mtime_ns))
+                finally:
+                    os.close(fd)
+            else:
+                self._touch(dir_fd, base, mtime_ns)
+
+
+def _show(name: bytes) -> str:
+    return ascii(os.fsdecode(name[:200]))
