@@ -30,7 +30,7 @@ def normalise(name: bytes) -> bytes:
     for part in name.split(b"/"):
         if part == b"..":
             if not parts:
-                raise IntegrityError(f"path leaves the root: {ascii(os.fsdecode(name[:200]))}")
+                raise IntegrityError(f"path leaves the root: {os.fsdecode(name[:200])!a}")
             parts.pop()
         elif part not in (b"", b"."):
             parts.append(part)
@@ -86,7 +86,7 @@ class Directories:
                     os.mkdir(base, 0o755, dir_fd=fd)
                 except FileExistsError:
                     raise IntegrityError(
-                        f"a dangling symbolic link stands in the path {ascii(os.fsdecode(path))}"
+                        f"a dangling symbolic link stands in the path {os.fsdecode(path)!a}"
                     ) from None
                 finally:
                     os.close(fd)

@@ -6,7 +6,7 @@ Every decoder gives chunks of bounded size, whatever the input expands to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from hutch.errors import IntegrityError, InvalidArgument
 
@@ -136,7 +136,9 @@ def _unzstd(source: Readable) -> Iterator[bytes]:
 
     # A frame may ask for a window of gigabytes; image builders stay at or under 128 MiB.
     decoder = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-    reader = decoder.stream_reader(source, read_size=_INPUT, read_across_frames=True)
+    reader: Any = decoder.stream_reader(
+        cast("Any", source), read_size=_INPUT, read_across_frames=True
+    )
     try:
         while data := reader.read(CHUNK):
             yield data

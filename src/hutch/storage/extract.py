@@ -270,7 +270,7 @@ class Extractor:
                 self._clear(dir_fd, name, base)
             except (FileNotFoundError, PermissionError) as error:
                 raise IntegrityError(
-                    f"hard link {_show(name)} to {_show(target)}, which is not a file of this archive"
+                    f"hard link {_show(name)} to {_show(target)}: no such file in this archive"
                 ) from error
             finally:
                 os.close(source_fd)

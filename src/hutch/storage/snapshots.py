@@ -1,0 +1,150 @@
+"""The writable layer of an instance: upper and work directories over an image's layers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from hutch.errors import NotFound
+from hutch.records import Records, Transaction
+from hutch.storage.layers import Layers
+from hutch.storage.trash import Trash
+
+__all__ = ["SNAPSHOTS", "OverlayAssets", "SnapshotRecord", "Snapshots", "Usage", "measure"]
+
+SNAPSHOTS = "snapshots"
+
+
+class OverlayAssets(msgspec.Struct, frozen=True, kw_only=True):
+    """What an overlay mount needs; `lower` is topmost first."""
+
+    lower: tuple[str, ...]
+    upper: str
+    work: str
+
+
+class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Which layers an instance stands on, lowest first: garbage collection keeps them."""
+
+    chain_ids: tuple[str, ...]
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Disk space really taken (blocks), and inodes."""
+
+    bytes: int
+    inodes: int
+
+
+class Snapshots:
+    """The snapshots of one root, in `<root>/instances/<id>/{upper,work}`."""
+
+    def __init__(
+        self, root: str | Path, layers: Layers, records: Records, *, trash: Trash | None = None
+    ) -> None:
+        self._instances = os.path.join(os.fspath(root), "instances")
+        self._layers = layers
+        self._records = records
+        self._trash = trash or Trash(root)
+
+    def directory(self, instance_id: str) -> str:
+        """Return the instance's directory."""
+        return f"{self._instances}/{instance_id}"
+
+    def prepare(
+        self,
+        instance_id: str,
+        chain_ids: tuple[str, ...],
+        *,
+        transaction: Transaction | None = None,
+        owner: tuple[int, int] | None = None,
+    ) -> OverlayAssets:
+        """Make upper and work over the layers (lowest first) and record their use.
+
+        With `transaction` (a write one) the record goes in there. `owner` is who owns the
+        root inside a user namespace. Raises `NotFound` where a layer is not unpacked.
+        """
+        if transaction is None:
+            with self._records.write() as own:
+                return self.prepare(instance_id, chain_ids, transaction=own, owner=owner)
+        transaction.put(SNAPSHOTS, instance_id, SnapshotRecord(chain_ids=chain_ids))
+        lower = self._layers.lower(chain_ids)
+        directory = self.directory(instance_id)
+        assets = OverlayAssets(lower=lower, upper=f"{directory}/upper", work=f"{directory}/work")
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            os.makedirs(directory, 0o700)
+        _ensure(assets.upper)
+        _ensure(assets.work)
+        # The merged root looks as the upper directory does.
+        st = os.stat(lower[0])
+        uid, gid = owner or (st.st_uid, st.st_gid)
+        if (uid, gid) != (os.geteuid(), os.getegid()):
+            os.chown(assets.upper, uid, gid)
+            os.chown(assets.work, uid, gid)
+        os.chmod(assets.upper, st.st_mode & 0o7777)
+        return assets
+
+    def get(self, instance_id: str) -> OverlayAssets:
+        """Return the assets of a prepared snapshot."""
+        with self._records.read() as transaction:
+            record = transaction.get(SNAPSHOTS, instance_id, SnapshotRecord)
+        directory = self.directory(instance_id)
+        if record is None:
+            raise NotFound(f"snapshot of instance {instance_id[:12]}: not found")
+        return OverlayAssets(
+            lower=self._layers.lower(record.chain_ids),
+            upper=f"{directory}/upper",
+            work=f"{directory}/work",
+        )
+
+    def remove(self, instance_id: str, *, transaction: Transaction | None = None) -> None:
+        """Take upper and work away and the record with them; missing is fine."""
+        directory = self.directory(instance_id)
+        self._trash.discard(f"{directory}/upper")
+        self._trash.discard(f"{directory}/work")
+        if transaction is None:
+            with self._records.write() as own:
+                own.delete(SNAPSHOTS, instance_id)
+        else:
+            transaction.delete(SNAPSHOTS, instance_id)
+
+    def usage(self, instance_id: str) -> Usage:
+        """Return what the instance has written."""
+        return measure(f"{self.directory(instance_id)}/upper")
+
+
+def _ensure(path: str) -> None:
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        pass
+
+
+def measure(path: str) -> Usage:
+    """Return the disk space of a tree, each hard-linked file counted once."""
+    seen: set[tuple[int, int]] = set()
+    blocks = inodes = 0
+    pending = [path]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    st = entry.stat(follow_symlinks=False)
+                    if st.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                        if (st.st_dev, st.st_ino) in seen:
+                            continue
+                        seen.add((st.st_dev, st.st_ino))
+                    blocks += st.st_blocks
+                    inodes += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except OSError:
+            # It may go while we look; a path may also have grown past PATH_MAX.
+            continue
+    return Usage(bytes=blocks * 512, inodes=inodes)

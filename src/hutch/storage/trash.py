@@ -1,0 +1,83 @@
+"""Trees on their way out: renamed away at once, deleted in the background."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from hutch.storage.removal import remove_tree
+
+__all__ = ["Trash"]
+
+
+class Trash:
+    """The directory `<root>/trash`; what is in it belongs to nobody any more.
+
+    Deleting is slow (on some disks every freed block is a command), so a thread does it.
+    What a dying process leaves is deleted by the next `empty`.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._path = os.path.join(os.fspath(root), "trash")
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._more = False
+
+    def discard(self, path: str) -> bool:
+        """Move `path` away and delete it later; return whether it was there."""
+        target = f"{self._path}/{os.path.basename(path)}.{os.urandom(6).hex()}"
+        try:
+            os.rename(path, target)
+        except FileNotFoundError:
+            if not os.path.lexists(path):
+                return False
+            os.makedirs(self._path, 0o700, exist_ok=True)
+            os.rename(path, target)
+        self._start()
+        return True
+
+    def _start(self) -> None:
+        with self._lock:
+            self._more = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hutch-trash", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._more:
+                    self._thread = None
+                    return
+                self._more = False
+            self.empty()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until the background deletion is through; return whether it is."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+            return not thread.is_alive()
+        return True
+
+    def empty(self) -> int:
+        """Delete what is in the trash now; return how many trees went.
+
+        What cannot be deleted (a mount still in it) stays for the next time.
+        """
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return 0
+        count = 0
+        try:
+            for name in os.listdir(fd):
+                try:
+                    remove_tree(name, dir_fd=fd)
+                    count += 1
+                except OSError:
+                    continue
+        finally:
+            os.close(fd)
+        return count
