@@ -17,6 +17,7 @@ __all__ = [
     "check_user",
     "merge_env",
     "parse_command",
+    "parse_environment",
     "read_command",
     "read_health",
 ]
@@ -104,6 +105,11 @@ def merge_env(base: Sequence[str], value: object, field: str = "env") -> tuple[s
     if sum(map(len, env)) > _MAX_ARGUMENTS_BYTES:
         raise InvalidArgument(f"longer than {_MAX_ARGUMENTS_BYTES} bytes", field=field)
     return env
+
+
+def parse_environment(value: object, field: str = "env") -> tuple[str, ...]:
+    """Return `NAME=VALUE` texts from a mapping or a sequence of them."""
+    return merge_env((), value, field)
 
 
 def _plain(value: object) -> object:
