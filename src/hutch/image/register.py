@@ -31,6 +31,7 @@ from hutch.oci.types import (
 __all__ = ["build_record", "check_layers", "register_image", "runtime_config"]
 
 _NS = 1_000_000_000
+_MAX_PORTS = 1024
 
 
 def register_image(
@@ -128,9 +129,7 @@ def runtime_config(config: ProcessConfig | None, *, what: str = "image config") 
         user=_text(config.user, "User", what),
         workdir=_text(config.working_dir, "WorkingDir", what),
         volumes=tuple(sorted(_path(path, "Volumes", what) for path in config.volumes or ())),
-        exposed_ports=tuple(
-            sorted({p for t in config.exposed_ports or () for p in _port(t, what)})
-        ),
+        exposed_ports=_ports(config.exposed_ports or (), what),
         labels=dict(config.labels or {}),
         stop_signal=_text(config.stop_signal, "StopSignal", what),
         healthcheck=_health(config.healthcheck),
@@ -182,8 +181,18 @@ def _path(path: str, field: str, what: str) -> str:
     return normal
 
 
-def _port(text: str, what: str) -> Iterable[str]:
-    """Yield `80/tcp` for every port that `80`, `80/udp` or `8000-8010/tcp` names."""
+def _ports(entries: Iterable[str], what: str) -> tuple[str, ...]:
+    """Return `80/tcp` for every port that `80`, `80/udp` or `8000-8010/tcp` names, sorted."""
+    ports: set[tuple[int, str]] = set()
+    for entry in entries:
+        low, high, protocol = _port_range(entry, what)
+        if len(ports) + high - low >= _MAX_PORTS:
+            raise _bad(what, "ExposedPorts", f"more than {_MAX_PORTS} ports")
+        ports.update((number, protocol) for number in range(low, high + 1))
+    return tuple(f"{number}/{protocol}" for number, protocol in sorted(ports))
+
+
+def _port_range(text: str, what: str) -> tuple[int, int, str]:
     ports, _, protocol = text.partition("/")
     first, dash, last = ports.partition("-")
     protocol = protocol.lower() or "tcp"
@@ -194,7 +203,7 @@ def _port(text: str, what: str) -> Iterable[str]:
     low, high = int(numbers[0]), int(numbers[-1])
     if not 1 <= low <= high <= 65535:
         raise _bad(what, "ExposedPorts", f"out of range: {text[:40]!r}")
-    return (f"{port}/{protocol}" for port in range(low, high + 1))
+    return low, high, protocol
 
 
 def _health(health: HealthConfig | None) -> HealthcheckConfig | None:
