@@ -33,6 +33,7 @@ __all__ = [
     "delete_route",
     "message",
     "nested",
+    "set_hairpin",
     "set_link",
 ]
 
@@ -62,6 +63,7 @@ NLMSGERR_ATTR_MSG = 1
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
+RTM_SETLINK = 19
 RTM_NEWADDR = 20
 RTM_DELADDR = 21
 RTM_GETADDR = 22
@@ -74,12 +76,15 @@ IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
 IFLA_MTU = 4
 IFLA_MASTER = 10
+IFLA_PROTINFO = 12
 IFLA_LINKINFO = 18
 IFLA_NET_NS_PID = 19
 IFLA_NET_NS_FD = 28
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 VETH_INFO_PEER = 1
+IFLA_BRPORT_MODE = 4
+AF_BRIDGE = 7
 IFF_UP = 0x1
 IFNAMSIZ = 16
 
@@ -259,6 +264,13 @@ def set_link(
     if netns_pid:
         body.append(_u32(IFLA_NET_NS_PID, netns_pid))
     return message(RTM_NEWLINK, b"".join(body))
+
+
+def set_hairpin(index: int) -> bytes:
+    """Let a bridge port send a frame back where it came from."""
+    mode = attribute(IFLA_BRPORT_MODE, b"\x01")
+    body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + nested(IFLA_PROTINFO, mode)
+    return message(RTM_SETLINK, body)
 
 
 def delete_link(index: int) -> bytes:

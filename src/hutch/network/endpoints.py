@@ -1,0 +1,175 @@
+"""Decide an instance's endpoints: names of interfaces, addresses, ports, default route.
+
+Everything is decided in one transaction before the instance starts; what is left for the
+moment of the start are the netlink messages, which `container_messages` builds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import msgspec
+
+from hutch.errors import InvalidArgument, NotFound
+from hutch.ids import new_id, short_id
+from hutch.linux import netlink
+from hutch.network import ipam
+from hutch.network.addresses import format_mac, parse_address, parse_mac
+from hutch.network.model import (
+    ENDPOINTS,
+    PORTS,
+    AddressLease,
+    Endpoint,
+    NetworkRecord,
+    PortLease,
+)
+from hutch.network.ports import port_key, reserve_ports
+from hutch.records import Transaction
+from hutch.spec.model import NetworkAttachment, PortMapping
+
+__all__ = [
+    "container_messages",
+    "create_endpoint",
+    "endpoints_of",
+    "members_of",
+    "promote",
+    "release_endpoint",
+    "route_messages",
+]
+
+_FIRST_IFINDEX = 64
+
+
+def endpoint_key(instance_id: str, network_id: str) -> str:
+    """Return the key under which an endpoint is kept."""
+    return f"{instance_id}/{network_id}"
+
+
+def endpoints_of(tx: Transaction, instance_id: str) -> list[Endpoint]:
+    """Return an instance's endpoints in the order of their interfaces."""
+    found = [e for _, e in tx.items(ENDPOINTS, Endpoint, f"{instance_id}/")]
+    return sorted(found, key=lambda endpoint: endpoint.ifindex)
+
+
+def members_of(tx: Transaction, network_id: str) -> list[Endpoint]:
+    """Return the endpoints of a network."""
+    return [e for _, e in tx.items(ENDPOINTS, Endpoint) if e.network_id == network_id]
+
+
+def create_endpoint(
+    tx: Transaction,
+    network: NetworkRecord,
+    attachment: NetworkAttachment,
+    *,
+    instance_id: str,
+    name: str,
+    hostname: str,
+    number: int,
+    default_route: bool,
+    ports: Sequence[PortMapping] = (),
+) -> Endpoint:
+    """Take an address (and ports) and store the endpoint; the transaction is the caller's.
+
+    `number` counts the instance's interfaces from 0.
+    """
+    endpoint_id = new_id()
+    lease = AddressLease(instance_id=instance_id, endpoint_id=endpoint_id)
+    addresses = ipam.allocate(tx, network, lease, ipv4=attachment.ipv4, ipv6=attachment.ipv6)
+    mac = parse_mac(attachment.mac, field="mac") if attachment.mac else ipam.mac_of(addresses)
+    endpoint = Endpoint(
+        id=endpoint_id,
+        network=network.name,
+        network_id=network.id,
+        instance_id=instance_id,
+        bridge=network.bridge,
+        interface=f"eth{number}",
+        ifindex=_FIRST_IFINDEX + number,
+        host_interface=f"hv{os.urandom(6).hex()}",
+        mac=format_mac(mac),
+        addresses=addresses,
+        aliases=attachment.aliases,
+        names=_names(name, attachment.aliases, instance_id, hostname),
+        default_route=default_route,
+        internal=network.internal,
+        dns=network.dns,
+        mtu=network.mtu,
+    )
+    if ports:
+        if network.internal:
+            raise InvalidArgument(
+                f"network {network.name} is internal: nothing can be published from it",
+                field="ports",
+            )
+        endpoint = msgspec.structs.replace(endpoint, ports=reserve_ports(tx, endpoint, ports))
+    tx.put(ENDPOINTS, endpoint_key(instance_id, network.id), endpoint)
+    return endpoint
+
+
+def _names(name: str, aliases: Sequence[str], instance_id: str, hostname: str) -> tuple[str, ...]:
+    """Return the names that resolve to the endpoint, each once, lower case."""
+    wanted = (name, *aliases, hostname, short_id(instance_id))
+    return tuple(dict.fromkeys(text.lower().rstrip(".") for text in wanted if text))
+
+
+def release_endpoint(tx: Transaction, endpoint: Endpoint) -> list[PortLease]:
+    """Forget an endpoint and give back what it held; return the ports that it held."""
+    key = endpoint_key(endpoint.instance_id, endpoint.network_id)
+    stored = tx.get(ENDPOINTS, key, Endpoint)
+    if stored is None or stored.id != endpoint.id:
+        return []
+    tx.delete(ENDPOINTS, key)
+    ipam.release(tx, endpoint.network_id, endpoint.id, [a.address for a in endpoint.addresses])
+    freed = []
+    for port in stored.ports:
+        key = port_key(port)
+        lease = tx.get(PORTS, key, PortLease)
+        if lease is not None and lease.endpoint_id == endpoint.id:
+            tx.delete(PORTS, key)
+            freed.append(lease)
+    return freed
+
+
+def find_endpoint(tx: Transaction, instance_id: str, network: NetworkRecord) -> Endpoint:
+    """Return the instance's endpoint in a network; `NotFound` where it has none."""
+    endpoint = tx.get(ENDPOINTS, endpoint_key(instance_id, network.id), Endpoint)
+    if endpoint is None:
+        raise NotFound(
+            f"instance {short_id(instance_id)} is not connected to network {network.name}"
+        )
+    return endpoint
+
+
+def container_messages(endpoint: Endpoint) -> tuple[bytes, ...]:
+    """Return the netlink messages that configure the interface from inside: addresses,
+    up, and the default route where this endpoint gives it."""
+    messages = [
+        netlink.add_address(endpoint.ifindex, parse_address(a.address, field="address"), a.prefix)
+        for a in endpoint.addresses
+    ]
+    messages.append(netlink.set_link(endpoint.ifindex, up=True))
+    if endpoint.default_route:
+        messages.extend(route_messages(endpoint))
+    return tuple(messages)
+
+
+def route_messages(endpoint: Endpoint) -> tuple[bytes, ...]:
+    """Return the messages that make the endpoint's gateways the default routes."""
+    seen: set[int] = set()
+    messages = []
+    for entry in endpoint.addresses:
+        gateway = parse_address(entry.gateway, field="gateway")
+        if len(gateway) not in seen:
+            seen.add(len(gateway))
+            messages.append(netlink.add_route(gateway=gateway, index=endpoint.ifindex))
+    return tuple(messages)
+
+
+def promote(tx: Transaction, instance_id: str) -> Endpoint | None:
+    """Let the instance's next endpoint that leads outside give the default route."""
+    for endpoint in endpoints_of(tx, instance_id):
+        if not endpoint.internal:
+            successor = msgspec.structs.replace(endpoint, default_route=True)
+            tx.put(ENDPOINTS, endpoint_key(instance_id, endpoint.network_id), successor)
+            return successor
+    return None

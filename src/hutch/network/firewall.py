@@ -1,0 +1,252 @@
+"""The nf_tables table of one root: NAT, published ports, isolation between networks.
+
+One table `inet hutch_HASH` per root, so that several roots on a host do not meet. It is
+always rebuilt whole from the records, in one transaction; only published ports come and
+go as single map elements. `accept` in it ends no other table's chains: a host whose own
+forward policy is drop also needs `foreign_rules`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hutch.errors import Busy, Denied, HutchError, Unsupported
+from hutch.linux import nft
+from hutch.network.model import NetworkRecord, PortLease
+
+__all__ = [
+    "add_ports",
+    "has_table",
+    "is_intact",
+    "port_elements",
+    "remove_ports",
+    "remove_table",
+    "replace_table",
+    "ruleset",
+    "table_name",
+]
+
+_SETS = """\
+	map ports4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
+	map ports4_any { type inet_proto . inet_service : ipv4_addr . inet_service; }
+	map ports6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }
+	map ports6_any { type inet_proto . inet_service : ipv6_addr . inet_service; }
+	set bridges { type ifname; }
+	set internal { type ifname; }
+	set within { type ifname . ifname; }
+	set outward4 { type ifname . ipv4_addr; flags interval; }
+	set outward6 { type ifname . ipv6_addr; flags interval; }
+	set hairpin4 { type ifname . ipv4_addr; flags interval; }
+	set hairpin6 { type ifname . ipv6_addr; flags interval; }
+"""
+
+# A packet to 127.0.0.0/8 that comes in by a bridge is forged: route_localnet, which
+# publishing on the loopback needs, would otherwise let an instance reach the host's
+# loopback services (CVE-2020-8558).
+_LOOPBACK = """\
+	chain loopback {
+		type filter hook prerouting priority raw; policy accept;
+		iifname @bridges ip daddr 127.0.0.0/8 drop
+	}
+"""
+
+_DNAT = """\
+		fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @ports4
+		fib daddr type local dnat ip to meta l4proto . th dport map @ports4_any
+		fib daddr type local dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6
+		fib daddr type local ip6 daddr != ::1 dnat ip6 to meta l4proto . th dport map @ports6_any
+"""
+
+_NAT = f"""\
+	chain inbound {{
+		type nat hook prerouting priority dstnat; policy accept;
+{_DNAT}	}}
+	chain local {{
+		type nat hook output priority -100; policy accept;
+{_DNAT}	}}
+	chain outbound {{
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname . ip saddr @hairpin4 ct status dnat masquerade
+		oifname . ip6 saddr @hairpin6 ct status dnat masquerade
+		oifname @bridges ip saddr 127.0.0.0/8 ct status dnat masquerade
+		oifname != @bridges iifname . ip saddr @outward4 masquerade
+		oifname != @bridges iifname . ip6 saddr @outward6 masquerade
+	}}
+"""
+
+_FORWARD = """\
+	chain forwarding {
+		type filter hook forward priority filter; policy accept;
+		iifname . oifname @within accept
+		iifname @internal drop
+		oifname @internal drop
+		iifname @bridges jump from_bridge
+		oifname @bridges jump to_bridge
+	}
+	chain from_bridge {
+		ct state established,related accept
+		oifname != @bridges accept
+		ct status dnat accept
+		drop
+	}
+	chain to_bridge {
+		ct state established,related accept
+		ct status dnat accept
+		drop
+	}
+"""
+
+# How many rules the text above makes; `is_intact` compares it with what the kernel has.
+_RULES = sum(
+    1
+    for line in (_LOOPBACK + _NAT + _FORWARD).splitlines()
+    if line.startswith("\t\t") and not line.lstrip().startswith("type ")
+)
+
+
+def table_name(root: Path) -> str:
+    """Return the name of the table of the engine whose state is under `root`."""
+    return f"hutch_{zlib.crc32(str(root.resolve()).encode()):08x}"
+
+
+def ruleset(table: str, networks: Iterable[NetworkRecord], ports: Iterable[PortLease]) -> str:
+    """Return nft commands that put the whole table in place, whatever was there."""
+    bridged = [network for network in networks if network.bridge]
+    elements: list[str] = []
+
+    def fill(name: str, values: Sequence[str]) -> None:
+        if values:
+            elements.append(f"add element inet {table} {name} {{ {', '.join(values)} }}")
+
+    fill("bridges", [_quoted(n) for n in bridged])
+    fill("internal", [_quoted(n) for n in bridged if n.internal])
+    fill("within", [f"{_quoted(n)} . {_quoted(n)}" for n in bridged])
+    for family in (4, 6):
+        pairs = [
+            (network, f"{_quoted(network)} . {record.subnet}")
+            for network in bridged
+            for record in network.subnets
+            if (":" in record.subnet) == (family == 6)
+        ]
+        masqueraded = [text for n, text in pairs if not n.internal and is_masqueraded(n)]
+        fill(f"hairpin{family}", [text for _, text in pairs])
+        fill(f"outward{family}", masqueraded)
+    by_map: dict[str, list[str]] = {}
+    for lease in ports:
+        for name, key, value in port_elements(lease):
+            by_map.setdefault(name, []).append(f"{key} : {value}")
+    for name, values in sorted(by_map.items()):
+        fill(name, values)
+    body = _SETS + _LOOPBACK + _NAT + _FORWARD
+    head = f"table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{body}}}\n"
+    return head + "\n".join(elements) + "\n"
+
+
+def is_masqueraded(network: NetworkRecord) -> bool:
+    """Tell whether the network's traffic leaves under the host's address."""
+    return network.options.get("masquerade", "true") != "false"
+
+
+def _quoted(network: NetworkRecord) -> str:
+    return f'"{network.bridge}"'
+
+
+def port_elements(lease: PortLease) -> list[tuple[str, str, str]]:
+    """Return (map, key, value) of each element that a published port needs."""
+    found = []
+    service = f"{lease.protocol} . {lease.host_port}"
+    for target in lease.targets:
+        family = 6 if ":" in target else 4
+        value = f"{target} . {lease.target_port}"
+        if lease.host_ip in ("", "0.0.0.0", "::"):
+            if lease.host_ip == ("0.0.0.0" if family == 6 else "::"):
+                continue
+            found.append((f"ports{family}_any", service, value))
+        elif (":" in lease.host_ip) == (family == 6):
+            found.append((f"ports{family}", f"{lease.host_ip} . {service}", value))
+    return found
+
+
+# ---- effects --------------------------------------------------------------------------
+
+
+def is_intact(table: str) -> bool:
+    """Tell whether the table still has all its rules (somebody may have flushed them)."""
+    return nft.count_rules(table) == _RULES
+
+
+def has_table(table: str) -> bool:
+    """Tell whether anything of the table is there."""
+    return nft.count_rules(table) > 0
+
+
+def replace_table(
+    table: str, networks: Iterable[NetworkRecord], ports: Iterable[PortLease]
+) -> None:
+    """Put the whole table in place, in one transaction of the kernel."""
+    _run(ruleset(table, networks, ports))
+
+
+def remove_table(table: str) -> None:
+    """Remove the table; one that is missing is fine."""
+    _run(f"table inet {table}\ndelete table inet {table}\n")
+
+
+def add_ports(table: str, leases: Iterable[PortLease]) -> bool:
+    """Add the elements of published ports; False where they contradict what is there, so
+    that the table must be replaced."""
+    lines = [
+        f"add element inet {table} {name} {{ {key} : {value} }}"
+        for lease in leases
+        for name, key, value in port_elements(lease)
+    ]
+    return _try("\n".join(lines))
+
+
+def remove_ports(table: str, leases: Iterable[PortLease]) -> bool:
+    """Remove the elements of published ports; False where one was not there."""
+    lines = [
+        f"delete element inet {table} {name} {{ {key} : {value} }}"
+        for lease in leases
+        for name, key, value in port_elements(lease)
+    ]
+    return _try("\n".join(lines))
+
+
+def _try(commands: str) -> bool:
+    if not commands:
+        return True
+    try:
+        nft.run(commands + "\n")
+    except nft.NftError as error:
+        if error.errno in (2, 17):  # ENOENT, EEXIST
+            return False
+        raise _translate(error) from error
+    except FileNotFoundError as error:
+        raise _translate(error) from error
+    return True
+
+
+def _run(commands: str) -> None:
+    try:
+        nft.run(commands)
+    except OSError as error:
+        raise _translate(error) from error
+
+
+def _translate(error: OSError) -> HutchError:
+    if isinstance(error, FileNotFoundError) and not isinstance(error, nft.NftError):
+        return Unsupported(str(error.strerror), hint="install the package libnftables1")
+    if error.errno in (1, 13):
+        return Denied(
+            f"nf_tables: {error.strerror}",
+            hint="networks with NAT need root (CAP_NET_ADMIN); use --network none or run rootless",
+        )
+    if error.errno == 16:
+        return Busy(f"nf_tables: {error.strerror}")
+    return Unsupported(
+        f"nf_tables: {error.strerror}",
+        hint="the kernel needs nf_tables with nat, masq, fib and ct (hutch doctor tells more)",
+    )

@@ -1,0 +1,189 @@
+"""The host's side of networks: bridges, veth pairs, the table, under one lock per root."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hutch.errors import Busy
+from hutch.linux import netlink
+from hutch.linux.netlink import LinkInfo, RouteSocket
+from hutch.network import bridge, firewall
+from hutch.network.addresses import parse_mac
+from hutch.network.model import (
+    HOST,
+    NETWORKS,
+    PORTS,
+    Endpoint,
+    NetworkRecord,
+    PortLease,
+    Sysctl,
+)
+from hutch.records import Records
+
+__all__ = ["HostSide"]
+
+_ATTEMPTS = 8
+
+
+class HostSide:
+    """What the kernel of the host holds for the networks of one root.
+
+    Bridges and the table are made from the records when first needed and can be made
+    again at any time; a lock file keeps the processes that do so apart.
+    """
+
+    def __init__(self, root: Path, records: Records) -> None:
+        self._directory = root / "networks"
+        self._records = records
+        self.table = firewall.table_name(root)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other threads and processes from changing the host's side of this root."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(self._directory / "lock", flags, 0o600)
+        except FileNotFoundError:
+            self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            fd = os.open(self._directory / "lock", flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    # ---- attach and detach ------------------------------------------------------------
+
+    def attach(self, endpoint: Endpoint, pid: int) -> None:
+        """Make the pair of interfaces into the namespace of `pid`; open the ports."""
+        with RouteSocket() as route:
+            link = route.link(endpoint.bridge)
+            if link is None or not link.is_up:
+                link = self.ensure_bridge(route, endpoint.network)
+            self._add_pair(route, endpoint, link, pid)
+        self.open_ports(endpoint)
+
+    def _add_pair(self, route: RouteSocket, endpoint: Endpoint, link: LinkInfo, pid: int) -> None:
+        for attempt in range(_ATTEMPTS):
+            index = (1 << 20) + int.from_bytes(os.urandom(3), "little")
+            message = netlink.add_veth(
+                endpoint.host_interface,
+                endpoint.interface,
+                netns_pid=pid,
+                master=link.index,
+                mtu=endpoint.mtu,
+                index=index,
+                peer_mac=parse_mac(endpoint.mac, field="mac"),
+                peer_index=endpoint.ifindex,
+            )
+            messages = [message]
+            if endpoint.ports:  # an instance may reach itself by its published port
+                messages.append(netlink.set_hairpin(index))
+            try:
+                route.request(*messages)
+                return
+            except OSError as error:
+                # EBUSY: the index is taken, here or there.
+                if error.errno != errno.EBUSY or attempt == _ATTEMPTS - 1:
+                    subject = f"{endpoint.interface} of network {endpoint.network}"
+                    raise bridge.route_errors(error, subject) from error
+
+    def open_ports(self, endpoint: Endpoint) -> None:
+        """Put the endpoint's ports into the table; repair the table where it was flushed."""
+        if not firewall.is_intact(self.table):
+            with self.lock():
+                self.replace_table()
+        elif endpoint.ports:
+            with self.lock():
+                leases = self._leases_of(endpoint)
+                if not firewall.add_ports(self.table, leases):
+                    self.replace_table()
+
+    def _leases_of(self, endpoint: Endpoint) -> list[PortLease]:
+        with self._records.read() as tx:
+            leases = [lease for _, lease in tx.items(PORTS, PortLease)]
+        return [lease for lease in leases if lease.endpoint_id == endpoint.id]
+
+    def close_ports(self, leases: Iterable[PortLease]) -> None:
+        """Take ports that the records no longer have out of the table."""
+        gone = list(leases)
+        if not gone:
+            return
+        with self.lock():
+            if not firewall.remove_ports(self.table, gone) and firewall.is_intact(self.table):
+                self.replace_table()
+
+    # ---- bridges and the table --------------------------------------------------------
+
+    def ensure_bridge(self, route: RouteSocket, name: str) -> LinkInfo:
+        """Make a network's bridge if it is missing, the table first: no packet passes a
+        bridge that the table does not know."""
+        with self.lock():
+            with self._records.read() as tx:
+                network = tx.get(NETWORKS, name, NetworkRecord)
+            if network is None:
+                raise Busy(f"network {name} was removed meanwhile")
+            self.replace_table()
+            return bridge.create_bridge(route, network, self._remember)
+
+    def _remember(self, key: str, before: str) -> None:
+        with self._records.write() as tx:
+            if tx.get(HOST, key, Sysctl) is None:
+                tx.put(HOST, key, Sysctl(before=before))
+
+    def replace_table(self) -> None:
+        """Make the table anew from the records; the caller holds the lock."""
+        with self._records.read() as tx:
+            networks = [network for _, network in tx.items(NETWORKS, NetworkRecord)]
+            ports = [lease for _, lease in tx.items(PORTS, PortLease)]
+        firewall.replace_table(self.table, networks, ports)
+
+    def repair(self, wanted: Iterable[str], known_interfaces: set[str]) -> None:
+        """Bring the host in line with the records: bridges of the networks in `wanted`,
+        the table if any bridge is there, no interface of ours that no endpoint has."""
+        with self._records.read() as tx:
+            networks = [n for _, n in tx.items(NETWORKS, NetworkRecord) if n.bridge]
+        names = set(wanted)
+        with RouteSocket() as route:
+            links = {link.name: link for link in route.links()}
+            present = [n for n in networks if n.bridge in links]
+            for network in networks:
+                if network.name in names:
+                    self.ensure_bridge(route, network.name)
+            if present:
+                with self.lock():
+                    self.replace_table()
+            ours = {links[network.bridge].index for network in present}
+            for link in links.values():
+                stale = link.name.startswith("hv") and link.name not in known_interfaces
+                if link.master in ours and stale:
+                    route.request(netlink.delete_link(link.index), ignore=(errno.ENODEV,))
+
+    def remove_link(self, name: str) -> None:
+        """Remove an interface of the host; one that is missing is fine."""
+        with RouteSocket() as route:
+            link = route.link(name)
+            if link is not None:
+                route.request(netlink.delete_link(link.index), ignore=(errno.ENODEV,))
+
+    def forget(self, network: NetworkRecord) -> None:
+        """Remove the bridge of a network that the records no longer have."""
+        with self.lock():
+            self.remove_link(network.bridge)
+            if firewall.is_intact(self.table):
+                self.replace_table()
+
+    def remove_all(self) -> None:
+        """Remove every bridge of this root and its table; the records stay."""
+        with self._records.read() as tx:
+            networks = [n for _, n in tx.items(NETWORKS, NetworkRecord) if n.bridge]
+        with self.lock():
+            for network in networks:
+                self.remove_link(network.bridge)
+            if firewall.has_table(self.table):
+                firewall.remove_table(self.table)

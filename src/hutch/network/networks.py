@@ -1,0 +1,360 @@
+"""Networks of one root: define them, connect instances, name and publish what is in them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from hutch.errors import Busy, InvalidArgument, WrongState
+from hutch.ids import short_id
+from hutch.linux.netlink import RouteSocket
+from hutch.network import bridge, definitions, endpoints, netns
+from hutch.network.definitions import NetworkRequest
+from hutch.network.hostside import HostSide
+from hutch.network.model import (
+    ADDRESSES,
+    BUILTIN_NETWORKS,
+    CURSORS,
+    DEFAULT_NETWORK,
+    ENDPOINTS,
+    NETWORKS,
+    PORTS,
+    AddressLease,
+    Cursor,
+    Endpoint,
+    NetworkRecord,
+    PortLease,
+)
+from hutch.records import Records, Transaction
+from hutch.spec.model import NetworkAttachment, PortMapping
+
+__all__ = ["NetworkView", "Networks"]
+
+
+# The class below has a method `list`, which hides the type's name from its annotations.
+Endpoints = list[Endpoint]
+NetworkRecords = list[NetworkRecord]
+Names = list[str]
+PortLeases = list[PortLease]
+
+
+class NetworkView(msgspec.Struct, frozen=True, kw_only=True):
+    """A network and the endpoints in it."""
+
+    network: NetworkRecord
+    endpoints: tuple[Endpoint, ...]
+
+
+class Networks:
+    """The networks of one root. Thread-safe; several processes may use one root."""
+
+    def __init__(self, root: Path, records: Records) -> None:
+        self._records = records
+        self._host = HostSide(root, records)
+
+    # ---- networks ---------------------------------------------------------------------
+
+    def create(
+        self,
+        name: str,
+        *,
+        driver: str = "bridge",
+        subnets: Sequence[str] = (),
+        gateways: Sequence[str] = (),
+        ip_ranges: Sequence[str] = (),
+        internal: bool = False,
+        ipv6: bool = False,
+        labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+        dns: bool = True,
+    ) -> NetworkRecord:
+        """Define a network; its bridge is made when the first instance is attached.
+
+        Without subnets a free private one is chosen. Raises `AlreadyExists`,
+        `InvalidArgument` naming the field, `Unsupported` for another driver.
+        """
+        request = NetworkRequest(
+            name=name,
+            driver=driver,
+            subnets=subnets,
+            gateways=gateways,
+            ip_ranges=ip_ranges,
+            internal=internal,
+            ipv6=ipv6,
+            labels=labels or {},
+            options=options or {},
+            dns=dns,
+        )
+        self.ensure_default()
+        with RouteSocket() as route:
+            taken = bridge.host_subnets(route)
+        with self._records.write() as tx:
+            network = definitions.define(tx, request, taken)
+            tx.event("network", "create", network.name, id=network.id, driver=driver)
+        return network
+
+    def ensure_default(self) -> NetworkRecord:
+        """Return the network `bridge`, defined on first use with a free private subnet."""
+        with self._records.read() as tx:
+            network = tx.get(NETWORKS, DEFAULT_NETWORK, NetworkRecord)
+        if network is not None:
+            return network
+        with RouteSocket() as route:
+            taken, mtu = bridge.host_subnets(route), bridge.uplink_mtu(route)
+        with self._records.write() as tx:
+            return definitions.define_builtin(tx, taken, mtu)
+
+    def get(self, reference: str) -> NetworkRecord:
+        """Return a network by name, id or unambiguous id prefix; raise `NotFound`."""
+        if reference in BUILTIN_NETWORKS:
+            self.ensure_default()
+        with self._records.read() as tx:
+            return definitions.find(tx, reference)
+
+    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> NetworkRecords:
+        """Return the networks that pass Docker's filters, by name."""
+        self.ensure_default()
+        with self._records.read() as tx:
+            networks = [network for _, network in tx.items(NETWORKS, NetworkRecord)]
+            used = {e.network_id for _, e in tx.items(ENDPOINTS, Endpoint)}
+        return [n for n in networks if definitions.matches(n, filters or {}, n.id in used)]
+
+    def inspect(self, reference: str) -> NetworkView:
+        """Return a network with its endpoints."""
+        network = self.get(reference)
+        with self._records.read() as tx:
+            members = endpoints.members_of(tx, network.id)
+        return NetworkView(network=network, endpoints=tuple(members))
+
+    def remove(self, reference: str) -> NetworkRecord:
+        """Remove a network; `Busy` naming its instances while it has any."""
+        network = self.get(reference)
+        if network.name in BUILTIN_NETWORKS:
+            raise WrongState(f"network {network.name} is built in and cannot be removed")
+        with self._records.write() as tx:
+            self._drop(tx, network)
+        self._host.forget(network)
+        return network
+
+    def _drop(self, tx: Transaction, network: NetworkRecord) -> None:
+        members = endpoints.members_of(tx, network.id)
+        if members:
+            who = ", ".join(sorted(short_id(e.instance_id) for e in members)[:5])
+            raise Busy(
+                f"network {network.name} has {len(members)} endpoint(s): instances {who}",
+                hint="disconnect or remove them first",
+            )
+        tx.delete(NETWORKS, network.name)
+        for key, _ in tx.items(CURSORS, Cursor, f"{network.id}/"):
+            tx.delete(CURSORS, key)
+        tx.event("network", "destroy", network.name, id=network.id)
+
+    def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> Names:
+        """Remove every network that nobody uses, the built-in ones left; return the names."""
+        removed = []
+        for network in self.list(filters):
+            if network.name in BUILTIN_NETWORKS:
+                continue
+            try:
+                self.remove(network.id)
+            except Busy:
+                continue
+            removed.append(network.name)
+        return removed
+
+    # ---- instances --------------------------------------------------------------------
+
+    def prepare(
+        self,
+        instance_id: str,
+        attachments: Sequence[NetworkAttachment],
+        *,
+        name: str = "",
+        hostname: str = "",
+        ports: Sequence[PortMapping] = (),
+    ) -> Endpoints:
+        """Decide an instance's endpoints before its start: all of them or none.
+
+        The first network that is not internal gives the default route and the published
+        ports. What an earlier start of the same instance left is given back first.
+        """
+        if any(a.name == DEFAULT_NETWORK for a in attachments):
+            self.ensure_default()
+        with self._records.write() as tx:
+            stale = self._release_all(tx, instance_id)
+            made = self._create_all(tx, instance_id, attachments, name, hostname, ports)
+        self._host.close_ports(stale)
+        return made
+
+    def _create_all(
+        self,
+        tx: Transaction,
+        instance_id: str,
+        attachments: Sequence[NetworkAttachment],
+        name: str,
+        hostname: str,
+        ports: Sequence[PortMapping],
+    ) -> Endpoints:
+        networks = [definitions.find(tx, attachment.name) for attachment in attachments]
+        self._check_attachable(networks)
+        outward = next((n for n in networks if not n.internal), None)
+        made = []
+        for number, (network, attachment) in enumerate(zip(networks, attachments, strict=True)):
+            is_outward = network is outward
+            publishes = is_outward or (outward is None and number == 0)
+            made.append(
+                endpoints.create_endpoint(
+                    tx,
+                    network,
+                    attachment,
+                    instance_id=instance_id,
+                    name=name,
+                    hostname=hostname,
+                    number=number,
+                    default_route=is_outward,
+                    ports=ports if publishes else (),
+                )
+            )
+        return made
+
+    def _check_attachable(self, networks: Sequence[NetworkRecord]) -> None:
+        seen: set[str] = set()
+        for number, network in enumerate(networks):
+            field = f"networks[{number}].name"
+            if not network.bridge:
+                raise InvalidArgument(
+                    f"{network.name} cannot be combined with other networks", field=field
+                )
+            if network.id in seen:
+                raise InvalidArgument(f"{network.name} is named twice", field=field)
+            seen.add(network.id)
+
+    def _release_all(self, tx: Transaction, instance_id: str) -> PortLeases:
+        freed = []
+        for endpoint in endpoints.endpoints_of(tx, instance_id):
+            freed.extend(endpoints.release_endpoint(tx, endpoint))
+        return freed
+
+    def attach(self, endpoint: Endpoint, pid: int) -> None:
+        """Give process `pid`'s network namespace the endpoint's interface, and open its ports.
+
+        Inside, the interface still needs `container_messages`. On failure the records keep
+        the endpoint until `detach`; the interfaces die with the namespace.
+        """
+        self._host.attach(endpoint, pid)
+
+    def detach(self, instance_id: str) -> None:
+        """Give back all that an instance that has ended held; idempotent."""
+        with self._records.read() as tx:
+            held = endpoints.endpoints_of(tx, instance_id)
+        if not held:
+            return
+        with self._records.write() as tx:
+            freed = self._release_all(tx, instance_id)
+        self._host.close_ports(freed)
+
+    def endpoints(self, instance_id: str) -> Endpoints:
+        """Return an instance's endpoints in the order of their interfaces."""
+        with self._records.read() as tx:
+            return endpoints.endpoints_of(tx, instance_id)
+
+    def connect(
+        self,
+        instance_id: str,
+        attachment: NetworkAttachment,
+        pid: int,
+        *,
+        name: str = "",
+        hostname: str = "",
+    ) -> Endpoint:
+        """Connect a running instance (its process `pid`) to one more network."""
+        network = self.get(attachment.name)
+        self._check_attachable([network])
+        with self._records.write() as tx:
+            held = endpoints.endpoints_of(tx, instance_id)
+            if any(e.network_id == network.id for e in held):
+                raise WrongState(
+                    f"instance {short_id(instance_id)} is connected to {network.name} already"
+                )
+            numbers = {int(e.interface.removeprefix("eth")) for e in held}
+            number = next(n for n in range(len(numbers) + 1) if n not in numbers)
+            endpoint = endpoints.create_endpoint(
+                tx,
+                network,
+                attachment,
+                instance_id=instance_id,
+                name=name,
+                hostname=hostname,
+                number=number,
+                default_route=not network.internal and not any(e.default_route for e in held),
+            )
+            tx.event("network", "connect", network.name, instance=instance_id)
+        try:
+            self.attach(endpoint, pid)
+            netns.configure(pid, endpoints.container_messages(endpoint))
+        except BaseException:
+            self._host.remove_link(endpoint.host_interface)
+            with self._records.write() as tx:
+                endpoints.release_endpoint(tx, endpoint)
+            raise
+        return endpoint
+
+    def disconnect(self, instance_id: str, reference: str, pid: int | None) -> Endpoint:
+        """Disconnect an instance from a network, live where `pid` names its process.
+
+        The default route moves to another network that leads outside, if there is one.
+        """
+        network = self.get(reference)
+        successor: Endpoint | None = None
+        with self._records.write() as tx:
+            endpoint = endpoints.find_endpoint(tx, instance_id, network)
+            freed = endpoints.release_endpoint(tx, endpoint)
+            if endpoint.default_route:
+                successor = endpoints.promote(tx, instance_id)
+            tx.event("network", "disconnect", network.name, instance=instance_id)
+        self._host.close_ports(freed)
+        self._host.remove_link(endpoint.host_interface)
+        if successor is not None and pid is not None:
+            netns.configure(pid, endpoints.route_messages(successor), ignore=(errno.EEXIST,))
+        return endpoint
+
+    # ---- after crashes ----------------------------------------------------------------
+
+    def reconcile(self, is_live: Callable[[str], bool]) -> Names:
+        """Put records and host right; return the instances whose leftovers were dropped.
+
+        `is_live(instance_id)` is asked inside the write transaction, so that an instance
+        that is just being started cannot be lost. Bridges of networks with members and a
+        flushed table are made again, as after a reboot of the host.
+        """
+        dropped: set[str] = set()
+        with self._records.write() as tx:
+            for _, endpoint in tx.items(ENDPOINTS, Endpoint):
+                if not is_live(endpoint.instance_id):
+                    endpoints.release_endpoint(tx, endpoint)
+                    dropped.add(endpoint.instance_id)
+            remaining = [endpoint for _, endpoint in tx.items(ENDPOINTS, Endpoint)]
+            _drop_orphans(tx, {endpoint.id for endpoint in remaining})
+        self._host.repair(
+            {endpoint.network for endpoint in remaining},
+            {endpoint.host_interface for endpoint in remaining},
+        )
+        return sorted(dropped)
+
+    def teardown(self) -> None:
+        """Take this root's bridges and its table off the host; definitions stay, and what
+        is needed is made again. For the removal of a root, and for tests."""
+        self._host.remove_all()
+
+
+def _drop_orphans(tx: Transaction, endpoint_ids: set[str]) -> None:
+    """Remove leases of endpoints that are no more."""
+    for key, address in tx.items(ADDRESSES, AddressLease):
+        if address.endpoint_id not in endpoint_ids:
+            tx.delete(ADDRESSES, key)
+    for key, port in tx.items(PORTS, PortLease):
+        if port.endpoint_id not in endpoint_ids:
+            tx.delete(PORTS, key)
