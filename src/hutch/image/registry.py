@@ -91,6 +91,16 @@ class Repository:
         for transport in self._transports:
             transport.close()
 
+    def abort(self) -> None:
+        """Break every transfer that is under way."""
+        for transport in self._transports:
+            transport.abort()
+
+    @property
+    def has_mirrors(self) -> bool:
+        """Whether something else than the registry itself may answer."""
+        return len(self._transports) > 1
+
     @property
     def home(self) -> Transport:
         """The registry itself, which takes what is written."""

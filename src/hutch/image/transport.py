@@ -52,8 +52,12 @@ class Response:
     Close it, or read it to its end, to give the connection back.
     """
 
-    def __init__(self, raw: BaseHTTPResponse, url: str) -> None:
+    def __init__(
+        self, raw: BaseHTTPResponse, url: str, under_way: set[Response] | None = None
+    ) -> None:
         self._raw = raw
+        self._under_way: set[Response] = set() if under_way is None else under_way
+        self._under_way.add(self)
         self.url = url
         self.status = raw.status
         self.headers = {name.lower(): value for name, value in raw.headers.items()}
@@ -78,6 +82,7 @@ class Response:
 
     def close(self) -> None:
         """Give the connection back if the rest of the body is small, else close it."""
+        self._under_way.discard(self)
         if not self._raw.closed:
             length = self.headers.get("content-length", "")
             if length.isdigit() and int(length) <= _SMALL_BODY:
@@ -89,6 +94,14 @@ class Response:
         if not self._raw.closed:
             self._raw.close()
         self._raw.release_conn()
+
+    def abort(self) -> None:
+        """Break the connection: a read under way in another thread ends at once."""
+        try:
+            # urllib3 2.3 and later; before that the read ends by its timeout.
+            getattr(self._raw, "shutdown", lambda: None)()
+        except (OSError, ValueError, RuntimeError):
+            pass
 
     def __enter__(self) -> Response:
         return self
@@ -120,6 +133,7 @@ class Transport:
         self._chance = chance
         self._auth = Authenticator(self._credentials, self._fetch_token, clock=clock)
         self._pools: dict[str, PoolManager] = {}
+        self._under_way: set[Response] = set()
         self._lock = threading.Lock()
         self._base: str | None = None
 
@@ -129,6 +143,11 @@ class Transport:
             pools, self._pools = list(self._pools.values()), {}
         for pool in pools:
             pool.clear()
+
+    def abort(self) -> None:
+        """Break every transfer that is under way."""
+        for response in tuple(self._under_way):
+            response.abort()
 
     # ---- requests ---------------------------------------------------------------------
 
@@ -271,7 +290,7 @@ class Transport:
             raise tls_error(url, exc) from exc
         except (HTTPError, OSError) as exc:
             raise _Lost(reason(exc)) from exc
-        return Response(raw, url)
+        return Response(raw, url, self._under_way)
 
     # ---- trust ------------------------------------------------------------------------
 
