@@ -9,7 +9,6 @@ architecture.)
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import errno
 import os
 import struct
@@ -20,9 +19,9 @@ from hutch.errors import InternalError, InvalidArgument, Unsupported
 from hutch.linux.capabilities import CAPABILITIES
 from hutch.linux.seccomp_profile import ACTIONS, COMPARISONS, Profile, Rule
 
-__all__ = ["compile_profile", "docker_arch", "library_version"]
+__all__ = ["SONAME", "compile_profile", "docker_arch", "loaded_version"]
 
-_SONAME = "libseccomp.so.2"
+SONAME = "libseccomp.so.2"
 
 _ATTR_ACT_BADARCH = 2
 _ATTR_CTL_NNP = 3
@@ -91,10 +90,10 @@ class _Version(ctypes.Structure):
 
 def _library() -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(_SONAME)
+        library = ctypes.CDLL(SONAME)
     except OSError as exc:
         raise Unsupported(
-            f"seccomp: {_SONAME} is not installed",
+            f"seccomp: {SONAME} is not installed",
             hint="install libseccomp2 (libseccomp on Fedora), or use seccomp=unconfined",
         ) from exc
     library.seccomp_init.restype = ctypes.c_void_p
@@ -116,14 +115,8 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def library_version() -> str:
-    """Return the version of the library, from the name of its file where that tells it."""
-    machine = os.uname().machine
-    for directory in (f"/usr/lib/{machine}-linux-gnu", "/usr/lib64", "/usr/lib"):
-        try:
-            return os.readlink(f"{directory}/{_SONAME}").removeprefix(f"{_SONAME}.")
-        except OSError:
-            continue
+def loaded_version() -> str:
+    """Return the version of the library, as it says itself."""
     version = _library().seccomp_version().contents
     return f"{version.major}.{version.minor}.{version.micro}"
 

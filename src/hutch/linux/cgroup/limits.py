@@ -48,7 +48,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     Sizes in bytes. `cpus` is a number of CPUs and an alternative to `cpu_quota_us`; -1 as
     quota, memory, swap or pids takes the limit away. `memory_swap` is memory and swap
-    together, as Docker counts; without it, a memory limit allows as much swap again.
+    together, as Docker counts; without it (or with 0), a new group gets as much swap again.
     `devices` is applied in order to "everything denied"; None allows everything.
     """
 
@@ -153,7 +153,7 @@ def shares_to_weight(shares: int) -> int:
 
 def swap_total(limits: Limits) -> int | None:
     """Return memory and swap together for a new group, with Docker's default of twice memory."""
-    if limits.memory_swap is not None:
+    if limits.memory_swap:
         return limits.memory_swap
     if limits.memory is None:
         return None
@@ -169,10 +169,10 @@ def validate(limits: Limits) -> None:
     if limits.cpu_quota_us != UNLIMITED:
         _at_least("cpu_quota_us", limits.cpu_quota_us, 1000)
     _at_least("cpu_shares", limits.cpu_shares, 2)
-    for name in ("memory", "memory_swap", "pids"):
+    for name, low in (("memory", 1), ("memory_swap", 0), ("pids", 1)):
         value: int | None = getattr(limits, name)
         if value != UNLIMITED:
-            _at_least(name, value, 1)
+            _at_least(name, value, low)
     _at_least("memory_reservation", limits.memory_reservation, 0)
     _within("memory_swappiness", limits.memory_swappiness, 0, 100)
     _within("blkio_weight", limits.blkio_weight, 10, 1000)
@@ -195,7 +195,7 @@ def _within(field: str, value: int | None, low: int, high: int) -> None:
 
 def _check_swap(limits: Limits) -> None:
     memory, total = limits.memory, limits.memory_swap
-    if memory is None or total is None or total == UNLIMITED:
+    if memory is None or not total or total == UNLIMITED:
         return
     if memory == UNLIMITED or total < memory:
         raise InvalidArgument(

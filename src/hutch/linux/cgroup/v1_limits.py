@@ -72,12 +72,12 @@ def _memory(directory: str, limits: Limits, fresh: bool) -> None:
 
 
 def _memory_and_swap(directory: str, limits: Limits, fresh: bool) -> None:
-    total = swap_total(limits) if fresh else limits.memory_swap
+    total = swap_total(limits) if fresh else limits.memory_swap or None
     if limits.memory is None and total is None:
         return
     accounted = os.path.exists(f"{directory}/memory.memsw.limit_in_bytes")
     if not accounted:
-        if limits.memory_swap is not None:
+        if limits.memory_swap:
             raise Unsupported(
                 "memory_swap: this kernel does not account swap",
                 hint="boot with swapaccount=1",

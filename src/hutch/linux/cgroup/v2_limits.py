@@ -84,11 +84,11 @@ def _memory(directory: str, limits: Limits, fresh: bool) -> None:
 
 def _swap(directory: str, limits: Limits, fresh: bool) -> int | None:
     """Return what memory.swap.max shall be: v2 counts swap alone. None leaves it."""
-    total = swap_total(limits) if fresh else limits.memory_swap
+    total = swap_total(limits) if fresh else limits.memory_swap or None
     if limits.memory is None and total is None:
         return None
     if not os.path.exists(f"{directory}/memory.swap.max"):
-        if limits.memory_swap is not None:
+        if limits.memory_swap:
             raise Unsupported("memory_swap: this kernel does not account swap")
         return None
     if total == UNLIMITED or (limits.memory == UNLIMITED and total is None):
