@@ -1,0 +1,204 @@
+/* Run the two sections of a plan, and the new process between them. */
+#include "launch.h"
+
+#include <poll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "text.h"
+
+void send_report(struct launch *l, uint8_t kind, int error, int32_t number)
+{
+	struct report report = { .kind = kind, .section = l->section, .error = error,
+				 .index = l->index, .number = number };
+	struct text t = text_in(report.detail, sizeof(report.detail));
+
+	if (kind == REPORT_FAIL) {
+		text_add(&t, l->what ? l->what : "");
+		if (l->extra[0]) {
+			text_add(&t, ": ");
+			text_add(&t, l->extra);
+		}
+	}
+	/* write, not send: a seccomp filter may already be loaded. */
+	(void)!write(l->report, &report, sizeof(report));
+}
+
+_Noreturn void child_failed(struct launch *l, int error)
+{
+	send_report(l, REPORT_FAIL, error, 0);
+	_exit(127);
+}
+
+/* Die when the supervisor does. The report socket tells whether it already has: the
+ * parent's number does not, in a PID namespace. */
+void die_with_parent(struct launch *l)
+{
+	struct pollfd p = { .fd = l->report };
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	if (poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR)))
+		_exit(125);
+}
+
+static int run_section(struct launch *l, struct reader section, uint32_t count)
+{
+	struct op op;
+
+	for (l->index = 0; l->index < count && next_op(&section, &op); l->index++) {
+		if (op.code == OP_ID_MAP)
+			continue; /* done between clone and the child's first operation */
+		if (run_op(l, op.code, &op.body) < 0)
+			return -1;
+		if (l->report >= 0 && (int32_t)l->index == l->plan->caps_at &&
+		    finish_capabilities(l) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+int run_prepare(struct launch *l)
+{
+	l->section = SECTION_PREPARE;
+	return run_section(l, l->plan->prepare, l->plan->prepare_count);
+}
+
+static void default_signals(void)
+{
+	struct sigaction action;
+	sigset_t none;
+
+	memset(&action, 0, sizeof(action));
+	action.sa_handler = SIG_DFL;
+	for (int signum = 1; signum < NSIG; signum++)
+		sigaction(signum, &action, NULL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* Wait for the id maps, then become the root they made. */
+static int enter_user_namespace(struct launch *l)
+{
+	char go;
+
+	l->what = "id maps";
+	if (read(l->report, &go, 1) != 1)
+		_exit(125);
+	syscall(SYS_setgroups, (size_t)0, NULL);
+	if (syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0)
+		return -1;
+	die_with_parent(l);
+	return 0;
+}
+
+static _Noreturn void child_main(struct launch *l, const int stdio[3])
+{
+	l->section = SECTION_CHILD;
+	l->index = 0;
+	die_with_parent(l);
+	default_signals();
+	umask(0); /* modes in a plan are exact */
+	for (int fd = 0; fd < 3; fd++)
+		if (dup2(stdio[fd], fd) < 0)
+			child_failed(l, errno);
+	if (l->plan->has_id_map && enter_user_namespace(l) < 0)
+		child_failed(l, errno);
+	run_section(l, l->plan->child, l->plan->child_count);
+	child_failed(l, errno);
+}
+
+/* Processes made later must not follow a `Setns` of the prepare section. */
+static void restore_pid_namespace(void)
+{
+	int fd = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+
+	if (fd >= 0) {
+		setns(fd, CLONE_NEWPID);
+		close(fd);
+	}
+}
+
+static bool prepare_has(const struct plan *p, uint32_t code)
+{
+	struct reader section = p->prepare;
+	struct op op;
+
+	while (section.at < section.end && next_op(&section, &op))
+		if (op.code == code)
+			return true;
+	return false;
+}
+
+pid_t clone_child(struct launch *l, const int stdio[3], const int ends[2], int *pidfd)
+{
+	int fd = -1, pid;
+	struct clone3_args args = {
+		.flags = l->plan->clone_flags | CLONE_PIDFD,
+		.pidfd = (uint64_t)(uintptr_t)&fd,
+		.exit_signal = SIGCHLD,
+	};
+
+	l->section = SECTION_CLONE;
+	l->index = 0;
+	l->what = "clone3";
+	if (l->plan->cgroup_slot >= 0) {
+		int cgroup = slot_get(l, l->plan->cgroup_slot);
+		if (cgroup < 0)
+			return -1;
+		args.flags |= CLONE_INTO_CGROUP;
+		args.cgroup = (uint64_t)cgroup;
+	}
+	pid = sys_clone3(&args);
+	if (pid == 0) {
+		close(ends[0]); /* its end of file tells of the supervisor's death */
+		l->report = ends[1];
+		child_main(l, stdio);
+	}
+	if (pid < 0)
+		return -1;
+	*pidfd = fd;
+	if (prepare_has(l->plan, OP_SETNS))
+		restore_pid_namespace();
+	return pid;
+}
+
+static int write_map(pid_t pid, const char *name, struct reader *r)
+{
+	char path[40], lines[4096];
+	struct text p = text_in(path, sizeof(path)), t = text_in(lines, sizeof(lines));
+	int fd, result, error;
+
+	for (uint32_t n = read_count(r); n; n--) {
+		for (int field = 0; field < 3; field++) {
+			text_add_num(&t, read_u32(r));
+			text_add(&t, field < 2 ? " " : "\n");
+		}
+	}
+	text_add(&p, "/proc/");
+	text_add_num(&p, pid);
+	text_add(&p, name);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	result = (int)write(fd, lines, t.len); /* the kernel takes the map in one write only */
+	error = errno;
+	close(fd);
+	return result < 0 ? fail(error) : 0;
+}
+
+int write_id_maps(struct launch *l, pid_t pid)
+{
+	struct reader section = l->plan->prepare;
+	struct op op;
+
+	for (l->index = 0; next_op(&section, &op); l->index++) {
+		if (op.code != OP_ID_MAP)
+			continue;
+		l->section = SECTION_PREPARE;
+		l->what = "id maps";
+		return write_map(pid, "/uid_map", &op.body) < 0 ? -1
+			: write_map(pid, "/gid_map", &op.body);
+	}
+	return 0;
+}

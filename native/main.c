@@ -1,0 +1,176 @@
+/* Start: the plan at descriptor 3, the starter's socket at 4, slots from 5 on. */
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "supervisor.h"
+#include "text.h"
+
+enum { FD_PLAN = 3, FD_STARTER = 4, FD_SLOTS = 5 };
+
+static struct supervisor the;
+
+/* Leave the starter's session and its family: it need not reap us. */
+static void detach(void)
+{
+	static const int ignored[] = { SIGHUP, SIGINT, SIGTERM, SIGPIPE, SIGQUIT };
+	sigset_t none;
+	int null;
+
+	if (fork() != 0)
+		_exit(0);
+	setsid();
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	for (int signum = 1; signum < NSIG; signum++)
+		signal(signum, SIG_DFL);
+	for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++)
+		signal(ignored[i], SIG_IGN);
+	umask(0077);
+	(void)!chdir("/");
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	for (int fd = 0; fd < 3; fd++)
+		if (null >= 0 && null != fd)
+			dup2(null, fd);
+	if (null > 2)
+		close(null);
+}
+
+static void set_up(struct supervisor *s)
+{
+	s->dir = s->listen = s->report = s->pidfd = s->old_pidfd = -1;
+	s->streams[0] = s->streams[1] = s->input = -1;
+	s->sync_held = s->sync_open = -1;
+	s->log.fd = s->health.fd = -1;
+	s->launch.root = s->launch.report = s->launch.mask_dir = -1;
+	s->launch.what = "";
+	s->launch.plan = &s->plan;
+	for (int i = 0; i < MAX_SLOTS; i++)
+		s->launch.slots[i] = -1;
+	fcntl(FD_STARTER, F_SETFD, FD_CLOEXEC);
+	fcntl(FD_STARTER, F_SETFL, O_RDWR | O_NONBLOCK);
+	client_add(s, FD_STARTER, true);
+}
+
+static uint8_t *load_plan(size_t *len)
+{
+	struct stat st;
+	uint8_t *data;
+	size_t got = 0;
+
+	if (fstat(FD_PLAN, &st) < 0 || st.st_size <= 0 || st.st_size > MAX_PLAN)
+		return NULL;
+	data = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (data == MAP_FAILED)
+		return NULL;
+	while (got < (size_t)st.st_size) {
+		ssize_t n = pread(FD_PLAN, data + got, (size_t)st.st_size - got, (off_t)got);
+		if (n <= 0)
+			return NULL;
+		got += (size_t)n;
+	}
+	close(FD_PLAN);
+	*len = got;
+	return data;
+}
+
+/* The supervision stays; the operations have been run. */
+static void free_operations(struct supervisor *s, const uint8_t *plan, size_t len)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	size_t kept = ((size_t)(s->plan.prepare.at - plan) + page - 1) & ~(page - 1);
+	union { const uint8_t *from; uint8_t *to; } at = { .from = plan + kept };
+
+	if (kept < len)
+		munmap(at.to, len - kept);
+}
+
+static void take_slots(struct supervisor *s)
+{
+	for (uint32_t i = 0; i < s->plan.slots; i++) {
+		int fd = FD_SLOTS + (int)i;
+		if (fcntl(fd, F_SETFD, FD_CLOEXEC) == 0)
+			s->launch.slots[i] = fd;
+	}
+	sys_close_range(FD_SLOTS + s->plan.slots, ~0U, 0);
+}
+
+static _Noreturn void step_failed(struct supervisor *s, uint8_t section)
+{
+	char detail[DETAIL];
+	int error = errno;
+	struct text t = text_in(detail, sizeof(detail));
+
+	text_add(&t, s->launch.what);
+	if (s->launch.extra[0]) {
+		text_add(&t, ": ");
+		text_add(&t, s->launch.extra);
+	}
+	launch_failed(s, section, s->launch.index, error, detail);
+}
+
+static void clone_and_report(struct supervisor *s)
+{
+	uint8_t body[8];
+	int stdio[3], ends[2];
+
+	s->launch.what = "stdio";
+	if (stdio_open(s, stdio) < 0 ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+		step_failed(s, SECTION_SUPERVISE);
+	s->report = ends[0];
+	s->pid = clone_child(&s->launch, stdio, ends, &s->pidfd);
+	if (s->pid < 0)
+		step_failed(s, SECTION_CLONE);
+	close(ends[1]);
+	stdio_started(stdio);
+	if (s->plan.has_id_map &&
+	    (write_id_maps(&s->launch, s->pid) < 0 || write_all(s->report, "m", 1) < 0))
+		step_failed(s, SECTION_PREPARE);
+	put_u32(body, (uint32_t)s->pid);
+	put_u32(body + 4, (uint32_t)getpid());
+	tell_starter(s, FR_PID, 0, body, sizeof(body));
+	record_pid(s);
+}
+
+static void score(struct supervisor *s)
+{
+	char number[16];
+	struct text t = text_in(number, sizeof(number));
+	int fd;
+
+	if (!(s->plan.flags & HOLD_OOM))
+		return;
+	text_add_num(&t, s->plan.oom_score_adj);
+	fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	(void)!write(fd, number, t.len);
+	close(fd);
+}
+
+int main(void)
+{
+	struct supervisor *s = &the;
+	const char *problem = "its size";
+	uint8_t *plan;
+	size_t len = 0;
+
+	detach();
+	set_up(s);
+	plan = load_plan(&len);
+	if (!plan || !plan_read(&s->plan, plan, len, &problem))
+		launch_failed(s, SECTION_PLAN, 0, EPROTO, problem);
+	take_slots(s);
+	if (record_open(s) < 0)
+		step_failed(s, SECTION_SUPERVISE);
+	client_read(s, &s->clients[0]); /* an ATTACH sent ahead sees the first output */
+	if (run_prepare(&s->launch) < 0)
+		step_failed(s, SECTION_PREPARE);
+	clone_and_report(s);
+	free_operations(s, plan, len);
+	score(s);
+	supervise(s);
+}

@@ -1,0 +1,146 @@
+/* The supervisor: what it holds for its one process, and the frames it speaks. */
+#ifndef HUTCH_SUPERVISOR_H
+#define HUTCH_SUPERVISOR_H
+
+#include <sys/wait.h>
+
+#include "buffer.h"
+#include "launch.h"
+#include "log.h"
+
+/* Frames: u8 type, u8 flag, u16 zero, u32 length, payload. See docs/reference/supervisor.md. */
+enum frame {
+	FR_GO = 1, FR_ATTACH, FR_STDIN, FR_STDIN_EOF, FR_RESIZE, FR_SIGNAL, FR_WAIT, FR_QUERY,
+	FR_LOG_REOPEN, FR_SHUTDOWN, FR_DETACH,
+	FR_PID = 65, FR_SYNC, FR_STARTED, FR_FAILED, FR_OUTPUT, FR_GAP, FR_EXIT, FR_STATE, FR_HEALTH,
+	FR_OK, FR_ERR, FR_ACK
+};
+
+enum { ATTACH_STDIN = 1, ATTACH_STDOUT = 2, ATTACH_STDERR = 4, ATTACH_LOSSLESS = 8 };
+
+enum {
+	MAX_CLIENTS = 64,
+	FRAME_HEAD = 8,
+	FRAME_MAX = 64 << 10,
+	CHUNK = 32 << 10,          /* one read from the container */
+	QUEUE_LIMIT = 256 << 10,   /* output held for a client */
+	QUEUE_FINAL = 6 << 20,     /* the same, for what is in the pipes at the exit */
+	STDIN_WINDOW = 64 << 10,   /* unacknowledged input of a client */
+};
+
+struct client {
+	int fd;          /* -1: gone, its last input is being delivered, or unused */
+	bool used, starter, stdin_eof, ended;
+	uint8_t attach;
+	uint8_t head[FRAME_HEAD], head_len;
+	uint8_t body[64];
+	uint32_t body_len, left; /* of the frame being read */
+	uint64_t gap;
+	struct buffer queue, input;
+};
+
+enum state { LAUNCHING, RUNNING, DRAINING, DONE };
+
+struct health {
+	struct health_plan plan;
+	int fd;               /* connection to the probe's supervisor, or -1 */
+	pid_t launcher;       /* to be reaped, or 0 */
+	uint64_t next_ns, deadline_ns, begun_ns, started_ns;
+	uint32_t failures;
+	int status;           /* index into the names in health.c */
+	bool launched, timed_out;
+	uint8_t head[FRAME_HEAD];
+	uint32_t head_len, left, body_len;
+	uint8_t body[32];
+	int probe_code;
+	struct buffer output;
+	struct buffer results; /* the last five, as JSON, separated by newlines */
+	uint32_t result_count;
+};
+
+struct supervisor {
+	struct plan plan;
+	struct launch launch;
+	enum state state;
+	int dir, listen;
+	int report;      /* our end of the child's reports */
+	int pidfd, old_pidfd;
+	pid_t pid;
+	int streams[2];  /* read ends: stdout or the terminal, stderr */
+	int input;       /* write end of stdin or the terminal; -1: closed */
+	bool input_full, input_once_gone;
+	bool exec_seen, forked, starter_gone;
+	int32_t sync_held; /* a Sync that came before the process id was known, or -1 */
+	int32_t sync_open; /* a Sync waiting for its GO, or -1 */
+	struct client clients[MAX_CLIENTS];
+	struct log log;
+	struct health health;
+	uint64_t started_ns, drain_until_ns, flush_until_ns, exit_ns;
+	siginfo_t exit;
+};
+
+/* supervise.c */
+_Noreturn void supervise(struct supervisor *s);
+_Noreturn void launch_failed(struct supervisor *s, uint8_t section, uint32_t index, int error,
+			     const char *detail);
+int answer_go(struct supervisor *s, int32_t number);
+void starter_left(struct supervisor *s);
+
+/* client.c */
+void client_add(struct supervisor *s, int fd, bool starter);
+void client_accept(struct supervisor *s);
+void client_read(struct supervisor *s, struct client *c);
+void client_flush(struct supervisor *s, struct client *c);
+void client_drop(struct supervisor *s, struct client *c);
+void client_send(struct supervisor *s, struct client *c, uint8_t type, uint8_t flag,
+		 const void *data, size_t n);
+void tell_starter(struct supervisor *s, uint8_t type, uint8_t flag, const void *data, size_t n);
+void tell_all(struct supervisor *s, uint8_t type, uint8_t flag, const void *data, size_t n);
+void tell_output(struct supervisor *s, int stream, const char *data, size_t n);
+bool clients_have_room(const struct supervisor *s, int stream);
+struct client *starter_of(struct supervisor *s);
+
+/* stdio.c */
+int stdio_open(struct supervisor *s, int child[3]);
+void stdio_started(int child[3]);
+int stdio_take_terminal(struct supervisor *s, int master);
+void stream_read(struct supervisor *s, int index);
+void stream_drain(struct supervisor *s);
+bool streams_ended(const struct supervisor *s);
+void input_pump(struct supervisor *s);
+bool input_pending(const struct supervisor *s);
+void input_check(struct supervisor *s);
+
+/* record.c */
+int record_open(struct supervisor *s);
+void record_pid(struct supervisor *s);
+void record_exit(struct supervisor *s);
+void record_remove(struct supervisor *s);
+int record_write(struct supervisor *s, const char *name, const char *data, size_t n);
+
+/* health.c */
+void health_start(struct supervisor *s);
+void health_stop(struct supervisor *s);
+void health_tick(struct supervisor *s, uint64_t now);
+void health_read(struct supervisor *s);
+uint64_t health_deadline(const struct supervisor *s); /* 0: none */
+
+static inline void put_u32(uint8_t *at, uint32_t value)
+{
+	memcpy(at, &value, sizeof(value));
+}
+
+static inline void put_u64(uint8_t *at, uint64_t value)
+{
+	memcpy(at, &value, sizeof(value));
+}
+
+static inline uint32_t get_u32(const uint8_t *at)
+{
+	uint32_t value;
+
+	memcpy(&value, at, sizeof(value));
+	return value;
+}
+
+#endif

@@ -1,0 +1,63 @@
+"""Build the native launcher into the package: for wheels, editable and plain installs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
+HERE = Path(__file__).parent
+BINARY = Path("hutch/_native/hutch-launcher")
+
+
+def build_launcher(package_root: Path) -> None:
+    """Compile native/ and put the binary beneath `package_root`."""
+    subprocess.run(["make", "-C", str(HERE / "native"), "all"], check=True)
+    target = package_root / BINARY
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # By rename: the binary may be running.
+    temporary = target.with_suffix(".tmp")
+    shutil.copy2(HERE / "native" / "build" / "hutch-launcher", temporary)
+    temporary.chmod(0o755)
+    temporary.replace(target)
+
+
+class BuildPy(build_py):
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            build_launcher(Path(self.build_lib))
+
+
+class EditableWheel(editable_wheel):
+    def run(self) -> None:
+        build_launcher(HERE / "src")
+        super().run()
+
+
+class BdistWheel(bdist_wheel):
+    """The binary is static: it suits any Python 3 on this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        platform = super().get_tag()[2]
+        return "py3", "none", platform
+
+
+class NativeDistribution(Distribution):
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+setup(
+    distclass=NativeDistribution,
+    cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel, "bdist_wheel": BdistWheel},
+)

@@ -1,0 +1,177 @@
+"""Encode a launch plan into the bytes that the native launcher reads.
+
+The format is documented in docs/reference/launch-plan.md. It is little endian and flat;
+every string and list carries its length, and the reader in `native/wire.c` checks each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from struct import Struct
+from struct import error as StructError
+from typing import Any
+
+import msgspec
+
+from hutch.errors import InvalidArgument
+from hutch.plan import ops
+
+__all__ = ["CODES", "MAX_PLAN_BYTES", "MAX_SLOTS", "encode"]
+
+MAX_PLAN_BYTES = 4 << 20
+MAX_SLOTS = 64
+MAGIC = b"HPL1"
+
+# One entry per operation: its number and the kinds of its fields, in the order in which
+# the Struct declares them. u: u32, i: i32, q: u64, s: string, b: bytes, S/B: list of
+# those, U: list of u32, M: list of id map lines (three u32). native/wire.c has the same.
+CODES: dict[type[ops.Op], tuple[int, str]] = {
+    ops.CgroupJoin: (1, "S"),
+    ops.Unshare: (2, "q"),
+    ops.Setns: (3, "iq"),
+    ops.Fork: (4, ""),
+    ops.Sync: (5, "u"),
+    ops.IdMap: (6, "MM"),
+    ops.Propagation: (7, "sq"),
+    ops.Overlay: (8, "iSssSq"),
+    ops.OpenTree: (9, "isiuqiq"),
+    ops.MoveMount: (10, "iss"),
+    ops.RootDir: (11, "su"),
+    ops.Mount: (12, "sssSqu"),
+    ops.Remount: (13, "sqquq"),
+    ops.Mkdir: (14, "suuu"),
+    ops.Mknod: (15, "suuuuus"),
+    ops.Symlink: (16, "ss"),
+    ops.WriteFile: (17, "sbuu"),
+    ops.Mask: (18, "S"),
+    ops.ReadOnly: (19, "S"),
+    ops.PivotRoot: (20, ""),
+    ops.Hostname: (21, "ss"),
+    ops.Sysctl: (22, "ss"),
+    ops.LinkUp: (23, "s"),
+    ops.Netlink: (24, "BU"),
+    ops.SetsidTty: (25, "uuuu"),
+    ops.Rlimit: (26, "uqqu"),
+    ops.Scheduler: (27, "iu"),
+    ops.Capabilities: (28, "qqqqq"),
+    ops.User: (29, "uuUu"),
+    ops.Umask: (30, "u"),
+    ops.NoNewPrivs: (31, ""),
+    ops.Seccomp: (32, "bu"),
+    ops.Chdir: (33, "suuu"),
+    ops.CloseRange: (34, "u"),
+    ops.Exec: (35, "SSus"),
+}
+
+_U32 = Struct("<I").pack
+_OP = Struct("<HHI").pack
+_HEAD = Struct("<4sIQiIII").pack
+_SUPERVISION = Struct("<IiQI").pack
+_HEALTH = Struct("<QQQI").pack
+_LINE = Struct("<III").pack
+
+_STDIN_OPEN, _STDIN_ONCE, _TTY, _LINGER, _EXIT_ALWAYS, _HEALTH_SET, _OOM_SET = (
+    1 << n for n in range(7)
+)
+
+
+def _bytes(value: bytes) -> bytes:
+    return _U32(len(value)) + value
+
+
+def _string(value: str) -> bytes:
+    raw = value.encode("utf-8", "surrogateescape")
+    if b"\0" in raw:
+        raise InvalidArgument(f"a string of the plan has a NUL byte: {value!r}")
+    return b"%b%b\0" % (_U32(len(raw)), raw)
+
+
+def _strings(values: Sequence[str]) -> bytes:
+    parts = [_U32(len(values))]
+    parts += [_string(value) for value in values]
+    return b"".join(parts)
+
+
+def _blobs(values: Sequence[bytes]) -> bytes:
+    return _U32(len(values)) + b"".join([_bytes(value) for value in values])
+
+
+def _numbers(values: Sequence[int]) -> bytes:
+    return _U32(len(values)) + b"".join([_U32(value) for value in values])
+
+
+def _lines(values: Sequence[ops.Idmap]) -> bytes:
+    return _U32(len(values)) + b"".join(
+        [_LINE(line.inside, line.outside, line.size) for line in values]
+    )
+
+
+_Field = Callable[[Any], bytes]
+_FIELDS: dict[str, _Field] = {
+    "u": _U32,
+    "i": Struct("<i").pack,
+    "q": Struct("<Q").pack,
+    "s": _string,
+    "b": _bytes,
+    "S": _strings,
+    "B": _blobs,
+    "U": _numbers,
+    "M": _lines,
+}
+_ENCODERS: dict[type, tuple[int, tuple[_Field, ...]]] = {
+    kind: (code, tuple(_FIELDS[letter] for letter in letters))
+    for kind, (code, letters) in CODES.items()
+}
+
+
+def _section(operations: Sequence[ops.AnyOp], out: list[bytes]) -> None:
+    astuple = msgspec.structs.astuple
+    for op in operations:
+        code, fields = _ENCODERS[type(op)]
+        body = b"".join([field(value) for field, value in zip(fields, astuple(op), strict=True)])
+        out.append(_OP(code, 0, len(body)))
+        out.append(body)
+
+
+def _supervision(held: ops.Supervision, out: list[bytes]) -> None:
+    flags = (
+        held.stdin_open * _STDIN_OPEN
+        | held.stdin_once * _STDIN_ONCE
+        | held.tty * _TTY
+        | held.linger * _LINGER
+        | held.exit_command_always * _EXIT_ALWAYS
+        | (held.health is not None) * _HEALTH_SET
+        | (held.oom_score_adj is not None) * _OOM_SET
+    )
+    out.append(
+        _SUPERVISION(flags, held.oom_score_adj or 0, held.log_max_bytes, held.log_max_files)
+    )
+    out += [_string(held.directory), _string(held.log_path), _string(held.name)]
+    out.append(_strings(held.exit_command))
+    probe = held.health
+    if probe is not None:
+        times = [int(s * 1e9) for s in (probe.interval_s, probe.timeout_s, probe.start_period_s)]
+        out += [_HEALTH(*times, probe.retries), _bytes(probe.plan)]
+
+
+def encode(plan: ops.Plan) -> bytes:
+    """Return the plan's bytes.
+
+    Raise `InvalidArgument` for a value that the format cannot carry: a NUL in a string,
+    a number out of its field's range, more than `MAX_PLAN_BYTES` in all.
+    """
+    if not 0 <= plan.slots <= MAX_SLOTS:
+        raise InvalidArgument(f"a plan has at most {MAX_SLOTS} slots, got {plan.slots}")
+    out: list[bytes] = [b""]
+    try:
+        _supervision(plan.supervision, out)
+        _section(plan.prepare, out)
+        _section(plan.child, out)
+        size = sum(map(len, out)) + 32
+        if size > MAX_PLAN_BYTES:
+            raise InvalidArgument(f"the plan is too large: {size} bytes of {MAX_PLAN_BYTES}")
+        counts = len(plan.prepare), len(plan.child)
+        out[0] = _HEAD(MAGIC, size, plan.clone_flags, plan.cgroup_slot, plan.slots, *counts)
+    except (StructError, OverflowError, ValueError) as exc:
+        raise InvalidArgument(f"a value of the plan does not fit its field: {exc}") from exc
+    return b"".join(out)

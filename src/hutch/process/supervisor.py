@@ -1,0 +1,454 @@
+"""Talk to the supervisor of one process: its starter's connection, or a later one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator
+from struct import pack
+from threading import Lock, RLock
+from typing import TypeVar
+
+import msgspec
+
+from hutch.errors import InternalError, OperationTimeout, OutcomeUnknown
+from hutch.process import frames
+from hutch.process.errors import LaunchFailed
+from hutch.process.frames import (
+    Acked,
+    Answer,
+    Event,
+    ExitStatus,
+    Gap,
+    Health,
+    Output,
+    Pid,
+    Started,
+    State,
+    Synced,
+)
+
+__all__ = ["Supervisor", "attach_flags"]
+
+STDIN_WINDOW = 64 << 10
+_RECEIVE = 128 << 10
+_E = TypeVar("_E", bound=msgspec.Struct)
+
+
+def attach_flags(*, stdin: bool, stdout: bool, stderr: bool, lossless: bool) -> int:
+    """Return the flags of an ATTACH frame."""
+    return (
+        stdin * frames.ATTACH_STDIN
+        | stdout * frames.ATTACH_STDOUT
+        | stderr * frames.ATTACH_STDERR
+        | lossless * frames.ATTACH_LOSSLESS
+    )
+
+
+class Supervisor:
+    """A connection to a supervisor.
+
+    One thread reads (any method that waits); requests may come from any thread. Closing
+    the starter's connection before `wait_started` abandons the launch; afterwards the
+    process goes on if the plan's `linger` says so and is killed if not.
+    """
+
+    def __init__(
+        self, sock: socket.socket, *, launcher_pid: int | None = None, attached: int = 0
+    ) -> None:
+        self._sock = sock
+        self._launcher_pid = launcher_pid
+        self._buffer = bytearray()
+        self._events: deque[Event] = deque()
+        self._read_lock = RLock()
+        self._send_lock = Lock()
+        self._credit = STDIN_WINDOW
+        self._pid: Pid | None = None
+        self._started: Started | None = None
+        self._exit: ExitStatus | None = None
+        self._health: str | None = None
+        self._failure: LaunchFailed | None = None
+        self._eof = False
+        self.attached = attached
+
+    @classmethod
+    def connect(cls, directory: str) -> Supervisor:
+        """Connect to the running supervisor of an instance's run directory.
+
+        Raise OSError (FileNotFoundError, ConnectionRefusedError) when there is none.
+        """
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                # By descriptor: a socket's path has room for 107 bytes only.
+                sock.connect(f"/proc/self/fd/{fd}/ctl.sock")
+            except BaseException:
+                sock.close()
+                raise
+        finally:
+            os.close(fd)
+        return cls(sock)
+
+    # ---- connection -------------------------------------------------------------------
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, for select(2): readable means `next_event`."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close the connection; the launch's first process is reaped."""
+        self._sock.close()
+        self._reap()
+
+    def _reap(self) -> None:
+        pid, self._launcher_pid = self._launcher_pid, None
+        if pid is None:
+            return
+        try:
+            # It ends as soon as it has forked the supervisor, so this does not wait.
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass  # the embedding program ignores SIGCHLD or reaps everything
+
+    def _send(self, kind: int, payload: bytes = b"", flag: int = 0) -> None:
+        with self._send_lock:
+            try:
+                self._sock.sendall(frames.encode_frame(kind, payload, flag))
+            except (BrokenPipeError, ConnectionResetError) as exc:
+                if self._exit is None and self._failure is None:
+                    raise ProcessLookupError("the supervisor is gone") from exc
+
+    # ---- events -----------------------------------------------------------------------
+
+    def _receive(self, deadline: float | None) -> bool:
+        """Read what is there, waiting until `deadline`; False when the time is up."""
+        import select
+
+        if self._eof:
+            return True
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        wait_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        if not poll.poll(wait_ms):
+            return False
+        try:
+            data = self._sock.recv(_RECEIVE)
+        except ConnectionResetError:
+            data = b""
+        if self._launcher_pid is not None:
+            self._reap()
+        if data:
+            self._buffer += data
+            self._parse()
+        else:
+            self._eof = True
+        return True
+
+    def _parse(self) -> None:
+        buffer, at = self._buffer, 0
+        while len(buffer) - at >= frames.FRAME_HEAD:
+            kind, flag, length = frames.parse_head(buffer, at)
+            end = at + frames.FRAME_HEAD + length
+            if end > len(buffer):
+                break
+            self._note(
+                frames.decode_frame(kind, flag, bytes(buffer[at + frames.FRAME_HEAD : end]))
+            )
+            at = end
+        del buffer[:at]
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case Pid():
+                self._pid = event
+            case Started():
+                self._started = event
+            case ExitStatus():
+                self._exit = event
+            case Acked():
+                self._credit += event.count
+            case Health():
+                self._health = event.status
+            case LaunchFailed():
+                self._failure = event
+        self._events.append(event)
+
+    def next_event(self, timeout_s: float | None = None) -> Event | None:
+        """Return the next event, or None when the time is up or the connection is over.
+
+        A launch that failed comes as the `LaunchFailed` error, returned rather than raised.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._read_lock:
+            while not self._events:
+                if not self._receive(deadline) or self._eof:
+                    break
+            return self._events.popleft() if self._events else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the supervisor has closed the connection."""
+        return self._eof
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, as far as told."""
+        return self._pid.pid if self._pid else None
+
+    @property
+    def supervisor_pid(self) -> int | None:
+        """The supervisor's own process id, as far as told."""
+        return self._pid.supervisor if self._pid else None
+
+    @property
+    def exit_status(self) -> ExitStatus | None:
+        """How the process ended, as far as told."""
+        return self._exit
+
+    @property
+    def health(self) -> str | None:
+        """What the health probe last said on this connection."""
+        return self._health
+
+    def _take(self, kind: type[_E], deadline: float | None, what: str) -> _E:
+        """Wait for an event of a kind, leaving the others queued."""
+        with self._read_lock:
+            seen = 0
+            while True:
+                for index in range(seen, len(self._events)):
+                    event = self._events[index]
+                    if isinstance(event, kind):
+                        del self._events[index]
+                        return event
+                seen = len(self._events)
+                if self._failure is not None:
+                    raise self._failure
+                if self._eof:
+                    raise OutcomeUnknown(f"the supervisor ended before {what}")
+                if not self._receive(deadline):
+                    raise OperationTimeout(f"no answer from the supervisor: {what}")
+
+    # ---- the launch -------------------------------------------------------------------
+
+    def wait_pid(self, timeout_s: float | None = 60.0) -> int:
+        """Wait until the process exists and return its id on the host.
+
+        Raise `LaunchFailed`; so do the other waits.
+        """
+        if self._pid is not None:
+            return self._pid.pid
+        return self._take(Pid, _deadline(timeout_s), "the process id").pid
+
+    def wait_sync(self, number: int, timeout_s: float | None = 60.0) -> None:
+        """Wait until the launch stands in `Sync(number)`."""
+        event = self._take(Synced, _deadline(timeout_s), f"sync {number}")
+        if event.number != number:
+            raise InternalError(f"the launch stands in sync {event.number}, not {number}")
+
+    def go(self, number: int) -> None:
+        """Let the launch go on after `Sync(number)`."""
+        self._send(frames.GO, pack("<I", number))
+
+    def wait_started(self, timeout_s: float | None = 60.0) -> int:
+        """Wait until the program runs; return when that was (ns since the epoch)."""
+        if self._started is None:
+            return self._take(Started, _deadline(timeout_s), "the start").time_ns
+        return self._started.time_ns
+
+    # ---- requests ---------------------------------------------------------------------
+
+    def _request(self, kind: int, payload: bytes = b"", flag: int = 0) -> None:
+        """Send and wait for the answer; raise OSError for a refusal."""
+        self._send(kind, payload, flag)
+        deadline = time.monotonic() + 30.0
+        with self._read_lock:
+            while True:
+                for index, event in enumerate(self._events):
+                    if isinstance(event, Answer) and event.request == kind:
+                        del self._events[index]
+                        if event.errno:
+                            raise OSError(event.errno, os.strerror(event.errno))
+                        return
+                if self._eof:
+                    if self._exit is not None:
+                        raise ProcessLookupError("the process has ended")
+                    raise OutcomeUnknown("the supervisor ended before its answer")
+                if not self._receive(deadline):
+                    raise OperationTimeout("no answer from the supervisor")
+
+    def attach(
+        self,
+        *,
+        stdin: bool = False,
+        stdout: bool = True,
+        stderr: bool = True,
+        lossless: bool = False,
+    ) -> None:
+        """Ask for output from now on.
+
+        `lossless`: the process waits for this client when it reads slowly; without it
+        output beyond a bound is dropped and told as a `Gap`.
+        """
+        flags = attach_flags(stdin=stdin, stdout=stdout, stderr=stderr, lossless=lossless)
+        self._request(frames.ATTACH, flag=flags)
+        self.attached = flags
+
+    def detach(self) -> None:
+        """Ask for no more output; the connection stays."""
+        self._request(frames.DETACH)
+        self.attached = 0
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the process; `ProcessLookupError` when it has ended."""
+        self._request(frames.SIGNAL, pack("<I", signum))
+
+    def shutdown(self) -> None:
+        """Kill the process; the exit is reported as always."""
+        self._request(frames.SHUTDOWN)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the terminal's size."""
+        self._request(frames.RESIZE, pack("<HH", rows, columns))
+
+    def log_reopen(self) -> None:
+        """Open the log's path anew, after somebody has moved the file away."""
+        self._request(frames.LOG_REOPEN)
+
+    def query(self) -> State:
+        """Ask how far the instance is."""
+        self._send(frames.QUERY)
+        return self._take(State, _deadline(30.0), "its state")
+
+    # ---- stdin ------------------------------------------------------------------------
+
+    @property
+    def stdin_room(self) -> int:
+        """How many bytes `send_stdin` takes now without waiting."""
+        return max(0, self._credit)
+
+    def send_stdin(self, data: bytes | memoryview, timeout_s: float | None = None) -> None:
+        """Send input (needs an attach with stdin), waiting while the process does not read.
+
+        Output that arrives meanwhile is kept for `output`.
+        """
+        view, deadline = memoryview(data), _deadline(timeout_s)
+        while view:
+            while self.stdin_room == 0 and not self._eof:
+                with self._read_lock:
+                    if not self._receive(deadline):
+                        raise OperationTimeout("the process does not read its input")
+            if self._eof or self._exit is not None:
+                return
+            piece = view[: min(self.stdin_room, 32 << 10)]
+            self._credit -= len(piece)
+            self._send(frames.STDIN, bytes(piece))
+            view = view[len(piece) :]
+
+    def close_stdin(self) -> None:
+        """End the input: the process reads the end of file (a terminal reads ^D)."""
+        self._send(frames.STDIN_EOF)
+
+    # ---- output and exit --------------------------------------------------------------
+
+    def output(self, timeout_s: float | None = None) -> Iterator[Output | Gap]:
+        """Yield output until the process has ended or the connection is over.
+
+        `wait` afterwards gives the status. Raise `OperationTimeout`, `LaunchFailed`.
+        """
+        deadline = _deadline(timeout_s)
+        while True:
+            with self._read_lock:
+                event = self._next_output()
+                if event is None and self._exit is None and not self._eof:
+                    if self._failure is not None:
+                        raise self._failure
+                    if not self._receive(deadline):
+                        raise OperationTimeout("the process has not ended")
+                    continue
+            if event is None:
+                return
+            yield event
+
+    def _next_output(self) -> Output | Gap | None:
+        for index, event in enumerate(self._events):
+            if isinstance(event, (Output, Gap)):
+                del self._events[index]
+                return event
+        return None
+
+    def wait(self, timeout_s: float | None = None) -> ExitStatus:
+        """Wait for the end of the process; output that arrives meanwhile stays queued.
+
+        Raise `OperationTimeout`, `LaunchFailed`, or `OutcomeUnknown` when the supervisor
+        was killed.
+        """
+        if self._exit is not None:
+            return self._exit
+        return self._take(ExitStatus, _deadline(timeout_s), "the exit")
+
+    def collect(
+        self,
+        input: bytes | None = None,
+        timeout_s: float | None = None,
+        limit_bytes: int = 64 << 20,
+    ) -> tuple[ExitStatus, bytes, bytes]:
+        """Feed `input`, gather both streams, wait for the end.
+
+        Each stream is kept up to `limit_bytes`; the rest is read and dropped. On
+        `OperationTimeout` the process still runs.
+        """
+        deadline = _deadline(timeout_s)
+        streams: tuple[list[bytes], list[bytes]] = ([], [])
+        room = [limit_bytes, limit_bytes]
+        left = memoryview(input or b"")
+        if not left:
+            self._end_input()
+        while True:
+            left = self._feed(left)
+            with self._read_lock:
+                self._gather(streams, room)
+                if self._exit is not None:
+                    return self._exit, b"".join(streams[0]), b"".join(streams[1])
+                if self._failure is not None:
+                    raise self._failure
+                if self._eof:
+                    raise OutcomeUnknown("the supervisor ended before the exit")
+                if not self._receive(deadline):
+                    raise OperationTimeout(f"the process has not ended after {timeout_s} s")
+
+    def _gather(self, streams: tuple[list[bytes], list[bytes]], room: list[int]) -> None:
+        events = self._events
+        while events:
+            event = events.popleft()
+            if isinstance(event, Output) and 1 <= event.stream <= 2:
+                which = event.stream - 1
+                piece = event.data[: room[which]]
+                room[which] -= len(piece)
+                streams[which].append(piece)
+
+    def _feed(self, left: memoryview) -> memoryview:
+        while left and self.stdin_room and self._exit is None:
+            piece = left[: min(self.stdin_room, 32 << 10)]
+            self._credit -= len(piece)
+            self._send(frames.STDIN, bytes(piece))
+            left = left[len(piece) :]
+            if not left:
+                self._end_input()
+        return left
+
+    def _end_input(self) -> None:
+        if self.attached & frames.ATTACH_STDIN:
+            self.close_stdin()
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
