@@ -22,7 +22,7 @@ from hutch.storage.compression import CHUNK
 from hutch.storage.faults import disk_errors
 from hutch.storage.locking import open_locked
 
-__all__ = ["Blob", "BlobWriter", "ContentStore"]
+__all__ = ["Blob", "BlobWriter", "ContentStore", "NewBlob"]
 
 _STALE_S = 7 * 86400.0
 
@@ -34,10 +34,11 @@ class _Hash(Protocol):
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True):
-    """A blob in the store."""
+    """A blob in the store; `changed_at` is when it came, in seconds since the epoch."""
 
     digest: str
     size: int
+    changed_at: float = 0
 
 
 class BlobWriter:
@@ -137,6 +138,50 @@ class BlobWriter:
             self._fd = -1
 
 
+class NewBlob:
+    """Write a blob whose digest is found on the way; a context manager.
+
+    Left without `commit`, nothing remains.
+    """
+
+    def __init__(self, store: ContentStore, path: str, fd: int) -> None:
+        self._store = store
+        self._path = path
+        self._fd = fd
+        self._hash: _Hash = new_hash("sha256")
+        self._size = 0
+
+    def __enter__(self) -> NewBlob:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.unlink(self._path)
+            os.close(self._fd)
+            self._fd = -1
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append."""
+        self._hash.update(data)
+        self._size += len(data)
+        with disk_errors("blob"):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    def commit(self) -> Blob:
+        """Make it a blob, safe on the disk."""
+        digest = f"sha256:{self._hash.hexdigest()}"
+        with disk_errors(f"blob {digest}"):
+            if self._store.has(digest):
+                os.unlink(self._path)
+            else:
+                self._store.publish(self._fd, self._path, digest)
+        os.close(self._fd)
+        self._fd = -1
+        return Blob(digest=digest, size=self._size)
+
+
 class ContentStore:
     """Blobs beneath `root`. `durable=False` leaves out fsync (tests, throw-away roots)."""
 
@@ -221,32 +266,19 @@ class ContentStore:
                 writer.commit()
         return digest
 
-    def ingest(self, chunks: Iterable[bytes]) -> Blob:
-        """Store a stream whose digest is not known beforehand."""
-        hashed = new_hash("sha256")
-        size = 0
+    def new(self) -> NewBlob:
+        """Return the writer of a blob whose digest is not known beforehand."""
         path = f"{self._ingest}/new-{os.getpid()}-{os.urandom(8).hex()}.part"
         with disk_errors("blob"):
             os.makedirs(self._ingest, 0o700, exist_ok=True)
-            fd = open_locked(path)
-        published = False
-        try:
+            return NewBlob(self, path, open_locked(path))
+
+    def ingest(self, chunks: Iterable[bytes]) -> Blob:
+        """Store a stream whose digest is not known beforehand."""
+        with self.new() as blob:
             for chunk in chunks:
-                hashed.update(chunk)
-                size += len(chunk)
-                with disk_errors("blob"):
-                    view = memoryview(chunk)
-                    while view:
-                        view = view[os.write(fd, view) :]
-            digest = f"sha256:{hashed.hexdigest()}"
-            with disk_errors(f"blob {digest}"):
-                self.publish(fd, path, digest)
-            published = True
-        finally:
-            if not published:
-                os.unlink(path)
-            os.close(fd)
-        return Blob(digest=digest, size=size)
+                blob.write(chunk)
+            return blob.commit()
 
     def publish(self, fd: int, path: str, digest: str) -> None:
         """Give the finished file `path` (open as `fd`) its name among the blobs."""
@@ -283,7 +315,8 @@ class ContentStore:
                     digest = f"{algorithm}:{entry.name}"
                     if is_digest(digest):
                         try:
-                            yield Blob(digest=digest, size=entry.stat().st_size)
+                            st = entry.stat(follow_symlinks=False)
+                            yield Blob(digest=digest, size=st.st_size, changed_at=st.st_ctime)
                         except FileNotFoundError:
                             continue
 

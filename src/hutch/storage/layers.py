@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from hutch.errors import IntegrityError, NotFound
+from hutch.records import Records
 from hutch.storage.faults import disk_errors
 from hutch.storage.trash import Trash
 
@@ -49,11 +50,16 @@ def chain_id_of(parent: str, diff_id: str) -> str:
 
 
 class Layers:
-    """The unpacked layers of one root; thread-safe, shared with other processes."""
+    """The unpacked layers of one root; thread-safe, shared with other processes.
+
+    The directories themselves are the record of what there is, so nothing is kept in
+    `records`: a rename makes a layer appear or go, and no database can disagree.
+    """
 
     def __init__(
         self,
         root: str | Path,
+        records: Records | None = None,
         *,
         trash: Trash | None = None,
         limits: UnpackLimits | None = None,
@@ -196,6 +202,13 @@ class Layers:
                 f"layer {chain_id}: its description is damaged",
                 hint="run 'hutch system prune', then pull the image again",
             ) from error
+
+    def made_at(self, chain_id: str) -> float:
+        """Return when the layer came, in seconds since the epoch (0: it is not there)."""
+        try:
+            return os.stat(os.path.dirname(self.path(chain_id))).st_ctime
+        except FileNotFoundError:
+            return 0.0
 
     def list(self) -> Iterator[Layer]:
         """Yield the unpacked layers."""

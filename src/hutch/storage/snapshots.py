@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -42,12 +43,17 @@ class Snapshots:
     """The snapshots of one root, in `<root>/instances/<id>/{upper,work}`."""
 
     def __init__(
-        self, root: str | Path, layers: Layers, records: Records, *, trash: Trash | None = None
+        self,
+        root: str | Path,
+        records: Records,
+        *,
+        layers: Layers | None = None,
+        trash: Trash | None = None,
     ) -> None:
         self._instances = os.path.join(os.fspath(root), "instances")
-        self._layers = layers
         self._records = records
         self._trash = trash or Trash(root)
+        self._layers = layers or Layers(root, trash=self._trash)
 
     def directory(self, instance_id: str) -> str:
         """Return the instance's directory."""
@@ -56,7 +62,7 @@ class Snapshots:
     def prepare(
         self,
         instance_id: str,
-        chain_ids: tuple[str, ...],
+        chain_ids: Sequence[str],
         *,
         transaction: Transaction | None = None,
         owner: tuple[int, int] | None = None,
@@ -69,7 +75,7 @@ class Snapshots:
         if transaction is None:
             with self._records.write() as own:
                 return self.prepare(instance_id, chain_ids, transaction=own, owner=owner)
-        transaction.put(SNAPSHOTS, instance_id, SnapshotRecord(chain_ids=chain_ids))
+        transaction.put(SNAPSHOTS, instance_id, SnapshotRecord(chain_ids=tuple(chain_ids)))
         lower = self._layers.lower(chain_ids)
         directory = self.directory(instance_id)
         assets = OverlayAssets(lower=lower, upper=f"{directory}/upper", work=f"{directory}/work")
@@ -90,18 +96,22 @@ class Snapshots:
         os.chmod(assets.upper, st.st_mode & 0o7777)
         return assets
 
-    def get(self, instance_id: str) -> OverlayAssets:
-        """Return the assets of a prepared snapshot."""
-        with self._records.read() as transaction:
-            record = transaction.get(SNAPSHOTS, instance_id, SnapshotRecord)
+    def load(self, instance_id: str, chain_ids: Sequence[str]) -> OverlayAssets:
+        """Return the assets of a prepared snapshot whose layers the caller knows."""
         directory = self.directory(instance_id)
-        if record is None:
-            raise NotFound(f"snapshot of instance {instance_id[:12]}: not found")
         return OverlayAssets(
-            lower=self._layers.lower(record.chain_ids),
+            lower=self._layers.lower(chain_ids),
             upper=f"{directory}/upper",
             work=f"{directory}/work",
         )
+
+    def get(self, instance_id: str) -> OverlayAssets:
+        """Return the assets of a prepared snapshot; raise `NotFound` where there is none."""
+        with self._records.read() as transaction:
+            record = transaction.get(SNAPSHOTS, instance_id, SnapshotRecord)
+        if record is None:
+            raise NotFound(f"snapshot of instance {instance_id[:12]}: not found")
+        return self.load(instance_id, record.chain_ids)
 
     def remove(self, instance_id: str, *, transaction: Transaction | None = None) -> None:
         """Take upper and work away and the record with them; missing is fine."""

@@ -1,0 +1,150 @@
+"""Garbage collection: free the blobs and layers that no image, instance or lease names.
+
+Marking and taking away happen in one write transaction, which only one process has at a
+time: whoever records a use of something (an image, a snapshot, a lease) does it before or
+after, never in between. Deleting what was taken away happens later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from hutch.records import Records, Transaction
+from hutch.storage.content import ContentStore
+from hutch.storage.layers import Layers
+from hutch.storage.leases import leased
+from hutch.storage.snapshots import SNAPSHOTS, SnapshotRecord, Snapshots
+from hutch.storage.trash import Trash
+from hutch.storage.volumes import Volumes
+
+__all__ = ["Collected", "Collector", "DiskUsage", "Part"]
+
+# File times come from the kernel's tick and may lie a little before the clock's.
+_CLOCK_S = 1.0
+
+Roots = Callable[[Transaction], Iterable[str]]
+
+
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """What was freed; `bytes` counts blobs, the plain size of layers, and stale parts."""
+
+    blobs: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    bytes: int = 0
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `df`: how many there are, how many in use, bytes, bytes to be had."""
+
+    total: int
+    active: int
+    bytes: int
+    reclaimable: int
+
+
+class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the root takes: blobs and unpacked layers, writable layers, volumes."""
+
+    layers: Part
+    blobs: Part
+    instances: Part
+    volumes: Part
+
+
+class Collector:
+    """Mark and sweep over one root.
+
+    `roots` yields the digests and chainIDs that records need (`image_roots`, and whatever
+    else keeps images); snapshots and leases are marked here.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        content: ContentStore,
+        layers: Layers,
+        trash: Trash,
+        *roots: Roots,
+    ) -> None:
+        self._records = records
+        self._content = content
+        self._layers = layers
+        self._trash = trash
+        self._roots = roots
+
+    def _marked(self, transaction: Transaction) -> set[str]:
+        marked: set[str] = set()
+        for roots in self._roots:
+            marked.update(roots(transaction))
+        for _, snapshot in transaction.items(SNAPSHOTS, SnapshotRecord):
+            marked.update(snapshot.chain_ids)
+        return marked
+
+    def collect(self, *, dry_run: bool = False) -> Collected:
+        """Free what nothing names; with `dry_run` only tell what that would be."""
+        blobs: list[str] = []
+        layers: list[str] = []
+        freed = 0
+        with self._records.write() as transaction:
+            named, since = leased(transaction)
+            marked = self._marked(transaction) | named
+            for blob in self._content.list():
+                if blob.digest not in marked and blob.changed_at < since - _CLOCK_S:
+                    blobs.append(blob.digest)
+                    freed += blob.size
+                    if not dry_run:
+                        self._trash.discard(self._content.path(blob.digest))
+            for layer in self._layers.list():
+                made_at = self._layers.made_at(layer.chain_id)
+                if layer.chain_id not in marked and made_at < since - _CLOCK_S:
+                    layers.append(layer.chain_id)
+                    freed += layer.size
+                    if not dry_run:
+                        self._layers.remove(layer.chain_id)
+        if not dry_run:
+            freed += self._content.clean_ingest()
+        return Collected(blobs=tuple(blobs), layers=tuple(layers), bytes=freed)
+
+    def reconcile(self, snapshots: Snapshots, instances: Iterable[str]) -> tuple[str, ...]:
+        """Put right what dead processes left; return the chainIDs of layers that went.
+
+        `instances` are the identifiers that exist: records of other snapshots go.
+        """
+        known = set(instances)
+        with self._records.read() as transaction:
+            orphans = [
+                key for key, _ in transaction.items(SNAPSHOTS, SnapshotRecord) if key not in known
+            ]
+        for orphan in orphans:
+            snapshots.remove(orphan)
+        removed = self._layers.reconcile()
+        self._layers.sync()
+        self._trash.empty()
+        return removed
+
+    def usage(
+        self, snapshots: Snapshots, volumes: Volumes, *, running: Iterable[str] = ()
+    ) -> DiskUsage:
+        """Return what the root takes; `running` are the instances that count as active."""
+        with self._records.read() as transaction:
+            marked = self._marked(transaction)
+            instances = [key for key, _ in transaction.items(SNAPSHOTS, SnapshotRecord)]
+        layers = [(layer.chain_id in marked, layer.size) for layer in self._layers.list()]
+        blobs = [(blob.digest in marked, blob.size) for blob in self._content.list()]
+        active = set(running)
+        written = [(key in active, snapshots.usage(key).bytes) for key in instances]
+        kept = [(bool(volumes.users(v.name)), volumes.usage(v.name).bytes) for v in volumes.list()]
+        return DiskUsage(
+            layers=_part(layers), blobs=_part(blobs), instances=_part(written), volumes=_part(kept)
+        )
+
+
+def _part(items: list[tuple[bool, int]]) -> Part:
+    return Part(
+        total=len(items),
+        active=sum(1 for active, _ in items if active),
+        bytes=sum(size for _, size in items),
+        reclaimable=sum(size for active, size in items if not active),
+    )
