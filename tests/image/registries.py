@@ -213,9 +213,7 @@ class Registry:
             self.put_blob(repository, blob.data)
         self.put_manifest(repository, tag, image.manifest)
 
-    def put_index(
-        self, repository: str, tag: str, index: Blob, images: list[Image]
-    ) -> None:
+    def put_index(self, repository: str, tag: str, index: Blob, images: list[Image]) -> None:
         for image in images:
             self.put_image(repository, digest(image.manifest.data), image)
         self.put_manifest(repository, tag, index)
@@ -281,7 +279,7 @@ class Fault(msgspec.Struct):
     """What to do with an answer: replace its status, headers, body, or cut it short.
 
     `cut`: close the connection after that many bytes of the body; `forward=False`: do not
-    ask the registry at all.
+    ask the registry at all; `hang_up`: close the connection without an answer.
     """
 
     status: int | None = None
@@ -289,6 +287,7 @@ class Fault(msgspec.Struct):
     body: bytes | None = None
     cut: int | None = None
     forward: bool = True
+    hang_up: bool = False
     drop_headers: tuple[str, ...] = ()
     drop_request_headers: tuple[str, ...] = ()
     before: Callable[[], None] | None = None
@@ -337,7 +336,13 @@ class _Handler(BaseHTTPRequestHandler):
             fault = self.server.rule(asked) or Fault()
         if fault.before is not None:
             fault.before()
-        status, sent, data = self._forward(headers, body, fault) if fault.forward else (200, {}, b"")
+        status, sent, data = (
+            self._forward(headers, body, fault) if fault.forward else (200, {}, b"")
+        )
+        if fault.hang_up:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         status = fault.status or status
         data = data if fault.body is None else fault.body
         if fault.body is not None or not fault.forward:

@@ -116,6 +116,18 @@ class Images:
             transaction.event("image", action, record.id, name=_familiar(subject))
         return kept
 
+    def note_digest(self, image_id: str, repo_digest: str, *, name: str) -> None:
+        """Remember that an image was pushed and is known there as `repository@digest`."""
+        with self._records.write() as transaction:
+            record = transaction.get(IMAGES, image_id, ImageRecord)
+            if record is not None and repo_digest not in record.repo_digests:
+                _take_name(transaction, repo_digest, image_id)
+                record = msgspec.structs.replace(
+                    record, repo_digests=(*record.repo_digests, repo_digest)
+                )
+                transaction.put(IMAGES, image_id, record)
+            transaction.event("image", "push", image_id, name=name)
+
     def tag(self, source: str, target: str) -> Reference:
         """Give the image `source` the name `target` (which must carry no digest)."""
         reference = parse(target, field="target")

@@ -65,15 +65,17 @@ class Meter:
             self._last[item] = self._clock()
             self._progress(ProgressEvent(item=item, phase=phase, done=done, total=total))
 
-    def advance(self, item: str, done: int, total: int, more: int) -> None:
-        """Report bytes that came over the network, unless the item was reported just now."""
+    def advance(
+        self, item: str, done: int, total: int, more: int, *, phase: str = "downloading"
+    ) -> None:
+        """Report bytes that went over the network, unless the item was reported just now."""
         with self._lock:
             self.fetched += more
             now = self._clock()
             if done < total and now - self._last.get(item, 0.0) < _REPORT_EVERY_S:
                 return
             self._last[item] = now
-            self._progress(ProgressEvent(item=item, phase="downloading", done=done, total=total))
+            self._progress(ProgressEvent(item=item, phase=phase, done=done, total=total))
 
 
 class _Tee:

@@ -7,7 +7,7 @@ the image does not exist; what came until then is kept for the next try.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import partial
 
 import msgspec
 
@@ -15,11 +15,11 @@ from hutch.errors import Exhausted, IntegrityError, NotFound, Unsupported
 from hutch.image.answers import read_bounded
 from hutch.image.catalog import Images
 from hutch.image.fetch import Meter, fetch_layer
+from hutch.image.parallel import Halt, run_all
 from hutch.image.records import ImageRecord
 from hutch.image.register import check_layers, register_image
 from hutch.image.registry import FetchedManifest, Repository
 from hutch.image.registry_config import RegistryConfig
-from hutch.image.transport import Cancelled
 from hutch.oci.digest import chain_ids, digest_of
 from hutch.oci.platform import WantedPlatform, choose, host_platform, normalize, parse_platform
 from hutch.oci.reference import Reference, parse
@@ -41,7 +41,6 @@ from hutch.storage.leases import Lease, Leases
 __all__ = ["PullResult", "pull"]
 
 _MAX_NESTING = 3
-_LOOK_EVERY_S = 0.1
 
 
 class PullResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +94,7 @@ def pull(
     settings = config or RegistryConfig()
     chosen = parse_platform(platform) if platform else host_platform()
     before = images.find(wanted.canonical())
-    halt = _Halt(stop)
+    halt = Halt(stop)
     with (
         leases.hold(purpose=f"pull {wanted.familiar()}") as lease,
         Repository(wanted, settings, stop=halt.event) as repository,
@@ -117,24 +116,6 @@ def pull(
     )
 
 
-class _Halt:
-    """Stops one pull: of itself, or because the caller's event was set."""
-
-    def __init__(self, outer: threading.Event | None) -> None:
-        self.event = threading.Event()
-        self._outer = outer
-
-    @property
-    def asked(self) -> bool:
-        """Whether the caller wants the pull to end."""
-        return self._outer is not None and self._outer.is_set()
-
-    @property
-    def slice_s(self) -> float | None:
-        """How long to wait before looking whether the caller asks again."""
-        return None if self._outer is None else _LOOK_EVERY_S
-
-
 class _Pull:
     """The state of one pull."""
 
@@ -147,7 +128,7 @@ class _Pull:
         lease: Lease,
         config: RegistryConfig,
         meter: Meter,
-        halt: _Halt,
+        halt: Halt,
     ) -> None:
         self.repository = repository
         self.images = images
@@ -247,57 +228,23 @@ class _Pull:
 
     def _layers(self, jobs: list[_Job]) -> list[Layer]:
         """Fetch and unpack the layers, a few at a time; the first failure stops the rest."""
-        pool = ThreadPoolExecutor(
-            max_workers=max(1, min(self.config.parallel, len(jobs) or 1)),
-            thread_name_prefix="hutch-pull",
+        calls = [
+            partial(
+                fetch_layer,
+                job,
+                self.repository,
+                self.content,
+                self.layers,
+                self.meter,
+                self.halt.event,
+            )
+            for job in jobs
+        ]
+        unpacked = run_all(
+            calls, parallel=self.config.parallel, halt=self.halt, abort=self.repository.abort
         )
-        futures: list[Future[Layer]] = []
-        try:
-            for job in jobs:
-                futures.append(
-                    pool.submit(
-                        fetch_layer,
-                        job,
-                        self.repository,
-                        self.content,
-                        self.layers,
-                        self.meter,
-                        self.halt.event,
-                    )
-                )
-            self._wait(futures)
-        except BaseException:
-            self._stop()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-        _raise_first(futures)
-        unpacked = [future.result() for future in futures]
         self.layers.settle([layer.chain_id for layer in unpacked])
         return unpacked
-
-    def _wait(self, futures: list[Future[Layer]]) -> None:
-        """Wait for all, or for the first failure, or for the caller's stop."""
-        left: set[Future[Layer]] = set(futures)
-        while left:
-            done, left = wait(left, self.halt.slice_s, return_when=FIRST_EXCEPTION)
-            if self.halt.asked or any(f.exception() is not None for f in done):
-                self._stop()
-                return
-
-    def _stop(self) -> None:
-        self.halt.event.set()
-        self.repository.abort()
-
-
-def _raise_first(futures: list[Future[Layer]]) -> None:
-    """Raise the failure that came of itself, rather than one that followed from the stop."""
-    failures = [e for f in futures if not f.cancelled() and (e := f.exception()) is not None]
-    for failure in failures:
-        if not isinstance(failure, Cancelled):
-            raise failure
-    if failures or any(future.cancelled() for future in futures):
-        raise Cancelled("pull: stopped")
 
 
 def _jobs(manifest: Manifest, image: ImageConfig) -> list[_Job]:

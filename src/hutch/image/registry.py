@@ -78,7 +78,7 @@ class Repository:
             for endpoint in endpoints(reference.domain, config, mirrors=mirrors)
         ]
         self._dead: set[Transport] = set()
-        self._tries = config.tries
+        self.tries = config.tries
 
     def __enter__(self) -> Repository:
         return self
@@ -161,6 +161,24 @@ class Repository:
             stated = response.headers.get("docker-content-digest", "")
             return stated if is_digest(stated) else ""
 
+    def put_manifest(self, target: str, data: bytes, media_type: str) -> str:
+        """Store a manifest by tag or digest and return its digest."""
+        home = self.home
+        what = f"manifest {self._name(target)}"
+        digest = digest_of(data)
+        with home.request(
+            "PUT",
+            self.path(home, f"manifests/{quote(target, safe=':')}"),
+            scopes=self.scopes(home),
+            headers={"Content-Type": media_type, "Content-Length": str(len(data))},
+            body=lambda: data,
+        ) as response:
+            check_status(response, (200, 201, 202), what)
+            stated = response.headers.get("docker-content-digest", "")
+            if stated.startswith("sha256:") and stated != digest:
+                raise IntegrityError(f"{what}: the registry stored {stated}, not {digest}")
+        return digest
+
     def delete_manifest(self, digest: str) -> None:
         """Delete a manifest by digest; raise `NotFound`, or `InvalidArgument` if not allowed."""
         self._delete(f"manifests/{digest}", f"manifest {self._name(digest)}")
@@ -238,7 +256,7 @@ class Repository:
             if position >= descriptor.size:
                 return
             failures = 1 if position > begun else failures + 1
-            if failures >= self._tries:
+            if failures >= self.tries:
                 raise Unavailable(f"{what}: {problem}", hint="the rest is fetched on the next pull")
             self.home.pause(failures)
 
