@@ -56,7 +56,8 @@ class UnpackOptions(msgspec.Struct, frozen=True, kw_only=True):
     `whiteouts`: turn OCI whiteouts into overlayfs's. `userxattr`: in `user.overlay.*`
     rather than `trusted.overlay.*`, and pass over devices that the kernel refuses (no
     root). `ignore_chown_errors`: leave a file to ourselves where its owner is not ours
-    to give. `numeric_owner` overrides every owner.
+    to give. `owner` overrides every owner. `fresh`: the tree is empty and ours alone;
+    otherwise directories that exist keep what the archive says of the root itself.
     """
 
     whiteouts: bool = True
@@ -76,7 +77,11 @@ def process_umask() -> int:
 
 
 class Extractor:
-    """Extract one tar; `label` names it in errors."""
+    """Extract one tar; `label` names it in errors.
+
+    Names count from `prefix` beneath the root, while symbolic links on the way are
+    resolved in the root itself.
+    """
 
     def __init__(
         self,
@@ -86,7 +91,9 @@ class Extractor:
         limits: UnpackLimits,
         options: UnpackOptions,
         label: str,
+        prefix: bytes = b"",
     ) -> None:
+        self._prefix = prefix + b"/" if prefix else b""
         self._root_fd = root_fd
         self._reader = reader
         self._limits = limits
@@ -144,6 +151,7 @@ class Extractor:
         if not name:
             self._root(entry)
             return
+        name = self._prefix + name
         parent, _, base = name.rpartition(b"/")
         dir_fd = self._dirs.open(parent)
         if self._options.whiteouts and base.startswith(_WHITEOUT):
@@ -164,6 +172,8 @@ class Extractor:
     def _root(self, entry: Entry) -> None:
         if entry.type != DIR:
             raise IntegrityError("the root must be a directory")
+        if self._prefix or not self._options.fresh:
+            return
         self._chown(self._root_fd, None, entry)
         if entry.xattrs:
             self._set_xattrs(self._root_fd, entry.xattrs)
@@ -247,7 +257,7 @@ class Extractor:
         self._touch(dir_fd, base, entry.mtime_ns)
 
     def _link(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
-        target = normalise(entry.linkname)
+        target = self._prefix + normalise(entry.linkname)
         if target == name or not target:
             raise IntegrityError(f"hard link to itself or to the root: {_show(name)}")
         parent, _, target_base = target.rpartition(b"/")

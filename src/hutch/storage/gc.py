@@ -36,11 +36,11 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `df`: how many there are, how many in use, bytes, bytes to be had."""
+    """One line of `df`: how many there are, how many in use, bytes (`size`), bytes to be had."""
 
     total: int
     active: int
-    bytes: int
+    size: int
     reclaimable: int
 
 
@@ -145,6 +145,6 @@ def _part(items: list[tuple[bool, int]]) -> Part:
     return Part(
         total=len(items),
         active=sum(1 for active, _ in items if active),
-        bytes=sum(size for _, size in items),
+        size=sum(size for _, size in items),
         reclaimable=sum(size for active, size in items if not active),
     )

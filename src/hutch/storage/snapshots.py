@@ -13,7 +13,15 @@ from hutch.records import Records, Transaction
 from hutch.storage.layers import Layers
 from hutch.storage.trash import Trash
 
-__all__ = ["SNAPSHOTS", "OverlayAssets", "SnapshotRecord", "Snapshots", "Usage", "measure"]
+__all__ = [
+    "SNAPSHOTS",
+    "OverlayAssets",
+    "SnapshotRecord",
+    "Snapshots",
+    "Usage",
+    "measure",
+    "open_merged",
+]
 
 SNAPSHOTS = "snapshots"
 
@@ -158,3 +166,27 @@ def measure(path: str) -> Usage:
             # It may go while we look; a path may also have grown past PATH_MAX.
             continue
     return Usage(bytes=blocks * 512, inodes=inodes)
+
+
+def open_merged(assets: OverlayAssets, *, read_only: bool = True) -> int:
+    """Mount a stopped instance's overlay, attached nowhere, and return its descriptor.
+
+    The mount ends when the descriptor (the caller's) and all opened through it are closed.
+    """
+    from hutch.linux import mount as linux
+
+    context = linux.fsopen("overlay")
+    try:
+        lower = (assets.upper, *assets.lower) if read_only else assets.lower
+        for path in lower:
+            linux.fsconfig_set_string(context, "lowerdir+", path)
+        if not read_only:
+            linux.fsconfig_set_string(context, "upperdir", assets.upper)
+            linux.fsconfig_set_string(context, "workdir", assets.work)
+        if os.geteuid() != 0:
+            linux.fsconfig_set_flag(context, "userxattr")
+        linux.fsconfig_create(context)
+        attributes = linux.MOUNT_ATTR_RDONLY if read_only else 0
+        return linux.fsmount(context, attributes | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOSUID)
+    finally:
+        os.close(context)

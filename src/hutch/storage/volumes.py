@@ -27,6 +27,7 @@ VOLUME_USERS = "volume_users"
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+Filters = Mapping[str, Sequence[str]]
 _KEYS = ("type", "device", "o")
 
 
@@ -86,7 +87,7 @@ class Volumes:
 
     def create(
         self,
-        name: str = "",
+        name: str | None = None,
         *,
         labels: Mapping[str, str] | None = None,
         driver: str = "local",
@@ -133,16 +134,20 @@ class Volumes:
         with self._records.read() as transaction:
             return self._volume(name, _require(transaction, name))
 
-    def list(self, *, labels: Mapping[str, str | None] | None = None) -> Sequence[Volume]:
-        """Return the volumes by name; `labels` asks for a label's value, or None for any."""
-        wanted = dict(labels or {})
+    def list(self, filters: Filters | None = None) -> Sequence[Volume]:
+        """Return the volumes by name.
+
+        `filters` as Docker has them: name (a part of it), label (`key` or `key=value`),
+        driver, dangling (true: used by no instance).
+        """
+        wanted = dict(filters or {})
+        _check_filters(wanted)
         with self._records.read() as transaction:
-            items = transaction.items(VOLUMES, VolumeRecord)
-        return [
-            self._volume(name, record)
-            for name, record in items
-            if all(k in record.labels and v in (None, record.labels[k]) for k, v in wanted.items())
-        ]
+            return [
+                self._volume(name, record)
+                for name, record in transaction.items(VOLUMES, VolumeRecord)
+                if _matches(transaction, name, record, wanted)
+            ]
 
     def remove(self, name: str, *, force: bool = False, missing_ok: bool = False) -> bool:
         """Remove a volume and its data; return whether there was one.
@@ -176,19 +181,25 @@ class Volumes:
         transaction.event("volume", "destroy", name)
 
     def prune(
-        self, *, all: bool = False, labels: Mapping[str, str | None] | None = None
-    ) -> Sequence[str]:
-        """Remove volumes that no instance uses: the anonymous ones, or `all`."""
-        removed = []
-        for volume in self.list(labels=labels):
-            if not (all or volume.anonymous):
+        self, *, all_volumes: bool = False, filters: Filters | None = None
+    ) -> tuple[Sequence[str], int]:
+        """Remove volumes that no instance uses: the anonymous ones, or all.
+
+        Returns the names and the bytes freed.
+        """
+        removed: list[str] = []
+        freed = 0
+        for volume in self.list(filters):
+            if not (all_volumes or volume.anonymous):
                 continue
+            size = 0 if volume.options else self.usage(volume.name).bytes
             with self._records.write() as transaction:
                 known = transaction.get(VOLUMES, volume.name, VolumeRecord) is not None
                 if known and not _users(transaction, volume.name):
                     self._delete(transaction, volume.name)
                     removed.append(volume.name)
-        return removed
+                    freed += size
+        return removed, freed
 
     def usage(self, name: str) -> Usage:
         """Return the disk space of a volume's files."""
@@ -320,6 +331,33 @@ class Volumes:
                 device=options.get("device", ""),
                 options=options.get("o", ""),
             )
+
+
+def _check_filters(filters: Filters) -> None:
+    for key in filters:
+        if key not in ("name", "label", "driver", "dangling"):
+            raise InvalidArgument(
+                f"unknown filter {key!r}",
+                field="filters",
+                hint="volumes are filtered by name, label, driver and dangling",
+            )
+
+
+def _matches(transaction: Transaction, name: str, record: VolumeRecord, filters: Filters) -> bool:
+    names, drivers = filters.get("name"), filters.get("driver")
+    if names and not any(part in name for part in names):
+        return False
+    if drivers and record.driver not in drivers:
+        return False
+    for label in filters.get("label", ()):
+        key, equals, value = label.partition("=")
+        if key not in record.labels or (equals and record.labels[key] != value):
+            return False
+    for answer in filters.get("dangling", ()):
+        unused = not _users(transaction, name)
+        if unused != (answer.lower() in ("true", "1")):
+            return False
+    return True
 
 
 def _make(path: str) -> None:
