@@ -80,12 +80,14 @@ def busybox_program(workspace: Path) -> Path:
 
 def fetch_busybox(workspace: Path) -> Path:
     """Get the package busybox-static from the host's mirror and unpack it; nothing is installed."""
+    from hutch.host.programs import find_program
     from hutch.process.run import run_command
 
+    if find_program("apt-get") is None or find_program("dpkg-deb") is None:
+        raise Unsupported("busybox: no static busybox on this host, and no apt", hint=_HINT)
     # As root apt would drop to a user of its own, who may not write here.
     fetch = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-q", "busybox-static"]
-    inside = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(workspace)]
-    fetched = run_command([*inside, *fetch], timeout_s=120)
+    fetched = run_command(fetch, cwd=str(workspace), timeout_s=120)
     package = next(workspace.glob("busybox-static_*.deb"), None)
     if fetched.returncode != 0 or package is None:
         said = fetched.stderr.decode(errors="replace").strip().splitlines()[-1:]
