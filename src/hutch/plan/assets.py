@@ -73,6 +73,7 @@ class ContainerAssets(msgspec.Struct, frozen=True, kw_only=True):
 
     `slots` counts the descriptors handed over; `userns_slot` holds a user namespace for
     idmapped mounts (-1: none). `uids` and `gids` are not empty for a user namespace.
+    `cgroup_v1` are (hierarchy, directory of the container's group) to be shown inside.
     `network`: the starter attaches devices at sync point 1, and `netlink` follows.
     """
 
@@ -82,7 +83,7 @@ class ContainerAssets(msgspec.Struct, frozen=True, kw_only=True):
     supervision: Supervision
     cgroup_files: tuple[str, ...] = ()
     cgroup_slot: int = -1
-    cgroup_v1: tuple[str, ...] = ()
+    cgroup_v1: tuple[tuple[str, str], ...] = ()
     cgroup_v2: bool = False
     binds: tuple[BindAsset, ...] = ()
     devices: tuple[ResolvedDevice, ...] = ()

@@ -259,14 +259,14 @@ class _Compiler:
                     attr=_PLAIN,
                 )
             )
-            for controller in assets.cgroup_v1:
+            for hierarchy, directory in assets.cgroup_v1:
+                slot = self._slot()
+                self._prepare.append(
+                    ops.OpenTree(slot=slot, path=directory, attr=attr, propagation=flags.MS_PRIVATE)
+                )
                 add(
-                    ops.Mount(
-                        fstype="cgroup",
-                        target=f"/sys/fs/cgroup/{controller.removeprefix('name=')}",
-                        source="cgroup",
-                        options=(controller,),
-                        attr=attr,
+                    ops.MoveMount(
+                        slot=slot, target=f"/sys/fs/cgroup/{hierarchy}", create="dir"
                     )
                 )
             if not self._privileged:

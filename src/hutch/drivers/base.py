@@ -1,0 +1,139 @@
+"""What every driver offers: the life of an instance in twelve methods, as data in and out.
+
+A driver has no store and no policy of its own: the engine hands it a `Launch` with all
+assets prepared, and records what it answers. What only some kinds of instance can do are
+protocols of their own (`Reconfigurable`, `Networked`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from hutch.plan.ops import Plan
+from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
+
+if TYPE_CHECKING:
+    from hutch.linux.cgroup import Stats
+    from hutch.process.supervisor import Supervisor
+
+__all__ = ["Driver", "ExecRequest", "Launch", "LaunchMount", "Started"]
+
+
+class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A mount whose source exists on the host. `slot_fd` >= 0 is an open descriptor of it."""
+
+    source: str
+    target: str
+    read_only: bool = False
+    recursive: bool = True
+    propagation: str = "rprivate"
+    owned: bool = False
+    fd: int = -1
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """All a driver needs to start an instance.
+
+    `directory` is the instance's own directory on the host; `lower` the layers, highest
+    first; `attach` are the flags with which the starter's link takes part in the streams
+    from the first byte (`hutch.process.supervisor.attach_flags`); `join` maps "pid",
+    "ipc", "net" and "uts" to the pid of the process whose namespace is joined. `attach_network(pid)` is called between the making of the network namespace
+    and the first instruction of the program, `netlink` configures it from inside.
+    """
+
+    id: str
+    name: str
+    spec: InstanceSpec
+    directory: str
+    lower: tuple[str, ...] = ()
+    upper: str = ""
+    work: str = ""
+    rootfs: str = ""
+    volatile: bool = False
+    mounts: tuple[LaunchMount, ...] = ()
+    join: dict[str, int] = {}
+    netlink: tuple[bytes, ...] = ()
+    attach_network: Callable[[int], None] | None = None
+    exit_command: tuple[str, ...] = ()
+    exit_command_always: bool = False
+    attach: int = 0
+    rows: int = 0
+    columns: int = 0
+
+
+class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A further process in a running instance."""
+
+    id: str
+    pid: int
+    start_time: int
+    spec: InstanceSpec
+    process: ProcessSpec
+    privileged: bool = False
+    linger: bool = False
+    attach: int = 0
+    rows: int = 0
+    columns: int = 0
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """A started instance: its first process on the host, and the link to its supervisor."""
+
+    pid: int
+    start_time: int
+    supervisor: Supervisor
+
+
+class Driver(Protocol):
+    """The life of one kind of instance."""
+
+    def check(self, spec: InstanceSpec) -> None:
+        """Raise `InvalidArgument` or `Unsupported` for what this host cannot give."""
+        ...
+
+    def plan(self, launch: Launch) -> Plan:
+        """Return what `start` would do, having done nothing."""
+        ...
+
+    def start(self, launch: Launch) -> Started:
+        """Start it; on failure nothing is left behind and the failing step is named."""
+        ...
+
+    def exec(self, request: ExecRequest) -> Supervisor:
+        """Start a process inside; the caller owns the returned connection."""
+        ...
+
+    def pause(self, identifier: str) -> None:
+        """Stop all its processes from being scheduled."""
+        ...
+
+    def unpause(self, identifier: str) -> None:
+        """Let them go on."""
+        ...
+
+    def update(self, identifier: str, resources: Resources) -> None:
+        """Change the limits of a running instance."""
+        ...
+
+    def stats(self, identifier: str) -> Stats:
+        """Return what it uses now."""
+        ...
+
+    def processes(self, identifier: str) -> list[int]:
+        """Return the host pids of its processes."""
+        ...
+
+    def oom_kills(self, identifier: str) -> int:
+        """Return how many of its processes the kernel killed for lack of memory."""
+        ...
+
+    def kill_all(self, identifier: str) -> None:
+        """Kill every process of it and wait until they are gone."""
+        ...
+
+    def cleanup(self, identifier: str) -> None:
+        """Remove what the kernel keeps of it (control groups); safe to repeat."""
+        ...

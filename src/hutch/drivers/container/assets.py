@@ -1,0 +1,270 @@
+"""Gather what a container's plan needs from this host: users, descriptors, filters, maps."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hutch.drivers.base import Launch, LaunchMount
+from hutch.drivers.container.limits import resolve_devices
+from hutch.drivers.container.users import LayeredReader, resolve_user
+from hutch.errors import NotFound, Unsupported
+from hutch.linux import capabilities as caps
+from hutch.linux.cgroup import Group, Hierarchy
+from hutch.plan import flags
+from hutch.plan.assets import (
+    BindAsset,
+    ContainerAssets,
+    NamespaceAsset,
+    ResolvedUser,
+    RootAsset,
+)
+from hutch.plan.ops import Idmap, Supervision
+from hutch.process.launcher import Launcher
+from hutch.spec.model import InstanceSpec, ProcessSpec
+
+if TYPE_CHECKING:
+    from hutch.drivers.container.idmaps import UserMaps
+
+__all__ = ["AssetBuilder", "Prepared"]
+
+DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_JOINED = {
+    "pid": flags.CLONE_NEWPID,
+    "ipc": flags.CLONE_NEWIPC,
+    "net": flags.CLONE_NEWNET,
+    "uts": flags.CLONE_NEWUTS,
+}
+_PROPAGATION = {
+    "private": flags.MS_PRIVATE,
+    "slave": flags.MS_SLAVE,
+    "shared": flags.MS_SHARED,
+}
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A specification made concrete: its assets and the descriptors of their slots."""
+
+    spec: InstanceSpec
+    assets: ContainerAssets
+    fds: tuple[int, ...]
+
+
+class AssetBuilder:
+    """Makes assets; holds what is the same for every launch of this process."""
+
+    def __init__(self, root: Path, launcher: Launcher) -> None:
+        self._root = root
+        self._launcher = launcher
+        self._programs: dict[tuple[str, int], bytes] = {}
+
+    @cached_property
+    def _last_capability(self) -> int:
+        return caps.last_capability()
+
+    @cached_property
+    def _user_maps(self) -> UserMaps:
+        from hutch.drivers.container.idmaps import UserMaps
+
+        return UserMaps()
+
+    @cached_property
+    def _own_bounding(self) -> int:
+        return caps.own_sets().bounding
+
+    def prepare(
+        self, launch: Launch, held: ExitStack, *, group: Group | None, hierarchy: Hierarchy
+    ) -> Prepared:
+        """Return what the compiler needs; `held` closes the descriptors after the launch."""
+        spec = launch.spec
+        fds: list[int] = []
+        namespaces = self._join(launch, fds, held)
+        cgroup_slot = -1
+        cgroup_files: tuple[str, ...] = ()
+        if group is not None:
+            cgroup_files = group.join_files()
+            directory = group.open_dir()
+            if directory is not None:
+                cgroup_slot = _add(fds, directory, held)
+        uids, gids, userns_slot = self._id_maps(spec, fds, held)
+        binds = tuple(self._bind(mount, fds, idmap=userns_slot >= 0) for mount in launch.mounts)
+        reader = LayeredReader((launch.rootfs,) if launch.rootfs else (launch.upper, *launch.lower))
+        user = resolve_user(spec.process.user, spec.process.groups, reader)
+        privileged = spec.security.privileged
+        capabilities = self.capabilities(spec, privileged=privileged)
+        assets = ContainerAssets(
+            root=RootAsset(
+                lower=launch.lower,
+                upper=launch.upper,
+                work=launch.work,
+                volatile=launch.volatile,
+                directory=launch.rootfs,
+            ),
+            user=user,
+            env=self.environment(spec.process, user, hostname=spec.hostname),
+            supervision=_supervision(launch),
+            cgroup_files=cgroup_files,
+            cgroup_slot=cgroup_slot,
+            cgroup_v1=_v1_mounts(group),
+            cgroup_v2=hierarchy.version == "v2",
+            binds=binds,
+            devices=resolve_devices(spec),
+            namespaces=namespaces,
+            network=launch.attach_network is not None,
+            netlink=launch.netlink,
+            seccomp=b"" if privileged else self.seccomp(spec, capabilities),
+            capabilities=capabilities,
+            apparmor=self.apparmor(spec, privileged=privileged),
+            slots=len(fds),
+            userns_slot=userns_slot,
+            uids=uids,
+            gids=gids,
+            rows=launch.rows,
+            columns=launch.columns,
+        )
+        return Prepared(spec=spec, assets=assets, fds=tuple(fds))
+
+    def _join(self, launch: Launch, fds: list[int], held: ExitStack) -> tuple[NamespaceAsset, ...]:
+        joined = []
+        for name, pid in launch.join.items():
+            try:
+                fd = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise NotFound(
+                    f"{name}: the instance whose namespace is joined is not running",
+                    hint="start it first",
+                ) from None
+            joined.append(NamespaceAsset(slot=_add(fds, fd, held), kind=_JOINED[name]))
+        return tuple(joined)
+
+    def _bind(self, mount: LaunchMount, fds: list[int], *, idmap: bool) -> BindAsset:
+        slot = -1
+        if mount.fd >= 0:
+            fds.append(mount.fd)
+            slot = len(fds) - 1
+        status = os.fstat(mount.fd) if mount.fd >= 0 else os.stat(mount.source)
+        return BindAsset(
+            target=mount.target,
+            path=mount.source,
+            slot=slot,
+            is_dir=stat.S_ISDIR(status.st_mode),
+            recursive=mount.recursive,
+            attr=flags.MOUNT_ATTR_RDONLY if mount.read_only else 0,
+            propagation=_PROPAGATION[mount.propagation.removeprefix("r")],
+            idmapped=idmap and mount.owned,
+        )
+
+    def _id_maps(
+        self, spec: InstanceSpec, fds: list[int], held: ExitStack
+    ) -> tuple[tuple[Idmap, ...], tuple[Idmap, ...], int]:
+        if spec.userns in ("", "host"):
+            return (), (), -1
+        mapped = self._user_maps.remapped()
+        return mapped.uids, mapped.gids, _add(fds, os.dup(mapped.fd), held)
+
+    def map_ids(self, launch: Launch, pid: int) -> None:
+        """Map the ids of a child's user namespace where the launcher may not (rootless)."""
+        raise Unsupported(
+            "rootless containers are not available in this version", hint="run as root"
+        )
+
+    def capabilities(self, spec: InstanceSpec, *, privileged: bool) -> int:
+        """Return the mask an instance's processes are bounded by, within our own."""
+        return (
+            caps.parse(
+                spec.security.cap_add,
+                spec.security.cap_drop,
+                privileged=privileged,
+                last=self._last_capability,
+            )
+            & self._own_bounding
+        )
+
+    def seccomp(self, spec: InstanceSpec, capabilities: int) -> bytes:
+        """Return the filter program of a specification, compiled once."""
+        profile = spec.security.seccomp
+        if profile == "unconfined" or spec.security.privileged:
+            return b""
+        key = (profile, capabilities)
+        program = self._programs.get(key)
+        if program is None:
+            from hutch.linux import seccomp
+
+            parsed = None if profile == "default" else seccomp.parse_profile(profile)
+            program = seccomp.cached_program(self._root / "cache" / "seccomp", parsed, capabilities)
+            self._programs[key] = program
+        return program
+
+    def apparmor(self, spec: InstanceSpec, *, privileged: bool) -> str:
+        """Return the AppArmor profile to change to, "" for none."""
+        profile = spec.security.apparmor
+        if privileged or profile in ("", "unconfined"):
+            return ""
+        from hutch.linux import apparmor
+
+        if not apparmor.is_enabled():
+            raise Unsupported(
+                f"security_opt: apparmor={profile}: AppArmor is not enabled on this host",
+                hint="leave the option out",
+            )
+        return profile
+
+    def environment(
+        self, process: ProcessSpec, user: ResolvedUser, *, hostname: str
+    ) -> tuple[str, ...]:
+        """Return the environment: Docker's defaults where the specification has none."""
+        env = list(process.env)
+        names = {entry.partition("=")[0] for entry in env}
+        if "PATH" not in names:
+            env.insert(0, DEFAULT_PATH)
+        if hostname and "HOSTNAME" not in names:
+            env.insert(1, f"HOSTNAME={hostname}")
+        if process.tty and "TERM" not in names:
+            env.append("TERM=xterm")
+        if "HOME" not in names:
+            env.append(f"HOME={user.home}")
+        return tuple(env)
+
+
+def _add(fds: list[int], fd: int, held: ExitStack) -> int:
+    held.callback(os.close, fd)
+    fds.append(fd)
+    return len(fds) - 1
+
+
+def _v1_mounts(group: Group | None) -> tuple[tuple[str, str], ...]:
+    """Return the v1 hierarchies that the group is in, to be shown inside, each once.
+
+    A hierarchy's mount point is the third directory below the root: controllers that are
+    mounted together (`cpu,cpuacct`) share one.
+    """
+    if group is None:
+        return ()
+    found = {
+        directory: directory.split("/")[4]
+        for name, directory in group.directories.items()
+        if name and directory.startswith("/sys/fs/cgroup/")
+    }
+    return tuple((hierarchy, directory) for directory, hierarchy in found.items())
+
+
+def _supervision(launch: Launch) -> Supervision:
+    spec = launch.spec
+    return Supervision(
+        directory=f"{launch.directory}/run",
+        log_path="" if spec.logs.driver == "none" else f"{launch.directory}/log",
+        log_max_bytes=spec.logs.max_bytes,
+        log_max_files=spec.logs.max_files,
+        stdin_open=spec.process.stdin,
+        stdin_once=spec.process.stdin_once,
+        tty=spec.process.tty,
+        exit_command=launch.exit_command,
+        exit_command_always=launch.exit_command_always,
+        name="hutch-supervisor",
+    )

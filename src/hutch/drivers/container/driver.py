@@ -1,0 +1,176 @@
+"""Containers: prepare the kernel's side of a launch, hand the plan to the native launcher.
+
+This is where plans meet the host: control groups are made, users and devices resolved,
+namespaces of others opened, the filter compiled; then the launcher executes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+
+from hutch.drivers.base import ExecRequest, Launch, Started
+from hutch.drivers.container import failures
+from hutch.drivers.container.assets import AssetBuilder
+from hutch.drivers.container.limits import device_rules, limits, resolve_devices
+from hutch.drivers.container.processes import (
+    exec_assets,
+    open_process,
+    process_start_time,
+)
+from hutch.errors import NotFound, WrongState
+from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
+from hutch.plan.container import SYNC_IDMAP, SYNC_NETWORK, compile_container, compile_exec
+from hutch.plan.ops import Plan
+from hutch.process.launcher import Launcher
+from hutch.process.supervisor import Supervisor
+from hutch.spec.model import InstanceSpec, Resources
+
+__all__ = ["ContainerDriver"]
+
+
+class ContainerDriver:
+    """The driver of containers on this host; see `hutch.drivers.base.Driver`."""
+
+    def __init__(self, root: Path, launcher: Launcher) -> None:
+        self._root = root
+        self._launcher = launcher
+        self._assets = AssetBuilder(root, launcher)
+
+    @cached_property
+    def _hierarchy(self) -> Hierarchy:
+        return detect()
+
+    def check(self, spec: InstanceSpec) -> None:
+        """Raise for devices, limits or namespaces that this host cannot give."""
+        resolve_devices(spec)
+        limits(spec.resources)
+
+    def plan(self, launch: Launch) -> Plan:
+        """Return the plan of a launch, with no control group made and no process started."""
+        with ExitStack() as stack:
+            prepared = self._assets.prepare(launch, stack, group=None, hierarchy=self._hierarchy)
+            return compile_container(prepared.spec, prepared.assets)
+
+    def start(self, launch: Launch) -> Started:
+        """Start the container; on failure nothing of it is left."""
+        with ExitStack() as undo, failures.translated(f"start of {launch.name}"):
+            group = self._create_group(launch)
+            undo.callback(group.remove)
+            undo.callback(group.kill_all)
+            with ExitStack() as held:
+                prepared = self._assets.prepare(
+                    launch, held, group=group, hierarchy=self._hierarchy
+                )
+                plan = compile_container(prepared.spec, prepared.assets)
+                supervisor = self._launcher.start(plan, prepared.fds, attach=launch.attach)
+            undo.callback(supervisor.close)
+            with failures.launching(plan, "start"):
+                pid = self._bring_up(launch, prepared.assets.map_at_sync, supervisor)
+            start_time = process_start_time(pid)
+            undo.pop_all()
+            return Started(pid=pid, start_time=start_time, supervisor=supervisor)
+
+    def _create_group(self, launch: Launch) -> Group:
+        devices = resolve_devices(launch.spec)
+        return self._hierarchy.create(
+            launch.id, limits(launch.spec.resources, device_rules(launch.spec, devices))
+        )
+
+    def _bring_up(self, launch: Launch, map_at_sync: bool, supervisor: Supervisor) -> int:
+        """Serve the sync points, then wait until the program runs; return its pid."""
+        pid = supervisor.wait_pid()
+        if map_at_sync:
+            supervisor.wait_sync(SYNC_IDMAP)
+            self._assets.map_ids(launch, pid)
+            supervisor.go(SYNC_IDMAP)
+        if launch.attach_network is not None:
+            launch.attach_network(pid)
+            supervisor.wait_sync(SYNC_NETWORK)
+            supervisor.go(SYNC_NETWORK)
+        supervisor.wait_started()
+        return pid
+
+    def exec(self, request: ExecRequest) -> Supervisor:
+        """Start a process in a running container."""
+        with ExitStack() as undo, failures.translated(f"exec in {request.id[:12]}"):
+            with ExitStack() as held:
+                pidfd = held.enter_context(open_process(request.pid, request.start_time))
+                group = self._group(request.id)
+                assets, extra = exec_assets(self._assets, request, pidfd, group, held)
+                plan = compile_exec(
+                    request.process,
+                    assets,
+                    no_new_privileges=request.spec.security.no_new_privileges
+                    and not (request.privileged or request.spec.security.privileged),
+                )
+                supervisor = self._launcher.start(plan, (pidfd, *extra), attach=request.attach)
+            undo.callback(supervisor.close)
+            with failures.launching(plan, "exec"):
+                supervisor.wait_started()
+            undo.pop_all()
+            return supervisor
+
+    def _group(self, identifier: str) -> Group:
+        try:
+            return self._hierarchy.load(identifier)
+        except NotFound as exc:
+            raise WrongState(
+                f"instance {identifier[:12]} has no control group: it is not running"
+            ) from exc
+
+    def pause(self, identifier: str) -> None:
+        """Freeze all processes of the container."""
+        with _kernel("pause"):
+            self._group(identifier).freeze()
+
+    def unpause(self, identifier: str) -> None:
+        """Thaw them."""
+        with _kernel("unpause"):
+            self._group(identifier).thaw()
+
+    def update(self, identifier: str, resources: Resources) -> None:
+        """Change the limits of a running container."""
+        with _kernel("update"):
+            self._group(identifier).update(limits(resources))
+
+    def stats(self, identifier: str) -> Stats:
+        """Return one reading of the counters."""
+        return self._group(identifier).stats()
+
+    def processes(self, identifier: str) -> list[int]:
+        """Return the host pids in the container's control group."""
+        return list(self._group(identifier).pids())
+
+    def oom_kills(self, identifier: str) -> int:
+        """Return the count of processes killed for lack of memory, 0 where nobody counts."""
+        try:
+            return self._hierarchy.load(identifier).oom_kills()
+        except NotFound:
+            return 0
+
+    def kill_all(self, identifier: str) -> None:
+        """Kill what is left in the control group."""
+        with suppress(NotFound):
+            self._hierarchy.load(identifier).kill_all()
+
+    def cleanup(self, identifier: str) -> None:
+        """Remove the control group."""
+        with suppress(NotFound):
+            self._hierarchy.load(identifier).remove()
+
+    def groups(self) -> list[str]:
+        """Return the identifiers that have a control group, for reconciliation."""
+        return list(self._hierarchy.list_groups())
+
+
+@contextmanager
+def _kernel(operation: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise NotFound(f"{operation}: {exc.filename}: no such control group") from exc
+    except OSError as exc:
+        raise failures.from_oserror(operation, exc) from exc

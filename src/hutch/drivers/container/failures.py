@@ -1,0 +1,96 @@
+"""Turn the kernel's and the launcher's failures into hutch's errors, once."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hutch.errors import (
+    Busy,
+    Denied,
+    Exhausted,
+    HutchError,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+)
+from hutch.plan.ops import Exec, Plan
+from hutch.process.errors import LaunchFailed
+
+__all__ = ["CommandFailed", "from_oserror", "launching", "translated"]
+
+
+class CommandFailed(HutchError):
+    """The program could not be run; `exit_code` is 127 (not found) or 126 (not runnable)."""
+
+    def __init__(self, message: str, *, exit_code: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def translated(operation: str) -> Iterator[None]:
+    """Turn an `OSError` of preparing a launch into our error, naming the operation."""
+    try:
+        yield
+    except OSError as exc:
+        raise from_oserror(operation, exc) from exc
+
+
+@contextmanager
+def launching(plan: Plan, what: str) -> Iterator[None]:
+    """Name the failing operation of a plan."""
+    try:
+        yield
+    except LaunchFailed as exc:
+        raise _launch_failure(exc, plan, what) from exc
+
+
+def from_oserror(operation: str, exc: OSError) -> HutchError:
+    """Return our error for an errno: what the caller can do next decides the class."""
+    reason = os.strerror(exc.errno).lower() if exc.errno else str(exc)
+    text = f"{operation}: {reason}"
+    if exc.filename:
+        text += f" ({exc.filename})"
+    match exc.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return Exhausted(text, hint="free disk space and retry")
+        case errno.EMFILE | errno.ENFILE | errno.ENOMEM | errno.EAGAIN:
+            return Exhausted(text, hint="raise the limit, or run fewer instances at once")
+        case errno.EPERM | errno.EACCES:
+            return Denied(text, hint="run as root, or see `hutch doctor`")
+        case errno.EROFS:
+            return Denied(text, hint="name a writable root with --root or HUTCH_ROOT")
+        case errno.ENOSYS | errno.EOPNOTSUPP | errno.ENODEV:
+            return Unsupported(text, hint="see `hutch doctor` for what this host lacks")
+        case errno.EBUSY:
+            return Busy(text)
+        case errno.ENOENT | errno.ESRCH:
+            return NotFound(text)
+        case errno.EINVAL | errno.ERANGE:
+            return InvalidArgument(text)
+    return InternalError(text)
+
+
+def _launch_failure(exc: LaunchFailed, plan: Plan, what: str) -> HutchError:
+    last = plan.child[-1]
+    program = last.argv[0] if isinstance(last, Exec) else ""
+    if exc.section != "exec":
+        operations = {"prepare": plan.prepare, "child": plan.child}.get(exc.section, ())
+        name = type(operations[exc.index]).__name__ if exc.index < len(operations) else exc.section
+        detail = f" {exc.detail}" if exc.detail else ""
+        return from_oserror(f"{what}: {name}{detail}", OSError(exc.errno, ""))
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+        return CommandFailed(
+            f"{what}: {program!r}: executable file not found in the image",
+            exit_code=127,
+            hint="check the command, the PATH of the image, and a script's interpreter line",
+        )
+    return CommandFailed(
+        f"{what}: {program!r}: {os.strerror(exc.errno).lower()}",
+        exit_code=126,
+        hint="the file must be executable, and built for this machine's architecture",
+    )

@@ -1,0 +1,125 @@
+"""Processes on the host: their identity, their namespaces, and joining them for an exec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from hutch.drivers.base import ExecRequest
+from hutch.drivers.container.users import read_beneath, resolve_user
+from hutch.errors import WrongState
+from hutch.linux.cgroup import Group
+from hutch.plan import flags
+from hutch.plan.assets import ExecAssets
+from hutch.plan.ops import Supervision
+
+if TYPE_CHECKING:
+    from hutch.drivers.container.assets import AssetBuilder
+
+__all__ = [
+    "exec_assets",
+    "is_same_process",
+    "open_process",
+    "open_root",
+    "process_start_time",
+]
+
+_NAMESPACES = (
+    ("user", flags.CLONE_NEWUSER),
+    ("mnt", flags.CLONE_NEWNS),
+    ("uts", flags.CLONE_NEWUTS),
+    ("ipc", flags.CLONE_NEWIPC),
+    ("pid", flags.CLONE_NEWPID),
+    ("net", flags.CLONE_NEWNET),
+    ("cgroup", flags.CLONE_NEWCGROUP),
+)
+
+
+def process_start_time(pid: int) -> int:
+    """Return field 22 of /proc/PID/stat (clock ticks since boot), 0 if the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            content = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # The command name may hold spaces and parentheses: count from the last ")".
+    return int(content[content.rindex(b")") + 2 :].split()[19])
+
+
+def is_same_process(pid: int, start_time: int) -> bool:
+    """Tell whether `pid` still is the process that started at `start_time`."""
+    return pid > 0 and start_time != 0 and process_start_time(pid) == start_time
+
+
+@contextmanager
+def open_process(pid: int, start_time: int) -> Iterator[int]:
+    """Hold a pidfd of exactly that process; raise `WrongState` when it has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise WrongState("the instance is not running") from None
+    try:
+        if not is_same_process(pid, start_time):
+            raise WrongState("the instance is not running")
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def open_root(pid: int) -> int:
+    """Return an O_PATH descriptor of a process's root directory; the caller closes it."""
+    return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def foreign_namespaces(pid: int) -> int:
+    """Return the CLONE_NEW* flags of the namespaces in which `pid` differs from us."""
+    wanted = 0
+    for name, flag in _NAMESPACES:
+        theirs = os.stat(f"/proc/{pid}/ns/{name}")
+        ours = os.stat(f"/proc/self/ns/{name}")
+        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+            wanted |= flag
+    return wanted
+
+
+def exec_assets(
+    builder: AssetBuilder, request: ExecRequest, pidfd: int, group: Group, held: ExitStack
+) -> tuple[ExecAssets, tuple[int, ...]]:
+    """Return the assets of an exec and the descriptors beyond the pidfd in slot 0."""
+    root = open_root(request.pid)
+    held.callback(os.close, root)
+    process = request.process
+    user = resolve_user(process.user, process.groups, lambda path: read_beneath(root, path))
+    namespaces = foreign_namespaces(request.pid)
+    privileged = request.privileged or request.spec.security.privileged
+    extra: tuple[int, ...] = ()
+    cgroup_slot = -1
+    directory = group.open_dir()
+    if directory is not None:
+        held.callback(os.close, directory)
+        extra, cgroup_slot = (directory,), 1
+    capabilities = builder.capabilities(request.spec, privileged=privileged)
+    assets = ExecAssets(
+        user=user,
+        env=builder.environment(process, user, hostname=""),
+        supervision=Supervision(
+            stdin_open=process.stdin,
+            stdin_once=process.stdin_once,
+            tty=process.tty,
+            linger=request.linger,
+            name="hutch-exec",
+        ),
+        namespaces=namespaces,
+        pid_namespace=bool(namespaces & flags.CLONE_NEWPID),
+        cgroup_files=group.join_files(),
+        cgroup_slot=cgroup_slot,
+        seccomp=b"" if privileged else builder.seccomp(request.spec, capabilities),
+        capabilities=capabilities,
+        apparmor=builder.apparmor(request.spec, privileged=privileged),
+        slots=1 + len(extra),
+        rows=request.rows,
+        columns=request.columns,
+    )
+    return assets, extra

@@ -1,0 +1,208 @@
+"""What the use cases share: the root directory and, made on first use, its parts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hutch.errors import Denied, Exhausted, Unavailable, Unsupported
+from hutch.store import Store
+
+if TYPE_CHECKING:
+    from hutch.drivers.base import Driver
+    from hutch.image.catalog import Images as ImageCatalog
+    from hutch.image.registry_config import RegistryConfig
+    from hutch.network import Networks
+    from hutch.process.launcher import Launcher
+    from hutch.storage.content import ContentStore
+    from hutch.storage.gc import Collector
+    from hutch.storage.layers import Layers
+    from hutch.storage.leases import Leases
+    from hutch.storage.snapshots import Snapshots
+    from hutch.storage.trash import Trash
+    from hutch.storage.volumes import Volumes
+
+__all__ = ["Context", "boot_id", "default_root"]
+
+_SUBDIRECTORIES = ("instances", "cache", "locks")
+
+
+def default_root() -> Path:
+    """Return $HUTCH_ROOT, else /var/lib/hutch for root, else a directory of the user's."""
+    named = os.environ.get("HUTCH_ROOT")
+    if named:
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/lib/hutch")
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(data) / "hutch"
+
+
+def boot_id() -> str:
+    """Return the identifier of this boot of the host."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+class Context:
+    """One root directory, opened."""
+
+    def __init__(self, root: str | Path | None, registry: RegistryConfig | None = None) -> None:
+        self.root = Path(os.path.abspath(root if root is not None else default_root()))
+        self._registry = registry
+        self.rootless = os.geteuid() != 0
+        self.guard = threading.RLock()
+        try:
+            for name in _SUBDIRECTORIES:
+                (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except PermissionError as exc:
+            raise Denied(
+                f"{self.root}: {exc.strerror}",
+                hint="name a root of yours with --root or HUTCH_ROOT",
+            ) from exc
+        except NotADirectoryError as exc:
+            raise Unavailable(f"{self.root}: not a directory") from exc
+        except OSError as exc:
+            raise _storage_error(self.root, exc) from exc
+        self.store = Store.open(self.root / "hutch.db")
+
+    def close(self) -> None:
+        """Release what this process holds; instances go on."""
+        self.store.close()
+        launcher = self.__dict__.get("launcher")
+        if launcher is not None:
+            launcher.close()
+
+    @cached_property
+    def boot_id(self) -> str:
+        """The identifier of this boot."""
+        return boot_id()
+
+    @cached_property
+    def launcher(self) -> Launcher:
+        """The native launcher, loaded once."""
+        from hutch.process.launcher import Launcher
+
+        return Launcher()
+
+    @cached_property
+    def content(self) -> ContentStore:
+        """Blobs by digest."""
+        from hutch.storage.content import ContentStore
+
+        return ContentStore(self.root)
+
+    @cached_property
+    def layers(self) -> Layers:
+        """Unpacked layers by chain identifier."""
+        from hutch.storage.layers import Layers
+
+        return Layers(self.root, self.store, trash=self.trash)
+
+    @cached_property
+    def leases(self) -> Leases:
+        """What must not be collected while work is under way."""
+        from hutch.storage.leases import Leases
+
+        return Leases(self.store)
+
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        """Writable layers of instances."""
+        from hutch.storage.snapshots import Snapshots
+
+        return Snapshots(self.root, self.store, layers=self.layers, trash=self.trash)
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """Named and anonymous volumes."""
+        from hutch.storage.volumes import Volumes
+
+        return Volumes(self.root, self.store)
+
+    @cached_property
+    def images(self) -> ImageCatalog:
+        """The images of the root."""
+        from hutch.engine.images import image_users
+        from hutch.image.catalog import Images
+
+        return Images(self.store, users=image_users)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """Networks and the endpoints of instances."""
+        from hutch.network import Networks
+
+        return Networks(self.root, self.store)
+
+    @cached_property
+    def trash(self) -> Trash:
+        """What is deleted in the background."""
+        from hutch.storage.trash import Trash
+
+        return Trash(self.root)
+
+    @cached_property
+    def collector(self) -> Collector:
+        """Garbage collection of blobs and layers."""
+        from hutch.image.catalog import image_roots
+        from hutch.storage.gc import Collector
+
+        return Collector(self.store, self.content, self.layers, self.trash, image_roots)
+
+    @cached_property
+    def registry(self) -> RegistryConfig:
+        """How registries are reached."""
+        if self._registry is not None:
+            return self._registry
+        from hutch.image.registry_config import load_registry_config
+
+        return load_registry_config(
+            Path("/etc/hutch/registries.json"), self.root / "registries.json"
+        )
+
+    @cached_property
+    def containers(self) -> Driver:
+        """The driver of containers."""
+        from hutch.drivers.container.driver import ContainerDriver
+
+        return ContainerDriver(self.root, self.launcher)
+
+    def driver(self, isolation: str) -> Driver:
+        """Return the driver for a kind of instance."""
+        if isolation == "container":
+            return self.containers
+        raise Unsupported(
+            f"isolation: {isolation!r} is not available in this version",
+            hint="use isolation='container'",
+        )
+
+    def directory(self, identifier: str) -> Path:
+        """Return an instance's own directory."""
+        return self.root / "instances" / identifier
+
+    def exit_command(self, identifier: str) -> tuple[str, ...]:
+        """Return the command a supervisor runs when nobody is left to hear of the exit."""
+        return (
+            sys.executable or "/usr/bin/python3",
+            "-m",
+            "hutch",
+            "--root",
+            str(self.root),
+            "_exited",
+            identifier,
+        )
+
+
+def _storage_error(path: Path, exc: OSError) -> Exception:
+    import errno
+
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Exhausted(f"{path}: {exc.strerror}", hint="free disk space and retry")
+    return Unavailable(
+        f"{path}: {exc.strerror}", hint="name a writable directory with --root or HUTCH_ROOT"
+    )

@@ -1,0 +1,161 @@
+"""Create an instance: image found or pulled, options merged, volumes and layers prepared."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import msgspec
+
+from hutch.engine.context import Context
+from hutch.engine.finish import dispose
+from hutch.engine.locking import instance_lock
+from hutch.engine.lookup import find_id, load
+from hutch.engine.mounts import resolve_mounts
+from hutch.engine.naming import random_name
+from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
+from hutch.errors import AlreadyExists, InvalidArgument, NotFound
+from hutch.ids import new_instance_id
+from hutch.image.records import ImageRecord
+from hutch.records import Progress, silent
+from hutch.spec.build import build, check_name
+from hutch.spec.defaults import ImageDefaults
+from hutch.spec.model import InstanceSpec
+
+__all__ = ["create", "ensure_image"]
+
+_PULL_POLICIES = ("missing", "always", "never")
+_NAME_ATTEMPTS = 20
+
+
+def ensure_image(
+    context: Context,
+    reference: str,
+    *,
+    pull: str = "missing",
+    platform: str | None = None,
+    progress: Progress = silent,
+) -> ImageRecord:
+    """Return the image, pulled when the policy says so."""
+    if pull not in _PULL_POLICIES:
+        raise InvalidArgument(
+            f"expected one of {', '.join(_PULL_POLICIES)}, got {pull!r}", field="pull"
+        )
+    if pull != "always":
+        try:
+            return context.images.get(reference)
+        except NotFound:
+            if pull == "never" or reference.startswith("sha256:"):
+                raise
+    from hutch.engine.images import pull_image
+
+    return pull_image(context, reference, platform=platform, progress=progress)
+
+
+def image_defaults(image: ImageRecord) -> ImageDefaults:
+    """Return what the specification takes from an image."""
+    return msgspec.convert(image.config, ImageDefaults, from_attributes=True)
+
+
+def create(
+    context: Context,
+    reference: str,
+    command: Sequence[str] | str | None = None,
+    *,
+    name: str | None = None,
+    pull: str = "missing",
+    platform: str | None = None,
+    progress: Progress = silent,
+    volatile: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> InstanceRecord:
+    """Create an instance and return its record; on failure nothing of it is left.
+
+    `volatile` allows the writable layer to skip syncing: only for instances that are
+    removed at their exit and never started twice.
+    """
+    if name is not None:
+        name = check_name(name)
+    image = ensure_image(context, reference, pull=pull, platform=platform, progress=progress)
+    spec = build(reference, image_defaults(image), command, **(options or {}))
+    return create_from_spec(context, spec, image, name=name, volatile=volatile)
+
+
+def create_from_spec(
+    context: Context,
+    spec: InstanceSpec,
+    image: ImageRecord,
+    *,
+    name: str | None = None,
+    volatile: bool = False,
+) -> InstanceRecord:
+    """Create an instance from a finished specification."""
+    identifier = new_instance_id()
+    if not spec.hostname and spec.uts_mode != "host" and spec.network_mode != "host":
+        spec = msgspec.structs.replace(spec, hostname=identifier[:12])
+    elif not spec.hostname and spec.network_mode == "host":
+        spec = msgspec.structs.replace(spec, hostname=os.uname().nodename)
+    context.driver(spec.isolation).check(spec)
+    _check_references(context, spec)
+    directory = context.directory(identifier)
+    os.mkdir(directory, 0o700)
+    with instance_lock(context, identifier), ExitStack() as undo:
+        undo.callback(dispose, context, identifier, ())
+        os.mkdir(directory / "run", 0o700)
+        context.snapshots.prepare(identifier, image.chain_ids)
+        mounts = resolve_mounts(context, identifier, spec, image, undo)
+        record = _insert(
+            context,
+            InstanceRecord(
+                id=identifier,
+                name=name or "",
+                spec=spec,
+                image_id=image.id,
+                image_name=spec.image,
+                chain_ids=image.chain_ids,
+                created_ns=time.time_ns(),
+                mounts=mounts,
+                volatile=volatile,
+            ),
+        )
+        undo.pop_all()
+    return record
+
+
+def _check_references(context: Context, spec: InstanceSpec) -> None:
+    """Refuse a specification that names instances or networks which do not exist."""
+    for field, mode in (
+        ("network", spec.network_mode),
+        ("pid", spec.pid_mode),
+        ("ipc", spec.ipc_mode),
+    ):
+        if mode.startswith("container:"):
+            find_id(context, mode.removeprefix("container:"))
+        elif field == "network" and mode not in ("none", "host", "bridge"):
+            for attachment in spec.networks:
+                context.networks.get(attachment.name)
+
+
+def _insert(context: Context, record: InstanceRecord) -> InstanceRecord:
+    """Store the record under its name, or under a fresh one."""
+    for attempt in range(_NAME_ATTEMPTS):
+        name = record.name or random_name(attempt)
+        named = msgspec.structs.replace(record, name=name)
+        try:
+            with context.store.write(durable=not record.volatile) as tx:
+                tx.insert(NAMES, name, NameRecord(id=record.id))
+                tx.insert(INSTANCES, record.id, named)
+                tx.event("container", "create", record.id, name=name, image=record.image_name)
+        except AlreadyExists:
+            if record.name:
+                holder = load(context, find_id(context, name))
+                raise AlreadyExists(
+                    f"name: {name!r} is taken by instance {holder.id[:12]}",
+                    hint=f"choose another name, or `hutch rm {name}`",
+                ) from None
+            continue
+        return named
+    raise AlreadyExists("name: no free random name found", hint="give the instance a name")

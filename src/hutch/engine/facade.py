@@ -1,0 +1,248 @@
+"""The engine: the one object that a program needs, over one root directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hutch.engine.context import Context
+from hutch.engine.create import create
+from hutch.engine.instance import Instance
+from hutch.engine.lookup import find_id, load
+from hutch.engine.results import (
+    CommandError,
+    Completed,
+    DiskUsage,
+    Event,
+    InstanceInfo,
+    PruneReport,
+    ReconcileReport,
+    SystemInfo,
+)
+from hutch.records import Progress, silent
+
+if TYPE_CHECKING:
+    from typing import Self, Unpack
+
+    from hutch.engine.images import Images
+    from hutch.engine.networks import Networks
+    from hutch.engine.volumes import Volumes
+    from hutch.image.registry_config import RegistryConfig
+    from hutch.plan.ops import Plan
+    from hutch.spec.options import RunOptions
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """Containers, images, networks and volumes under one root directory.
+
+    Thread-safe; several engines, in several processes, may share a root. Closing it stops
+    nothing. The default root is $HUTCH_ROOT, else /var/lib/hutch for the superuser and a
+    directory beneath the user's data directory for others.
+    """
+
+    def __init__(
+        self, root: str | Path | None = None, *, registry: RegistryConfig | None = None
+    ) -> None:
+        self._context = Context(root, registry)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def root(self) -> Path:
+        """The directory that holds all state."""
+        return self._context.root
+
+    def close(self) -> None:
+        """Release what this process holds; instances go on."""
+        self._context.close()
+
+    # ---- instances ------------------------------------------------------------------------
+
+    def run(
+        self,
+        image: str,
+        command: Sequence[str] | str | None = None,
+        *,
+        input: bytes | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        limit: int = 1 << 30,
+        progress: Progress = silent,
+        **options: Unpack[RunOptions],
+    ) -> Completed:
+        """Run a program in a new instance to its end and return its output and exit code.
+
+        The instance is removed unless `remove=False`. `timeout` in seconds kills it and
+        raises `OperationTimeout`; `check` raises `CommandError` for an exit code other
+        than 0; more than `limit` bytes of output raise `Exhausted`.
+        """
+        from hutch.engine.run import run
+
+        if input is not None:
+            options["interactive"] = True
+            options["stdin_once"] = True
+        completed = run(
+            self._context,
+            image,
+            command,
+            input=input,
+            timeout_s=timeout,
+            limit=limit,
+            progress=progress,
+            options=dict(options),
+        )
+        if check and completed.exit_code != 0:
+            from hutch.engine.session import join_command
+
+            raise CommandError(completed, join_command(command or image))
+        return completed
+
+    def create(
+        self,
+        image: str,
+        command: Sequence[str] | str | None = None,
+        *,
+        progress: Progress = silent,
+        **options: Unpack[RunOptions],
+    ) -> Instance:
+        """Create an instance without starting it."""
+        return self._create(image, command, progress, dict(options))
+
+    def _create(
+        self,
+        image: str,
+        command: Sequence[str] | str | None,
+        progress: Progress,
+        options: dict[str, Any],
+    ) -> Instance:
+        record = create(
+            self._context,
+            image,
+            command,
+            name=options.pop("name", None),
+            pull=options.pop("pull", None) or "missing",
+            platform=options.pop("platform", None),
+            progress=progress,
+            options=options,
+        )
+        return Instance(self._context, record.id, record.name)
+
+    def start(
+        self,
+        image: str,
+        command: Sequence[str] | str | None = None,
+        *,
+        progress: Progress = silent,
+        **options: Unpack[RunOptions],
+    ) -> Instance:
+        """Create an instance and start it. As a context manager it is removed at the end."""
+        instance = self._create(image, command, progress, dict(options))
+        try:
+            instance.start()
+        except BaseException:
+            instance.remove(force=True, volumes=True)
+            raise
+        return instance
+
+    def get(self, name_or_id: str) -> Instance:
+        """Return the handle of an instance by name, identifier or unique prefix of it."""
+        identifier = find_id(self._context, name_or_id)
+        return Instance(self._context, identifier, load(self._context, identifier).name)
+
+    def list(
+        self, *, all: bool = False, filters: Mapping[str, Sequence[str]] | None = None
+    ) -> list[InstanceInfo]:
+        """Describe the instances that run (with `all`, every one), newest first."""
+        from hutch.engine.listing import list_instances
+
+        return list_instances(self._context, all_states=all, filters=filters)
+
+    def plan(self, name_or_id: str) -> Plan:
+        """Return what a start of the instance would execute; nothing is done."""
+        from hutch.engine.start import plan
+
+        return plan(self._context, find_id(self._context, name_or_id))
+
+    def after_exit(self, identifier: str) -> None:
+        """Do what follows an exit that nobody waited for: book it, restart, remove.
+
+        Supervisors call this through the hidden command `hutch _exited`.
+        """
+        from hutch.engine.after import after_exit
+
+        after_exit(self._context, identifier)
+
+    # ---- the rest ---------------------------------------------------------------------------
+
+    @cached_property
+    def images(self) -> Images:
+        """The images of this root."""
+        from hutch.engine.images import Images
+
+        return Images(self._context)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """The networks of this root."""
+        from hutch.engine.networks import Networks
+
+        return Networks(self._context)
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """The volumes of this root."""
+        from hutch.engine.volumes import Volumes
+
+        return Volumes(self._context)
+
+    def events(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        filters: Mapping[str, Sequence[str]] | None = None,
+        follow: bool = True,
+    ) -> Iterator[Event]:
+        """Yield events of this root, those of other processes included."""
+        from hutch.engine.events import events
+
+        return events(self._context, since=since, until=until, filters=filters, follow=follow)
+
+    def df(self) -> DiskUsage:
+        """Measure what the root holds on disk."""
+        from hutch.engine.system import df
+
+        return df(self._context)
+
+    def prune(
+        self,
+        *,
+        all_images: bool = False,
+        volumes: bool = False,
+        filters: Mapping[str, Sequence[str]] | None = None,
+    ) -> PruneReport:
+        """Remove stopped instances, unused networks and dangling images; with
+        `all_images` every unused image, with `volumes` unused anonymous volumes."""
+        from hutch.engine.system import prune
+
+        return prune(self._context, all_images=all_images, volumes=volumes, filters=filters)
+
+    def info(self) -> SystemInfo:
+        """Describe the engine and its host in short."""
+        from hutch.engine.system import info
+
+        return info(self._context)
+
+    def reconcile(self) -> ReconcileReport:
+        """Put right what killed processes or a power cut left: records, kernel, disk."""
+        from hutch.engine.reconcile import reconcile
+
+        return reconcile(self._context)

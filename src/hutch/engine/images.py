@@ -1,0 +1,253 @@
+"""Images of an engine: pull, push, build from archives, name, list, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from hutch.engine.context import Context
+from hutch.engine.records import INSTANCES, InstanceRecord
+from hutch.image.catalog import ImageUser, Removed
+from hutch.image.records import HistoryRecord, ImageRecord
+from hutch.lifecycle import State
+from hutch.records import Progress, Transaction, silent
+
+if TYPE_CHECKING:
+    from hutch.image.pull import PullResult
+    from hutch.image.push import PushResult
+
+__all__ = ["ImagePrune", "Images", "image_users", "pull_image"]
+
+_LIVE = (State.STARTING, State.RUNNING, State.PAUSED)
+
+
+class ImagePrune(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prune of images removed: names untagged, identifiers deleted, bytes freed."""
+
+    untagged: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    reclaimed: int = 0
+
+
+def image_users(transaction: Transaction, image_id: str) -> Iterator[ImageUser]:
+    """Yield the instances made from an image."""
+    for _, record in transaction.items(INSTANCES, InstanceRecord):
+        if record.image_id == image_id:
+            yield ImageUser(name=record.name, running=record.state in _LIVE)
+
+
+def pull_image(
+    context: Context, reference: str, *, platform: str | None, progress: Progress
+) -> ImageRecord:
+    """Pull an image and return its record."""
+    return Images(context).pull(reference, platform=platform, progress=progress).record
+
+
+class Images:
+    """The images of one root."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._catalog = context.images
+
+    def get(self, name_or_id: str) -> ImageRecord:
+        """Return an image by reference, identifier or unique prefix of it."""
+        return self._catalog.get(name_or_id)
+
+    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> list[ImageRecord]:
+        """Return the images, newest first, that pass Docker's filters."""
+        from hutch.engine.image_filters import select_images
+
+        return select_images(self._catalog.all(), self._catalog, filters or {})
+
+    def pull(
+        self, reference: str, *, platform: str | None = None, progress: Progress = silent
+    ) -> PullResult:
+        """Pull an image from its registry; nothing present is fetched again."""
+        from hutch.image.pull import pull
+
+        context = self._context
+        return pull(
+            reference,
+            images=self._catalog,
+            content=context.content,
+            layers=context.layers,
+            leases=context.leases,
+            config=context.registry,
+            platform=platform,
+            progress=progress,
+        )
+
+    def push(self, reference: str, *, progress: Progress = silent) -> PushResult:
+        """Push an image to the registry that its reference names."""
+        from hutch.image.push import push
+
+        context = self._context
+        return push(
+            reference,
+            images=self._catalog,
+            content=context.content,
+            config=context.registry,
+            progress=progress,
+        )
+
+    def tag(self, source: str, target: str) -> None:
+        """Give an image another name."""
+        self._catalog.tag(source, target)
+
+    def remove(self, name_or_id: str, *, force: bool = False) -> Removed:
+        """Remove a name, and the image with its last one; its content is freed."""
+        removed = self._catalog.remove(name_or_id, force=force)
+        if removed.deleted:
+            self._collect()
+        return removed
+
+    def history(self, name_or_id: str) -> tuple[HistoryRecord, ...]:
+        """Return the steps an image came from, oldest first."""
+        return self._catalog.get(name_or_id).history
+
+    def config(self, name_or_id: str) -> bytes:
+        """Return an image's configuration as its maker wrote it (JSON)."""
+        return self._context.content.read(self._catalog.get(name_or_id).id)
+
+    def manifest(self, name_or_id: str) -> bytes:
+        """Return an image's manifest as its maker wrote it (JSON)."""
+        return self._context.content.read(self._catalog.get(name_or_id).manifest_digest)
+
+    def users(self, name_or_id: str) -> tuple[ImageUser, ...]:
+        """Return the instances made from an image."""
+        return self._catalog.used(self._catalog.get(name_or_id).id)
+
+    def load(
+        self, source: BinaryIO | str, *, progress: Progress = silent
+    ) -> list[ImageRecord]:
+        """Load the images of an archive (OCI layout or archive, `docker save`), a file
+        name or an open stream, compressed or not."""
+        from hutch.image.archive import load_images
+
+        context = self._context
+        return load_images(
+            source,
+            images=self._catalog,
+            content=context.content,
+            layers=context.layers,
+            leases=context.leases,
+            progress=progress,
+        )
+
+    def save(
+        self,
+        names: Sequence[str] | str,
+        target: BinaryIO | str,
+        *,
+        format: str = "docker",
+        progress: Progress = silent,
+    ) -> None:
+        """Write images to an archive: `docker` (which is an OCI layout too), `oci-archive`
+        or `oci-dir`."""
+        from hutch.image.archive import save_images
+
+        save_images(
+            [names] if isinstance(names, str) else names,
+            target,
+            images=self._catalog,
+            content=self._context.content,
+            format=format,
+            progress=progress,
+        )
+
+    def import_(
+        self,
+        source: BinaryIO | str,
+        reference: str | None = None,
+        *,
+        changes: Sequence[str] = (),
+        message: str = "",
+        platform: str | None = None,
+        progress: Progress = silent,
+    ) -> ImageRecord:
+        """Make an image of one layer from a tar of a root file system."""
+        from hutch.image.importer import import_image
+
+        context = self._context
+        return import_image(
+            source,
+            images=self._catalog,
+            content=context.content,
+            layers=context.layers,
+            leases=context.leases,
+            reference=reference,
+            changes=changes,
+            message=message,
+            platform=platform,
+            progress=progress,
+        )
+
+    def bootstrap(
+        self,
+        what: str,
+        *,
+        variant: str = "minbase",
+        packages: Sequence[str] = (),
+        mirror: str | None = None,
+        reference: str | None = None,
+        progress: Progress = silent,
+    ) -> ImageRecord:
+        """Make an image from a distribution's own packages (`debian:bookworm`, `busybox`)."""
+        import tempfile
+        from pathlib import Path
+
+        from hutch.image.bootstrap import bootstrap_tar, parse_base
+        from hutch.image.importer import import_image
+
+        base = parse_base(what, variant=variant, packages=packages, mirror=mirror)
+        context = self._context
+        scratch = context.root / "tmp"
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=scratch) as workspace,
+            bootstrap_tar(base, Path(workspace), progress=progress) as tar,
+        ):
+            return import_image(
+                tar,
+                images=self._catalog,
+                content=context.content,
+                layers=context.layers,
+                leases=context.leases,
+                reference=reference or base.reference,
+                config=base.config,
+                message=f"bootstrapped {base.reference}",
+                action="bootstrap",
+                progress=progress,
+            )
+
+    def prune(
+        self,
+        *,
+        all_images: bool = False,
+        filters: Mapping[str, Sequence[str]] | None = None,
+    ) -> ImagePrune:
+        """Delete images that no instance uses: those without a name, or all of them."""
+        untagged: tuple[str, ...] = ()
+        deleted: tuple[str, ...] = ()
+        for record in self.list(filters):
+            if record.names and not all_images:
+                continue
+            removed = self._catalog.delete(record.id)
+            if removed is not None:
+                untagged += removed.untagged
+                deleted += removed.deleted
+        return ImagePrune(untagged=untagged, deleted=deleted, reclaimed=self._collect())
+
+    def _collect(self) -> int:
+        """Free what no image needs any more, unless work on images is under way."""
+        from hutch.errors import Unavailable
+
+        try:
+            return self._context.collector.collect().bytes
+        except Unavailable:
+            return 0
+
+

@@ -1,0 +1,49 @@
+"""Read what an instance's program wrote, past and to come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hutch.engine.context import Context
+from hutch.engine.stop import current
+from hutch.errors import Unsupported
+from hutch.lifecycle import State
+
+if TYPE_CHECKING:
+    from hutch.process.logfile import LogRecord
+
+__all__ = ["logs"]
+
+_RUNS = (State.STARTING, State.RUNNING, State.PAUSED)
+
+
+def logs(
+    context: Context,
+    identifier: str,
+    *,
+    follow: bool,
+    since: float | None,
+    until: float | None,
+    tail: int | None,
+    stdout: bool,
+    stderr: bool,
+) -> Iterator[LogRecord]:
+    """Yield records of the wanted streams; with `follow`, until the instance has ended."""
+    from hutch.process.logfile import read_log
+
+    record = current(context, identifier)
+    if record.spec.logs.driver == "none":
+        raise Unsupported(
+            f"instance {record.name} keeps no logs", hint="create it without --log-driver none"
+        )
+    wanted = {name for name, take in (("stdout", stdout), ("stderr", stderr)) if take}
+    return read_log(
+        context.directory(identifier) / "log",
+        follow=follow and record.state in _RUNS,
+        since_ns=None if since is None else int(since * 1e9),
+        until_ns=None if until is None else int(until * 1e9),
+        tail=tail,
+        streams=frozenset(wanted),
+        run_directory=context.directory(identifier) / "run",
+    )

@@ -1,0 +1,164 @@
+"""Networks of an engine, and connecting running instances to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hutch.engine.context import Context
+from hutch.engine.finish import refresh_locked
+from hutch.engine.instance import Instance
+from hutch.engine.locking import instance_lock
+from hutch.engine.lookup import all_records, find_id, load, load_in
+from hutch.engine.records import INSTANCES, InstanceRecord
+from hutch.engine.start import attachments, uses_networks
+from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound
+from hutch.lifecycle import State
+from hutch.spec.model import NetworkAttachment
+
+if TYPE_CHECKING:
+    from hutch.network import Endpoint, NetworkRecord
+
+__all__ = ["Networks"]
+
+_LIVE = (State.RUNNING, State.PAUSED)
+
+
+class Networks:
+    """The networks of one root."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._networks = context.networks
+
+    def create(
+        self,
+        name: str,
+        *,
+        driver: str = "bridge",
+        subnets: Sequence[str] = (),
+        gateways: Sequence[str] = (),
+        ip_ranges: Sequence[str] = (),
+        internal: bool = False,
+        ipv6: bool = False,
+        labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> NetworkRecord:
+        """Create a network; without subnets a free one is chosen."""
+        return self._networks.create(
+            name,
+            driver=driver,
+            subnets=subnets,
+            gateways=gateways,
+            ip_ranges=ip_ranges,
+            internal=internal,
+            ipv6=ipv6,
+            labels=labels or {},
+            options=options or {},
+        )
+
+    def get(self, name_or_id: str) -> NetworkRecord:
+        """Return a network by name, identifier or unique prefix of it."""
+        return self._networks.get(name_or_id)
+
+    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> list[NetworkRecord]:
+        """Return the networks, by name."""
+        return self._networks.list(filters)
+
+    def members(self, name_or_id: str) -> tuple[Endpoint, ...]:
+        """Return the endpoints of the running instances in a network."""
+        return self._networks.inspect(name_or_id).endpoints
+
+    def remove(self, name_or_id: str) -> None:
+        """Remove a network that nobody uses; raise `Busy` otherwise."""
+        self._networks.remove(name_or_id)
+
+    def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+        """Remove the user-defined networks that no instance names; return their names."""
+        wanted: set[str] = set()
+        for record in all_records(self._context):
+            wanted.update(attachment.name for attachment in record.spec.networks)
+        removed = []
+        for network in self._networks.list(filters):
+            if network.name in wanted or not network.bridge or network.name == "bridge":
+                continue
+            try:
+                self._networks.remove(network.name)
+            except Busy:
+                continue
+            removed.append(network.name)
+        return removed
+
+    def connect(
+        self,
+        network: str,
+        instance: Instance | str,
+        *,
+        aliases: Sequence[str] = (),
+        ip: str = "",
+        ip6: str = "",
+        mac_address: str = "",
+    ) -> None:
+        """Give an instance an endpoint in a further network, live where it runs."""
+        attachment = NetworkAttachment(
+            name=self._networks.get(network).name,
+            aliases=tuple(aliases),
+            ipv4=ip,
+            ipv6=ip6,
+            mac=mac_address,
+        )
+        identifier = self._identifier(instance)
+        context = self._context
+        with instance_lock(context, identifier):
+            record = refresh_locked(context, load(context, identifier))
+            held = attachments(record)
+            if not uses_networks(record) and record.spec.network_mode != "none":
+                raise InvalidArgument(
+                    f"instance {record.name} shares the network of {record.spec.network_mode!r}",
+                    field="network",
+                )
+            if any(item.name == attachment.name for item in held):
+                raise AlreadyExists(
+                    f"instance {record.name} is in network {attachment.name} already"
+                )
+            if record.state in _LIVE:
+                self._networks.connect(
+                    record.id,
+                    attachment,
+                    pid=record.pid,
+                    name=record.name,
+                    hostname=record.spec.hostname,
+                )
+            self._store(record, (*held, attachment))
+
+    def disconnect(self, network: str, instance: Instance | str, *, force: bool = False) -> None:
+        """Take an instance out of a network, live where it runs."""
+        name = self._networks.get(network).name
+        identifier = self._identifier(instance)
+        context = self._context
+        with instance_lock(context, identifier):
+            record = refresh_locked(context, load(context, identifier))
+            held = attachments(record)
+            left = tuple(item for item in held if item.name != name)
+            if len(left) == len(held):
+                if force:
+                    return
+                raise NotFound(f"instance {record.name} is not in network {name}")
+            if record.state in _LIVE:
+                self._networks.disconnect(record.id, name, pid=record.pid)
+            self._store(record, left)
+
+    def _identifier(self, instance: Instance | str) -> str:
+        return instance.id if isinstance(instance, Instance) else find_id(self._context, instance)
+
+    def _store(self, record: InstanceRecord, wanted: tuple[NetworkAttachment, ...]) -> None:
+        mode = wanted[0].name if wanted else "none"
+        spec = msgspec.structs.replace(record.spec, networks=wanted, network_mode=mode)
+        with self._context.store.write(durable=True) as tx:
+            present = load_in(tx, record.id)
+            changed = msgspec.structs.replace(
+                present, spec=spec, endpoints=tuple(item.name for item in wanted)
+            )
+            tx.put(INSTANCES, record.id, changed)

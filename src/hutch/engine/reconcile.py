@@ -1,0 +1,146 @@
+"""Put right what was cut short: records, control groups, directories, addresses.
+
+Safe at any time and from several processes: whatever somebody works on is locked, and a
+locked instance is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from hutch.engine.after import wants_restart
+from hutch.engine.context import Context
+from hutch.engine.finish import dispose, refresh_locked, remove_locked
+from hutch.engine.locking import instance_lock
+from hutch.engine.lookup import all_records, load
+from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
+from hutch.engine.results import ReconcileReport
+from hutch.errors import Busy, HutchError, NotFound, WrongState
+from hutch.lifecycle import State
+
+__all__ = ["reconcile"]
+
+_QUICK_S = 0.05
+
+
+def reconcile(context: Context) -> ReconcileReport:
+    """Return what was found out of order and put right."""
+    booked: list[str] = []
+    removed: list[str] = []
+    for record in all_records(context):
+        _settle(context, record.id, booked, removed)
+    directories = _orphan_directories(context)
+    known = {record.id for record in all_records(context)}
+    groups = _orphan_groups(context, known)
+    endpoints = context.networks.reconcile(lambda identifier: _is_live(context, identifier))
+    _orphan_names(context, known)
+    from hutch.engine.system import collect_garbage
+
+    reclaimed = collect_garbage(context)
+    context.store.trim_events()
+    return ReconcileReport(
+        booked=tuple(booked),
+        removed=tuple(removed),
+        groups=tuple(groups),
+        directories=tuple(directories),
+        endpoints=tuple(endpoints),
+        reclaimed=reclaimed,
+    )
+
+
+def _is_live(context: Context, identifier: str) -> bool:
+    try:
+        return load(context, identifier).state in (State.STARTING, State.RUNNING, State.PAUSED)
+    except NotFound:
+        return False
+
+
+def _settle(context: Context, identifier: str, booked: list[str], removed: list[str]) -> None:
+    """Book one instance's end, finish its removal, or start it again after a reboot."""
+    try:
+        with instance_lock(context, identifier, timeout_s=_QUICK_S):
+            before = load(context, identifier)
+            record = refresh_locked(context, before)
+            if record.state != before.state:
+                booked.append(identifier)
+            cut_short = record.state == State.REMOVING
+            if cut_short or (record.spec.auto_remove and record.state == State.EXITED):
+                remove_locked(context, record, remove_volumes=record.spec.auto_remove)
+                removed.append(identifier)
+                return
+    except (Busy, NotFound):
+        return
+    if record.state in (State.EXITED, State.RESTARTING) and _was_rebooted(context, before, record):
+        _start_again(context, record)
+
+
+def _was_rebooted(context: Context, before: InstanceRecord, record: InstanceRecord) -> bool:
+    lost = before.state != record.state or before.state == State.RESTARTING
+    return lost and before.boot_id != context.boot_id and wants_restart(record)
+
+
+def _start_again(context: Context, record: InstanceRecord) -> None:
+    from hutch.engine.start import start
+
+    try:
+        link = start(context, record.id, restarting=True)
+    except HutchError:
+        return
+    if link is not None:
+        link.close()
+
+
+def _orphan_directories(context: Context) -> list[str]:
+    """Remove instance directories that no record knows and nobody holds locked."""
+    found = []
+    for name in os.listdir(context.root / "instances"):
+        try:
+            with instance_lock(context, name, timeout_s=_QUICK_S):
+                try:
+                    load(context, name)
+                except NotFound:
+                    context.driver("container").kill_all(name)
+                    _quietly(lambda: context.driver("container").cleanup(name))  # noqa: B023
+                    dispose(context, name, ())
+                    found.append(name)
+        except (Busy, NotFound):
+            continue
+    return found
+
+
+def _orphan_groups(context: Context, known: set[str]) -> list[str]:
+    """Remove control groups of this root's instances that are no more.
+
+    Groups of other roots look alike, so only those whose directory is gone and that are
+    empty are taken.
+    """
+    removed: list[str] = []
+    groups = getattr(context.containers, "groups", None)
+    if groups is None:
+        return removed
+    for name in groups():
+        if name in known or context.directory(name).exists():
+            continue
+        try:
+            if context.containers.processes(name):
+                continue
+            context.containers.cleanup(name)
+        except (Busy, WrongState, NotFound):
+            continue
+        removed.append(name)
+    return removed
+
+
+def _orphan_names(context: Context, known: set[str]) -> None:
+    with context.store.write() as tx:
+        for name, record in tx.items(NAMES, NameRecord):
+            if record.id not in known and tx.get(INSTANCES, record.id, InstanceRecord) is None:
+                tx.delete(NAMES, name)
+
+
+def _quietly(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except HutchError:
+        pass

@@ -1,0 +1,77 @@
+"""Run a program in an instance of its own, to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hutch.engine.context import Context
+from hutch.engine.create import create
+from hutch.engine.finish import finish
+from hutch.engine.records import InstanceRecord
+from hutch.engine.results import Completed
+from hutch.engine.session import collect, collect_flags
+from hutch.engine.start import start
+from hutch.engine.stop import remove
+from hutch.errors import NotFound, WrongState
+from hutch.records import Progress
+
+__all__ = ["run"]
+
+
+def run(
+    context: Context,
+    image: str,
+    command: Sequence[str] | str | None,
+    *,
+    input: bytes | None,
+    timeout_s: float | None,
+    limit: int,
+    progress: Progress,
+    options: dict[str, Any],
+) -> Completed:
+    """Create, start, collect, book; the instance is gone afterwards unless told to stay."""
+    keep = options.get("remove") is False
+    # An instance that goes away at its exit never needs its files again: no syncing.
+    volatile = not keep and not options.get("restart")
+    options["remove"] = not keep
+    record = create(
+        context,
+        image,
+        command,
+        name=options.pop("name", None),
+        pull=options.pop("pull", None) or "missing",
+        platform=options.pop("platform", None),
+        progress=progress,
+        volatile=volatile,
+        options=options,
+    )
+    try:
+        link = start(context, record.id, attach=collect_flags(stdin=input is not None))
+        if link is None:
+            raise WrongState(f"instance {record.name} was started by somebody else")
+        completed = collect(
+            link, input=input, timeout_s=timeout_s, limit=limit, identifier=record.id
+        )
+        booked = finish(context, record.id)
+    except BaseException:
+        _give_up(context, record, keep=keep)
+        raise
+    if booked is not None and booked.oom_killed:
+        import msgspec
+
+        completed = msgspec.structs.replace(completed, oom_killed=True)
+    return completed
+
+
+def _give_up(context: Context, record: InstanceRecord, *, keep: bool) -> None:
+    """End what runs; remove it unless it was to stay."""
+    try:
+        if keep:
+            from hutch.engine.stop import kill
+
+            kill(context, record.id)
+        else:
+            remove(context, record.id, force=True, remove_volumes=True)
+    except (NotFound, WrongState):
+        pass

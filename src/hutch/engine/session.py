@@ -1,0 +1,177 @@
+"""Take part in the streams of a program: interactively, or collecting all it writes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from hutch.engine.context import Context
+from hutch.engine.finish import finish
+from hutch.engine.lookup import load
+from hutch.engine.results import Completed
+from hutch.engine.stop import connect, current
+from hutch.errors import Exhausted, OperationTimeout, WrongState
+from hutch.process.supervisor import Supervisor, attach_flags
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from hutch.process.frames import Gap, Output
+
+__all__ = ["Session", "attach_session", "collect", "collect_flags", "join_command"]
+__all__ += ["session_flags", "start_session"]
+
+_KILL_WAIT_S = 10.0
+
+
+def session_flags(
+    *, stdin: bool, stdout: bool = True, stderr: bool = True, lossless: bool = True
+) -> int:
+    """Return the flags of a link that shows the streams to somebody."""
+    return attach_flags(stdin=stdin, stdout=stdout, stderr=stderr, lossless=lossless)
+
+
+def collect_flags(*, stdin: bool) -> int:
+    """Return the flags of a link that collects everything."""
+    return attach_flags(stdin=stdin, stdout=True, stderr=True, lossless=True)
+
+
+class Session:
+    """An open connection to a program's streams; close it, or use it in a `with` block.
+
+    `output` yields pieces as they come; input may be sent from another thread. Closing
+    detaches: an instance goes on, a program started with `exec_stream` is killed unless
+    it was detached.
+    """
+
+    def __init__(
+        self, link: Supervisor, *, context: Context | None = None, identifier: str = ""
+    ) -> None:
+        self._link = link
+        self._context = context
+        self._id = identifier
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, readable when output waits."""
+        return self._link.fileno()
+
+    @property
+    def link(self) -> Supervisor:
+        """The connection to the supervisor."""
+        return self._link
+
+    def output(self, timeout: float | None = None) -> Iterator[Output | Gap]:
+        """Yield output (`stream` 1 or 2, `data`) until the program has ended."""
+        return self._link.output(timeout)
+
+    def send(self, data: bytes) -> None:
+        """Send input; waits while the program does not read."""
+        self._link.send_stdin(data)
+
+    def close_stdin(self) -> None:
+        """End the input."""
+        self._link.close_stdin()
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of the terminal."""
+        self._link.resize(rows, columns)
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the program; nothing happens when it has ended."""
+        try:
+            self._link.signal(signum)
+        except ProcessLookupError:
+            pass
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; return the exit code. What follows an exit is done here."""
+        status = self._link.wait(timeout)
+        if self._context is not None:
+            finish(self._context, self._id)
+        return status.code
+
+    def close(self) -> None:
+        """Leave the streams."""
+        self._link.close()
+
+
+def start_session(context: Context, identifier: str, *, rows: int = 0, columns: int = 0) -> Session:
+    """Start an instance and take part in its streams from the first byte."""
+    from hutch.engine.start import start
+
+    spec = load(context, identifier).spec
+    link = start(
+        context,
+        identifier,
+        attach=session_flags(stdin=spec.process.stdin),
+        rows=rows,
+        columns=columns,
+    )
+    if link is None:
+        return attach_session(context, identifier, stdin=True, stdout=True, stderr=True)
+    return Session(link, context=context, identifier=identifier)
+
+
+def attach_session(
+    context: Context, identifier: str, *, stdin: bool, stdout: bool, stderr: bool
+) -> Session:
+    """Take part in the streams of a running instance."""
+    record = current(context, identifier)
+    link = connect(context, record)
+    try:
+        link.attach(stdin=stdin and record.spec.process.stdin, stdout=stdout, stderr=stderr)
+    except ProcessLookupError as exc:
+        link.close()
+        raise WrongState(f"instance {record.name} is not running") from exc
+    return Session(link, context=context, identifier=identifier)
+
+
+def collect(
+    link: Supervisor,
+    *,
+    input: bytes | None,
+    timeout_s: float | None,
+    limit: int,
+    identifier: str,
+) -> Completed:
+    """Feed the input, gather the output, and wait for the end; closes the link.
+
+    On a timeout or when there is too much output, the program is killed first.
+    """
+    try:
+        status, out, err = link.collect(input, timeout_s, limit + 1)
+    except OperationTimeout:
+        _kill(link)
+        raise OperationTimeout(f"the program did not end within {timeout_s:g} s") from None
+    except BaseException:
+        _kill(link)
+        raise
+    finally:
+        link.close()
+    if max(len(out), len(err)) > limit:
+        raise Exhausted(
+            f"the program wrote more than {limit} bytes",
+            hint="raise limit=, or read the output as a stream",
+        )
+    return Completed(exit_code=status.code, stdout=out, stderr=err, id=identifier)
+
+
+def _kill(link: Supervisor) -> None:
+    """End a program whose output nobody wants any more, before letting go of it."""
+    try:
+        link.shutdown()
+        link.wait(_KILL_WAIT_S)
+    except Exception:  # noqa: S110 - the first failure is the one to tell
+        pass
+
+
+def join_command(command: Sequence[str] | str) -> str:
+    """Return a command as one line for messages."""
+    return command if isinstance(command, str) else shlex.join(command)

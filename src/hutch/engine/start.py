@@ -1,0 +1,301 @@
+"""Start an instance: network, files, launch, and the record of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hutch.drivers.base import Launch, LaunchMount
+from hutch.engine.context import Context
+from hutch.engine.finish import refresh_locked
+from hutch.engine.locking import instance_lock
+from hutch.engine.lookup import find_id, load, load_in
+from hutch.engine.records import INSTANCES, InstanceRecord, ResolvedMount
+from hutch.errors import HutchError, InvalidArgument, WrongState
+from hutch.lifecycle import State, move
+from hutch.plan.ops import Plan
+from hutch.process.supervisor import Supervisor
+from hutch.spec.model import NetworkAttachment
+
+if TYPE_CHECKING:
+    from hutch.network import Endpoint
+
+__all__ = ["plan", "start"]
+
+_STARTABLE = (State.CREATED, State.EXITED, State.RESTARTING)
+
+
+def start(
+    context: Context,
+    identifier: str,
+    *,
+    attach: int = 0,
+    rows: int = 0,
+    columns: int = 0,
+    restarting: bool = False,
+) -> Supervisor | None:
+    """Start an instance that is not running; return the link to its supervisor.
+
+    None when it runs already. A caller that keeps the link until the exit finishes the
+    instance itself; once it is closed, the supervisor sees to that. `attach` are the flags
+    with which the link takes part in the streams from the first byte.
+    """
+    with instance_lock(context, identifier):
+        record = refresh_locked(context, load(context, identifier))
+        if record.state in (State.RUNNING, State.STARTING):
+            return None
+        if record.state == State.PAUSED:
+            raise WrongState(f"instance {record.name} is paused", hint="unpause it instead")
+        if record.state not in _STARTABLE:
+            raise WrongState(f"instance {record.name} is {record.state}: cannot be started")
+        return _start_locked(
+            context,
+            record,
+            attach=attach,
+            rows=rows,
+            columns=columns,
+            restarting=restarting,
+        )
+
+
+def _start_locked(
+    context: Context,
+    record: InstanceRecord,
+    *,
+    attach: int,
+    rows: int,
+    columns: int,
+    restarting: bool,
+) -> Supervisor:
+    move(record.state, State.STARTING, name=record.name)
+    driver = context.driver(record.spec.isolation)
+    with ExitStack() as undo:
+        endpoints = _prepare_network(context, record, undo)
+        _write(context, record, state=State.STARTING, boot_id=context.boot_id)
+        undo.callback(_write, context, record, state=record.state)
+        try:
+            with ExitStack() as held:
+                launch = _launch(context, record, endpoints, held)
+                launch = msgspec.structs.replace(launch, attach=attach, rows=rows, columns=columns)
+                started = driver.start(launch)
+        except HutchError as exc:
+            undo.close()
+            _record_failure(context, record, exc)
+            raise
+        undo.pop_all()
+    _write(
+        context,
+        record,
+        event="start",
+        state=State.RUNNING,
+        pid=started.pid,
+        start_time=started.start_time,
+        started_ns=time.time_ns(),
+        finished_ns=0,
+        exit_code=0,
+        error="",
+        oom_killed=False,
+        stopped_by_user=False,
+        boot_id=context.boot_id,
+        generation=record.generation + 1,
+        restart_count=record.restart_count if restarting else 0,
+        endpoints=tuple(endpoint.network for endpoint in endpoints),
+    )
+    return started.supervisor
+
+
+def _write(
+    context: Context, record: InstanceRecord, *, event: str = "", **changes: object
+) -> InstanceRecord:
+    """Change fields of the stored record, with an event in the same transaction."""
+    with context.store.write() as tx:
+        present = load_in(tx, record.id)
+        updated = msgspec.structs.replace(present, **changes)
+        tx.put(INSTANCES, record.id, updated)
+        if event:
+            tx.event("container", event, record.id, name=present.name, image=present.image_name)
+    return updated
+
+
+def _record_failure(context: Context, record: InstanceRecord, exc: HutchError) -> None:
+    code = getattr(exc, "exit_code", 128 if record.state == State.EXITED else 125)
+    _write(context, record, exit_code=code, error=exc.message)
+
+
+def plan(context: Context, identifier: str) -> Plan:
+    """Return the plan a start would execute, with placeholders where only a start decides."""
+    record = load(context, identifier)
+    with ExitStack() as held:
+        launch = _launch(context, record, [], held)
+        return context.driver(record.spec.isolation).plan(launch)
+
+
+def _prepare_network(context: Context, record: InstanceRecord, undo: ExitStack) -> list[Endpoint]:
+    """Reserve addresses and ports; nothing for modes that have no devices of their own."""
+    spec = record.spec
+    if not uses_networks(record):
+        if spec.ports and spec.network_mode != "host":
+            raise InvalidArgument(
+                f"cannot be published with network {spec.network_mode!r}", field="publish"
+            )
+        return []
+    endpoints = context.networks.prepare(
+        record.id,
+        attachments(record),
+        name=record.name,
+        hostname=spec.hostname,
+        ports=spec.ports,
+    )
+    undo.callback(context.networks.detach, record.id)
+    return list(endpoints)
+
+
+def attachments(record: InstanceRecord) -> tuple[NetworkAttachment, ...]:
+    """Return the networks an instance is in, the default bridge included."""
+    if record.spec.networks or not uses_networks(record):
+        return record.spec.networks
+    return (NetworkAttachment(name=record.spec.network_mode),)
+
+
+def uses_networks(record: InstanceRecord) -> bool:
+    """Tell whether the instance has network devices of its own."""
+    mode = record.spec.network_mode
+    return mode not in ("none", "host") and not mode.startswith("container:")
+
+
+def _launch(
+    context: Context, record: InstanceRecord, endpoints: list[Endpoint], held: ExitStack
+) -> Launch:
+    spec = record.spec
+    directory = context.directory(record.id)
+    assets = context.snapshots.load(record.id, record.chain_ids)
+    mounts = _files(context, record, endpoints)
+    mounts += [_mount(context, mount, held) for mount in record.mounts]
+    join = _joined(context, record)
+    shm = _shared_memory(context, record)
+    if shm is not None:
+        mounts.append(shm)
+    attach = None
+    netlink: tuple[bytes, ...] = ()
+    if endpoints:
+        from hutch.network import container_messages
+
+        networks = context.networks
+        netlink = tuple(
+            message for endpoint in endpoints for message in container_messages(endpoint)
+        )
+
+        def attach(pid: int) -> None:
+            for endpoint in endpoints:
+                networks.attach(endpoint, pid)
+
+    return Launch(
+        id=record.id,
+        name=record.name,
+        spec=spec,
+        directory=str(directory),
+        lower=assets.lower,
+        upper=assets.upper,
+        work=assets.work,
+        volatile=record.volatile,
+        mounts=tuple(mounts),
+        join=join,
+        netlink=netlink,
+        attach_network=attach,
+        exit_command=context.exit_command(record.id),
+        exit_command_always=spec.restart.name != "no",
+    )
+
+
+def _joined(context: Context, record: InstanceRecord) -> dict[str, int]:
+    """Return the pids whose namespaces are joined, by kind."""
+    joined: dict[str, int] = {}
+    for kind, mode in (
+        ("net", record.spec.network_mode),
+        ("pid", record.spec.pid_mode),
+        ("ipc", record.spec.ipc_mode),
+    ):
+        if mode.startswith("container:"):
+            other = load(context, find_id(context, mode.removeprefix("container:")))
+            if other.state not in (State.RUNNING, State.PAUSED):
+                raise WrongState(
+                    f"{kind}: instance {other.name} is not running", hint="start it first"
+                )
+            joined[kind] = other.pid
+            if kind == "net" and record.spec.uts_mode != "host":
+                joined["uts"] = other.pid
+    return joined
+
+
+def _shared_memory(context: Context, record: InstanceRecord) -> LaunchMount | None:
+    """Return the other instance's /dev/shm when its IPC namespace is joined."""
+    mode = record.spec.ipc_mode
+    if mode == "host":
+        return LaunchMount(source="/dev/shm", target="/dev/shm")
+    if mode.startswith("container:"):
+        other = load(context, find_id(context, mode.removeprefix("container:")))
+        return LaunchMount(source=f"/proc/{other.pid}/root/dev/shm", target="/dev/shm")
+    return None
+
+
+def _files(
+    context: Context, record: InstanceRecord, endpoints: list[Endpoint]
+) -> list[LaunchMount]:
+    """Write hosts, hostname and resolv.conf and return them as mounts, as Docker does."""
+    spec = record.spec
+    directory = context.directory(record.id)
+    taken = {mount.target for mount in record.mounts}
+    if spec.network_mode.startswith("container:"):
+        other = find_id(context, spec.network_mode.removeprefix("container:"))
+        directory = context.directory(other)
+        names = ["hosts", "hostname", "resolv.conf"]
+    else:
+        contents = instance_files(
+            record.id,
+            hostname=spec.hostname,
+            domainname=spec.domainname,
+            mode=spec.network_mode,
+            endpoints=endpoints,
+            extra_hosts=spec.extra_hosts,
+            dns=spec.dns,
+            dns_search=spec.dns_search,
+            dns_options=spec.dns_options,
+        )
+        for name, content in contents.items():
+            _write_file(directory / name, content)
+        names = list(contents)
+    return [
+        LaunchMount(source=str(directory / name), target=f"/etc/{name}")
+        for name in names
+        if f"/etc/{name}" not in taken and (directory / name).exists()
+    ]
+
+
+def _write_file(path: os.PathLike[str], content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+
+
+def _mount(context: Context, mount: ResolvedMount, held: ExitStack) -> LaunchMount:
+    fd = -1
+    if mount.subpath:
+        fd = context.volumes.open_subpath(mount.name, mount.subpath)
+        held.callback(os.close, fd)
+    elif not os.path.exists(mount.source):
+        raise InvalidArgument(f"{mount.source}: no such file or directory", field="mounts")
+    return LaunchMount(
+        source=mount.source,
+        target=mount.target,
+        read_only=mount.read_only,
+        recursive=mount.recursive,
+        propagation=mount.propagation or "rprivate",
+        owned=mount.type == "volume",
+        fd=fd,
+    )

@@ -1,0 +1,232 @@
+"""Stop, kill, pause, restart and remove instances."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from hutch.engine.context import Context
+from hutch.engine.finish import finish, refresh, refresh_locked, remove_locked
+from hutch.engine.locking import instance_lock
+from hutch.engine.lookup import load, load_in
+from hutch.engine.records import INSTANCES, InstanceRecord
+from hutch.engine.start import start
+from hutch.errors import NotFound, OperationTimeout, OutcomeUnknown, WrongState
+from hutch.lifecycle import State
+from hutch.process.supervisor import Supervisor
+from hutch.spec.signals import parse_signal
+
+__all__ = ["kill", "pause", "remove", "restart", "stop", "unpause", "wait"]
+
+_KILL_TIMEOUT_S = 30.0
+_LIVE = (State.RUNNING, State.PAUSED)
+
+
+def connect(context: Context, record: InstanceRecord) -> Supervisor:
+    """Return a new link to the supervisor of a running instance; the caller closes it."""
+    if record.state not in _LIVE:
+        raise WrongState(f"instance {record.name} is not running", hint="start it first")
+    try:
+        return Supervisor.connect(f"{context.directory(record.id)}/run")
+    except (FileNotFoundError, ConnectionError) as exc:
+        raise WrongState(f"instance {record.name} is not running") from exc
+
+
+def current(context: Context, identifier: str) -> InstanceRecord:
+    """Return the record with the truth about whether it runs."""
+    return refresh(context, load(context, identifier))
+
+
+def stop(
+    context: Context,
+    identifier: str,
+    *,
+    timeout_s: float | None = None,
+    signal: str | int | None = None,
+) -> None:
+    """Ask the program to end, and kill it after `timeout_s` (the instance's own if None).
+
+    Stopping what does not run is no error, as in Docker. A negative time waits for ever.
+    """
+    record = current(context, identifier)
+    _mark_stopped(context, record)
+    if record.state not in _LIVE:
+        return
+    signum = parse_signal(signal if signal is not None else record.spec.stop_signal)
+    grace = record.spec.stop_timeout_s if timeout_s is None else timeout_s
+    with instance_lock(context, identifier):
+        record = refresh_locked(context, load(context, identifier))
+        if record.state == State.PAUSED:
+            _thaw(context, record)
+    _end(context, record, signum, grace)
+
+
+def _thaw(context: Context, record: InstanceRecord) -> None:
+    context.driver(record.spec.isolation).unpause(record.id)
+    _set_state(context, record, State.RUNNING, "unpause")
+
+
+def _set_state(context: Context, record: InstanceRecord, state: State, event: str) -> None:
+    with context.store.write() as tx:
+        present = load_in(tx, record.id)
+        tx.put(INSTANCES, record.id, msgspec.structs.replace(present, state=state))
+        tx.event("container", event, record.id, name=record.name, image=record.image_name)
+
+
+def _mark_stopped(context: Context, record: InstanceRecord) -> None:
+    """Note that somebody stopped it, so that no restart policy starts it again."""
+    with context.store.write(durable=not record.volatile) as tx:
+        present = load_in(tx, record.id)
+        state = State.EXITED if present.state == State.RESTARTING else present.state
+        tx.put(
+            INSTANCES,
+            record.id,
+            msgspec.structs.replace(present, stopped_by_user=True, state=state),
+        )
+
+
+def _end(context: Context, record: InstanceRecord, signum: int, grace: float) -> None:
+    """Signal, wait, kill, wait, book."""
+    try:
+        link = connect(context, record)
+    except WrongState:
+        finish(context, record.id)
+        return
+    try:
+        ended = _signal_and_wait(link, signum, grace) or _signal_and_wait(link, 9, _KILL_TIMEOUT_S)
+    finally:
+        finish(context, record.id)
+        link.close()
+    if not ended:
+        raise OutcomeUnknown(
+            f"instance {record.name} did not end {_KILL_TIMEOUT_S:.0f} s after SIGKILL",
+            hint="a process may hang in the kernel; see `hutch top`",
+        )
+    _event(context, record, "stop")
+
+
+def _signal_and_wait(link: Supervisor, signum: int, grace: float) -> bool:
+    """Signal the program; tell whether it ended in time. A lost supervisor is an end."""
+    try:
+        link.signal(signum)
+        link.wait(timeout_s=None if grace < 0 else grace)
+    except OperationTimeout:
+        return False
+    except (ProcessLookupError, OutcomeUnknown):
+        pass
+    return True
+
+
+def _event(context: Context, record: InstanceRecord, action: str, **attributes: str) -> None:
+    with context.store.write() as tx:
+        tx.event(
+            "container",
+            action,
+            record.id,
+            name=record.name,
+            image=record.image_name,
+            **attributes,
+        )
+
+
+def kill(context: Context, identifier: str, signal: str | int = "SIGKILL") -> None:
+    """Send a signal to the program; with SIGKILL, wait for the end and book it."""
+    signum = parse_signal(signal)
+    record = current(context, identifier)
+    if record.state not in _LIVE:
+        raise WrongState(f"instance {record.name} is not running")
+    if signum == 9:
+        with instance_lock(context, identifier):
+            record = refresh_locked(context, load(context, identifier))
+            if record.state == State.PAUSED:
+                _thaw(context, record)
+        _mark_stopped(context, record)
+        _event(context, record, "kill", signal="9")
+        _end(context, record, 9, _KILL_TIMEOUT_S)
+        return
+    link = connect(context, record)
+    try:
+        link.signal(signum)
+    except ProcessLookupError as exc:
+        raise WrongState(f"instance {record.name} is not running") from exc
+    finally:
+        link.close()
+    _event(context, record, "kill", signal=str(signum))
+
+
+def pause(context: Context, identifier: str) -> None:
+    """Freeze a running instance."""
+    with instance_lock(context, identifier):
+        record = refresh_locked(context, load(context, identifier))
+        if record.state != State.RUNNING:
+            raise WrongState(f"instance {record.name} is {record.state}: cannot be paused")
+        context.driver(record.spec.isolation).pause(record.id)
+        _set_state(context, record, State.PAUSED, "pause")
+
+
+def unpause(context: Context, identifier: str) -> None:
+    """Let a paused instance go on."""
+    with instance_lock(context, identifier):
+        record = refresh_locked(context, load(context, identifier))
+        if record.state != State.PAUSED:
+            raise WrongState(f"instance {record.name} is not paused")
+        _thaw(context, record)
+
+
+def restart(context: Context, identifier: str, *, timeout_s: float | None = None) -> None:
+    """Stop it if it runs, then start it again."""
+    stop(context, identifier, timeout_s=timeout_s)
+    link = start(context, identifier)
+    if link is not None:
+        link.close()
+    _event(context, load(context, identifier), "restart")
+
+
+def wait(context: Context, identifier: str, timeout_s: float | None = None) -> int:
+    """Wait until it does not run and return its exit code; raise `OperationTimeout`."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    record = current(context, identifier)
+    while record.state in _LIVE or record.state == State.STARTING:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            link = connect(context, record)
+        except WrongState:
+            record = current(context, identifier)
+            if record.state in _LIVE:
+                time.sleep(0.002)
+            continue
+        try:
+            status = link.wait(timeout_s=left)
+        except OutcomeUnknown:
+            record = current(context, identifier)
+            continue
+        finally:
+            link.close()
+        return status.code
+    return record.exit_code
+
+
+def remove(
+    context: Context, identifier: str, *, force: bool = False, remove_volumes: bool = False
+) -> None:
+    """Remove an instance; a running one only with `force`, which kills it first."""
+    record = current(context, identifier)
+    if record.state in (*_LIVE, State.STARTING):
+        if not force:
+            raise WrongState(
+                f"instance {record.name} is {record.state}", hint="stop it first, or use force"
+            )
+        try:
+            kill(context, identifier)
+        except (WrongState, NotFound):
+            pass
+    try:
+        with instance_lock(context, identifier):
+            record = refresh_locked(context, load(context, identifier))
+            if record.state in _LIVE:
+                raise WrongState(f"instance {record.name} was started again meanwhile")
+            remove_locked(context, record, remove_volumes=remove_volumes)
+    except NotFound:
+        if not force and not record.spec.auto_remove:
+            raise

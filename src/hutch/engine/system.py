@@ -1,0 +1,144 @@
+"""The root as a whole: disk use, pruning, garbage collection, a short description."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from hutch.engine.context import Context
+from hutch.engine.finish import refresh
+from hutch.engine.lookup import all_records
+from hutch.engine.results import DiskUsage, PruneReport, SystemInfo, UsageRow
+from hutch.engine.stop import remove
+from hutch.errors import Busy, HutchError, NotFound, Unavailable, WrongState
+from hutch.lifecycle import State
+
+__all__ = ["collect_garbage", "df", "info", "prune", "prune_instances"]
+
+_LIVE = (State.STARTING, State.RUNNING, State.PAUSED, State.RESTARTING)
+
+
+def df(context: Context) -> DiskUsage:
+    """Measure images, instances and volumes."""
+    records = all_records(context)
+    running = [record.id for record in records if record.state in _LIVE]
+    usage = context.collector.usage(context.snapshots, context.volumes, running=running)
+    used = {record.image_id for record in records}
+    images = context.images.all()
+    in_use = {chain for image in images if image.id in used for chain in image.chain_ids}
+    idle = sum(layer.size for layer in context.layers.list() if layer.chain_id not in in_use)
+    rows = [
+        UsageRow(
+            kind="images",
+            total=len(images),
+            active=sum(image.id in used for image in images),
+            size=usage.layers.bytes + usage.blobs.bytes,
+            reclaimable=idle,
+        ),
+        UsageRow(
+            kind="instances",
+            total=len(records),
+            active=len(running),
+            size=usage.instances.bytes,
+            reclaimable=usage.instances.reclaimable,
+        ),
+        UsageRow(
+            kind="volumes",
+            total=usage.volumes.total,
+            active=usage.volumes.active,
+            size=usage.volumes.bytes,
+            reclaimable=usage.volumes.reclaimable,
+        ),
+    ]
+    return DiskUsage(rows=tuple(rows))
+
+
+def collect_garbage(context: Context) -> int:
+    """Free blobs and layers that nothing names and what dead processes left; bytes freed."""
+    known = [record.id for record in all_records(context)]
+    context.collector.reconcile(context.snapshots, known)
+    context.volumes.reconcile(known)
+    try:
+        return context.collector.collect().bytes
+    except Unavailable:
+        return 0
+
+
+def prune_instances(
+    context: Context, filters: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """Remove the instances that do not run; return their identifiers."""
+    from hutch.engine.listing import list_instances
+
+    removed = []
+    for info in list_instances(context, all_states=True, filters=filters):
+        if info.state in _LIVE:
+            continue
+        try:
+            remove(context, info.id)
+        except (Busy, NotFound, WrongState):
+            continue
+        removed.append(info.id)
+    return removed
+
+
+def prune(
+    context: Context,
+    *,
+    all_images: bool,
+    volumes: bool,
+    filters: Mapping[str, Sequence[str]] | None = None,
+) -> PruneReport:
+    """Remove what is not in use; see `Engine.prune`."""
+    from hutch.engine.images import Images
+    from hutch.engine.networks import Networks
+    from hutch.engine.volumes import Volumes
+
+    before = _free(context)
+    instances = prune_instances(context, filters)
+    networks = Networks(context).prune()
+    removed_volumes = Volumes(context).prune()[0] if volumes else []
+    images = Images(context).prune(all_images=all_images)
+    context.trash.empty()
+    return PruneReport(
+        instances=tuple(instances),
+        images=tuple(images.deleted),
+        volumes=tuple(removed_volumes),
+        networks=tuple(networks),
+        reclaimed=max(images.reclaimed, _free(context) - before, 0),
+    )
+
+
+def _free(context: Context) -> int:
+    status = os.statvfs(context.root)
+    return status.f_bavail * status.f_frsize
+
+
+def info(context: Context) -> SystemInfo:
+    """Describe the engine and its host in short."""
+    from hutch import __version__
+    from hutch.linux.cgroup import detect
+
+    records = []
+    for record in all_records(context):
+        try:
+            records.append(refresh(context, record))
+        except HutchError:
+            records.append(record)
+    states = [record.state for record in records]
+    host = os.uname()
+    return SystemInfo(
+        version=__version__,
+        root=str(context.root),
+        rootless=context.rootless,
+        kernel=host.release,
+        architecture=host.machine,
+        cpus=os.cpu_count() or 1,
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        cgroup=detect().version,
+        instances=len(records),
+        running=sum(state == State.RUNNING for state in states),
+        paused=sum(state == State.PAUSED for state in states),
+        stopped=sum(state in (State.CREATED, State.EXITED, State.DEAD) for state in states),
+        images=len(context.images.all()),
+    )
