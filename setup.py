@@ -1,8 +1,7 @@
-"""Build the native launcher into the package: for wheels, editable and plain installs."""
+"""Build the native programs into the package: for wheels, editable and plain installs."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,31 +15,24 @@ except ImportError:  # before setuptools 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 HERE = Path(__file__).parent
-BINARY = Path("hutch/_native/hutch-launcher")
 
 
-def build_launcher(package_root: Path) -> None:
-    """Compile native/ and put the binary beneath `package_root`."""
-    subprocess.run(["make", "-C", str(HERE / "native"), "all"], check=True)
-    target = package_root / BINARY
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # By rename: the binary may be running.
-    temporary = target.with_suffix(".tmp")
-    shutil.copy2(HERE / "native" / "build" / "hutch-launcher", temporary)
-    temporary.chmod(0o755)
-    temporary.replace(target)
+def build_native(package_root: Path) -> None:
+    """Compile native/ and put the binaries beneath `package_root`."""
+    target = (package_root / "hutch" / "_native").resolve()
+    subprocess.run(["make", "-C", str(HERE / "native"), "install", f"DEST={target}"], check=True)
 
 
 class BuildPy(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            build_launcher(Path(self.build_lib))
+            build_native(Path(self.build_lib))
 
 
 class EditableWheel(editable_wheel):
     def run(self) -> None:
-        build_launcher(HERE / "src")
+        build_native(HERE / "src")
         super().run()
 
 

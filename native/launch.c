@@ -42,6 +42,17 @@ void die_with_parent(struct launch *l)
 		_exit(125);
 }
 
+/* Become the root that the id maps made. */
+static int enter_user_namespace(struct launch *l)
+{
+	l->what = "id maps";
+	syscall(SYS_setgroups, (size_t)0, NULL);
+	if (syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0)
+		return -1;
+	die_with_parent(l);
+	return 0;
+}
+
 static int run_section(struct launch *l, struct reader section, uint32_t count)
 {
 	struct op op;
@@ -49,6 +60,11 @@ static int run_section(struct launch *l, struct reader section, uint32_t count)
 	for (l->index = 0; l->index < count && next_op(&section, &op); l->index++) {
 		if (op.code == OP_ID_MAP)
 			continue; /* done between clone and the child's first operation */
+		if (l->outside && op.code != OP_CGROUP_JOIN) {
+			l->outside = false;
+			if (enter_user_namespace(l) < 0)
+				return -1;
+		}
 		if (run_op(l, op.code, &op.body) < 0)
 			return -1;
 		if (l->report >= 0 && (int32_t)l->index == l->plan->caps_at &&
@@ -77,19 +93,12 @@ static void default_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-/* Wait for the id maps, then become the root they made. */
-static int enter_user_namespace(struct launch *l)
+static void wait_for_id_maps(struct launch *l)
 {
 	char go;
 
-	l->what = "id maps";
 	if (read(l->report, &go, 1) != 1)
 		_exit(125);
-	syscall(SYS_setgroups, (size_t)0, NULL);
-	if (syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0)
-		return -1;
-	die_with_parent(l);
-	return 0;
 }
 
 static _Noreturn void child_main(struct launch *l, const int stdio[3])
@@ -102,8 +111,10 @@ static _Noreturn void child_main(struct launch *l, const int stdio[3])
 	for (int fd = 0; fd < 3; fd++)
 		if (dup2(stdio[fd], fd) < 0)
 			child_failed(l, errno);
-	if (l->plan->has_id_map && enter_user_namespace(l) < 0)
-		child_failed(l, errno);
+	if (l->plan->has_id_map)
+		wait_for_id_maps(l);
+	/* The files of a cgroup belong to the root outside: join before becoming the other. */
+	l->outside = l->plan->has_id_map;
 	run_section(l, l->plan->child, l->plan->child_count);
 	child_failed(l, errno);
 }

@@ -33,7 +33,7 @@ struct launch {
 	int root;   /* O_PATH descriptor of the new root, -1 until there is one */
 	int report; /* the child's end, -1 in the supervisor */
 	int mask_dir; /* an empty read-only tmpfs already attached somewhere, or -1 */
-	bool no_caps; /* no capability sets pending */
+	bool outside; /* the id maps are written, but this process is not yet their root */
 	bool umask_set, no_close;
 	struct capability_sets caps;
 	uint32_t index;

@@ -83,14 +83,13 @@ int finish_capabilities(struct launch *l)
 	return 0;
 }
 
-/* Let the user open /dev/stdin and the like: what stdio is belongs to the instance. */
-static void own_stdio(uid_t uid)
+/* The terminal belongs to its user, as after a login. */
+static void own_terminal(uid_t uid)
 {
 	struct stat st;
 
 	for (int fd = 0; fd < 3; fd++)
-		if (fstat(fd, &st) == 0 && st.st_uid != uid &&
-		    (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) || isatty(fd)))
+		if (isatty(fd) && fstat(fd, &st) == 0 && st.st_uid != uid)
 			(void)!fchown(fd, uid, (gid_t)-1);
 }
 
@@ -106,7 +105,7 @@ int op_user(struct launch *l, struct reader *r)
 	for (uint32_t i = 0; i < count; i++)
 		groups[i] = read_u32(r);
 	skip = read_u32(r);
-	own_stdio(uid);
+	own_terminal(uid);
 	if (l->plan->caps_at >= 0 && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
 		return -1;
 	if (!skip && syscall(SYS_setgroups, (size_t)count, groups) < 0)

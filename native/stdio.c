@@ -1,5 +1,6 @@
 /* The process's stdin, stdout and stderr: pipes or a terminal, pumped without blocking. */
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 
 #include "supervisor.h"
 #include "text.h"
@@ -14,6 +15,10 @@ static int pipe_for(int *ours, int *theirs, bool we_read)
 		return -1;
 	*ours = ends[we_read ? 0 : 1];
 	*theirs = ends[we_read ? 1 : 0];
+	/* The user of the process, whoever it is, may open /dev/stdout anew. Nobody else
+	 * reaches a pipe that has no name. */
+	if (fchmod(*theirs, 0666) < 0)
+		return -1;
 	return fcntl(*ours, F_SETFL, O_NONBLOCK);
 }
 

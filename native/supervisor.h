@@ -41,21 +41,25 @@ struct client {
 
 enum state { LAUNCHING, RUNNING, DRAINING, DONE };
 
+enum { HEALTH_KEPT = 5, HEALTH_OUTPUT = 4096 };
+
+struct probe {
+	uint64_t begun_ns, ended_ns;
+	int32_t code; /* -1: it took too long */
+	struct buffer output;
+};
+
 struct health {
-	struct health_plan plan;
-	int fd;               /* connection to the probe's supervisor, or -1 */
-	pid_t launcher;       /* to be reaped, or 0 */
-	uint64_t next_ns, deadline_ns, begun_ns, started_ns;
-	uint32_t failures;
-	int status;           /* index into the names in health.c */
-	bool launched, timed_out;
+	int fd;         /* connection to the running probe's supervisor, or -1 */
+	pid_t launcher; /* to be reaped, or 0 */
+	uint64_t started_ns, next_ns, deadline_ns;
+	uint32_t failures, kept;
+	uint8_t status;
 	uint8_t head[FRAME_HEAD];
 	uint32_t head_len, left, body_len;
-	uint8_t body[32];
-	int probe_code;
-	struct buffer output;
-	struct buffer results; /* the last five, as JSON, separated by newlines */
-	uint32_t result_count;
+	uint8_t body[8];
+	struct probe probes[HEALTH_KEPT]; /* the oldest first */
+	struct probe current;
 };
 
 struct supervisor {

@@ -43,21 +43,42 @@ void text_add_num(struct text *t, int64_t n)
 	text_add_bytes(t, digits + at, sizeof(digits) - at);
 }
 
+/* How many bytes the UTF-8 sequence at `s` has; 0 for what is none. */
+static size_t utf8_length(const unsigned char *s, size_t n)
+{
+	size_t len = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3
+		   : s[0] < 0xf5 ? 4 : 0;
+
+	if (!len || len > n)
+		return 0;
+	for (size_t i = 1; i < len; i++)
+		if ((s[i] & 0xc0) != 0x80)
+			return 0;
+	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
+	    (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
+		return 0; /* overlong, surrogate, past the last */
+	return len;
+}
+
 void text_add_json(struct text *t, const char *s, size_t n)
 {
 	static const char hex[] = "0123456789abcdef";
 
 	text_add(t, "\"");
-	for (size_t i = 0; i < n && t->len + 8 < t->cap; i++) {
+	for (size_t i = 0, len; i < n && t->len + 8 < t->cap; i += len) {
 		unsigned char c = (unsigned char)s[i];
-		if (c == '"' || c == '\\') {
+		len = utf8_length((const unsigned char *)s + i, n - i);
+		if (!len) {
+			text_add(t, "\\ufffd");
+			len = 1;
+		} else if (c == '"' || c == '\\') {
 			char two[2] = { '\\', (char)c };
 			text_add_bytes(t, two, 2);
-		} else if (c < 0x20 || c >= 0x7f) {
+		} else if (c < 0x20) {
 			char six[6] = { '\\', 'u', '0', '0', hex[c >> 4], hex[c & 15] };
 			text_add_bytes(t, six, 6);
 		} else {
-			text_add_bytes(t, (const char *)&s[i], 1);
+			text_add_bytes(t, s + i, len);
 		}
 	}
 	text_add(t, "\"");
