@@ -15,7 +15,7 @@ from hutch.errors import InvalidArgument, NotFound
 from hutch.ids import new_id, short_id
 from hutch.linux import netlink
 from hutch.network import ipam
-from hutch.network.addresses import format_mac, parse_address, parse_mac
+from hutch.network.addresses import format_address, format_mac, parse_address, parse_mac
 from hutch.network.model import (
     ENDPOINTS,
     PORTS,
@@ -68,6 +68,7 @@ def create_endpoint(
     number: int,
     default_route: bool,
     ports: Sequence[PortMapping] = (),
+    dns: Sequence[str] = (),
 ) -> Endpoint:
     """Take an address (and ports) and store the endpoint; the transaction is the caller's.
 
@@ -90,6 +91,7 @@ def create_endpoint(
         addresses=addresses,
         aliases=attachment.aliases,
         names=_names(name, attachment.aliases, instance_id, hostname),
+        upstreams=_upstreams(dns),
         default_route=default_route,
         internal=network.internal,
         dns=network.dns,
@@ -104,6 +106,11 @@ def create_endpoint(
         endpoint = msgspec.structs.replace(endpoint, ports=reserve_ports(tx, endpoint, ports))
     tx.put(ENDPOINTS, endpoint_key(instance_id, network.id), endpoint)
     return endpoint
+
+
+def _upstreams(dns: Sequence[str]) -> tuple[str, ...]:
+    parsed = (parse_address(text, field=f"dns[{number}]") for number, text in enumerate(dns))
+    return tuple(format_address(address) for address in parsed)
 
 
 def _names(name: str, aliases: Sequence[str], instance_id: str, hostname: str) -> tuple[str, ...]:
@@ -173,3 +180,11 @@ def promote(tx: Transaction, instance_id: str) -> Endpoint | None:
             tx.put(ENDPOINTS, endpoint_key(instance_id, endpoint.network_id), successor)
             return successor
     return None
+
+
+def rename(tx: Transaction, endpoint: Endpoint, old: str, new: str) -> None:
+    """Replace one of an endpoint's names."""
+    kept = [name for name in endpoint.names if name != old.lower()]
+    names = tuple(dict.fromkeys((new.lower(), *kept)))
+    key = endpoint_key(endpoint.instance_id, endpoint.network_id)
+    tx.put(ENDPOINTS, key, msgspec.structs.replace(endpoint, names=names))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from hutch.errors import Busy
 from hutch.linux import netlink
+from hutch.linux.locks import lock_file
 from hutch.linux.netlink import LinkInfo, RouteSocket
 from hutch.network import bridge, firewall
 from hutch.network.addresses import parse_mac
+from hutch.network.dns import NameServers
 from hutch.network.model import (
     HOST,
     NETWORKS,
@@ -40,22 +41,13 @@ class HostSide:
     def __init__(self, root: Path, records: Records) -> None:
         self._directory = root / "networks"
         self._records = records
+        self._names = NameServers(self._directory, records)
         self.table = firewall.table_name(root)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[int]:
         """Keep other threads and processes from changing the host's side of this root."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        try:
-            fd = os.open(self._directory / "lock", flags, 0o600)
-        except FileNotFoundError:
-            self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-            fd = os.open(self._directory / "lock", flags, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        return lock_file(self._directory / "lock")
 
     # ---- attach and detach ------------------------------------------------------------
 
@@ -67,6 +59,14 @@ class HostSide:
                 link = self.ensure_bridge(route, endpoint.network)
             self._add_pair(route, endpoint, link, pid)
         self.open_ports(endpoint)
+        if endpoint.dns:
+            self.refresh_names([endpoint.network_id], start=True)
+
+    def refresh_names(self, network_ids: Collection[str], *, start: bool = False) -> None:
+        """Tell the name servers who the members of these networks are now."""
+        if network_ids:
+            with self.lock():
+                self._names.refresh(network_ids, start=start)
 
     def _add_pair(self, route: RouteSocket, endpoint: Endpoint, link: LinkInfo, pid: int) -> None:
         for attempt in range(_ATTEMPTS):
@@ -129,6 +129,8 @@ class HostSide:
             if network is None:
                 raise Busy(f"network {name} was removed meanwhile")
             self.replace_table()
+            # A server that outlived its bridge is bound to the device that was.
+            self._names.stop(network.id)
             return bridge.create_bridge(route, network, self._remember)
 
     def _remember(self, key: str, before: str) -> None:
@@ -149,6 +151,7 @@ class HostSide:
         with self._records.read() as tx:
             networks = [n for _, n in tx.items(NETWORKS, NetworkRecord) if n.bridge]
         names = set(wanted)
+        self._stop_orphans({network.id for network in networks})
         with RouteSocket() as route:
             links = {link.name: link for link in route.links()}
             present = [n for n in networks if n.bridge in links]
@@ -164,6 +167,12 @@ class HostSide:
                 if link.master in ours and stale:
                     route.request(netlink.delete_link(link.index), ignore=(errno.ENODEV,))
 
+    def _stop_orphans(self, network_ids: set[str]) -> None:
+        with self.lock():
+            for network_id in self._names.known():
+                if network_id not in network_ids:
+                    self._names.stop(network_id)
+
     def remove_link(self, name: str) -> None:
         """Remove an interface of the host; one that is missing is fine."""
         with RouteSocket() as route:
@@ -174,6 +183,7 @@ class HostSide:
     def forget(self, network: NetworkRecord) -> None:
         """Remove the bridge of a network that the records no longer have."""
         with self.lock():
+            self._names.stop(network.id)
             self.remove_link(network.bridge)
             if firewall.is_intact(self.table):
                 self.replace_table()
@@ -183,6 +193,8 @@ class HostSide:
         with self._records.read() as tx:
             networks = [n for _, n in tx.items(NETWORKS, NetworkRecord) if n.bridge]
         with self.lock():
+            for network_id in self._names.known():
+                self._names.stop(network_id)
             for network in networks:
                 self.remove_link(network.bridge)
             if firewall.has_table(self.table):

@@ -75,7 +75,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One instance's place in one network: all that `attach` needs, decided beforehand.
 
     `interface` and `ifindex` are those inside the instance, `host_interface` the other
-    end. `names` resolve to the addresses for the other members of the network.
+    end. `names` resolve to the addresses for the other members of the network; `upstreams`
+    are the servers that this instance's other queries go to.
     """
 
     id: str
@@ -91,6 +92,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     aliases: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     ports: tuple[PublishedPort, ...] = ()
+    upstreams: tuple[str, ...] = ()
     default_route: bool = False
     internal: bool = False
     dns: bool = False

@@ -175,8 +175,12 @@ class Networks:
         name: str = "",
         hostname: str = "",
         ports: Sequence[PortMapping] = (),
+        dns: Sequence[str] = (),
     ) -> Endpoints:
         """Decide an instance's endpoints before its start: all of them or none.
+
+        `name`, `hostname`, the aliases and the short id resolve for the other members of
+        a user-defined network; `dns` are the servers asked for names from outside.
 
         The first network that is not internal gives the default route and the published
         ports. What an earlier start of the same instance left is given back first.
@@ -185,20 +189,32 @@ class Networks:
             self.ensure_default()
         with self._records.write() as tx:
             stale = self._release_all(tx, instance_id)
-            made = self._create_all(tx, instance_id, attachments, name, hostname, ports)
+            networks = [definitions.find(tx, attachment.name) for attachment in attachments]
+            made = self._create_all(
+                tx,
+                networks,
+                attachments,
+                ports,
+                instance_id=instance_id,
+                name=name,
+                hostname=hostname,
+                dns=dns,
+            )
         self._host.close_ports(stale)
         return made
 
     def _create_all(
         self,
         tx: Transaction,
-        instance_id: str,
+        networks: Sequence[NetworkRecord],
         attachments: Sequence[NetworkAttachment],
+        ports: Sequence[PortMapping],
+        *,
+        instance_id: str,
         name: str,
         hostname: str,
-        ports: Sequence[PortMapping],
+        dns: Sequence[str],
     ) -> Endpoints:
-        networks = [definitions.find(tx, attachment.name) for attachment in attachments]
         self._check_attachable(networks)
         outward = next((n for n in networks if not n.internal), None)
         made = []
@@ -216,6 +232,7 @@ class Networks:
                     number=number,
                     default_route=is_outward,
                     ports=ports if publishes else (),
+                    dns=dns,
                 )
             )
         return made
@@ -255,6 +272,7 @@ class Networks:
         with self._records.write() as tx:
             freed = self._release_all(tx, instance_id)
         self._host.close_ports(freed)
+        self._host.refresh_names({endpoint.network_id for endpoint in held if endpoint.dns})
 
     def endpoints(self, instance_id: str) -> Endpoints:
         """Return an instance's endpoints in the order of their interfaces."""
@@ -269,6 +287,7 @@ class Networks:
         *,
         name: str = "",
         hostname: str = "",
+        dns: Sequence[str] = (),
     ) -> Endpoint:
         """Connect a running instance (its process `pid`) to one more network."""
         network = self.get(attachment.name)
@@ -290,6 +309,7 @@ class Networks:
                 hostname=hostname,
                 number=number,
                 default_route=not network.internal and not any(e.default_route for e in held),
+                dns=dns,
             )
             tx.event("network", "connect", network.name, instance=instance_id)
         try:
@@ -300,6 +320,8 @@ class Networks:
             with self._records.write() as tx:
                 endpoints.release_endpoint(tx, endpoint)
             raise
+        if not endpoint.dns:  # its names are told to the networks it was in before
+            self._host.refresh_names({e.network_id for e in held if e.dns})
         return endpoint
 
     def disconnect(self, instance_id: str, reference: str, pid: int | None) -> Endpoint:
@@ -317,11 +339,21 @@ class Networks:
             tx.event("network", "disconnect", network.name, instance=instance_id)
         self._host.close_ports(freed)
         self._host.remove_link(endpoint.host_interface)
+        left = {e.network_id for e in self.endpoints(instance_id) if e.dns}
+        self._host.refresh_names(left | ({network.id} if network.dns else set()))
         if successor is not None and pid is not None:
             netns.configure(pid, endpoints.route_messages(successor), ignore=(errno.EEXIST,))
         return endpoint
 
     # ---- after crashes ----------------------------------------------------------------
+
+    def rename(self, instance_id: str, old: str, new: str) -> None:
+        """Let an instance's new name resolve in place of the old one."""
+        with self._records.write() as tx:
+            held = [e for e in endpoints.endpoints_of(tx, instance_id) if e.dns]
+            for endpoint in held:
+                endpoints.rename(tx, endpoint, old, new)
+        self._host.refresh_names({endpoint.network_id for endpoint in held})
 
     def reconcile(self, is_live: Callable[[str], bool]) -> Names:
         """Put records and host right; return the instances whose leftovers were dropped.
@@ -342,6 +374,9 @@ class Networks:
             {endpoint.network for endpoint in remaining},
             {endpoint.host_interface for endpoint in remaining},
         )
+        with self._records.read() as tx:
+            networks = {n.id for _, n in tx.items(NETWORKS, NetworkRecord) if n.dns}
+        self._host.refresh_names(networks, start=True)
         return sorted(dropped)
 
     def teardown(self) -> None:
