@@ -1,0 +1,1 @@
+"""The command line. Nothing is imported here: each command imports what it needs."""

@@ -1,0 +1,68 @@
+"""The one table from errors to exit codes, and how an error is shown.
+
+As Docker's command line: 125 where `run` itself failed, 126 where the program could not be
+run, 127 where it was not found, 128+n where signal n ended it, 1 for every other failure.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from hutch import errors
+
+__all__ = ["EXIT_CODES", "report"]
+
+EXIT_CODES: dict[type[errors.HutchError], int] = {
+    errors.HutchError: 1,
+    errors.InvalidArgument: 1,
+    errors.NotFound: 1,
+    errors.AlreadyExists: 1,
+    errors.WrongState: 1,
+    errors.Busy: 1,
+    errors.Exhausted: 1,
+    errors.Unavailable: 1,
+    errors.Denied: 1,
+    errors.IntegrityError: 1,
+    errors.OperationTimeout: 1,
+    errors.OutcomeUnknown: 1,
+    errors.Unsupported: 1,
+    errors.InternalError: 1,
+}
+_RUN_FAILED = 125
+
+
+def exit_code(exc: BaseException, *, run_like: bool = False) -> int:
+    """Return the exit code for an error; `run_like` for `run`, whose own failures are 125."""
+    own = getattr(exc, "exit_code", None)
+    if isinstance(own, int) and 0 < own < 256:
+        return own
+    if run_like:
+        return _RUN_FAILED
+    for kind in type(exc).__mro__:
+        if kind in EXIT_CODES:
+            return EXIT_CODES[kind]
+    return 1
+
+
+def report(exc: BaseException, *, run_like: bool = False) -> int:
+    """Write an error and its cure to stderr; return the exit code."""
+    if isinstance(exc, errors.HutchError):
+        message, hint = exc.message, exc.hint
+    elif isinstance(exc, OSError):
+        name = f"{exc.filename}: " if exc.filename else ""
+        message, hint = f"{name}{(exc.strerror or str(exc)).lower()}", None
+    else:
+        message = f"internal error: {type(exc).__name__}: {exc}"
+        hint = "this is a bug; `hutch --debug …` shows where"
+    code = exit_code(exc, run_like=run_like)
+    if isinstance(exc, errors.InternalError) and hint is None:
+        hint = "this is a bug; `hutch --debug …` shows where"
+    try:
+        print(f"hutch: {message}", file=sys.stderr)
+        if hint:
+            print(f"hint: {hint}", file=sys.stderr)
+        for note in getattr(exc, "__notes__", ()):
+            print(f"note: {note}", file=sys.stderr)
+    except OSError:
+        pass
+    return code

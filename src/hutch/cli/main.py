@@ -1,0 +1,167 @@
+"""The entry point: global options, finding the command, and turning errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from hutch.cli.options import Option, UsageError, parse
+from hutch.cli.table import ALIASES, GROUPS, HIDDEN, TABLE
+
+if TYPE_CHECKING:
+    from hutch.cli.command import Command
+
+__all__ = ["GLOBAL_OPTIONS", "find_command", "main", "run"]
+
+GLOBAL_OPTIONS: tuple[Option, ...] = (
+    ("root", "", "text", "DIRECTORY", "Where everything is kept (HUTCH_ROOT)"),
+    ("output", "o", "text", "FORMAT", "Write `table` or `json`"),
+    ("debug", "D", "flag", "", "Show tracebacks of errors"),
+    ("help", "h", "flag", "", "Show this help"),
+    ("version", "v", "flag", "", "Show the version"),
+)
+_TRAILING: tuple[Option, ...] = (
+    ("output", "o", "text", "FORMAT", "Write `table` or `json`"),
+    ("help", "", "flag", "", "Show this help"),
+)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and leave with its exit code."""
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = code or 1
+    # Nothing is left to clean up, and taking the interpreter down costs milliseconds.
+    os._exit(code)
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line; return its exit code. Errors are written to stderr."""
+    debug = "--debug" in argv or "-D" in argv[:1]
+    try:
+        return _dispatch(argv)
+    except BrokenPipeError:
+        _silence_stdout()
+        return 128 + 13
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 1
+    except Exception as exc:
+        from hutch.cli.exitcodes import report
+
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        return report(exc, run_like=_first_word(argv) == "run")
+
+
+def _first_word(argv: list[str]) -> str:
+    words = [word for word in argv if not word.startswith("-") and word != "container"]
+    return "run" if "run" in words[:2] else (words[0] if words else "")
+
+
+def _silence_stdout() -> None:
+    """Keep the interpreter from writing to the closed pipe once more."""
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _dispatch(argv: list[str]) -> int:
+    settings, rest = parse(GLOBAL_OPTIONS, argv, interspersed=False)
+    if settings.get("version") and not rest:
+        rest = ["version"]
+    if not rest or (settings.get("help") and not rest):
+        from hutch.cli.help import show_overview
+
+        show_overview(None)
+        return 0
+    if rest[0] == "help":
+        rest = [*rest[1:], "--help"]
+        if len(rest) == 1:
+            return _dispatch(["--help"])
+    words, arguments = find_command(rest)
+    if not words:
+        from hutch.cli.help import show_overview
+
+        show_overview(rest[0])
+        return 0 if len(rest) > 1 else 1
+    command = load_command(words)
+    taken = {name for option in command.options for name in option[:2]}
+    extra = tuple(
+        (o[0], "" if o[1] in taken else o[1], *o[2:]) for o in _TRAILING if o[0] not in taken
+    )
+    values, positionals = parse(
+        (*command.options, *extra), arguments, interspersed=command.interspersed
+    )
+    if values.pop("help", False) or settings.get("help"):
+        from hutch.cli.help import show_command
+
+        show_command(words, command)
+        return 0
+    return _invoke(words, command, settings, values, positionals, "output" not in taken)
+
+
+def _invoke(
+    words: str,
+    command: Command,
+    settings: dict[str, object],
+    values: dict[str, object],
+    positionals: list[str],
+    output_is_ours: bool,
+) -> int:
+    from hutch.cli.command import expect
+    from hutch.cli.session import Invocation
+
+    expect(command, words, positionals)
+    output = values.pop("output", None) if output_is_ours else None
+    output = output or settings.get("output") or "table"
+    if output not in ("table", "json"):
+        raise UsageError(f"--output: expected table or json, got {output!r}")
+    root = settings.get("root")
+    with Invocation(
+        words=words,
+        options=values,
+        arguments=positionals,
+        root=root if isinstance(root, str) else None,
+        output=str(output),
+    ) as invocation:
+        return command.handler(invocation)
+
+
+def find_command(rest: list[str]) -> tuple[str, list[str]]:
+    """Return the command's words and what follows them; no words for a bare group's name."""
+    for count in (2, 1):
+        words = " ".join(rest[:count])
+        words = ALIASES.get(words, words)
+        if words in TABLE and len(rest) >= count:
+            return words, rest[count:]
+    if rest[0] == "container" and len(rest) > 1 and rest[1] in TABLE:
+        return rest[1], rest[2:]
+    if rest[0] in GROUPS and (len(rest) == 1 or rest[1].startswith("-")):
+        return "", []
+    raise _unknown(rest)
+
+
+def _unknown(rest: list[str]) -> UsageError:
+    from difflib import get_close_matches
+
+    wrong = " ".join(rest[:2]) if rest[0] in GROUPS else rest[0]
+    known = [words for words in TABLE if words not in HIDDEN]
+    near = get_close_matches(wrong, known, 1, 0.5)
+    hint = f"did you mean `hutch {near[0]}`?" if near else "`hutch --help` lists the commands"
+    return UsageError(f"unknown command: {wrong!r}", hint=hint, exit_code=1)
+
+
+def load_command(words: str) -> Command:
+    """Import the module of a command and return the command."""
+    from importlib import import_module
+
+    commands: dict[str, Command] = import_module(f"hutch.cli.{TABLE[words][0]}").COMMANDS
+    return commands[words]

@@ -1,0 +1,140 @@
+"""Write results: tables for people, JSON for programs, Go templates for scripts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from hutch.cli.session import Invocation
+
+__all__ = ["Column", "ago", "print_json", "show_rows", "stamp", "table_lines", "to_json"]
+
+# (title, key of the row)
+Column = tuple[str, str]
+Row = dict[str, Any]
+
+
+def to_json(value: object, *, indent: bool = True) -> str:
+    """Return JSON text of plain values and Structs."""
+    import msgspec
+
+    data = msgspec.json.encode(value, order="deterministic" if not indent else None)
+    if indent:
+        data = msgspec.json.format(data, indent=4)
+    return data.decode()
+
+
+def print_json(value: object) -> None:
+    """Print a value as indented JSON."""
+    print(to_json(value))
+
+
+def show_rows(
+    invocation: Invocation, rows: Iterable[Row], columns: Sequence[Column], *, identifier: str
+) -> int:
+    """Print rows as the invocation asks: identifiers, JSON, a template, or a table.
+
+    `identifier` is the key that `--quiet` prints.
+    """
+    rows = list(rows)
+    template = invocation.options.get("format")
+    if invocation.flag("quiet"):
+        for row in rows:
+            print(row[identifier])
+    elif invocation.json:
+        print_json(rows)
+    elif template in (None, "", "table"):
+        for line in table_lines(
+            [c[0] for c in columns], [[r[k] for _, k in columns] for r in rows]
+        ):
+            print(line)
+    elif template == "json":
+        for row in rows:
+            print(to_json(row, indent=False))
+    else:
+        _show_template(template, rows, columns)
+    return 0
+
+
+def _show_template(template: str, rows: list[Row], columns: Sequence[Column]) -> None:
+    from hutch.cli.template import Template
+
+    is_table = template.startswith("table ")
+    compiled = Template(template.removeprefix("table ").replace("\\t", "\t").replace("\\n", "\n"))
+    lines = [compiled.render(row) for row in rows]
+    if not is_table:
+        for line in lines:
+            print(line)
+        return
+    titles = {key: title for title, key in columns}
+    header = compiled.render({k: titles.get(k, k.upper()) for k in _keys(rows, columns)})
+    cells = [line.split("\t") for line in (header, *lines)]
+    for line in table_lines(cells[0], cells[1:]):
+        print(line)
+
+
+def _keys(rows: list[Row], columns: Sequence[Column]) -> list[str]:
+    return list(rows[0]) if rows else [key for _, key in columns]
+
+
+def table_lines(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Return aligned lines, three spaces between columns."""
+    cells = [[str(cell) for cell in row] for row in (titles, *rows)]
+    widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(titles))]
+    return [
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in cells
+    ]
+
+
+def ago(time_ns: int, now: Callable[[], int] | None = None) -> str:
+    """Return `5 minutes ago` for a time in nanoseconds since the epoch."""
+    import time
+
+    from hutch.units import format_duration
+
+    if not time_ns:
+        return "never"
+    return f"{format_duration(max(0, ((now or time.time_ns)() - time_ns) / 1e9))} ago"
+
+
+def stamp(time_ns: int) -> str:
+    """Return a time as RFC 3339 with nanoseconds, in UTC; Docker's zero time for 0."""
+    import time
+
+    if not time_ns:
+        return "0001-01-01T00:00:00Z"
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
+
+
+def write_bytes(data: bytes, fd: int = 1) -> None:
+    """Write all of it to a descriptor, unbuffered."""
+    import os
+
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def is_tty(fd: int) -> bool:
+    """Tell whether a descriptor is a terminal."""
+    import os
+
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def local_time(time_ns: int) -> str:
+    """Return a time as `docker ps` writes CreatedAt: `2024-05-01 12:00:00 +0200 CEST`."""
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(time_ns / 1e9))
+
+
+def error_line(text: str) -> None:
+    """Write one line to stderr."""
+    print(text, file=sys.stderr)

@@ -1,0 +1,236 @@
+"""The host and the engine: doctor, info, version, df, prune, events, reconcile."""
+
+from __future__ import annotations
+
+from hutch.cli.command import FORMAT, Command
+from hutch.cli.output import print_json, show_rows, stamp, table_lines, to_json
+from hutch.cli.prompt import confirm
+from hutch.cli.session import Invocation
+from hutch.units import format_bytes
+
+__all__ = ["COMMANDS"]
+
+
+def _doctor(invocation: Invocation) -> int:
+    from pathlib import Path
+
+    from hutch.engine.context import default_root
+    from hutch.host.doctor import examine, render_table
+
+    report = examine(Path(invocation.root) if invocation.root else default_root())
+    if invocation.json:
+        print_json({"usable": report.usable, "findings": report.findings})
+    else:
+        print(render_table(report), end="")
+    return 0 if report.usable else 1
+
+
+def _info(invocation: Invocation) -> int:
+    import msgspec
+
+    info = invocation.engine.info()
+    values = msgspec.to_builtins(info)
+    template = invocation.options.get("format")
+    if invocation.json or template == "json":
+        print_json(values)
+        return 0
+    if template:
+        from hutch.cli.template import Template
+
+        names = {name.title().replace("_", ""): value for name, value in values.items()}
+        print(Template(template).render(names | values))
+        return 0
+    values["memory"] = format_bytes(info.memory)
+    for name, value in values.items():
+        print(f"{name.replace('_', ' ').capitalize() + ':':<14} {value}")
+    return 0
+
+
+def _version(invocation: Invocation) -> int:
+    from hutch import __version__
+
+    if invocation.json:
+        print_json({"Version": __version__})
+    else:
+        print(f"hutch {__version__}")
+    return 0
+
+
+_DF_COLUMNS = (
+    ("TYPE", "Type"),
+    ("TOTAL", "TotalCount"),
+    ("ACTIVE", "Active"),
+    ("SIZE", "Size"),
+    ("RECLAIMABLE", "Reclaimable"),
+)
+
+
+def _df(invocation: Invocation) -> int:
+    usage = invocation.engine.df()
+    if invocation.json:
+        print_json(usage.rows)
+        return 0
+    rows = []
+    for row in usage.rows:
+        share = f" ({row.reclaimable * 100 // row.size}%)" if row.size else ""
+        rows.append(
+            {
+                "Type": row.kind.capitalize(),
+                "TotalCount": str(row.total),
+                "Active": str(row.active),
+                "Size": format_bytes(row.size),
+                "Reclaimable": format_bytes(row.reclaimable) + share,
+            }
+        )
+    return show_rows(invocation, rows, _DF_COLUMNS, identifier="Type")
+
+
+def _prune(invocation: Invocation) -> int:
+    every, volumes = invocation.flag("all"), invocation.flag("volumes")
+    parts = ["all stopped instances", "all networks that no instance uses"]
+    parts.append("all images that no instance uses" if every else "all images without a name")
+    if volumes:
+        parts.append("all anonymous volumes that no instance uses")
+    if not confirm(invocation, "This removes " + ", ".join(parts) + "."):
+        return 1
+    report = invocation.engine.prune(
+        all_images=every, volumes=volumes, filters=invocation.filters() or None
+    )
+    if invocation.json:
+        print_json(report)
+        return 0
+    for title, names in (
+        ("Deleted Containers", report.instances),
+        ("Deleted Networks", report.networks),
+        ("Deleted Volumes", report.volumes),
+        ("Deleted Images", report.images),
+    ):
+        if names:
+            print(f"{title}:", *names, "", sep="\n")
+    print(f"Total reclaimed space: {format_bytes(report.reclaimed)}")
+    return 0
+
+
+def _events(invocation: Invocation) -> int:
+    from hutch.cli.logs import parse_time
+
+    values = invocation.options
+    since, until = values.get("since"), values.get("until")
+    stream = invocation.engine.events(
+        since=parse_time(since, "since") if since else None,
+        until=parse_time(until, "until") if until else None,
+        filters=invocation.filters() or None,
+        follow=not invocation.flag("no_follow"),
+    )
+    template = values.get("format")
+    for event in stream:
+        if invocation.json or template == "json":
+            shape = {
+                "Type": event.kind,
+                "Action": event.action,
+                "Actor": {"ID": event.subject, "Attributes": event.attributes},
+                "scope": "local",
+                "time": event.time_ns // 1_000_000_000,
+                "timeNano": event.time_ns,
+            }
+            print(to_json(shape, indent=False), flush=True)
+            continue
+        details = ", ".join(f"{k}={v}" for k, v in sorted(event.attributes.items()))
+        extra = f" ({details})" if details else ""
+        print(f"{stamp(event.time_ns)} {event.kind} {event.action} {event.subject}{extra}",
+              flush=True)  # fmt: skip
+    return 0
+
+
+def _reconcile(invocation: Invocation) -> int:
+    report = invocation.engine.reconcile()
+    if invocation.json:
+        print_json(report)
+        return 0
+    rows = [
+        ("exits booked", len(report.booked)),
+        ("instances removed", len(report.removed)),
+        ("control groups removed", len(report.groups)),
+        ("directories removed", len(report.directories)),
+        ("addresses freed", len(report.endpoints)),
+        ("space freed", format_bytes(report.reclaimed)),
+    ]
+    for line in table_lines(("WHAT", "COUNT"), rows):
+        print(line)
+    return 0
+
+
+def _exited(invocation: Invocation) -> int:
+    from hutch.errors import NotFound
+
+    try:
+        invocation.engine.after_exit(invocation.arguments[0])
+    except NotFound:
+        return 0
+    return 0
+
+
+_DOCTOR = Command(
+    handler=_doctor,
+    summary="Try what this host can do; say what is missing, and its cure.",
+    examples=("hutch doctor", "hutch -o json doctor"),
+)
+_INFO = Command(
+    handler=_info,
+    summary="Show what this engine and this host are.",
+    options=(("format", "f", *FORMAT[2:]),),
+    examples=("hutch info", "hutch info -f '{{.Kernel}}'"),
+)
+_DF = Command(
+    handler=_df,
+    summary="Show what takes space.",
+    options=(FORMAT, ("verbose", "v", "flag", "", "Accepted, without effect")),
+    examples=("hutch df",),
+)
+_EVENTS = Command(
+    handler=_events,
+    summary="Show what happens, as it happens.",
+    options=(
+        ("filter", "f", "list", "KEY=VALUE", "type=…, event=…, container=…, image=…, label=…"),
+        FORMAT,
+        ("no-follow", "", "flag", "", "End after what has happened so far"),
+        ("since", "", "text", "TIME", "From this time on: 10m, RFC 3339 or Unix time"),
+        ("until", "", "text", "TIME", "Up to this time"),
+    ),
+    examples=("hutch events --filter type=container", "hutch events --since 1h --no-follow"),
+)
+
+COMMANDS = {
+    "doctor": _DOCTOR,
+    "system doctor": _DOCTOR,
+    "info": _INFO,
+    "system info": _INFO,
+    "df": _DF,
+    "system df": _DF,
+    "events": _EVENTS,
+    "system events": _EVENTS,
+    "version": Command(handler=_version, summary="Show the version.", options=(FORMAT,)),
+    "system prune": Command(
+        handler=_prune,
+        summary="Remove everything that nothing uses.",
+        options=(
+            ("all", "a", "flag", "", "All unused images, not only those without a name"),
+            ("filter", "", "list", "KEY=VALUE", "Remove what matches only"),
+            ("force", "f", "flag", "", "Do not ask"),
+            ("volumes", "", "flag", "", "Anonymous volumes as well"),
+        ),
+        examples=("hutch system prune -f",),
+    ),
+    "system reconcile": Command(
+        handler=_reconcile,
+        summary="Put the records right after a crash or a power cut.",
+        examples=("hutch system reconcile",),
+    ),
+    "_exited": Command(
+        handler=_exited,
+        summary="Do what follows the exit of an instance.",
+        arguments="INSTANCE",
+        low=1,
+        high=1,
+    ),
+}
