@@ -170,14 +170,17 @@ class Images:
             self._refuse_used(transaction, record, name, force=force)
             return self._delete(transaction, record)
 
-    def delete(self, image_id: str) -> Removed | None:
+    def delete(self, image_id: str, *, dangling: bool = False) -> Removed | None:
         """Delete the image of this id with its names, unless an instance uses it.
 
-        Returns None where it is used or gone: what pruning wants.
+        With `dangling`, only if it still has no tag. Returns None where it stays or is
+        gone already: what pruning wants.
         """
         with self._records.write() as transaction:
             record = transaction.get(IMAGES, image_id, ImageRecord)
-            if record is None or any(True for _ in self._users(transaction, image_id)):
+            if record is None or (dangling and record.names):
+                return None
+            if any(True for _ in self._users(transaction, image_id)):
                 return None
             return self._delete(transaction, record)
 
