@@ -169,9 +169,14 @@ class NewBlob:
             while view:
                 view = view[os.write(self._fd, view) :]
 
+    @property
+    def digest(self) -> str:
+        """The digest of what was written so far."""
+        return f"sha256:{self._hash.hexdigest()}"
+
     def commit(self) -> Blob:
         """Make it a blob, safe on the disk."""
-        digest = f"sha256:{self._hash.hexdigest()}"
+        digest = self.digest
         with disk_errors(f"blob {digest}"):
             if self._store.has(digest):
                 os.unlink(self._path)

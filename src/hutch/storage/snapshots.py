@@ -176,17 +176,25 @@ def open_merged(assets: OverlayAssets, *, read_only: bool = True) -> int:
     from hutch.linux import mount as linux
 
     context = linux.fsopen("overlay")
+    held: list[int] = []
+
+    def short(path: str) -> str:
+        # fsconfig takes 255 bytes of a string, and a root may lie deeper.
+        held.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return f"/proc/self/fd/{held[-1]}"
+
     try:
-        lower = (assets.upper, *assets.lower) if read_only else assets.lower
-        for path in lower:
-            linux.fsconfig_set_string(context, "lowerdir+", path)
+        for path in (assets.upper, *assets.lower) if read_only else assets.lower:
+            linux.fsconfig_set_string(context, "lowerdir+", short(path))
         if not read_only:
-            linux.fsconfig_set_string(context, "upperdir", assets.upper)
-            linux.fsconfig_set_string(context, "workdir", assets.work)
+            linux.fsconfig_set_string(context, "upperdir", short(assets.upper))
+            linux.fsconfig_set_string(context, "workdir", short(assets.work))
         if os.geteuid() != 0:
             linux.fsconfig_set_flag(context, "userxattr")
         linux.fsconfig_create(context)
         attributes = linux.MOUNT_ATTR_RDONLY if read_only else 0
         return linux.fsmount(context, attributes | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOSUID)
     finally:
+        for fd in held:
+            os.close(fd)
         os.close(context)

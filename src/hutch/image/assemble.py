@@ -1,0 +1,244 @@
+"""Make layers and images in the store: what import, commit and load have in common."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from hutch.image.catalog import Images
+from hutch.image.records import ImageRecord
+from hutch.image.register import register_image
+from hutch.oci.digest import digest_of
+from hutch.oci.types import Descriptor, MediaType
+from hutch.storage.compression import CHUNK, Readable, compress, decompress, detect
+from hutch.storage.content import Blob, ContentStore, NewBlob
+from hutch.storage.layers import Layer, Layers
+
+__all__ = ["StoredLayer", "now_text", "store_image", "store_layer", "unpack_layers"]
+
+_GZIP = MediaType.OCI_LAYER_GZIP
+_ZSTD = MediaType.OCI_LAYER_ZSTD
+_PARALLEL = 2
+
+
+class StoredLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer just made: its blob and what came out unpacked."""
+
+    descriptor: Descriptor
+    layer: Layer
+
+
+def now_text(epoch_s: float | None = None) -> str:
+    """Return a time as image configurations have it (RFC 3339, UTC)."""
+    moment = time.gmtime(time.time() if epoch_s is None else epoch_s)
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)
+
+
+def store_layer(
+    content: ContentStore,
+    layers: Layers,
+    stream: Readable,
+    *,
+    parent_chain_id: str = "",
+    report: Callable[[int], None] = lambda count: None,
+) -> StoredLayer:
+    """Store a tar stream as a blob and unpack it, in one pass.
+
+    A gzip or zstd stream is kept as it is; anything else is stored as gzip. `report`
+    gets the number of bytes read so far. The caller holds a lease.
+    """
+    with content.new() as blob:
+        tee = _Tee(stream, blob, report)
+        try:
+            layer = layers.unpack(tee, parent_chain_id=parent_chain_id)
+            stored = tee.finish()
+        finally:
+            tee.close()
+    descriptor = Descriptor(media_type=tee.media_type, digest=stored.digest, size=stored.size)
+    return StoredLayer(descriptor=descriptor, layer=layer)
+
+
+class _Tee:
+    """Hand a stream on for unpacking and write it to a blob, compressed."""
+
+    def __init__(self, stream: Readable, blob: NewBlob, report: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._blob = blob
+        self._report = report
+        self._count = 0
+        self._lock = threading.Lock()
+        self._closed = False
+        self._head = b""
+        while len(self._head) < 6 and (data := stream.read(CHUNK)):
+            self._head += data
+        kind = detect(self._head)
+        self.media_type = _ZSTD if kind == "zstd" else _GZIP
+        self._plain: Iterator[bytes] | None = None
+        self._pressed: _Press | None = None
+        if kind not in ("gzip", "zstd"):
+            self._plain = decompress(_Again(self._head, stream))
+            self._pressed = _Press(blob)
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next of the stream, whatever length it comes in."""
+        if self._plain is None:
+            data, self._head = self._head or self._stream.read(size), b""
+        else:
+            data = next(self._plain, b"")
+        with self._lock:
+            if self._closed or not data:
+                return b""
+            if self._pressed is not None:
+                self._pressed.write(data)
+            else:
+                self._blob.write(data)
+        self._count += len(data)
+        self._report(self._count)
+        return data
+
+    def finish(self) -> Blob:
+        """Read to the end and make the blob."""
+        while self.read(CHUNK):
+            pass
+        if self._pressed is not None:
+            self._pressed.finish()
+        return self._blob.commit()
+
+    def close(self) -> None:
+        """Write nothing more: whoever still reads ahead finds the end."""
+        with self._lock:
+            self._closed = True
+        if self._pressed is not None:
+            self._pressed.stop()
+
+
+class _Again:
+    """A stream with its first bytes put back."""
+
+    def __init__(self, head: bytes, stream: Readable) -> None:
+        self._head = head
+        self._stream = stream
+
+    def read(self, size: int, /) -> bytes:
+        if self._head:
+            data, self._head = self._head[:size], self._head[size:]
+            return data
+        return self._stream.read(size)
+
+
+class _Press:
+    """Compress into a blob in a thread of its own, a few chunks behind."""
+
+    def __init__(self, blob: NewBlob) -> None:
+        import queue
+
+        self._queue: queue.Queue[bytes] = queue.Queue(maxsize=8)
+        self._error: BaseException | None = None
+        self._blob = blob
+        self._thread = threading.Thread(target=self._run, name="hutch-gzip", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        chunks = iter(self._queue.get, b"")
+        try:
+            for data in compress(chunks, "gzip"):
+                self._blob.write(data)
+        except BaseException as error:
+            self._error = error
+            for _ in chunks:
+                pass
+
+    def write(self, data: bytes) -> None:
+        if self._error is not None:
+            raise self._error
+        self._queue.put(data)
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(b"")
+            self._thread.join()
+
+    def finish(self) -> None:
+        self.stop()
+        if self._error is not None:
+            raise self._error
+
+
+def unpack_layers(
+    content: ContentStore,
+    layers: Layers,
+    blobs: Sequence[Descriptor],
+    diff_ids: Sequence[str],
+    *,
+    report: Callable[[Descriptor, str], None] = lambda blob, phase: None,
+) -> list[Layer]:
+    """Unpack what is not unpacked yet from blobs in the store, a few layers at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from hutch.oci.digest import chain_ids
+
+    chain = chain_ids(list(diff_ids))
+
+    def one(index: int) -> Layer:
+        found = layers.get(chain[index])
+        if found is None:
+            report(blobs[index], "extracting")
+            with content.open(blobs[index].digest) as stream:
+                found = layers.unpack(
+                    stream,
+                    diff_id=diff_ids[index],
+                    parent_chain_id=chain[index - 1] if index else "",
+                    chain_id=chain[index],
+                    media_type=blobs[index].media_type,
+                )
+        report(blobs[index], "done")
+        return found
+
+    with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="hutch-unpack") as pool:
+        done = list(pool.map(one, range(len(blobs))))
+    layers.settle(chain)
+    return done
+
+
+def store_image(
+    images: Images,
+    content: ContentStore,
+    config: dict[str, Any],
+    blobs: Iterable[Descriptor],
+    *,
+    unpacked_sizes: Sequence[int],
+    names: Iterable[str] = (),
+    action: str,
+) -> ImageRecord:
+    """Store configuration and manifest of an image whose layers are in the store, and
+    record it. The caller holds a lease."""
+    data = msgspec.json.encode(config)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MediaType.OCI_MANIFEST,
+        "config": {
+            "mediaType": MediaType.OCI_CONFIG,
+            "digest": digest_of(data),
+            "size": len(data),
+        },
+        "layers": [
+            {"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size}
+            for blob in blobs
+        ],
+    }
+    text = msgspec.json.encode(manifest)
+    content.put(data)
+    content.put(text)
+    return register_image(
+        images,
+        manifest=text,
+        media_type=MediaType.OCI_MANIFEST,
+        config=data,
+        unpacked_sizes=unpacked_sizes,
+        names=names,
+        action=action,
+    )
