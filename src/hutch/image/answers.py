@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
@@ -16,6 +16,7 @@ __all__ = [
     "Answer",
     "check_status",
     "describe",
+    "join_url",
     "origin",
     "read_bounded",
     "reason",
@@ -61,6 +62,19 @@ def describe(url: str) -> str:
     parts = urlsplit(url)
     netloc = parts.netloc.rpartition("@")[2]
     return f"{netloc}{parts.path}"[:300]
+
+
+def join_url(base: str, target: str) -> str:
+    """Return the http(s) URL that a registry's Location or link means, seen from `base`."""
+    try:
+        url = urljoin(base, target)
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise Unavailable(f"{describe(base)}: leads to an unusable address")
+    return url
 
 
 def check_status(response: Answer, accepted: tuple[int, ...], what: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from hutch.errors import Denied, InvalidArgument, NotFound
+from hutch.errors import Denied, InvalidArgument, Unsupported
 from hutch.image.registry_config import Credentials, RegistryConfig
 
 __all__ = ["default_auth_files", "find_credentials"]
@@ -163,7 +163,7 @@ def _ask_helper(name: str, key: str) -> Credentials | None:
     program = f"docker-credential-{name}"
     try:
         done = run_command([program, "get"], input=key.encode(), timeout_s=_HELPER_TIMEOUT_S)
-    except (FileNotFoundError, NotFound):
+    except Unsupported:
         raise Denied(
             f"credential helper {program}: not found",
             hint="install it, or remove it from config.json",

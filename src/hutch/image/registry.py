@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
-from urllib.parse import quote, urlencode, urljoin
+from urllib.parse import quote, urlencode
 
 import msgspec
 
 from hutch.errors import Denied, HutchError, IntegrityError, InvalidArgument, NotFound, Unavailable
-from hutch.image.answers import check_status, origin
+from hutch.image.answers import check_status, join_url, origin
 from hutch.image.registry_config import RegistryConfig, endpoints
 from hutch.image.transport import Cancelled, Response, Transport
 from hutch.oci.digest import digest_of, is_digest
@@ -364,7 +364,7 @@ def _pages(transport: Transport, path: str, scopes: tuple[str, ...], what: str) 
         following = _next_link(response.headers.get("link", ""))
         if following is None:
             return
-        url = urljoin(response.url, following)
+        url = join_url(response.url, following)
         if origin(url) != origin(transport.base):
             raise Unavailable(f"{what}: the next page is said to be on another host")
         path = url

@@ -17,6 +17,7 @@ from hutch.errors import Denied, HutchError, Unavailable
 from hutch.image.answers import (
     RETRY_STATUSES,
     describe,
+    join_url,
     origin,
     read_bounded,
     reason,
@@ -252,10 +253,8 @@ class Transport:
             if response.status not in _REDIRECTS or not target or not moves:
                 return response
             response.close()
-            there = urljoin(url, target)
+            there = join_url(url, target)
             scheme = urlsplit(there).scheme
-            if scheme not in ("http", "https"):
-                raise Unavailable(f"{describe(url)}: redirects to a {scheme[:20]!r} address")
             if url.startswith("https:") and scheme == "http" and self.endpoint.verify:
                 raise Denied(
                     f"{describe(url)}: redirects to {urlsplit(there).hostname} without encryption"

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import FileIO
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
 from hutch.errors import Denied, IntegrityError, Unavailable
-from hutch.image.answers import RETRY_STATUSES, check_status, describe, retry_after
+from hutch.image.answers import RETRY_STATUSES, check_status, describe, join_url, retry_after
 from hutch.image.registry import Repository
 from hutch.image.transport import Response
 from hutch.oci.digest import is_digest
@@ -211,10 +211,8 @@ def _location(repository: Repository, answer: Response) -> str:
     target = answer.headers.get("location", "")
     if not target:
         raise Unavailable(f"{describe(answer.url)}: no Location in the answer")
-    url = urljoin(answer.url, target)
+    url = join_url(answer.url, target)
     here, there = urlsplit(answer.url), urlsplit(url)
-    if there.scheme not in ("http", "https"):
-        raise Unavailable(f"{describe(answer.url)}: unusable Location in the answer")
     if here.scheme == "https" and there.scheme == "http":
         if here.hostname != there.hostname:
             raise Denied(f"{describe(answer.url)}: wants the upload sent without encryption")
