@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from typing import TYPE_CHECKING
 
 from hutch.errors import Unsupported
 from hutch.linux.capabilities import to_mask
 from hutch.linux.seccomp_default import TABLE_TEXT, default_profile
-from hutch.linux.seccomp_profile import Argument, Profile, Rule, parse_profile
+
+if TYPE_CHECKING:
+    from hutch.linux.seccomp_profile import Profile
 
 __all__ = [
     "cached_program",
@@ -17,9 +19,6 @@ __all__ = [
     "is_available",
     "library_version",
     "parse_profile",
-    "Profile",
-    "Rule",
-    "Argument",
 ]
 
 _SONAME = "libseccomp.so.2"
@@ -31,6 +30,13 @@ _RELEVANT_IN_DEFAULT = to_mask(
         "SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_TIME SYS_TTY_CONFIG"
     ).split()
 )
+
+
+def parse_profile(text: bytes | str, *, field: str = "seccomp") -> Profile:
+    """Return a profile from Docker's (or the OCI's) JSON; `InvalidArgument` names the place."""
+    from hutch.linux import seccomp_profile
+
+    return seccomp_profile.parse_profile(text, field=field)
 
 
 def library_version() -> str:
@@ -118,7 +124,16 @@ def _key(profile: Profile | None, capabilities: int, machine: str, kernel: tuple
     else:
         what = repr(profile)
     text = f"{library_version()}|{machine}|{kernel}|{capabilities:x}|{what}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest(text.encode()).hex()
+
+
+def _digest(data: bytes) -> bytes:
+    # hashlib loads OpenSSL, 3 ms on the way of every start; this is the same function.
+    try:
+        from _blake2 import blake2b
+    except ImportError:
+        from hashlib import blake2b
+    return blake2b(data, digest_size=_DIGEST_SIZE).digest()
 
 
 def _read(path: str) -> bytes | None:
@@ -132,7 +147,7 @@ def _read(path: str) -> bytes | None:
     finally:
         os.close(fd)
     digest, program = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
-    if len(program) % 8 or hashlib.sha256(program).digest() != digest:
+    if len(program) % 8 or _digest(program) != digest:
         return None
     return program
 
@@ -144,7 +159,7 @@ def _write(path: str, program: bytes) -> None:
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
-            os.write(fd, hashlib.sha256(program).digest() + program)
+            os.write(fd, _digest(program) + program)
         finally:
             os.close(fd)
         os.rename(partial, path)

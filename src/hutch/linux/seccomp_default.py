@@ -11,9 +11,10 @@ filter), kexec, swapping, module loading, and the calls that mount or make names
 
 from __future__ import annotations
 
-import errno
+from typing import TYPE_CHECKING
 
-from hutch.linux.seccomp_profile import Argument, Profile, Rule
+if TYPE_CHECKING:
+    from hutch.linux.seccomp_profile import Profile, Rule
 
 __all__ = ["TABLE_TEXT", "default_profile"]
 
@@ -141,6 +142,10 @@ TABLE_TEXT = repr(
 
 def default_profile() -> Profile:
     """Return the default profile."""
+    import errno
+
+    from hutch.linux.seccomp_profile import Argument, Profile, Rule
+
     allow = "SCMP_ACT_ALLOW"
     rules = [
         Rule(names=tuple(_ALWAYS.split()), action=allow),
@@ -177,6 +182,10 @@ def default_profile() -> Profile:
 
 
 def _clone_rules() -> list[Rule]:
+    import errno
+
+    from hutch.linux.seccomp_profile import Argument, Rule
+
     def without_namespaces(index: int) -> tuple[Argument, ...]:
         mask = _CLONE_NAMESPACES
         return (Argument(index=index, value=mask, value_two=0, op="SCMP_CMP_MASKED_EQ"),)
