@@ -123,9 +123,8 @@ class Supervisor:
         with self._send_lock:
             try:
                 self._sock.sendall(frames.encode_frame(kind, payload, flag))
-            except (BrokenPipeError, ConnectionResetError) as exc:
-                if self._exit is None and self._failure is None:
-                    raise ProcessLookupError("the supervisor is gone") from exc
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # what it said before it left is still to be read, and tells more
 
     # ---- events -----------------------------------------------------------------------
 

@@ -1,0 +1,70 @@
+"""The launcher under test: as it is shipped, and built with ASan and UBSan."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hutch.plan import ops
+from hutch.process import Launcher
+from tests.native.boxes import Runner
+
+NATIVE = Path(__file__).parents[2] / "native"
+
+
+def _built(target: str, binary: str) -> str:
+    """Build one at a time: several test workers may want to."""
+    with open(NATIVE / "Makefile") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(
+            ["make", "-s", "-C", str(NATIVE), target], check=True, stdout=subprocess.DEVNULL
+        )
+    return str(NATIVE / "build" / binary)
+
+
+@pytest.fixture(scope="session")
+def static_launcher() -> Iterator[Launcher]:
+    with Launcher(_built("build/hutch-launcher", "hutch-launcher")) as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="session")
+def checked_launcher() -> Iterator[Launcher]:
+    with Launcher(_built("build/hutch-launcher-asan", "hutch-launcher-asan")) as launcher:
+        yield launcher
+
+
+@pytest.fixture(params=["static", "checked"])
+def runner(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runner]:
+    """Starts with the shipped and with the checked launcher; a finding fails the test."""
+    launcher = request.getfixturevalue(f"{request.param}_launcher")
+    findings = tmp_path_factory.mktemp("findings")
+    env = {"ASAN_OPTIONS": f"log_path={findings}/asan:detect_leaks=0:handle_segv=0"}
+    env["UBSAN_OPTIONS"] = f"log_path={findings}/ubsan:print_stacktrace=1"
+    yield Runner(launcher, env if request.param == "checked" else {})
+    found = [path.read_text() for path in findings.iterdir()]
+    assert not found, found[0]
+
+
+@pytest.fixture
+def rootfs(busybox_rootfs: Path) -> Path:
+    return busybox_rootfs
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "run"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+@pytest.fixture
+def held(run_dir: Path) -> ops.Supervision:
+    """Supervision with a run directory and a log."""
+    return ops.Supervision(directory=str(run_dir), log_path=str(run_dir / "log"))
