@@ -77,7 +77,7 @@ def _cgroups() -> set[str]:
 
 
 def _links() -> set[str]:
-    prefixes = ("hutch", "veth", "htch", "br-")
+    prefixes = ("hutch", "hu-", "hv", "veth")
     names = os.listdir("/sys/class/net") if os.path.isdir("/sys/class/net") else []
     return {f"network device {n}" for n in names if n.startswith(prefixes)}
 

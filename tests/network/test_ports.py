@@ -1,0 +1,156 @@
+"""Published ports: where they are reached from, conflicts, ranges, free choice."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from hutch.errors import Busy, InvalidArgument, Unsupported
+from hutch.ids import new_id, short_id
+from hutch.linux import nft
+from hutch.spec.model import NetworkAttachment, PortMapping
+from tests.network.boxes import TIMEOUT_S, Lab, listener, meets
+from tests.requires import requires
+
+pytestmark = [requires("root", "netns", "nftables"), pytest.mark.integration]
+BRIDGE = [NetworkAttachment(name="bridge")]
+
+
+def web(**options: object) -> list[PortMapping]:
+    return [PortMapping(**{"container_port": 80, "host_port": 8080} | options)]  # type: ignore[arg-type]
+
+
+def test_a_port_is_reached_from_the_loopback(lab: Lab) -> None:
+    box = lab.start(ports=web())
+    with box.listen(80) as server:
+        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+
+
+def test_a_port_on_the_loopback_is_not_reached_from_outside(lab: Lab) -> None:
+    outside = lab.outside()
+    box = lab.start(ports=web(host_ip="127.0.0.1"))
+    with box.listen(80) as server:
+        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+        with pytest.raises(OSError), outside.inside():
+            socket.create_connection(("203.0.113.1", 8080), timeout=0.5)
+
+
+def test_a_port_on_one_address_is_reached_by_that_address_only(lab: Lab) -> None:
+    outside = lab.outside()
+    box = lab.start(ports=web(host_ip="203.0.113.1"))
+    with box.listen(80) as server:
+        meets(server, outside.connect("203.0.113.1", 8080))
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", 8080), timeout=0.5)
+
+
+def test_a_neighbour_and_the_instance_itself_reach_the_port_of_the_host(lab: Lab) -> None:
+    box, neighbour = lab.start(ports=web()), lab.start()
+    gateway = box.endpoints[0].addresses[0].gateway
+    with box.listen(80) as server:
+        meets(server, neighbour.connect(gateway, 8080))
+        meets(server, box.connect(gateway, 8080))
+
+
+def test_udp_goes_there_and_back(lab: Lab) -> None:
+    outside = lab.outside()
+    box = lab.start(ports=web(protocol="udp"))
+    with box.listen(80, socket.SOCK_DGRAM) as server:
+        with outside.inside():
+            client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for name, address in (("outside", "203.0.113.1"), ("host", "127.0.0.1")):
+            if name == "host":
+                client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with client:
+                client.settimeout(TIMEOUT_S)
+                client.sendto(b"ping", (address, 8080))
+                data, peer = server.recvfrom(16)
+                server.sendto(data[::-1], peer)
+                assert client.recvfrom(16) == (b"gnip", (address, 8080))
+
+
+def test_tcp_and_udp_have_ports_of_their_own(lab: Lab) -> None:
+    lab.start(ports=web())
+    box = lab.start(ports=web(protocol="udp"))
+    assert box.endpoints[0].ports[0].host_port == 8080
+
+
+def test_a_range_of_ports_leads_to_the_same_range_inside(lab: Lab) -> None:
+    mappings = [PortMapping(container_port=80 + n, host_port=9000 + n) for n in range(20)]
+    box = lab.start(ports=mappings)
+    for number in (0, 19):
+        with box.listen(80 + number) as server:
+            meets(server, socket.create_connection(("127.0.0.1", 9000 + number), timeout=5))
+
+
+def test_a_port_of_another_instance_is_refused_and_the_holder_named(lab: Lab) -> None:
+    holder = lab.start(ports=web())
+    for taken in (web(), web(host_ip="127.0.0.1")):
+        with pytest.raises(Busy, match=short_id(holder.id)):
+            lab.networks.prepare(new_id(), BRIDGE, ports=taken)
+    assert len(lab.networks.inspect("bridge").endpoints) == 1
+
+
+def test_one_port_on_two_addresses_goes_to_two_instances(lab: Lab) -> None:
+    outside = lab.outside()
+    one = lab.start(ports=web(host_ip="127.0.0.1"))
+    other = lab.start(ports=web(host_ip="203.0.113.1"))
+    with one.listen(80) as local, other.listen(80) as public:
+        meets(local, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+        meets(public, outside.connect("203.0.113.1", 8080))
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_port_of_a_process_of_the_host_is_refused(lab: Lab, protocol: str) -> None:
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with listener("127.0.0.1", 8080, kind), pytest.raises(Busy, match="process of this host"):
+        lab.networks.prepare(new_id(), BRIDGE, ports=web(protocol=protocol))
+
+
+def test_a_free_port_is_chosen_and_recorded(lab: Lab) -> None:
+    box = lab.start(ports=web(host_port=0))
+    chosen = lab.networks.endpoints(box.id)[0].ports[0].host_port
+    assert 32768 <= chosen <= 60999
+    with box.listen(80) as server:
+        meets(server, socket.create_connection(("127.0.0.1", chosen), timeout=5))
+
+
+def test_a_port_is_free_again_after_the_end(lab: Lab) -> None:
+    box = lab.start(ports=web())
+    lab.networks.detach(box.id)
+    lab.networks.detach(box.id)
+    assert "8080" not in nft.run("list ruleset\n")
+    other = lab.start(ports=web())
+    with other.listen(80) as server:
+        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+
+
+@pytest.mark.parametrize(
+    ("mapping", "error", "text"),
+    [
+        (PortMapping(container_port=0), InvalidArgument, r"ports\[0\]\.container_port"),
+        (PortMapping(container_port=80, host_port=70000), InvalidArgument, "host_port"),
+        (PortMapping(container_port=80, host_ip="x"), InvalidArgument, "host_ip"),
+        (
+            PortMapping(container_port=80, host_ip="203.0.113.77", host_port=1),
+            InvalidArgument,
+            "77",
+        ),
+        (PortMapping(container_port=80, host_ip="::1"), Unsupported, "loopback"),
+        (PortMapping(container_port=80, host_ip="::"), InvalidArgument, "family"),
+        (PortMapping(container_port=80, protocol="sctp"), Unsupported, "sctp"),
+    ],
+)
+def test_a_wrong_mapping_is_refused_and_leaves_nothing(
+    lab: Lab, mapping: PortMapping, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        lab.networks.prepare(new_id(), BRIDGE, ports=[mapping])
+    assert lab.networks.inspect("bridge").endpoints == ()
+
+
+def test_nothing_is_published_from_an_internal_network(lab: Lab) -> None:
+    lab.networks.create("inner", internal=True)
+    with pytest.raises(InvalidArgument, match="internal"):
+        lab.networks.prepare(new_id(), [NetworkAttachment(name="inner")], ports=web())
