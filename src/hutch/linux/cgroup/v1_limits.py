@@ -8,6 +8,7 @@ from hutch.errors import InvalidArgument, Unsupported
 from hutch.linux.cgroup import files
 from hutch.linux.cgroup.limits import (
     ALL_DEVICES,
+    DEFAULT_PERIOD_US,
     UNLIMITED,
     DeviceRate,
     DeviceRule,
@@ -28,7 +29,7 @@ def apply_limits(directories: dict[str, str], limits: Limits, *, fresh: bool) ->
     that a new group has anyway need not be read first.
     """
     if "cpu" in directories:
-        _cpu(directories["cpu"], limits)
+        _cpu(directories["cpu"], limits, fresh)
     if "cpuset" in directories:
         _text(directories["cpuset"], "cpuset.mems", limits.cpuset_mems, "cpuset_mems")
         _text(directories["cpuset"], "cpuset.cpus", limits.cpuset_cpus, "cpuset_cpus")
@@ -48,14 +49,13 @@ def _text(directory: str, name: str, value: str | int | None, field: str) -> Non
         files.write_value(directory, name, str(value), field)
 
 
-def _cpu(directory: str, limits: Limits) -> None:
+def _cpu(directory: str, limits: Limits, fresh: bool) -> None:
     quota, period = cpu_bandwidth(limits)
     field = "cpus" if limits.cpus is not None else "cpu_quota_us"
     _text(directory, "cpu.shares", limits.cpu_shares, "cpu_shares")
-    if period is not None:
-        now = files.read_int(f"{directory}/cpu.cfs_period_us")
-        if now != period:
-            files.write_value(directory, "cpu.cfs_period_us", str(period), "cpu_period_us")
+    # Reading the period costs 40 µs, and a new group has the default.
+    if period is not None and not (fresh and period == DEFAULT_PERIOD_US):
+        files.write_value(directory, "cpu.cfs_period_us", str(period), "cpu_period_us")
     if quota is not None:
         files.write_value(directory, "cpu.cfs_quota_us", str(quota), field)
 
