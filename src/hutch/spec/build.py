@@ -123,14 +123,14 @@ def update(spec: InstanceSpec, **options: Unpack[UpdateOptions]) -> InstanceSpec
 
 
 def check_name(value: object, field: str = "name") -> str:
-    """Return an instance's name: letters, digits, `_`, `.` and `-`, at least two of them."""
+    """Return an instance's name: letters, digits, `_`, `.` and `-`."""
     name = text(value, field).removeprefix("/")
     plain = name.replace("_", "").replace(".", "").replace("-", "")
-    if not (name.isascii() and plain.isalnum() and name[0].isalnum() and 2 <= len(name) <= 128):
+    if not (name.isascii() and plain.isalnum() and name[:1].isalnum() and len(name) <= 128):
         raise InvalidArgument(
             f"invalid name {name[:80]!r}",
             field=field,
-            hint="two or more letters, digits, `_`, `.` and `-`, a letter or digit first",
+            hint="use letters, digits, `_`, `.` and `-`, a letter or digit first",
         )
     return name
 

@@ -157,7 +157,7 @@ def _volume_name(name: str, field: str) -> str:
             field=field,
             hint="write the whole path, starting with /",
         )
-    if not (name.isascii() and plain.isalnum() and name[0].isalnum() and 2 <= len(name) <= 255):
+    if not (name.isascii() and plain.isalnum() and name[:1].isalnum() and len(name) <= 255):
         raise InvalidArgument(f"bad volume name {name!r}", field=field, hint=_NAME_HINT)
     return name
 
