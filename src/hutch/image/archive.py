@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from hutch.errors import HutchError, IntegrityError, InvalidArgument, NotFound
-from hutch.image.assemble import unpack_layers
+from hutch.image.assemble import open_archive, unpack_layers
 from hutch.image.catalog import Images
 from hutch.image.records import ImageRecord
 from hutch.image.register import check_layers, register_image
+from hutch.image.saving import save_images
 from hutch.oci.digest import digest_of, is_digest
 from hutch.oci.platform import WantedPlatform, choose, host_platform, parse_platform
 from hutch.oci.reference import parse
@@ -38,7 +39,7 @@ from hutch.storage.layers import Layers
 from hutch.storage.leases import Lease, Leases
 from hutch.storage.tarstream import LNK, REG, SYM, TarReader
 
-__all__ = ["load_images"]
+__all__ = ["load_images", "save_images"]
 
 T = TypeVar("T")
 
@@ -82,8 +83,7 @@ def load_images(
                 if os.path.isdir(source):
                     _read_directory(archive, os.fspath(source))
                 else:
-                    file = stack.enter_context(open(source, "rb", buffering=0))
-                    _read_tar(archive, _Steady(file), progress)
+                    _read_tar(archive, stack.enter_context(open_archive(source)), progress)
             else:
                 _read_tar(archive, source, progress)
             found = _Loader(archive, wanted, references, lease).images()
@@ -92,17 +92,6 @@ def load_images(
             raise InvalidArgument(f"archive: {(error.strerror or str(error)).lower()}") from error
         finally:
             archive.forget_unused()
-
-
-class _Steady:
-    """A raw file as a stream that never answers None."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def read(self, size: int, /) -> bytes:
-        data: bytes = self._file.read(size) or b""
-        return data
 
 
 class _Archive:
@@ -214,9 +203,13 @@ def _read_directory(archive: _Archive, path: str) -> None:
             fd = os.open(f"{path}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
-        with open(fd, "rb", buffering=0) as file:
-            steady = _Steady(file)
-            archive.add(name, iter(lambda stream=steady: stream.read(1 << 20), b""))  # type: ignore[misc]
+        with open(fd, "rb") as file:
+            archive.add(name, _chunks(file))
+
+
+def _chunks(stream: Readable) -> Iterator[bytes]:
+    while data := stream.read(1 << 20):
+        yield data
 
 
 class _Image(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
+from hutch.errors import InvalidArgument, NotFound
 from hutch.image.catalog import Images
 from hutch.image.records import ImageRecord
 from hutch.image.register import register_image
@@ -18,7 +20,7 @@ from hutch.storage.compression import CHUNK, Readable, compress, decompress, det
 from hutch.storage.content import Blob, ContentStore, NewBlob
 from hutch.storage.layers import Layer, Layers
 
-__all__ = ["StoredLayer", "now_text", "store_image", "store_layer", "unpack_layers"]
+__all__ = ["StoredLayer", "now_text", "open_archive", "store_image", "store_layer", "unpack_layers"]
 
 _GZIP = MediaType.OCI_LAYER_GZIP
 _ZSTD = MediaType.OCI_LAYER_ZSTD
@@ -36,6 +38,18 @@ def now_text(epoch_s: float | None = None) -> str:
     """Return a time as image configurations have it (RFC 3339, UTC)."""
     moment = time.gmtime(time.time() if epoch_s is None else epoch_s)
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)
+
+
+def open_archive(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open an archive for reading; raise `NotFound` where there is none."""
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise NotFound(f"{os.fspath(path)}: no such file") from None
+    except OSError as error:
+        raise InvalidArgument(
+            f"{os.fspath(path)}: {(error.strerror or '').lower()}", field="source"
+        ) from error
 
 
 def store_layer(

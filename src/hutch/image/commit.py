@@ -15,43 +15,46 @@ from hutch.image.records import ImageRecord, LayerRecord
 from hutch.oci.reference import parse
 from hutch.oci.types import Descriptor
 from hutch.records import Progress, ProgressEvent, silent
+from hutch.spec.model import ProcessSpec
 from hutch.storage.content import ContentStore
 from hutch.storage.layers import Layers
 from hutch.storage.leases import Leases
 from hutch.storage.pack import pack_diff
+from hutch.storage.snapshots import OverlayAssets
 
-__all__ = ["commit"]
+__all__ = ["commit_image"]
 
 
-def commit(
-    upper: str,
+def commit_image(
     base: ImageRecord,
+    assets: OverlayAssets,
     *,
     images: Images,
     content: ContentStore,
     layers: Layers,
     leases: Leases,
-    name: str | None = None,
+    reference: str | None = None,
     author: str = "",
     message: str = "",
     changes: Iterable[str] = (),
-    config: dict[str, Any] | None = None,
+    process: ProcessSpec | None = None,
     skip: Collection[bytes] = (),
-    created_by: str = "",
     created_s: float | None = None,
     progress: Progress = silent,
 ) -> ImageRecord:
-    """Commit the upper directory `upper` of an instance of `base` and return the image.
+    """Commit what an instance of `base` has written and return the image.
 
-    `config` replaces the image's configuration object (as its JSON spells it), `changes`
-    are instructions upon that. `skip` are relative paths that the engine put into the
-    instance itself. The caller has paused the instance if it wants one moment of it.
+    Its configuration is the image's, with the command, environment, user and directory of
+    `process`, and `changes` are instructions upon that. `skip` are relative paths that the
+    engine put there itself. The caller has paused the instance if it wants one moment of it.
     """
-    names = [parse(name, field="reference").canonical()] if name else []
-    item = name or base.id
+    names = [parse(reference, field="reference").canonical()] if reference else []
+    item = reference or base.id
     with leases.hold(*base.digests, *base.chain_ids, purpose=f"commit {item}") as lease:
         document = _document(content, base)
-        settings = dict(document.get("config") or {}) if config is None else config
+        settings = dict(document.get("config") or {})
+        if process is not None:
+            _as_run(settings, process, base)
         document["config"] = apply_changes(settings, changes)
         parent = base.chain_ids[-1] if base.layers else ""
 
@@ -61,7 +64,7 @@ def commit(
         made = store_layer(
             content,
             layers,
-            _Chunks(pack_diff(upper, skip=skip)),
+            _Chunks(pack_diff(assets.upper, skip=skip)),
             parent_chain_id=parent,
             report=report,
         )
@@ -70,12 +73,8 @@ def commit(
         created = now_text(created_s)
         document["created"] = created
         document["author"] = author or document.get("author", "")
-        step = {
-            "created": created,
-            "author": author,
-            "created_by": created_by,
-            "comment": message,
-        }
+        ran = " ".join(process.argv) if process is not None else ""
+        step = {"created": created, "author": author, "created_by": ran, "comment": message}
         document["history"] = [
             *(document.get("history") or []),
             {key: value for key, value in step.items() if value},
@@ -93,6 +92,19 @@ def commit(
             names=names,
             action="commit",
         )
+
+
+def _as_run(settings: dict[str, Any], process: ProcessSpec, base: ImageRecord) -> None:
+    """Let the image run as the instance did, its entrypoint kept where it had one."""
+    entrypoint = base.config.entrypoint
+    if entrypoint and process.argv[: len(entrypoint)] == entrypoint:
+        settings["Cmd"] = list(process.argv[len(entrypoint) :])
+    else:
+        settings.pop("Entrypoint", None)
+        settings["Cmd"] = list(process.argv)
+    settings["Env"] = list(process.env)
+    settings["User"] = process.user
+    settings["WorkingDir"] = process.cwd
 
 
 def _document(content: ContentStore, base: ImageRecord) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
-from hutch.image.assemble import now_text, store_image, store_layer
+from hutch.image.assemble import now_text, open_archive, store_image, store_layer
 from hutch.image.catalog import Images
 from hutch.image.instructions import apply_changes
 from hutch.image.records import HealthcheckConfig, ImageRecord, RuntimeConfig
@@ -17,17 +19,17 @@ from hutch.storage.content import ContentStore
 from hutch.storage.layers import Layers
 from hutch.storage.leases import Leases
 
-__all__ = ["config_object", "import_rootfs"]
+__all__ = ["config_object", "import_image"]
 
 
-def import_rootfs(
-    stream: Readable,
+def import_image(
+    source: Readable | str | os.PathLike[str],
     *,
     images: Images,
     content: ContentStore,
     layers: Layers,
     leases: Leases,
-    name: str | None = None,
+    reference: str | None = None,
     config: RuntimeConfig | None = None,
     changes: Iterable[str] = (),
     message: str = "",
@@ -37,21 +39,26 @@ def import_rootfs(
     progress: Progress = silent,
     action: str = "import",
 ) -> ImageRecord:
-    """Import a tar (plain, gzip, zstd, bzip2 or xz) and return the image.
+    """Import a tar (plain, gzip, zstd, bzip2 or xz; a stream or a path) and return the image.
 
     `config` is the configuration to start from and `changes` are instructions upon it
     (`CMD ["sh"]`). With `created_s` the same tar gives the same image. Nothing is
     recorded on failure.
     """
-    names = [parse(name, field="name").canonical()] if name else []
+    names = [parse(reference, field="reference").canonical()] if reference else []
     wanted = parse_platform(platform) if platform else host_platform()
     settings = apply_changes(config_object(config) if config else {}, changes)
-    item = name or "import"
+    item = reference or "import"
 
     def report(count: int) -> None:
         progress(ProgressEvent(item=item, phase="importing", done=count))
 
-    with leases.hold(purpose=f"import {item}") as lease:
+    with ExitStack() as stack:
+        if isinstance(source, (str, os.PathLike)):
+            stream: Readable = stack.enter_context(open_archive(source))
+        else:
+            stream = source
+        lease = stack.enter_context(leases.hold(purpose=f"import {item}"))
         made = store_layer(content, layers, stream, report=report)
         lease.add(made.descriptor.digest, made.layer.chain_id)
         created = now_text(created_s)

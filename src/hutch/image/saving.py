@@ -7,69 +7,130 @@ version 25. The same images give the same bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
 from hutch.errors import InvalidArgument, NotFound
+from hutch.image.catalog import Images
 from hutch.image.records import ImageRecord
 from hutch.oci.reference import parse
 from hutch.oci.types import MediaType
+from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.content import ContentStore
+from hutch.storage.faults import disk_errors
 from hutch.storage.tarstream import DIR, REG
 from hutch.storage.tarwrite import END, header, padding
 
-__all__ = ["FORMATS", "save_images", "save_layout"]
+__all__ = ["FORMATS", "save_images"]
 
-FORMATS = ("docker-archive", "oci-archive")
+FORMATS = ("docker", "oci-archive", "oci-dir")
+Wanted = tuple[ImageRecord, list[str]]
 _CHUNK = 1 << 20
 _NAME = "io.containerd.image.name"
 _REF = "org.opencontainers.image.ref.name"
 
 
-def save_images(
-    wanted: Sequence[tuple[ImageRecord, Sequence[str]]],
-    *,
-    content: ContentStore,
-    format: str = "docker-archive",
-) -> Iterator[bytes]:
-    """Return the archive of images, each with the (canonical) names it gets there.
+class Writable(Protocol):
+    """Anything with `write`."""
 
-    Raises before the first chunk where a blob is missing. The caller holds a lease on
-    the images' blobs.
+    def write(self, data: bytes, /) -> object:
+        """Write all of `data`."""
+        ...
+
+
+def save_images(
+    names: Sequence[str],
+    target: Writable | str | os.PathLike[str],
+    *,
+    images: Images,
+    content: ContentStore,
+    format: str = "docker",
+    progress: Progress = silent,
+) -> None:
+    """Write images to a stream or a path: one archive, or with `oci-dir` a directory.
+
+    An image given by reference goes by that name there; one given by its id has none.
+    Nothing is written where an image or a blob is missing; a file is removed again where
+    writing it fails. The caller holds a lease, or the images stay as nothing removes them.
     """
     if format not in FORMATS:
         raise InvalidArgument(
             f"expected one of {', '.join(FORMATS)}, got {format!r}", field="format"
         )
+    wanted = _wanted(names, images)
     digests = _blobs(wanted, content)
-    return _archive(wanted, digests, content, docker=format == "docker-archive")
+    if format == "oci-dir":
+        if not isinstance(target, (str, os.PathLike)):
+            raise InvalidArgument("oci-dir is written to a directory", field="output")
+        _save_layout(wanted, digests, os.fspath(target), content)
+        return
+    chunks = _archive(wanted, digests, content, docker=format == "docker")
+    if isinstance(target, (str, os.PathLike)):
+        _write_file(os.fspath(target), chunks, progress)
+    else:
+        _write(target, chunks, progress)
 
 
-def save_layout(
-    wanted: Sequence[tuple[ImageRecord, Sequence[str]]], path: str, *, content: ContentStore
+def _wanted(names: Sequence[str], images: Images) -> list[Wanted]:
+    """Return each image once, with the names it was asked for by."""
+    found: dict[str, tuple[ImageRecord, list[str]]] = {}
+    for name in names:
+        record = images.get(name)
+        entry = found.setdefault(record.id, (record, []))
+        try:
+            canonical = parse(name).canonical()
+        except InvalidArgument:
+            continue
+        if canonical in record.names and canonical not in entry[1]:
+            entry[1].append(canonical)
+    if not found:
+        raise InvalidArgument("no image is named", field="images")
+    return list(found.values())
+
+
+def _write(target: Writable, chunks: Iterable[bytes], progress: Progress) -> None:
+    done = 0
+    for chunk in chunks:
+        target.write(chunk)
+        done += len(chunk)
+        if len(chunk) > _CHUNK // 2:
+            progress(ProgressEvent(item="archive", phase="saving", done=done))
+
+
+def _write_file(path: str, chunks: Iterable[bytes], progress: Progress) -> None:
+    with disk_errors(path):
+        try:
+            with open(path, "wb") as file:
+                _write(file, chunks, progress)
+        except BaseException:
+            if os.path.isfile(path):
+                os.unlink(path)
+            raise
+
+
+def _save_layout(
+    wanted: Sequence[Wanted], digests: dict[str, int], path: str, content: ContentStore
 ) -> None:
-    """Write the images as an OCI layout directory, which must be missing or empty."""
-    digests = _blobs(wanted, content)
     if os.path.isdir(path) and os.listdir(path):
         raise InvalidArgument(f"{path}: not empty", field="output")
-    os.makedirs(f"{path}/blobs/sha256", exist_ok=True)
-    for digest in digests:
-        with content.open(digest) as source, open(f"{path}/{_blob(digest)}", "wb") as target:
-            while data := source.read(_CHUNK):
-                target.write(data)
-    for name, text in (("oci-layout", _LAYOUT), ("index.json", _index(wanted))):
-        with open(f"{path}/{name}", "wb") as target:
-            target.write(text)
+    with disk_errors(path):
+        for digest in digests:
+            name = f"{path}/{_blob(digest)}"
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            with content.open(digest) as source, open(name, "wb") as target:
+                while data := source.read(_CHUNK):
+                    target.write(data)
+        for name, text in (("oci-layout", _LAYOUT), ("index.json", _index(wanted))):
+            with open(f"{path}/{name}", "wb") as target:
+                target.write(text)
 
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
-def _blobs(
-    wanted: Sequence[tuple[ImageRecord, Sequence[str]]], content: ContentStore
-) -> dict[str, int]:
+def _blobs(wanted: Sequence[Wanted], content: ContentStore) -> dict[str, int]:
     """Return every blob that is needed, with its size, in a fixed order."""
     sizes: dict[str, int] = {}
     for record, _ in wanted:
@@ -84,7 +145,7 @@ def _blobs(
 
 
 def _archive(
-    wanted: Sequence[tuple[ImageRecord, Sequence[str]]],
+    wanted: Sequence[Wanted],
     digests: dict[str, int],
     content: ContentStore,
     *,
@@ -124,7 +185,7 @@ def _blob(digest: str) -> str:
     return f"blobs/{algorithm}/{digits}"
 
 
-def _index(wanted: Sequence[tuple[ImageRecord, Sequence[str]]]) -> bytes:
+def _index(wanted: Sequence[Wanted]) -> bytes:
     entries: list[dict[str, Any]] = []
     for record, names in wanted:
         entry: dict[str, Any] = {
@@ -146,7 +207,7 @@ def _index(wanted: Sequence[tuple[ImageRecord, Sequence[str]]]) -> bytes:
     )
 
 
-def _docker_manifest(wanted: Sequence[tuple[ImageRecord, Sequence[str]]]) -> bytes:
+def _docker_manifest(wanted: Sequence[Wanted]) -> bytes:
     return msgspec.json.encode(
         [
             {
