@@ -25,8 +25,10 @@ class Worker:
         """`prepare` are shell commands run once in the new mount namespace."""
         script = " && ".join([*prepare, 'exec "$@"'])
         self._process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
-            + [sys.executable, "-m", "bench.worker"],
+            [
+                *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"),
+                *(sys.executable, "-m", "bench.worker"),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -1,0 +1,56 @@
+"""Run the benchmarks: `python -m bench.run [--rounds N] [--json FILE] [CASE …]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from bench.cases import CASES, peers
+from bench.measure import Row, render
+from bench.peers import install_peers
+from bench.pulls import PULL_CASES
+from bench.stage import enter_namespaces, stage
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench ARGS=", description=__doc__)
+    names = ", ".join([*CASES, *PULL_CASES])
+    parser.add_argument("case", nargs="*", help=f"which of {names} (all of them)")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each way")
+    parser.add_argument("--json", type=Path, help="also write the samples to this file")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = _arguments()
+    if os.geteuid() != 0:
+        print("the bench needs root: its peers do", file=sys.stderr)
+        return 1
+    enter_namespaces()
+    for package in install_peers():
+        print(f"{package} could not be installed; its cases are left out", file=sys.stderr)
+    wanted: list[str] = arguments.case or [*CASES, *PULL_CASES]
+    cases = {**CASES, **PULL_CASES}
+    if unknown := set(wanted) - set(cases):
+        print(f"no such case: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    rows: list[Row] = []
+    with stage() as where, peers(where) as with_peers:
+        for name in wanted:
+            found = cases[name](where, with_peers, arguments.rounds)
+            for row in found if isinstance(found, list) else [found]:
+                rows.append(row)
+                print(render([row]), flush=True)
+    if arguments.json:
+        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+    missed = [v for row in rows for v in row.verdicts() if "MISSED" in v]
+    print(f"{len(rows)} cases; {len(missed)} targets missed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
