@@ -12,18 +12,22 @@ from hutch.image.registry_config import is_loopback
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["NotTls", "proxy_for", "tls_context", "tls_error"]
+__all__ = ["NotTls", "Untrusted", "proxy_for", "tls_context", "tls_error"]
 
 
 class NotTls(Unavailable):
-    """The peer does not speak TLS, or its certificate is not trusted."""
+    """The peer does not speak TLS."""
 
 
-def tls_error(url: str, exc: Exception) -> NotTls:
+class Untrusted(Unavailable):
+    """The peer speaks TLS with a certificate that nobody known vouches for."""
+
+
+def tls_error(url: str, exc: Exception) -> NotTls | Untrusted:
     text = str(exc)
     host = urlsplit(url).netloc
     if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
-        return NotTls(
+        return Untrusted(
             f"registry {host}: its certificate is not trusted",
             hint=f"put the authority's certificate into /etc/docker/certs.d/{host}/ca.crt",
         )
