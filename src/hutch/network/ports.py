@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hutch.errors import Busy, Exhausted, HutchError, InvalidArgument, Unsupported
 from hutch.ids import short_id
@@ -14,7 +14,7 @@ from hutch.network.model import PORTS, Endpoint, PortLease, PublishedPort
 from hutch.records import Transaction
 from hutch.spec.model import PortMapping
 
-__all__ = ["check_port_free", "port_key", "reserve_ports"]
+__all__ = ["check_port_free", "choose_port", "port_key", "reserve_ports"]
 
 _EPHEMERAL = range(32768, 61000)
 _TYPES = {"tcp": _socket.SOCK_STREAM, "udp": _socket.SOCK_DGRAM}
@@ -111,6 +111,12 @@ def _fixed(tx: Transaction, port: PublishedPort, field: str) -> PublishedPort:
 
 
 def _chosen(tx: Transaction, port: PublishedPort) -> PublishedPort:
+    return choose_port(port, lambda candidate: _conflict(tx, candidate) is not None)
+
+
+def choose_port(
+    port: PublishedPort, is_taken: Callable[[PublishedPort], bool] = lambda _: False
+) -> PublishedPort:
     """Return the port with a free host port, searched from a random one upwards."""
     start = int.from_bytes(os.urandom(2), "little") % len(_EPHEMERAL)
     for step in range(len(_EPHEMERAL)):
@@ -120,7 +126,7 @@ def _chosen(tx: Transaction, port: PublishedPort) -> PublishedPort:
             host_ip=port.host_ip,
             protocol=port.protocol,
         )
-        if _conflict(tx, candidate) is not None:
+        if is_taken(candidate):
             continue
         try:
             check_port_free(candidate, field="ports")
