@@ -6,17 +6,18 @@ A command's module defines `COMMANDS`, a dictionary from its words (`"network cr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from hutch.cli.options import Option, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hutch.cli.session import Invocation
 
-__all__ = ["FILTER", "FORMAT", "NO_TRUNC", "QUIET", "Command", "Handler", "expect"]
+    Handler = Callable[[Invocation], int]
 
-Handler = Callable[["Invocation"], int]
+__all__ = ["FILTER", "FORMAT", "NO_TRUNC", "QUIET", "Command", "expect"]
 
 FORMAT: Option = ("format", "", "text", "TEMPLATE", "Write with a Go template, or `json`")
 FILTER: Option = ("filter", "f", "list", "KEY=VALUE", "Show what matches only")
@@ -24,19 +25,44 @@ NO_TRUNC: Option = ("no-trunc", "", "flag", "", "Do not shorten")
 QUIET: Option = ("quiet", "q", "flag", "", "Show identifiers only")
 
 
-class Command(NamedTuple):
+class Command:
     """One command. `arguments` is the usage after the options; `low` and `high` bound how
-    many there are (`high` -1: any number)."""
+    many there are (`high` -1: any number). With `interspersed` options may follow them."""
 
-    handler: Handler
-    summary: str
-    arguments: str = ""
-    low: int = 0
-    high: int = 0
-    options: tuple[Option, ...] = ()
-    interspersed: bool = True
-    examples: tuple[str, ...] = ()
-    epilog: str = ""
+    __slots__ = (
+        "arguments",
+        "epilog",
+        "examples",
+        "handler",
+        "high",
+        "interspersed",
+        "low",
+        "options",
+        "summary",
+    )
+
+    def __init__(
+        self,
+        *,
+        handler: Handler,
+        summary: str,
+        arguments: str = "",
+        low: int = 0,
+        high: int = 0,
+        options: tuple[Option, ...] = (),
+        interspersed: bool = True,
+        examples: tuple[str, ...] = (),
+        epilog: str = "",
+    ) -> None:
+        self.handler = handler
+        self.summary = summary
+        self.arguments = arguments
+        self.low = low
+        self.high = high
+        self.options = options
+        self.interspersed = interspersed
+        self.examples = examples
+        self.epilog = epilog
 
 
 def expect(command: Command, words: str, arguments: list[Any]) -> None:

@@ -7,7 +7,7 @@ import select
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hutch.cli.options import UsageError
 from hutch.cli.output import write_bytes
@@ -24,12 +24,13 @@ _DEFAULT_KEYS = b"\x10\x11"  # ctrl-p, ctrl-q
 _PROXIED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGALRM")
 
 
-class Streams(NamedTuple):
+class Streams:
     """Which of the three streams are joined."""
 
-    stdin: bool
-    stdout: bool
-    stderr: bool
+    def __init__(self, *, stdin: bool, stdout: bool = True, stderr: bool = True) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
 
 
 def terminal_size() -> tuple[int, int]:
