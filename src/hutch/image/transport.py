@@ -286,7 +286,8 @@ class Transport:
         except LocationValueError as exc:
             raise Unavailable(f"{describe(url)}: not a usable address") from exc
         except SSLError as exc:
-            raise tls_error(url, exc) from exc
+            meaning = tls_error(url, exc)
+            raise (meaning if meaning is not None else _Lost("TLS handshake failed")) from exc
         except (HTTPError, OSError) as exc:
             raise _Lost(reason(exc)) from exc
         return Response(raw, url, self._under_way)

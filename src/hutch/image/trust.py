@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 __all__ = ["NotTls", "Untrusted", "proxy_for", "tls_context", "tls_error"]
 
+# What OpenSSL says of bytes that are no TLS record, by version.
+_PLAIN_ANSWER = (
+    "WRONG_VERSION_NUMBER",
+    "RECORD_LAYER_FAILURE",
+    "HTTP_REQUEST",
+    "UNKNOWN_PROTOCOL",
+    "PACKET_LENGTH_TOO_LONG",
+)
+
 
 class NotTls(Unavailable):
     """The peer does not speak TLS."""
@@ -23,7 +32,8 @@ class Untrusted(Unavailable):
     """The peer speaks TLS with a certificate that nobody known vouches for."""
 
 
-def tls_error(url: str, exc: Exception) -> NotTls | Untrusted:
+def tls_error(url: str, exc: Exception) -> NotTls | Untrusted | None:
+    """Return what a failed handshake means, or None where the connection merely broke."""
     text = str(exc)
     host = urlsplit(url).netloc
     if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
@@ -31,10 +41,12 @@ def tls_error(url: str, exc: Exception) -> NotTls | Untrusted:
             f"registry {host}: its certificate is not trusted",
             hint=f"put the authority's certificate into /etc/docker/certs.d/{host}/ca.crt",
         )
-    return NotTls(
-        f"registry {host}: does not speak TLS",
-        hint="add it to `insecure` of registries.json to allow plain HTTP",
-    )
+    if any(mark in text for mark in _PLAIN_ANSWER):
+        return NotTls(
+            f"registry {host}: does not speak TLS",
+            hint="add it to `insecure` of registries.json to allow plain HTTP",
+        )
+    return None
 
 
 def tls_context(host: str, verify: bool, ca_dirs: tuple[str, ...]) -> ssl.SSLContext:

@@ -273,9 +273,10 @@ def manifest_kind(data: bytes, media_type: str, *, what: str = "manifest") -> st
         return probe.media_type
     if probe.schema_version == 1:
         return manifest_kind(data, MediaType.DOCKER_V1, what=what)
-    if probe.manifests is not None and probe.layers is None:
+    has_manifests, has_layers = bool(bytes(probe.manifests)), bool(bytes(probe.layers))
+    if has_manifests and not has_layers:
         return MediaType.OCI_INDEX
-    if probe.layers is not None and probe.manifests is None:
+    if has_layers and not has_manifests:
         return MediaType.OCI_MANIFEST
     raise Unsupported(f"{what}: neither an image nor an index ({declared or 'no type'!r})")
 
@@ -289,8 +290,8 @@ def is_foreign_layer(descriptor: Descriptor) -> bool:
 class _Probe(Wire, frozen=True, kw_only=True):
     schema_version: int = 0
     media_type: str = ""
-    manifests: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
+    manifests: msgspec.Raw = msgspec.Raw()
+    layers: msgspec.Raw = msgspec.Raw()
 
 
 T = TypeVar("T")
