@@ -152,8 +152,8 @@ static void pump_client(struct supervisor *s, struct client *c)
 				input_broken(s);
 				continue;
 			}
-		} else if (s->state == LAUNCHING && (s->plan.flags & HOLD_TTY)) {
-			return; /* the terminal comes with the process */
+		} else if (s->state == LAUNCHING && (s->plan.flags & HOLD_STDIN)) {
+			return; /* the pipe or the terminal comes with the process */
 		}
 		acknowledge(s, c, (size_t)n);
 	}

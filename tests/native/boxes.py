@@ -36,6 +36,7 @@ def mounts() -> tuple[ops.AnyOp, ...]:
         ),
         ops.Mknod(path="/dev/null", mode=0o020666, major=1, minor=3, fallback="/dev/null"),
         ops.Mknod(path="/dev/zero", mode=0o020666, major=1, minor=5, fallback="/dev/zero"),
+        ops.Mknod(path="/dev/tty", mode=0o020666, major=5, minor=0, fallback="/dev/tty"),
         ops.Symlink(target="/proc/self/fd", path="/dev/fd"),
         ops.Symlink(target="/proc/self/fd/0", path="/dev/stdin"),
         ops.Symlink(target="/proc/self/fd/1", path="/dev/stdout"),

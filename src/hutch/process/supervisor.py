@@ -71,6 +71,8 @@ class Supervisor:
         self._health: str | None = None
         self._failure: LaunchFailed | None = None
         self._eof = False
+        # The launcher's ATTACH was sent ahead; nobody waits for its answer.
+        self._unasked = 1 if attached else 0
         self.attached = attached
 
     @classmethod
@@ -179,6 +181,9 @@ class Supervisor:
                 self._health = event.status
             case LaunchFailed():
                 self._failure = event
+            case Answer(request=frames.ATTACH) if self._unasked:
+                self._unasked -= 1
+                return
         self._events.append(event)
 
     def next_event(self, timeout_s: float | None = None) -> Event | None:

@@ -1,0 +1,160 @@
+"""Every operation can fail: the failure is named, and nothing of the launch is left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hutch.plan import flags, ops, wire
+from hutch.process import LaunchFailed
+from tests.native.boxes import NAMESPACES, WAIT_S, Runner, box, wait_until
+from tests.requires import requires
+
+pytestmark = [requires("root", "busybox", "cc"), pytest.mark.integration]
+
+ENOENT, EBADF, EINVAL, ENOTDIR, ENODEV = 2, 9, 22, 20, 19
+
+FAILING: list[tuple[ops.AnyOp, int]] = [
+    (ops.CgroupJoin(files=("/nonexistent/tasks",)), ENOENT),
+    (ops.Unshare(flags=1), EINVAL),
+    (ops.Setns(slot=40, nstype=0), EBADF),
+    (ops.Setns(slot=-3, nstype=0), EBADF),
+    (ops.Setns(slot=0, nstype=flags.CLONE_NEWNET), EINVAL),
+    (ops.Propagation(path="/nonexistent", flags=flags.MS_PRIVATE), ENOENT),
+    (ops.Overlay(slot=3, lower=("/nonexistent",)), ENOENT),
+    (ops.Overlay(slot=3, lower=("@9",)), EBADF),
+    (ops.Overlay(slot=64, lower=("/usr", "/etc")), EBADF),
+    (ops.OpenTree(slot=3, path="/nonexistent"), ENOENT),
+    (ops.OpenTree(slot=3, source=30), EBADF),
+    (ops.OpenTree(slot=3, path="/", userns=31), EBADF),
+    (ops.MoveMount(slot=31, target="/x"), EBADF),
+    (ops.RootDir(path="/nonexistent"), ENOENT),
+    (ops.Mount(fstype="nonesuchfs", target="/x"), ENODEV),
+    (ops.Mount(fstype="tmpfs", target="/x", options=("nonesuch=1",)), EINVAL),
+    (ops.Mount(fstype="tmpfs", target="/etc/passwd"), ENOTDIR),
+    (ops.Remount(target="/nonexistent", attr_set=1), ENOENT),
+    (ops.Mkdir(path="/etc/passwd/x"), ENOTDIR),
+    (ops.Mknod(path="/etc/passwd/x", mode=0o020666), ENOTDIR),
+    (ops.Symlink(target="x", path="/etc/passwd/x"), ENOTDIR),
+    (ops.WriteFile(path="/etc", content=b"x"), 21),
+    (ops.WriteFile(path="/dev/null", content=b"x"), EINVAL),
+    (ops.ReadOnly(paths=("/" + "x" * 300,)), 36),
+    (ops.Hostname(name="x" * 100), EINVAL),
+    (ops.Sysctl(key="nonesuch/key", value="1"), ENOENT),
+    (ops.LinkUp(name="none0"), ENODEV),
+    (ops.Netlink(messages=(b"\x14\0\0\0\xff\xff\x05\0" + bytes(12),)), 95),
+    (ops.Rlimit(resource=999, soft=1, hard=1), EINVAL),
+    (ops.Scheduler(oom_score_adj=5000), EINVAL),
+    (ops.Seccomp(program=b"123"), EINVAL),
+    (ops.Seccomp(program=bytes(8)), EINVAL),
+    (ops.Chdir(path="/nonexistent"), ENOENT),
+]
+
+
+def leftovers(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.name != "log")
+
+
+@pytest.mark.parametrize(
+    ("failing", "errno"), FAILING, ids=[f"{type(o).__name__}-{n}" for n, (o, _) in enumerate(FAILING)]
+)
+def test_a_failing_operation_is_named_and_nothing_stays(
+    runner: Runner, rootfs: Path, held: ops.Supervision, failing: ops.AnyOp, errno: int
+) -> None:
+    file = os.open("/etc/hostname", os.O_RDONLY)
+    plan = box(rootfs, ["true"], held=held, before_pivot=[failing], slots=1)
+    try:
+        with runner.start(plan, [file]) as supervisor:
+            with pytest.raises(LaunchFailed) as failure:
+                supervisor.wait_started(WAIT_S)
+    finally:
+        os.close(file)
+    assert failure.value.section == "child"
+    assert plan.child[failure.value.index] is failing
+    assert failure.value.errno == errno
+    # Told only after it was undone.
+    assert leftovers(Path(held.directory)) == []
+
+
+@pytest.mark.parametrize(
+    "failing", [ops.Overlay(slot=3, lower=("/nonexistent",)), ops.OpenTree(slot=3, path="/none")]
+)
+def test_a_failing_preparation_is_named(
+    runner: Runner, rootfs: Path, held: ops.Supervision, failing: ops.AnyOp
+) -> None:
+    plan = box(rootfs, ["true"], held=held, prepare=[ops.OpenTree(slot=1, path="/"), failing])
+    with runner.start(plan) as supervisor, pytest.raises(LaunchFailed) as failure:
+        supervisor.wait_started(WAIT_S)
+    assert (failure.value.section, failure.value.index) == ("prepare", 1)
+    assert failure.value.errno == ENOENT
+    assert leftovers(Path(held.directory)) == []
+
+
+def test_what_only_a_child_can_do_is_refused_in_prepare(runner: Runner, rootfs: Path) -> None:
+    for op in (ops.Fork(), ops.Sync(number=1), ops.SetsidTty(), ops.Exec(argv=("x",), env=())):
+        plan = box(rootfs, ["true"], prepare=[op])
+        with runner.start(plan) as supervisor, pytest.raises(LaunchFailed) as failure:
+            supervisor.wait_started(WAIT_S)
+        assert failure.value.section == "prepare"
+
+
+def test_a_clone_that_fails_is_named(
+    runner: Runner, rootfs: Path, held: ops.Supervision
+) -> None:
+    plan = box(rootfs, ["true"], held=held, clone_flags=NAMESPACES, cgroup_slot=0, slots=1)
+    with open("/etc/hostname") as file, runner.start(plan, [file.fileno()]) as supervisor:
+        with pytest.raises(LaunchFailed) as failure:
+            supervisor.wait_started(WAIT_S)
+    assert failure.value.section == "clone"
+    assert leftovers(Path(held.directory)) == []
+
+
+@pytest.mark.parametrize("what", ["directory", "log_path"])
+def test_a_run_directory_that_cannot_be_used_is_named(
+    runner: Runner, rootfs: Path, tmp_path: Path, what: str
+) -> None:
+    held = msgspec.structs.replace(ops.Supervision(), **{what: str(tmp_path / "none" / "x")})
+    with runner.start(box(rootfs, ["true"], held=held)) as supervisor:
+        with pytest.raises(LaunchFailed, match="none/x") as failure:
+            supervisor.wait_started(WAIT_S)
+    assert (failure.value.section, failure.value.errno) == ("supervise", ENOENT)
+
+
+def test_the_kernels_own_words_are_in_the_error(runner: Runner, rootfs: Path) -> None:
+    plan = box(rootfs, ["true"], prepare=[ops.Overlay(slot=1, lower=("/usr",), options=("x=1",))])
+    with runner.start(plan) as supervisor, pytest.raises(LaunchFailed, match="(?i)unknown"):
+        supervisor.wait_started(WAIT_S)
+
+
+def good_plan(rootfs: Path) -> bytes:
+    return wire.encode(box(rootfs, ["true"]))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 31, 32, 60, 200, -1])
+def test_a_plan_cut_short_is_refused(runner: Runner, rootfs: Path, cut: int) -> None:
+    with runner.start(good_plan(rootfs)[:cut]) as supervisor, pytest.raises(LaunchFailed) as failure:
+        supervisor.wait_started(WAIT_S)
+    assert failure.value.section == "plan"
+
+
+def test_a_plan_without_exec_is_refused(runner: Runner) -> None:
+    for child in ((), (ops.Umask(mask=0),), (ops.Exec(argv=("x",), env=()), ops.Umask(mask=0))):
+        plan = ops.Plan(child=child)
+        with runner.start(plan) as supervisor, pytest.raises(LaunchFailed) as failure:
+            supervisor.wait_started(WAIT_S)
+        assert failure.value.section == "plan"
+
+
+def test_the_process_of_a_failed_launch_is_gone_when_it_is_told(
+    runner: Runner, rootfs: Path
+) -> None:
+    plan = box(rootfs, ["true"], after_pivot=[ops.Chdir(path="/none")])
+    with runner.start(plan) as supervisor:
+        pid = supervisor.wait_pid(WAIT_S)
+        with pytest.raises(LaunchFailed):
+            supervisor.wait_started(WAIT_S)
+        assert not Path(f"/proc/{pid}").exists()
+        wait_until(lambda: not Path(f"/proc/{supervisor.supervisor_pid}").exists(), "its end")

@@ -1,0 +1,307 @@
+"""The supervisor's streams: input, terminals, several clients, slow clients, the log."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hutch.plan import flags, ops
+from hutch.process import Gap, Output, Supervisor, read_log
+from tests.native.boxes import WAIT_S, Runner, box, read_until, shell, wait_until
+from tests.requires import requires
+
+pytestmark = [requires("root", "busybox", "cc"), pytest.mark.integration]
+
+OPEN = ops.Supervision(stdin_open=True)
+
+
+def test_input_reaches_the_program_whole(runner: Runner, rootfs: Path) -> None:
+    data = os.urandom(2 << 20)
+    status, out, _ = runner.run(box(rootfs, ["cat"], held=OPEN), input=data)
+    assert status.code == 0
+    assert out == data
+
+
+def test_input_that_nobody_reads_does_not_block(runner: Runner, rootfs: Path) -> None:
+    plan = shell(rootfs, "exec 0<&-; sleep 0.05; exit 4", held=OPEN)
+    status, _, _ = runner.run(plan, input=bytes(1 << 20))
+    assert status.code == 4
+
+
+def test_a_request_passes_input_that_is_stuck(runner: Runner, rootfs: Path) -> None:
+    plan = box(rootfs, ["sleep", "100"], held=OPEN, clone_flags=flags.CLONE_NEWNS)
+    with runner.start(plan) as supervisor:
+        supervisor.wait_started(WAIT_S)
+        supervisor.send_stdin(bytes(supervisor.stdin_room))
+        supervisor.signal(9)
+        assert supervisor.wait(WAIT_S).signal == 9
+
+
+def test_without_an_open_stdin_the_program_reads_the_end(runner: Runner, rootfs: Path) -> None:
+    status, out, _ = runner.run(box(rootfs, ["cat"]), input=b"unwanted")
+    assert (status.code, out) == (0, b"")
+
+
+def test_stdin_once_ends_the_input_when_its_client_leaves(
+    runner: Runner, rootfs: Path, run_dir: Path
+) -> None:
+    held = ops.Supervision(stdin_open=True, stdin_once=True, directory=str(run_dir))
+    with runner.start(box(rootfs, ["cat"], held=held), attach=0) as starter:
+        starter.wait_started(WAIT_S)
+        with Supervisor.connect(str(run_dir)) as client:
+            client.attach(stdin=True)
+            client.send_stdin(b"last words")
+        assert starter.wait(WAIT_S).code == 0
+
+
+def test_input_stays_open_for_the_next_client(
+    runner: Runner, rootfs: Path, held: ops.Supervision
+) -> None:
+    import msgspec
+
+    held = msgspec.structs.replace(held, stdin_open=True)
+    with runner.running(box(rootfs, ["cat"], held=held), attach=0):
+        for text in (b"first\n", b"second\n"):
+            with Supervisor.connect(held.directory) as client:
+                client.attach(stdin=True)
+                client.send_stdin(text)
+                assert read_until(client, text) == text
+
+
+def test_a_user_may_reopen_dev_stdout(runner: Runner, rootfs: Path) -> None:
+    plan = shell(
+        rootfs,
+        "echo out >/dev/stdout; echo err >/dev/stderr",
+        after_pivot=[ops.User(uid=1000, gid=1000)],
+    )
+    status, out, err = runner.run(plan)
+    assert (status.code, out, err) == (0, b"out\n", b"err\n")
+
+
+# ---- terminals ------------------------------------------------------------------------
+
+TTY = ops.Supervision(tty=True, stdin_open=True)
+
+
+def test_a_terminal_is_controlling_and_sized(runner: Runner, rootfs: Path) -> None:
+    script = "tty; stty size; echo typed >/dev/tty; [ -c /dev/console ] && echo console"
+    status, out, err = runner.run(shell(rootfs, script, held=TTY, tty=True))
+    assert out.splitlines() == [b"/dev/pts/0", b"24 80", b"typed", b"console"]
+    assert (status.code, err) == (0, b"")
+
+
+def test_a_terminal_is_resized(runner: Runner, rootfs: Path) -> None:
+    script = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.01; done"
+    with runner.running(shell(rootfs, script, held=TTY, tty=True)) as supervisor:
+        read_until(supervisor, b"ready")
+        supervisor.resize(33, 99)
+        assert b"33 99" in read_until(supervisor, b"33 99")
+
+
+def test_a_resize_without_a_terminal_is_refused(runner: Runner, rootfs: Path) -> None:
+    with (
+        runner.running(box(rootfs, ["sleep", "100"])) as supervisor,
+        pytest.raises(OSError, match="ioctl|tty"),
+    ):
+        supervisor.resize(1, 1)
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_ctrl_c_interrupts(runner: Runner, rootfs: Path, init: bool) -> None:
+    script = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.01; done"
+    plan = shell(rootfs, script, held=TTY, tty=True, init=init)
+    with runner.start(plan) as supervisor:
+        read_until(supervisor, b"ready")
+        supervisor.send_stdin(b"\x03")
+        status, out, _ = supervisor.collect(timeout_s=WAIT_S)
+    assert status.code == 7
+    assert out.count(b"caught") == 1
+
+
+def test_the_terminal_belongs_to_the_user(runner: Runner, rootfs: Path) -> None:
+    plan = shell(
+        rootfs,
+        "stat -c %u /dev/pts/0; echo again >/dev/stdout",
+        held=TTY,
+        tty=True,
+        after_pivot=[ops.User(uid=1000, gid=1000)],
+    )
+    _, out, _ = runner.run(plan)
+    assert out.splitlines() == [b"1000", b"again"]
+
+
+def test_closing_the_input_of_a_terminal_types_the_end(runner: Runner, rootfs: Path) -> None:
+    status, out, _ = runner.run(
+        box(rootfs, ["cat"], held=TTY, tty=True), input=b"line\n"
+    )
+    assert (status.code, out) == (0, b"line\r\nline\r\n")
+
+
+# ---- clients --------------------------------------------------------------------------
+
+
+def test_a_second_client_attaches(runner: Runner, rootfs: Path, held: ops.Supervision) -> None:
+    script = "while [ ! -e /go ]; do sleep 0.01; done; echo both; echo err >&2"
+    with runner.start(shell(rootfs, script, held=held)) as starter:
+        starter.wait_started(WAIT_S)
+        with Supervisor.connect(held.directory) as client:
+            client.attach(stderr=False)
+            (rootfs / "go").touch()
+            assert client.collect(timeout_s=WAIT_S)[1:] == (b"both\n", b"")
+        assert starter.collect(timeout_s=WAIT_S)[1:] == (b"both\n", b"err\n")
+
+
+def test_a_client_learns_the_exit_without_attaching(
+    runner: Runner, rootfs: Path, held: ops.Supervision
+) -> None:
+    with runner.start(shell(rootfs, "sleep 0.1; exit 6", held=held), attach=0) as starter:
+        starter.wait_started(WAIT_S)
+        with Supervisor.connect(held.directory) as client:
+            assert client.query().phase == "running"
+            assert client.wait(WAIT_S).code == 6
+
+
+def test_a_client_that_does_not_read_delays_nobody(
+    runner: Runner, rootfs: Path, held: ops.Supervision
+) -> None:
+    script = "while [ ! -e /go ]; do sleep 0.01; done; head -c 2000000 /dev/zero; echo; echo end"
+    with runner.start(shell(rootfs, script, held=held), attach=0) as starter:
+        starter.wait_started(WAIT_S)
+        with Supervisor.connect(held.directory) as lazy:
+            lazy.attach()
+            (rootfs / "go").touch()
+            assert starter.wait(WAIT_S).code == 0
+            logged = b"".join(record.data for record in read_log(held.log_path))
+            assert logged == bytes(2000000) + b"\nend\n"
+            got = list(lazy.output(WAIT_S))
+        sizes = [len(item.data) for item in got if isinstance(item, Output)]
+        lost = [item.lost for item in got if isinstance(item, Gap)]
+        assert sum(sizes) + sum(lost) <= 2000005
+        assert sum(sizes) < 1000000
+
+
+def test_a_gap_is_told_in_its_place(runner: Runner, rootfs: Path, held: ops.Supervision) -> None:
+    script = (
+        "while [ ! -e /go ]; do sleep 0.01; done; head -c 1500000 /dev/zero;"
+        "touch /written; while [ ! -e /on ]; do sleep 0.01; done; echo end"
+    )
+    with runner.start(shell(rootfs, script, held=held), attach=0) as starter:
+        starter.wait_started(WAIT_S)
+        with Supervisor.connect(held.directory) as lazy:
+            lazy.attach()
+            (rootfs / "go").touch()
+            wait_until((rootfs / "written").exists, "the output to be taken")
+            output = lazy.output(WAIT_S)
+            seen: list[Output | Gap] = []
+            while not seen or not isinstance(seen[-1], Gap):
+                seen.append(next(output))
+            (rootfs / "on").touch()
+            seen += output
+    sizes = sum(len(item.data) for item in seen if isinstance(item, Output))
+    lost = sum(item.lost for item in seen if isinstance(item, Gap))
+    assert sizes + lost == 1500004
+    assert isinstance(seen[-1], Output) and seen[-1].data == b"end\n"
+
+
+def test_a_lossless_client_holds_the_program_back(runner: Runner, rootfs: Path) -> None:
+    script = "head -c 4000000 /dev/zero; touch /written"
+    with runner.start(shell(rootfs, script)) as supervisor:
+        supervisor.wait_started(WAIT_S)
+        supervisor.query()  # the supervisor still answers
+        assert not (rootfs / "written").exists()
+        status, out, _ = supervisor.collect(timeout_s=WAIT_S)
+        assert (status.code, len(out)) == (0, 4000000)
+        assert (rootfs / "written").exists()
+
+
+def test_output_before_the_exit_is_complete_for_a_lossless_client(
+    runner: Runner, rootfs: Path, held: ops.Supervision
+) -> None:
+    # More than a socket holds, less than pipe and queue: written, and the program is gone.
+    with runner.start(shell(rootfs, "head -c 300000 /dev/zero", held=held)) as supervisor:
+        wait_until((Path(held.directory) / "exit").exists, "the exit to be recorded")
+        assert len(supervisor.collect(timeout_s=WAIT_S)[1]) == 300000
+
+
+def test_a_left_open_pipe_does_not_delay_the_exit(runner: Runner, rootfs: Path) -> None:
+    # No PID namespace: the sleeper outlives the process and keeps its stdout.
+    plan = shell(
+        rootfs, "sleep 30 & echo $!; exit 2", clone_flags=flags.CLONE_NEWNS | flags.CLONE_NEWIPC
+    )
+    status, out, _ = runner.run(plan)
+    os.kill(int(out), 9)
+    assert status.code == 2
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x02\x00\x00\x00\xff\xff\xff\x7f",  # far too long
+        b"\x03\x00\x00\x00\x01\x00\x02\x00",  # input beyond the window
+        b"\x06\x00\x00\x00\x41\x00\x00\x00" + bytes(65),  # a signal of 65 bytes
+    ],
+)
+def test_a_client_that_speaks_nonsense_is_dropped(
+    runner: Runner, rootfs: Path, held: ops.Supervision, frame: bytes
+) -> None:
+    with runner.running(box(rootfs, ["sleep", "100"], held=held)) as starter:
+        with Supervisor.connect(held.directory) as client:
+            client._sock.sendall(frame)
+            assert client.next_event(WAIT_S) is None
+            assert client.is_over
+        assert starter.query().phase == "running"
+
+
+@pytest.mark.parametrize("kind", [0, 12, 65, 255])
+def test_an_unknown_request_is_answered_with_an_error(
+    runner: Runner, rootfs: Path, held: ops.Supervision, kind: int
+) -> None:
+    with (
+        runner.running(box(rootfs, ["sleep", "100"], held=held)),
+        Supervisor.connect(held.directory) as client,
+        pytest.raises(OSError, match="Protocol error"),
+    ):
+        client._request(kind)
+
+
+# ---- the log --------------------------------------------------------------------------
+
+
+def test_the_log_keeps_both_streams(runner: Runner, rootfs: Path, held: ops.Supervision) -> None:
+    runner.run(shell(rootfs, "echo out; sleep 0.05; echo err >&2; printf partial", held=held))
+    got = [(r.stream, r.data) for r in read_log(held.log_path)]
+    assert sorted(got) == [(1, b"out\n"), (1, b"partial"), (2, b"err\n")]
+
+
+def test_the_log_is_rotated_by_size(runner: Runner, rootfs: Path, run_dir: Path) -> None:
+    held = ops.Supervision(
+        directory=str(run_dir),
+        log_path=str(run_dir / "log"),
+        log_max_bytes=10_000,
+        log_max_files=3,
+    )
+    script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done"
+    runner.run(shell(rootfs, script, held=held))
+    names = sorted(path.name for path in run_dir.iterdir() if path.name.startswith("log"))
+    assert names == ["log", "log.1", "log.2"]
+    sizes = [(run_dir / name).stat().st_size for name in names]
+    assert max(sizes) <= 10_000
+    lines = [record.data for record in read_log(held.log_path)]
+    assert lines == [b"line %d\n" % n for n in range(3000 - len(lines), 3000)]
+
+
+def test_a_moved_log_is_opened_anew_on_request(
+    runner: Runner, rootfs: Path, held: ops.Supervision
+) -> None:
+    script = "echo first; while [ ! -e /go ]; do sleep 0.01; done; echo second"
+    with runner.start(shell(rootfs, script, held=held)) as supervisor:
+        read_until(supervisor, b"first\n")
+        moved = held.log_path + ".moved"
+        os.rename(held.log_path, moved)
+        supervisor.log_reopen()
+        (rootfs / "go").touch()
+        supervisor.wait(WAIT_S)
+    assert [r.data for r in read_log(held.log_path)] == [b"second\n"]
+    assert [r.data for r in read_log(moved)] == [b"first\n"]
