@@ -40,8 +40,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     `directory` is the instance's own directory on the host; `lower` the layers, highest
     first; `attach` are the flags with which the starter's link takes part in the streams
     from the first byte (`hutch.process.supervisor.attach_flags`); `join` maps "pid",
-    "ipc", "net" and "uts" to the pid of the process whose namespace is joined. `attach_network(pid)` is called between the making of the network namespace
-    and the first instruction of the program, `netlink` configures it from inside.
+    "ipc", "net" and "uts" to the pid of the process whose namespace is joined.
+    `attach_network(pid)` is called between the making of the network namespace and the
+    first instruction of the program, `netlink` configures it from inside.
     """
 
     id: str

@@ -45,6 +45,10 @@ def pull_image(
     return Images(context).pull(reference, platform=platform, progress=progress).record
 
 
+# A method named `list` hides the type from the annotations after it.
+ImageRecords = list[ImageRecord]
+
+
 class Images:
     """The images of one root."""
 
@@ -56,7 +60,7 @@ class Images:
         """Return an image by reference, identifier or unique prefix of it."""
         return self._catalog.get(name_or_id)
 
-    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> list[ImageRecord]:
+    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> ImageRecords:
         """Return the images, newest first, that pass Docker's filters."""
         from hutch.engine.image_filters import select_images
 
@@ -89,6 +93,7 @@ class Images:
             reference,
             images=self._catalog,
             content=context.content,
+            leases=context.leases,
             config=context.registry,
             progress=progress,
         )
@@ -120,9 +125,7 @@ class Images:
         """Return the instances made from an image."""
         return self._catalog.used(self._catalog.get(name_or_id).id)
 
-    def load(
-        self, source: BinaryIO | str, *, progress: Progress = silent
-    ) -> list[ImageRecord]:
+    def load(self, source: BinaryIO | str, *, progress: Progress = silent) -> ImageRecords:
         """Load the images of an archive (OCI layout or archive, `docker save`), a file
         name or an open stream, compressed or not."""
         from hutch.image.archive import load_images
@@ -249,5 +252,3 @@ class Images:
             return self._context.collector.collect().bytes
         except Unavailable:
             return 0
-
-

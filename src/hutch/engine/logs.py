@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hutch.engine.context import Context
 from hutch.engine.stop import current
-from hutch.errors import Unsupported
+from hutch.errors import NotFound, Unsupported
 from hutch.lifecycle import State
 
 if TYPE_CHECKING:
@@ -37,13 +37,20 @@ def logs(
         raise Unsupported(
             f"instance {record.name} keeps no logs", hint="create it without --log-driver none"
         )
-    wanted = {name for name, take in (("stdout", stdout), ("stderr", stderr)) if take}
-    return read_log(
-        context.directory(identifier) / "log",
+    wanted = {number for number, take in ((1, stdout), (2, stderr)) if take}
+    records = read_log(
+        f"{context.directory(identifier)}/log",
         follow=follow and record.state in _RUNS,
         since_ns=None if since is None else int(since * 1e9),
         until_ns=None if until is None else int(until * 1e9),
         tail=tail,
-        streams=frozenset(wanted),
-        run_directory=context.directory(identifier) / "run",
+        stop=lambda: not _runs(context, identifier),
     )
+    return (item for item in records if item.stream in wanted)
+
+
+def _runs(context: Context, identifier: str) -> bool:
+    try:
+        return current(context, identifier).state in _RUNS
+    except NotFound:
+        return False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.engine.context import Context
+from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.instance import Instance
 from hutch.engine.locking import instance_lock
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Networks"]
 
 _LIVE = (State.RUNNING, State.PAUSED)
+
+
+# A method named `list` hides the type from the annotations after it.
+Names = list[str]
 
 
 class Networks:
@@ -75,7 +80,7 @@ class Networks:
         """Remove a network that nobody uses; raise `Busy` otherwise."""
         self._networks.remove(name_or_id)
 
-    def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> Names:
         """Remove the user-defined networks that no instance names; return their names."""
         wanted: set[str] = set()
         for record in all_records(self._context):
@@ -132,6 +137,7 @@ class Networks:
                     hostname=record.spec.hostname,
                 )
             self._store(record, (*held, attachment))
+            self._rewrite(identifier)
 
     def disconnect(self, network: str, instance: Instance | str, *, force: bool = False) -> None:
         """Take an instance out of a network, live where it runs."""
@@ -149,6 +155,13 @@ class Networks:
             if record.state in _LIVE:
                 self._networks.disconnect(record.id, name, pid=record.pid)
             self._store(record, left)
+            self._rewrite(identifier)
+
+    def _rewrite(self, identifier: str) -> None:
+        """Bring /etc/hosts and its siblings up to date in a running instance."""
+        record = load(self._context, identifier)
+        if record.state in _LIVE:
+            write_files(self._context, record, self._networks.endpoints(identifier))
 
     def _identifier(self, instance: Instance | str) -> str:
         return instance.id if isinstance(instance, Instance) else find_id(self._context, instance)

@@ -11,6 +11,7 @@ import msgspec
 
 from hutch.drivers.base import Launch, LaunchMount
 from hutch.engine.context import Context
+from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in
@@ -149,6 +150,7 @@ def _prepare_network(context: Context, record: InstanceRecord, undo: ExitStack) 
         name=record.name,
         hostname=spec.hostname,
         ports=spec.ports,
+        dns=spec.dns,
     )
     undo.callback(context.networks.detach, record.id)
     return list(endpoints)
@@ -254,33 +256,12 @@ def _files(
         directory = context.directory(other)
         names = ["hosts", "hostname", "resolv.conf"]
     else:
-        contents = instance_files(
-            record.id,
-            hostname=spec.hostname,
-            domainname=spec.domainname,
-            mode=spec.network_mode,
-            endpoints=endpoints,
-            extra_hosts=spec.extra_hosts,
-            dns=spec.dns,
-            dns_search=spec.dns_search,
-            dns_options=spec.dns_options,
-        )
-        for name, content in contents.items():
-            _write_file(directory / name, content)
-        names = list(contents)
+        names = write_files(context, record, endpoints)
     return [
         LaunchMount(source=str(directory / name), target=f"/etc/{name}")
         for name in names
         if f"/etc/{name}" not in taken and (directory / name).exists()
     ]
-
-
-def _write_file(path: os.PathLike[str], content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        os.write(fd, content)
-    finally:
-        os.close(fd)
 
 
 def _mount(context: Context, mount: ResolvedMount, held: ExitStack) -> LaunchMount:

@@ -29,16 +29,16 @@ class Volumes:
     ) -> Volume:
         """Create a volume, or return the one of that name when it was made alike."""
         return self._volumes.create(
-            name, driver=driver, options=dict(options or {}), labels=dict(labels or {})
+            name or "", driver=driver, options=dict(options or {}), labels=dict(labels or {})
         )
 
     def get(self, name: str) -> Volume:
         """Return a volume by name."""
         return self._volumes.get(name)
 
-    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> list[Volume]:
+    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> Sequence[Volume]:
         """Return the volumes, by name."""
-        return self._volumes.list(filters)
+        return self._volumes.list(filters=filters)
 
     def users(self, name: str) -> tuple[str, ...]:
         """Return the identifiers of the instances that use a volume."""
@@ -50,7 +50,7 @@ class Volumes:
 
     def prune(
         self, *, all_volumes: bool = False, filters: Mapping[str, Sequence[str]] | None = None
-    ) -> tuple[list[str], int]:
+    ) -> tuple[Sequence[str], int]:
         """Remove unused anonymous volumes (with `all_volumes`, named ones too); return
         their names and the bytes given back."""
         return self._volumes.prune(all_volumes=all_volumes, filters=filters)

@@ -1,0 +1,64 @@
+"""The three files of /etc that an instance gets from us: hosts, hostname, resolv.conf."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hutch.engine.context import Context
+from hutch.engine.records import InstanceRecord
+
+if TYPE_CHECKING:
+    from hutch.network import Endpoint
+
+__all__ = ["instance_files", "write_files"]
+
+
+def instance_files(record: InstanceRecord, endpoints: Sequence[Endpoint]) -> dict[str, bytes]:
+    """Return the contents by file name."""
+    from hutch.network.resolv import (
+        hostname_file,
+        hosts_file,
+        read_host_resolv_conf,
+        resolv_conf,
+    )
+
+    spec = record.spec
+    host_network = spec.network_mode == "host"
+    return {
+        "hosts": hosts_file(
+            spec.hostname,
+            endpoints,
+            domainname=spec.domainname,
+            extra_hosts=spec.extra_hosts,
+        ),
+        "hostname": hostname_file(spec.hostname),
+        "resolv.conf": resolv_conf(
+            read_host_resolv_conf(),
+            endpoints,
+            dns=spec.dns,
+            search=spec.dns_search,
+            options=spec.dns_options,
+            host_network=host_network,
+        ),
+    }
+
+
+def write_files(
+    context: Context, record: InstanceRecord, endpoints: Sequence[Endpoint]
+) -> list[str]:
+    """Write the files into the instance's directory, in place, and return their names.
+
+    In place: a running instance has these very files mounted.
+    """
+    directory = context.directory(record.id)
+    contents = instance_files(record, endpoints)
+    for name, content in contents.items():
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(f"{directory}/{name}", flags, 0o644)
+        try:
+            os.write(fd, content)
+        finally:
+            os.close(fd)
+    return list(contents)

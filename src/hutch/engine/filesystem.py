@@ -1,0 +1,98 @@
+"""An instance's file system against its image: differences, export, commit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+from hutch.engine.context import Context
+from hutch.engine.lookup import load
+from hutch.engine.records import InstanceRecord
+from hutch.engine.results import Change
+from hutch.engine.stop import current, pause, unpause
+from hutch.image.records import ImageRecord
+from hutch.lifecycle import State
+
+__all__ = ["commit", "diff", "export", "own_paths"]
+
+# What starting an instance itself puts into its writable layer: mount points.
+_MOUNT_POINTS = (
+    "dev",
+    "proc",
+    "sys",
+    "etc/hosts",
+    "etc/hostname",
+    "etc/resolv.conf",
+)
+
+
+def own_paths(record: InstanceRecord) -> frozenset[bytes]:
+    """Return the paths that are hutch's, not the program's, and never leave with it."""
+    targets = [mount.target.lstrip("/") for mount in record.mounts]
+    return frozenset(os.fsencode(path) for path in (*_MOUNT_POINTS, *targets))
+
+
+def diff(context: Context, identifier: str) -> list[Change]:
+    """Return what differs from the image, by path."""
+    from hutch.storage.changes import changes
+
+    record = load(context, identifier)
+    assets = context.snapshots.load(identifier, record.chain_ids)
+    return [
+        Change(kind=change.kind, path=change.path)
+        for change in changes(assets.upper, assets.lower, skip=own_paths(record))
+    ]
+
+
+def export(context: Context, identifier: str) -> Iterator[bytes]:
+    """Yield the whole file system as a tar, mounts left out."""
+    from hutch.storage.overlay import Merged
+    from hutch.storage.pack import pack_merged
+
+    record = load(context, identifier)
+    assets = context.snapshots.load(identifier, record.chain_ids)
+
+    def stream() -> Iterator[bytes]:
+        with Merged((assets.upper, *assets.lower)) as merged:
+            yield from pack_merged(merged)
+
+    return stream()
+
+
+def commit(
+    context: Context,
+    identifier: str,
+    reference: str | None,
+    *,
+    author: str,
+    message: str,
+    changes: Sequence[str],
+    pause: bool,
+) -> ImageRecord:
+    """Make an image of an instance; a running one is paused meanwhile unless told not to."""
+    from hutch.image.commit import commit_image
+
+    record = current(context, identifier)
+    with ExitStack() as stack:
+        if pause and record.state == State.RUNNING:
+            _pause(context, identifier)
+            stack.callback(unpause, context, identifier)
+        return commit_image(
+            context.images.get(record.image_id),
+            context.snapshots.load(identifier, record.chain_ids),
+            images=context.images,
+            content=context.content,
+            layers=context.layers,
+            leases=context.leases,
+            reference=reference,
+            author=author,
+            message=message,
+            changes=changes,
+            process=record.spec.process,
+            skip=own_paths(record),
+        )
+
+
+def _pause(context: Context, identifier: str) -> None:
+    pause(context, identifier)
