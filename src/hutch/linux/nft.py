@@ -5,12 +5,15 @@ libnftables is found when first used; a host without it is told which package to
 
 from __future__ import annotations
 
-import ctypes
+import _thread
 import os
 import struct
-import threading
+from typing import TYPE_CHECKING
 
 from hutch.linux.netlink import NetlinkSocket, attribute
+
+if TYPE_CHECKING:
+    import ctypes
 
 __all__ = ["NftError", "count_rules", "run"]
 
@@ -21,7 +24,7 @@ NFTA_RULE_TABLE = 1
 NFPROTO_INET = 1
 _NFGENMSG = struct.Struct("=BBH")
 
-_guard = threading.Lock()
+_guard = _thread.allocate_lock()
 
 
 class NftError(OSError):
@@ -62,6 +65,8 @@ def _refusal(text: str) -> NftError:
 
 
 def _library() -> ctypes.CDLL:
+    import ctypes
+
     try:
         library = ctypes.CDLL("libnftables.so.1")
     except OSError as error:

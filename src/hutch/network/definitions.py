@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from hutch.errors import AlreadyExists, InvalidArgument, NotFound, Unsupported
+from hutch.errors import AlreadyExists, InvalidArgument, Unsupported
 from hutch.ids import new_id, short_id
 from hutch.network import ipam
 from hutch.network.addresses import Subnet, format_address, parse_address, parse_subnet
@@ -21,7 +21,7 @@ from hutch.network.model import (
 )
 from hutch.records import Transaction
 
-__all__ = ["NetworkRequest", "define", "define_builtin", "find", "matches"]
+__all__ = ["NetworkRequest", "define", "define_builtin", "matches"]
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _INTERFACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}")
@@ -50,21 +50,6 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str] = {}
     options: Mapping[str, str] = {}
     dns: bool = True
-
-
-def find(tx: Transaction, reference: str) -> NetworkRecord:
-    """Return the network of that name, id or unambiguous id prefix."""
-    by_name = tx.get(NETWORKS, reference, NetworkRecord)
-    if by_name is not None:
-        return by_name
-    found = []
-    if reference:
-        found = [n for _, n in tx.items(NETWORKS, NetworkRecord) if n.id.startswith(reference)]
-    if len(found) > 1:
-        raise InvalidArgument(f"network id prefix {reference!r} fits {len(found)} networks")
-    if not found:
-        raise NotFound(f"no network {reference!r}", hint="hutch network ls shows those there are")
-    return found[0]
 
 
 def define(

@@ -8,7 +8,7 @@ forward policy is drop also needs `foreign_rules`.
 
 from __future__ import annotations
 
-import zlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -108,7 +108,10 @@ _RULES = sum(
 
 def table_name(root: Path) -> str:
     """Return the name of the table of the engine whose state is under `root`."""
-    return f"hutch_{zlib.crc32(str(root.resolve()).encode()):08x}"
+    value = 2166136261  # FNV-1a: hashlib and zlib cost more to import than all of this
+    for byte in os.fsencode(os.path.realpath(root)):
+        value = (value ^ byte) * 16777619 & 0xFFFFFFFF
+    return f"hutch_{value:08x}"
 
 
 def ruleset(table: str, networks: Iterable[NetworkRecord], ports: Iterable[PortLease]) -> str:

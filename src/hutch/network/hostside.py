@@ -12,7 +12,7 @@ from hutch.errors import Busy
 from hutch.linux import netlink
 from hutch.linux.locks import lock_file
 from hutch.linux.netlink import LinkInfo, RouteSocket
-from hutch.network import bridge, firewall
+from hutch.network import firewall
 from hutch.network.addresses import parse_mac
 from hutch.network.dns import NameServers
 from hutch.network.model import (
@@ -90,6 +90,8 @@ class HostSide:
             except OSError as error:
                 # EBUSY: the index is taken, here or there.
                 if error.errno != errno.EBUSY or attempt == _ATTEMPTS - 1:
+                    from hutch.network import bridge
+
                     subject = f"{endpoint.interface} of network {endpoint.network}"
                     raise bridge.route_errors(error, subject) from error
 
@@ -131,6 +133,8 @@ class HostSide:
             self.replace_table()
             # A server that outlived its bridge is bound to the device that was.
             self._names.stop(network.id)
+            from hutch.network import bridge
+
             return bridge.create_bridge(route, network, self._remember)
 
     def _remember(self, key: str, before: str) -> None:

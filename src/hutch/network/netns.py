@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hutch.errors import NotFound
-from hutch.linux.namespaces import CLONE_NEWNET, setns
 from hutch.linux.netlink import RouteSocket
 
 __all__ = ["configure", "netns_path", "run_inside"]
@@ -28,6 +27,8 @@ def run_inside(pid: int, action: Callable[[RouteSocket], T]) -> T:
     process is gone.
     """
     import threading
+
+    from hutch.linux.namespaces import CLONE_NEWNET, setns
 
     try:
         fd = os.open(netns_path(pid), os.O_RDONLY | os.O_CLOEXEC)

@@ -11,9 +11,9 @@ import msgspec
 from hutch.errors import Busy, InvalidArgument, WrongState
 from hutch.ids import short_id
 from hutch.linux.netlink import RouteSocket
-from hutch.network import bridge, definitions, endpoints, netns
-from hutch.network.definitions import NetworkRequest
+from hutch.network import endpoints, netns
 from hutch.network.hostside import HostSide
+from hutch.network.lookup import find
 from hutch.network.model import (
     ADDRESSES,
     BUILTIN_NETWORKS,
@@ -76,7 +76,9 @@ class Networks:
         Without subnets a free private one is chosen. Raises `AlreadyExists`,
         `InvalidArgument` naming the field, `Unsupported` for another driver.
         """
-        request = NetworkRequest(
+        from hutch.network import bridge, definitions
+
+        request = definitions.NetworkRequest(
             name=name,
             driver=driver,
             subnets=subnets,
@@ -102,6 +104,8 @@ class Networks:
             network = tx.get(NETWORKS, DEFAULT_NETWORK, NetworkRecord)
         if network is not None:
             return network
+        from hutch.network import bridge, definitions
+
         with RouteSocket() as route:
             taken, mtu = bridge.host_subnets(route), bridge.uplink_mtu(route)
         with self._records.write() as tx:
@@ -112,10 +116,12 @@ class Networks:
         if reference in BUILTIN_NETWORKS:
             self.ensure_default()
         with self._records.read() as tx:
-            return definitions.find(tx, reference)
+            return find(tx, reference)
 
     def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> NetworkRecords:
         """Return the networks that pass Docker's filters, by name."""
+        from hutch.network import definitions
+
         self.ensure_default()
         with self._records.read() as tx:
             networks = [network for _, network in tx.items(NETWORKS, NetworkRecord)]
@@ -189,7 +195,7 @@ class Networks:
             self.ensure_default()
         with self._records.write() as tx:
             stale = self._release_all(tx, instance_id)
-            networks = [definitions.find(tx, attachment.name) for attachment in attachments]
+            networks = [find(tx, attachment.name) for attachment in attachments]
             made = self._create_all(
                 tx,
                 networks,
