@@ -75,6 +75,15 @@ def show() -> None:
     subprocess.run([sys.executable, "-c", PYTHON.replace("IMAGE", image)], check=True)
 
 
+def take_networks_off_the_host(root: Path) -> None:
+    """Remove the bridges and rules, which otherwise stay for the next container."""
+    from hutch.engine.context import Context
+
+    context = Context(root)
+    context.networks.teardown()
+    context.close()
+
+
 def main() -> None:
     if os.geteuid() != 0:
         raise SystemExit("demo: run as root: it shows bridges and published ports too")
@@ -88,6 +97,7 @@ def main() -> None:
         ).stdout.split()
         if left:
             subprocess.run([str(HUTCH), "rm", "-f", *left], stdout=subprocess.DEVNULL)
+        take_networks_off_the_host(Path(root))
         shutil.rmtree(root, ignore_errors=True)
     say("done; nothing is left")
 
