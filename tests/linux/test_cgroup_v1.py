@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unsupported
-from hutch.linux.cgroup import ALL_DEVICES, DEFAULT_DEVICES, DeviceRule, Group, Limits, detect
+from hutch.linux.cgroup import ALL_DEVICES, DEFAULT_DEVICES, DeviceRule, Group, Limits, detect, v1
 from hutch.linux.cgroup.detect import _mounts
 from hutch.linux.cgroup.v1 import V1Group, V1Hierarchy
 from tests.linux.cgroups import fresh_parent, member, remove_parents
@@ -24,6 +26,7 @@ pytestmark = [
 ]
 
 MiB = 1 << 20
+SOURCE = str(Path(v1.__file__).parents[3])
 
 
 @pytest.fixture
@@ -348,3 +351,34 @@ def test_a_group_of_an_earlier_process_is_listed_and_loaded(
     loaded = hierarchy.load("g0")
     assert loaded.stats().pids.limit == 7
     assert set(loaded.join_files()) == set(first.join_files())
+
+
+def test_a_limit_below_what_is_in_use_is_busy_and_the_old_one_stays(
+    make: Callable[[Limits], V1Group],
+) -> None:
+    group = make(Limits(memory=128 * MiB, memory_swap=128 * MiB))
+    hold = "x = bytearray(64 << 20); print('held', flush=True); input()"
+    with member(group, sys.executable, "-S", "-c", hold) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=r"memory: .*more is in use"):
+            group.update(Limits(memory=4 * MiB))
+        assert group.stats().memory.limit == 128 * MiB
+
+
+def test_an_ordinary_user_without_delegation_runs_without_limits() -> None:
+    script = (
+        f"import os, sys; sys.path.insert(0, {SOURCE!r})\n"
+        "from hutch.linux.cgroup import DEFAULT_DEVICES, Limits, detect, hybrid\n"
+        "from hutch.errors import HutchError\n"
+        "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
+        "found = detect()\n"
+        "print(found.version, found.create('g', Limits(devices=DEFAULT_DEVICES)).join_files())\n"
+        "try:\n    found.create('g', Limits(pids=5))\n"
+        "except HutchError as exc:\n    print(exc, '|', exc.hint)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "none ()"
+    assert second.startswith("pids: no control group can be made here | run as root")
