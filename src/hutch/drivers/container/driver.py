@@ -14,6 +14,7 @@ from pathlib import Path
 from hutch.drivers.base import ExecRequest, Launch, Started
 from hutch.drivers.container import failures
 from hutch.drivers.container.assets import AssetBuilder
+from hutch.drivers.container.health import with_health
 from hutch.drivers.container.limits import device_rules, limits, resolve_devices
 from hutch.drivers.container.processes import (
     exec_assets,
@@ -65,6 +66,7 @@ class ContainerDriver:
                     launch, held, group=group, hierarchy=self._hierarchy
                 )
                 plan = compile_container(prepared.spec, prepared.assets)
+                plan = with_health(plan, prepared.spec, prepared.assets, group)
                 supervisor = self._launcher.start(plan, prepared.fds, attach=launch.attach)
             undo.callback(supervisor.close)
             with failures.launching(plan, "start"):
