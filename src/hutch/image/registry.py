@@ -274,12 +274,12 @@ class Repository:
         if response.status == 206:
             stated = response.headers.get("content-range", "")
             if not stated.replace(" ", "").startswith((f"bytes{offset}-", f"bytes={offset}-")):
-                response.close()
+                response.discard()
                 raise IntegrityError(f"{what}: wrong range in the answer: {stated[:60]!r}")
             return _drain(response, 0)
         length = response.headers.get("content-length", "")
         if length.isdigit() and int(length) > descriptor.size:
-            response.close()
+            response.discard()
             raise IntegrityError(f"{what}: {length[:20]} bytes where {descriptor.size} were stated")
         return _drain(response, offset)
 
@@ -357,7 +357,9 @@ def _drain(response: Response, skip: int) -> Iterator[bytes]:
 
 def _pages(transport: Transport, path: str, scopes: tuple[str, ...], what: str) -> Iterator[bytes]:
     """Yield the pages of a list; a next page elsewhere than at the registry is refused."""
-    for _ in range(_MAX_PAGES):
+    seen: set[str] = set()
+    while len(seen) < _MAX_PAGES:
+        seen.add(path)
         response = transport.request("GET", path, scopes=scopes)
         check_status(response, (200,), what)
         yield response.read(_MAX_LIST_BYTES)
@@ -367,6 +369,8 @@ def _pages(transport: Transport, path: str, scopes: tuple[str, ...], what: str) 
         url = join_url(response.url, following)
         if origin(url) != origin(transport.base):
             raise Unavailable(f"{what}: the next page is said to be on another host")
+        if url in seen:
+            raise Unavailable(f"{what}: its pages go in circles")
         path = url
     raise Unavailable(f"{what}: more than {_MAX_PAGES} pages")
 

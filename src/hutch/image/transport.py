@@ -96,6 +96,11 @@ class Response:
             self._raw.close()
         self._raw.release_conn()
 
+    def discard(self) -> None:
+        """Close the connection without waiting for a body that nobody wants."""
+        self._raw.close()
+        self.close()
+
     def abort(self) -> None:
         """Break the connection: a read under way in another thread ends at once."""
         try:
