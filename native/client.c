@@ -243,7 +243,9 @@ static int control(struct supervisor *s, struct client *c, uint8_t type, uint8_t
 	case FR_RESIZE: return resize(s, c->body);
 	case FR_SIGNAL: return send_signal(s, get_u32(c->body));
 	case FR_SHUTDOWN: return send_signal(s, SIGKILL);
-	case FR_WAIT: return 0; /* everybody is told the exit */
+	case FR_WAIT: /* everybody is told the exit; with a flag this client sees to the rest */
+		c->claims = flag & 1;
+		return 0;
 	case FR_LOG_REOPEN: return s->log.fd < 0 ? 0 : log_open(&s->log);
 	default: return fail(EPROTO);
 	}

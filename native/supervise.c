@@ -191,6 +191,9 @@ static void spawn_exit_command(struct supervisor *s)
 		return;
 	if (!s->starter_gone && !(s->plan.flags & HOLD_EXIT_ALWAYS))
 		return;
+	for (int i = 0; i < MAX_CLIENTS; i++)
+		if (s->clients[i].used && s->clients[i].fd >= 0 && s->clients[i].claims)
+			return;
 	for (uint32_t i = 0; i < count; i++) {
 		union { const char *from; char *to; } word = { .from = read_str(&r) };
 		argv[i] = word.to;

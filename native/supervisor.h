@@ -31,6 +31,7 @@ enum {
 struct client {
 	int fd;          /* -1: gone, its last input is being delivered, or unused */
 	bool used, starter, stdin_eof, ended;
+	bool claims;     /* does itself what the exit command would do */
 	uint8_t attach;
 	uint8_t head[FRAME_HEAD], head_len;
 	uint8_t body[64];

@@ -94,6 +94,7 @@ def _end(context: Context, record: InstanceRecord, signum: int, grace: float) ->
         finish(context, record.id)
         return
     try:
+        _claim(link)
         ended = _signal_and_wait(link, signum, grace) or _signal_and_wait(link, 9, _KILL_TIMEOUT_S)
     finally:
         finish(context, record.id)
@@ -104,6 +105,14 @@ def _end(context: Context, record: InstanceRecord, signum: int, grace: float) ->
             hint="a process may hang in the kernel; see `hutch top`",
         )
     _event(context, record, "stop")
+
+
+def _claim(link: Supervisor) -> None:
+    """Take over from the supervisor's exit command, which would do the same again."""
+    try:
+        link.claim()
+    except (ProcessLookupError, OutcomeUnknown):
+        pass
 
 
 def _signal_and_wait(link: Supervisor, signum: int, grace: float) -> bool:

@@ -315,6 +315,11 @@ class Supervisor:
         """Send a signal to the process; `ProcessLookupError` when it has ended."""
         self._request(frames.SIGNAL, pack("<I", signum))
 
+    def claim(self) -> None:
+        """Say that this client will do what follows the exit: while it is connected, the
+        exit command is not run."""
+        self._request(frames.WAIT, flag=1)
+
     def shutdown(self) -> None:
         """Kill the process; the exit is reported as always."""
         self._request(frames.SHUTDOWN)
