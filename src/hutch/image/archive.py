@@ -14,11 +14,12 @@ from typing import TypeVar
 import msgspec
 
 from hutch.errors import HutchError, IntegrityError, InvalidArgument, NotFound
-from hutch.image.assemble import open_archive, unpack_layers
+from hutch.image.assemble import open_archive
 from hutch.image.catalog import Images
 from hutch.image.records import ImageRecord
-from hutch.image.register import check_layers, register_image
+from hutch.image.register import build_record, check_layers, register_image
 from hutch.image.saving import save_images
+from hutch.image.unpacking import unpack_stored
 from hutch.oci.digest import digest_of, is_digest
 from hutch.oci.platform import WantedPlatform, choose, host_platform, parse_platform
 from hutch.oci.reference import parse
@@ -385,18 +386,13 @@ def _register(
         if not content.has(blob.digest) or content.size(blob.digest) != blob.size:
             raise IntegrityError(f"archive: blob {blob.digest} is missing or of wrong size")
     config = content.read(manifest.config.digest)
-    decoded = decode_config(config)
-    check_layers(manifest, decoded, what="archive")
-    blobs = [blob.digest for blob in manifest.layers]
-    manifest_digest = digest_of(image.manifest)
-    lease.add(manifest_digest, manifest.config.digest, *blobs)
-
-    def report(blob: Descriptor, phase: str) -> None:
-        progress(ProgressEvent(item=blob.digest, phase=phase, total=blob.size))
-
-    done = unpack_layers(content, layers, manifest.layers, decoded.rootfs.diff_ids, report=report)
+    check_layers(manifest, decode_config(config), what="archive")
+    record = build_record(manifest=image.manifest, media_type=image.media_type, config=config)
+    lease.add(*record.digests, *record.chain_ids)
+    progress(ProgressEvent(item=record.id, phase="extracting"))
+    done = unpack_stored(record.layers, content, layers)
     content.put(image.manifest)
-    archive.used.update((manifest_digest, manifest.config.digest, *blobs))
+    archive.used.update(record.digests)
     return register_image(
         images,
         manifest=image.manifest,

@@ -20,11 +20,10 @@ from hutch.storage.compression import CHUNK, Readable, compress, decompress, det
 from hutch.storage.content import Blob, ContentStore, NewBlob
 from hutch.storage.layers import Layer, Layers
 
-__all__ = ["StoredLayer", "now_text", "open_archive", "store_image", "store_layer", "unpack_layers"]
+__all__ = ["StoredLayer", "now_text", "open_archive", "store_image", "store_layer"]
 
 _GZIP = MediaType.OCI_LAYER_GZIP
 _ZSTD = MediaType.OCI_LAYER_ZSTD
-_PARALLEL = 2
 
 
 class StoredLayer(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,42 +179,6 @@ class _Press:
         self.stop()
         if self._error is not None:
             raise self._error
-
-
-def unpack_layers(
-    content: ContentStore,
-    layers: Layers,
-    blobs: Sequence[Descriptor],
-    diff_ids: Sequence[str],
-    *,
-    report: Callable[[Descriptor, str], None] = lambda blob, phase: None,
-) -> list[Layer]:
-    """Unpack what is not unpacked yet from blobs in the store, a few layers at a time."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from hutch.oci.digest import chain_ids
-
-    chain = chain_ids(list(diff_ids))
-
-    def one(index: int) -> Layer:
-        found = layers.get(chain[index])
-        if found is None:
-            report(blobs[index], "extracting")
-            with content.open(blobs[index].digest) as stream:
-                found = layers.unpack(
-                    stream,
-                    diff_id=diff_ids[index],
-                    parent_chain_id=chain[index - 1] if index else "",
-                    chain_id=chain[index],
-                    media_type=blobs[index].media_type,
-                )
-        report(blobs[index], "done")
-        return found
-
-    with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="hutch-unpack") as pool:
-        done = list(pool.map(one, range(len(blobs))))
-    layers.settle(chain)
-    return done
 
 
 def store_image(

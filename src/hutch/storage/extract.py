@@ -69,9 +69,9 @@ class UnpackOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def process_umask() -> int:
     """Return the umask without changing it, which would hit the other threads."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+    with open("/proc/self/status", "rb") as status:
         for line in status:
-            if line.startswith("Umask:"):
+            if line.startswith(b"Umask:"):
                 return int(line[6:], 8)
     return 0o7777
 
@@ -142,8 +142,6 @@ class Extractor:
         name = normalise(entry.name)
         limits = self._limits
         self.entries += 1
-        if self.entries + self._dirs.count > limits.max_entries:
-            raise Exhausted(f"more than {limits.max_entries} entries (limit max_entries)")
         if len(name) > limits.max_path or name.count(b"/") >= limits.max_depth:
             raise Exhausted(
                 f"path too long or too deep (limits max_path, max_depth): {name[:64]!r}"
@@ -153,7 +151,9 @@ class Extractor:
             return
         name = self._prefix + name
         parent, _, base = name.rpartition(b"/")
-        dir_fd = self._dirs.open(parent)
+        dir_fd = self._parent(parent)
+        if self.entries + self._dirs.count > limits.max_entries:
+            raise Exhausted(f"more than {limits.max_entries} entries (limit max_entries)")
         if self._options.whiteouts and base.startswith(_WHITEOUT):
             self._whiteout(dir_fd, parent, base)
             return
@@ -168,6 +168,26 @@ class Extractor:
             self._link(dir_fd, name, base, entry)
         else:
             self._node(dir_fd, name, base, entry)
+
+    def _parent(self, path: bytes) -> int:
+        """Open a parent directory; one that this layer has whited out begins anew."""
+        try:
+            return self._dirs.open(path)
+        except NotADirectoryError:
+            parts = path.split(b"/")
+            for count in range(1, len(parts) + 1):
+                name = b"/".join(parts[:count])
+                if name in self._whiteouts:
+                    break
+            else:
+                raise
+        base = name.rpartition(b"/")[2]
+        dir_fd = self._clear(self._dirs.open(name.rpartition(b"/")[0]), name, base)
+        os.mkdir(base, 0o755, dir_fd=dir_fd)
+        self._whiteouts.discard(name)
+        self._dirs.made.add(name)
+        self._opaque(dir_fd, base)
+        return self._dirs.open(path)
 
     def _root(self, entry: Entry) -> None:
         if entry.type != DIR:
