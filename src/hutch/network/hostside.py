@@ -55,7 +55,7 @@ class HostSide:
         """Make the pair of interfaces into the namespace of `pid`; open the ports."""
         with RouteSocket() as route:
             link = route.link(endpoint.bridge)
-            if link is None or not link.is_up:
+            if link is None or not link.is_up or link.kind != "bridge":
                 link = self.ensure_bridge(route, endpoint.network)
             self._add_pair(route, endpoint, link, pid)
         self.open_ports(endpoint)
@@ -193,13 +193,17 @@ class HostSide:
                 self.replace_table()
 
     def remove_all(self) -> None:
-        """Remove every bridge of this root and its table; the records stay."""
+        """Remove every bridge of this root, what hangs on it, and its table; the records
+        stay."""
         with self._records.read() as tx:
-            networks = [n for _, n in tx.items(NETWORKS, NetworkRecord) if n.bridge]
-        with self.lock():
+            names = {n.bridge for _, n in tx.items(NETWORKS, NetworkRecord) if n.bridge}
+        with self.lock(), RouteSocket() as route:
             for network_id in self._names.known():
                 self._names.stop(network_id)
-            for network in networks:
-                self.remove_link(network.bridge)
+            links = route.links()
+            ours = {link.index for link in links if link.name in names}
+            for link in links:
+                if link.index in ours or (link.master in ours and link.name.startswith("hv")):
+                    route.request(netlink.delete_link(link.index), ignore=(errno.ENODEV,))
             if firewall.has_table(self.table):
                 firewall.remove_table(self.table)
