@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import AlreadyExists, InvalidArgument, NotFound, OperationTimeout, Unsupported
-from hutch.linux.cgroup import DEFAULT_DEVICES, Limits, detect
+from hutch.linux.cgroup import DEFAULT_DEVICES, Limits, detect, v2
 from hutch.linux.cgroup.hybrid import HybridHierarchy, NoHierarchy
 from hutch.linux.cgroup.v1 import V1Hierarchy
 from hutch.linux.cgroup.v2 import V2Group, V2Hierarchy, find_v2
@@ -310,9 +310,9 @@ class TestOnTheKernel:
             group.remove()
 
     def test_hybrid_uses_version_2_only_where_version_1_lacks_something(self, parent: str) -> None:
-        v2 = V2Hierarchy(str(UNIFIED), parent)
+        unified = V2Hierarchy(str(UNIFIED), parent)
         freezer = {"freezer": "/sys/fs/cgroup/freezer"}
-        hybrid = HybridHierarchy(V1Hierarchy(freezer, parent), v2)
+        hybrid = HybridHierarchy(V1Hierarchy(freezer, parent), unified)
         plain = hybrid.create("plain", Limits())
         mixed = hybrid.create("mixed", Limits(devices=DEFAULT_DEVICES))
         try:
@@ -328,8 +328,8 @@ class TestOnTheKernel:
 
     def test_hybrid_with_tracking_always_has_both(self, parent: str) -> None:
         freezer = {"freezer": "/sys/fs/cgroup/freezer"}
-        v2 = V2Hierarchy(str(UNIFIED), parent)
-        hybrid = HybridHierarchy(V1Hierarchy(freezer, parent), v2, track=True)
+        unified = V2Hierarchy(str(UNIFIED), parent)
+        hybrid = HybridHierarchy(V1Hierarchy(freezer, parent), unified, track=True)
         group = hybrid.create("g", Limits())
         fd = group.open_dir()
         assert fd is not None
@@ -341,3 +341,28 @@ class TestOnTheKernel:
             assert child.wait(10) == -9
         group.remove()
         assert hybrid.list_groups() == []
+
+    def test_processes_make_room_when_a_delegated_group_gets_controllers(
+        self, parent: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if "hugetlb" not in (UNIFIED / "cgroup.controllers").read_text():
+            pytest.skip("no controller is left for version 2")
+        monkeypatch.setattr(v2, "_SWITCHED", ("hugetlb",))
+        control = UNIFIED / "cgroup.subtree_control"
+        before = control.read_text().split()
+        base = UNIFIED / parent
+        outer = V2Hierarchy(str(UNIFIED), parent)
+        group = outer.create("delegated", Limits())
+        try:
+            with member(group, "cat") as child:
+                inner = V2Hierarchy(str(base / "delegated"), "hutch")
+                made = inner.create("g", Limits())
+                assert (base / "delegated/hutch.host/cgroup.procs").read_text() == f"{child.pid}\n"
+                assert "hugetlb" in made.controllers
+                assert made.pids() == set()
+        finally:
+            group.kill_all()
+            group.remove()
+            base.rmdir()
+            if "hugetlb" not in before:
+                control.write_text("-hugetlb")

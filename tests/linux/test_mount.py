@@ -43,12 +43,14 @@ def test_a_bind_mount_is_made_and_taken_away(tmp_path: Path) -> None:
         """
         os.mkdir("a"); os.mkdir("b"); open("a/file", "w").close()
         m.mount("a", "b", None, m.MS_BIND)
+        os.symlink("b", "link")
         print(os.listdir("b"), m.is_mount_point("b"), m.is_mount_point("a"))
+        print(m.is_mount_point("b/"), m.is_mount_point("link"), m.is_mount_point("/"))
         m.umount2("b", m.UMOUNT_NOFOLLOW)
         print(os.listdir("b"), m.is_mount_point("b"))
         """,
     )
-    assert output == "['file'] True False\n[] False"
+    assert output == "['file'] True False\nTrue False True\n[] False"
 
 
 def test_a_file_system_is_configured_and_mounted_by_descriptors(tmp_path: Path) -> None:

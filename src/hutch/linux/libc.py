@@ -9,14 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["Number", "fs_path", "libc", "raise_errno", "syscall", "syscall_number"]
+__all__ = ["fs_path", "libc", "raise_errno", "syscall", "syscall_number"]
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
-Number = str
-
-_NUMBERS: dict[Number, int] = {
+_NUMBERS: dict[str, int] = {
     "open_tree": 428,
     "move_mount": 429,
     "fsopen": 430,
@@ -28,7 +26,7 @@ _NUMBERS: dict[Number, int] = {
     "pidfd_getfd": 438,
     "mount_setattr": 442,
 }
-_BY_MACHINE: dict[str, dict[Number, int]] = {
+_BY_MACHINE: dict[str, dict[str, int]] = {
     "x86_64": {"bpf": 321, "renameat2": 316, "capget": 125, "kcmp": 312, "syncfs": 306},
     "aarch64": {"bpf": 280, "renameat2": 276, "capget": 90, "kcmp": 272, "syncfs": 267},
 }
@@ -44,7 +42,7 @@ def raise_errno(*paths: str | bytes | None) -> None:
     raise OSError(number, os.strerror(number), first)
 
 
-def syscall_number(name: Number) -> int:
+def syscall_number(name: str) -> int:
     """Return the number of a system call on this machine; `NotImplementedError` if unknown."""
     number = _NUMBERS.get(name)
     if number is None:
@@ -54,7 +52,7 @@ def syscall_number(name: Number) -> int:
     return number
 
 
-def syscall(name: Number, *arguments: object) -> int:
+def syscall(name: str, *arguments: object) -> int:
     """Make a system call; return its result, which the caller compares with zero.
 
     Integers travel as C longs: ctypes would cut them to 32 bits.

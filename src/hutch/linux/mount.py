@@ -198,17 +198,18 @@ def fsmount(fd: int, attr: int = 0) -> int:
 
 
 def is_mount_point(path: str) -> bool:
-    """Return whether `path` (links not followed) is the root of a mount, a bind included.
+    """Return whether `path` (a last link not followed) is the root of a mount, a bind included.
 
-    The kernel refuses MNT_EXPIRE with EINVAL where nothing is mounted, but the call
-    would mark what is; so the mount ids of the directory and its parent are compared.
+    By the mount ids of the directory and its parent: device numbers would not show a
+    bind mount.
     """
+    name = os.path.abspath(path)
+    if name == "/":
+        return True
     try:
-        here = _mount_id(path)
-        parent = _mount_id(os.path.dirname(os.path.realpath(path)) or "/")
+        return _mount_id(name) != _mount_id(f"{os.path.dirname(name)}/.")
     except FileNotFoundError:
         return False
-    return here != parent
 
 
 def _mount_id(path: str) -> int:
