@@ -72,6 +72,9 @@ class Context:
 
     def close(self) -> None:
         """Release what this process holds; instances go on."""
+        trash = self.__dict__.get("trash")
+        if trash is not None:
+            trash.drain()
         self.store.close()
         launcher = self.__dict__.get("launcher")
         if launcher is not None:

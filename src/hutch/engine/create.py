@@ -19,7 +19,7 @@ from hutch.engine.naming import random_name
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
 from hutch.errors import AlreadyExists, InvalidArgument, NotFound
 from hutch.ids import new_instance_id
-from hutch.image.records import ImageRecord
+from hutch.image.records import IMAGES, ImageRecord
 from hutch.records import Progress, silent
 from hutch.spec.build import build, check_name
 from hutch.spec.defaults import ImageDefaults
@@ -103,9 +103,9 @@ def create_from_spec(
     directory = context.directory(identifier)
     os.mkdir(directory, 0o700)
     with instance_lock(context, identifier), ExitStack() as undo:
-        undo.callback(dispose, context, identifier, ())
+        undo.callback(dispose, context, identifier)
         os.mkdir(directory / "run", 0o700)
-        context.snapshots.prepare(identifier, image.chain_ids)
+        context.snapshots.make(identifier, image.chain_ids, owner=_root_owner(spec))
         mounts = resolve_mounts(context, identifier, spec, image, undo)
         record = _insert(
             context,
@@ -123,6 +123,15 @@ def create_from_spec(
         )
         undo.pop_all()
     return record
+
+
+def _root_owner(spec: InstanceSpec) -> tuple[int, int] | None:
+    """Return who owns the writable layer's root on the host, None for the usual owner."""
+    if spec.userns in ("", "host"):
+        return None
+    from hutch.drivers.container.idmaps import remapped_root
+
+    return remapped_root()
 
 
 def _check_references(context: Context, spec: InstanceSpec) -> None:
@@ -148,6 +157,9 @@ def _insert(context: Context, record: InstanceRecord) -> InstanceRecord:
             with context.store.write(durable=not record.volatile) as tx:
                 tx.insert(NAMES, name, NameRecord(id=record.id))
                 tx.insert(INSTANCES, record.id, named)
+                context.snapshots.note(tx, record.id, record.chain_ids)
+                if tx.get(IMAGES, record.image_id, ImageRecord) is None:
+                    raise NotFound(f"image {record.image_name}: was removed meanwhile")
                 tx.event("container", "create", record.id, name=name, image=record.image_name)
         except AlreadyExists:
             if record.name:

@@ -8,9 +8,7 @@ command) books it. Booking twice is harmless.
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Sequence
 
 import msgspec
 
@@ -22,11 +20,11 @@ from hutch.engine.records import INSTANCES, NAMES, InstanceRecord
 from hutch.errors import Busy, HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.process.records import is_alive, read_exit
+from hutch.records import Transaction
 
 __all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked"]
 
 _LIVE = (State.STARTING, State.RUNNING, State.PAUSED)
-_UNKNOWN_EXIT = 255
 
 
 def refresh(context: Context, record: InstanceRecord) -> InstanceRecord:
@@ -59,52 +57,76 @@ def finish(context: Context, identifier: str) -> InstanceRecord | None:
     that. Return the record as booked, or None when somebody else has removed it."""
     try:
         with instance_lock(context, identifier):
-            record = refresh_locked(context, load(context, identifier))
-            if record.spec.auto_remove and record.state == State.EXITED:
-                remove_locked(context, record, remove_volumes=True)
+            record = load(context, identifier)
+            if not record.spec.auto_remove:
+                return refresh_locked(context, record)
+            if record.state in _LIVE:
+                if _is_running(context, record):
+                    return record
+                record = _observe(context, record)
+                _erase(context, record, died=True)
+            elif record.state == State.EXITED:
+                _erase(context, record)
             return record
     except NotFound:
         return None
 
 
-def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
-    """Record the exit and remove what the kernel still holds. The lock is held."""
+def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
+    """Return the record with how the program ended, and remove what the kernel still holds.
+
+    The lock is held. Nothing is stored yet: done again, it has the same result.
+    """
     directory = f"{context.directory(record.id)}/run"
-    status = read_exit(directory) if record.boot_id == context.boot_id else None
+    same_boot = record.boot_id == context.boot_id
+    status = read_exit(directory) if same_boot else None
     driver = context.driver(record.spec.isolation)
-    if status is None and record.boot_id == context.boot_id:
+    if status is None and same_boot:
         # The supervisor was killed: its program dies with it, but that may take a moment.
         driver.kill_all(record.id)
-    code = status.code if status is not None else 137
-    oom = driver.oom_kills(record.id) > 0 if record.boot_id == context.boot_id else False
-    finished_ns = status.time_ns if status is not None else time.time_ns()
-    error = record.error
-    if status is None:
-        error = (
-            "the supervisor was killed"
-            if record.boot_id == context.boot_id
-            else ("the host was restarted")
-        )
+    oom = same_boot and driver.oom_kills(record.id) > 0
     driver.cleanup(record.id)
     context.networks.detach(record.id)
+    error = record.error
+    if status is None:
+        error = "the supervisor was killed" if same_boot else "the host was restarted"
+    return msgspec.structs.replace(
+        record,
+        state=State.EXITED,
+        pid=0,
+        exit_code=status.code if status is not None else 137,
+        oom_killed=oom,
+        finished_ns=status.time_ns if status is not None else time.time_ns(),
+        error=error,
+    )
+
+
+def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
+    """Record the exit of an instance that stays. The lock is held."""
+    seen = _observe(context, record)
+    directory = f"{context.directory(record.id)}/run"
     for name in ("exit", "pid", "ctl.sock"):
         _unlink(f"{directory}/{name}")
     with context.store.write() as tx:
         updated = msgspec.structs.replace(
             load_in(tx, record.id),
-            state=State.EXITED,
+            state=seen.state,
             pid=0,
-            exit_code=code,
-            oom_killed=oom,
-            finished_ns=finished_ns,
-            error=error,
+            exit_code=seen.exit_code,
+            oom_killed=seen.oom_killed,
+            finished_ns=seen.finished_ns,
+            error=seen.error,
         )
         tx.put(INSTANCES, record.id, updated)
-        attributes = {"name": record.name, "image": record.image_name, "exitCode": str(code)}
-        if oom:
-            tx.event("container", "oom", record.id, name=record.name, image=record.image_name)
-        tx.event("container", "die", record.id, **attributes)
+        _died(tx, updated)
     return updated
+
+
+def _died(tx: Transaction, record: InstanceRecord) -> None:
+    attributes = {"name": record.name, "image": record.image_name}
+    if record.oom_killed:
+        tx.event("container", "oom", record.id, **attributes)
+    tx.event("container", "die", record.id, exitCode=str(record.exit_code), **attributes)
 
 
 def _unlink(path: str) -> None:
@@ -115,30 +137,40 @@ def _unlink(path: str) -> None:
 
 
 def remove_locked(context: Context, record: InstanceRecord, *, remove_volumes: bool) -> None:
-    """Remove an instance that is not running: record first, then what it had on disk.
+    """Remove an instance that is not running: marked first, then what it had on disk.
 
     A removal cut short is taken up by `reconcile`: the record stays in state removing
     until the rest is gone.
     """
     with context.store.write() as tx:
         tx.put(INSTANCES, record.id, msgspec.structs.replace(record, state=State.REMOVING))
-    release_mounts(context, record, remove_anonymous=remove_volumes)
     context.networks.detach(record.id)
     context.driver(record.spec.isolation).cleanup(record.id)
-    dispose(context, record.id, ())
+    _erase(context, record, remove_volumes=remove_volumes)
+
+
+def _erase(
+    context: Context,
+    record: InstanceRecord,
+    *,
+    died: bool = False,
+    remove_volumes: bool = True,
+) -> None:
+    """Remove files and record of an instance that the kernel no longer knows."""
+    release_mounts(context, record, remove_anonymous=remove_volumes)
+    dispose(context, record.id)
     with context.store.write() as tx:
+        context.snapshots.forget(tx, record.id)
         tx.delete(INSTANCES, record.id)
         tx.delete(NAMES, record.name)
+        if died:
+            _died(tx, record)
         tx.event("container", "destroy", record.id, name=record.name, image=record.image_name)
 
 
-def dispose(context: Context, identifier: str, volumes: Sequence[str]) -> None:
-    """Remove an instance's directory and writable layer; safe to repeat."""
-    context.snapshots.remove(identifier)
-    directory = context.directory(identifier)
+def dispose(context: Context, identifier: str) -> None:
+    """Remove an instance's directory with its writable layer; safe to repeat."""
     try:
-        shutil.rmtree(directory)
-    except FileNotFoundError:
-        pass
+        context.trash.discard(str(context.directory(identifier)))
     except OSError as exc:
-        raise HutchError(f"{directory}: {exc.strerror}") from exc
+        raise HutchError(f"{context.directory(identifier)}: {exc.strerror}") from exc

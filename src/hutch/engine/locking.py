@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hutch.engine.context import Context
-from hutch.errors import Busy, NotFound
+from hutch.errors import NotFound
 from hutch.linux.locks import lock_file
 
 __all__ = ["LOCK_TIMEOUT_S", "instance_lock"]
@@ -22,12 +22,11 @@ def instance_lock(
 
     Holders do bounded work only: nobody waits for a program's end with the lock held.
     """
+    path = context.directory(identifier) / "lock"
     try:
-        with lock_file(context.directory(identifier) / "lock", timeout_s=timeout_s):
+        with lock_file(path, timeout_s=timeout_s):
             yield
-    except FileNotFoundError:
-        if context.directory(identifier).exists():
+    except FileNotFoundError as exc:
+        if exc.filename != str(path):
             raise
         raise NotFound(f"no such instance: {identifier[:12]}") from None
-    except TimeoutError as exc:
-        raise Busy(f"instance {identifier[:12]}: another operation is under way") from exc

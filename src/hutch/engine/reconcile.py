@@ -14,6 +14,7 @@ from hutch.engine.context import Context
 from hutch.engine.finish import dispose, refresh_locked, remove_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import all_records, load
+from hutch.engine.mounts import release_mounts
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
 from hutch.engine.results import ReconcileReport
 from hutch.errors import Busy, HutchError, NotFound, WrongState
@@ -69,10 +70,29 @@ def _settle(context: Context, identifier: str, booked: list[str], removed: list[
                 remove_locked(context, record, remove_volumes=record.spec.auto_remove)
                 removed.append(identifier)
                 return
-    except (Busy, NotFound):
+    except Busy:
+        return
+    except NotFound:
+        if _forget(context, identifier):
+            removed.append(identifier)
         return
     if record.state in (State.EXITED, State.RESTARTING) and _was_rebooted(context, before, record):
         _start_again(context, record)
+
+
+def _forget(context: Context, identifier: str) -> bool:
+    """Drop the record of an instance whose directory is gone: a removal was cut short."""
+    if context.directory(identifier).exists():
+        return False
+    with context.store.write() as tx:
+        record = tx.get(INSTANCES, identifier, InstanceRecord)
+        if record is None:
+            return False
+        context.snapshots.forget(tx, identifier)
+        tx.delete(INSTANCES, identifier)
+        tx.delete(NAMES, record.name)
+    release_mounts(context, record, remove_anonymous=record.spec.auto_remove)
+    return True
 
 
 def _was_rebooted(context: Context, before: InstanceRecord, record: InstanceRecord) -> bool:
@@ -102,7 +122,7 @@ def _orphan_directories(context: Context) -> list[str]:
                 except NotFound:
                     context.driver("container").kill_all(name)
                     _quietly(lambda: context.driver("container").cleanup(name))  # noqa: B023
-                    dispose(context, name, ())
+                    dispose(context, name)
                     found.append(name)
         except (Busy, NotFound):
             continue

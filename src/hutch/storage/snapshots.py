@@ -82,8 +82,29 @@ class Snapshots:
         """
         if transaction is None:
             with self._records.write() as own:
-                return self.prepare(instance_id, chain_ids, transaction=own, owner=owner)
+                self.note(own, instance_id, chain_ids)
+        else:
+            self.note(transaction, instance_id, chain_ids)
+        return self.make(instance_id, chain_ids, owner=owner)
+
+    @staticmethod
+    def note(transaction: Transaction, instance_id: str, chain_ids: Sequence[str]) -> None:
+        """Record that an instance stands on these layers."""
         transaction.put(SNAPSHOTS, instance_id, SnapshotRecord(chain_ids=tuple(chain_ids)))
+
+    @staticmethod
+    def forget(transaction: Transaction, instance_id: str) -> None:
+        """Remove the record of an instance's layers."""
+        transaction.delete(SNAPSHOTS, instance_id)
+
+    def make(
+        self,
+        instance_id: str,
+        chain_ids: Sequence[str],
+        *,
+        owner: tuple[int, int] | None = None,
+    ) -> OverlayAssets:
+        """Make upper and work; whoever calls it sees to the record (`note`)."""
         lower = self._layers.lower(chain_ids)
         directory = self.directory(instance_id)
         assets = OverlayAssets(lower=lower, upper=f"{directory}/upper", work=f"{directory}/work")
