@@ -8,20 +8,21 @@ from __future__ import annotations
 import _thread
 import os
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hutch.linux.netlink import NetlinkSocket, attribute
 
 if TYPE_CHECKING:
     import ctypes
 
-__all__ = ["NftError", "count_rules", "run"]
+__all__ = ["NftError", "count_rules", "query", "run"]
 
 NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_GETRULE = 7
 NFTA_RULE_TABLE = 1
 NFPROTO_INET = 1
+NFT_CTX_OUTPUT_JSON = 16
 _NFGENMSG = struct.Struct("=BBH")
 
 _guard = _thread.allocate_lock()
@@ -31,11 +32,12 @@ class NftError(OSError):
     """nf_tables refused a command; the text is libnftables' own."""
 
 
-def run(commands: str) -> str:
+def run(commands: str, *, flags: int = 0) -> str:
     """Carry out commands in nft(8)'s language as one transaction; return what they print.
 
-    Works in the network namespace of the calling thread. Raises `NftError` on a refusal
-    (nothing is changed then) and `FileNotFoundError` where the library is missing.
+    `flags` are NFT_CTX_OUTPUT_*. Works in the network namespace of the calling thread.
+    Raises `NftError` on a refusal (nothing is changed then) and `FileNotFoundError` where
+    the library is missing.
     """
     library = _library()
     # libnftables keeps parser state in globals; one call at a time is safe.
@@ -46,6 +48,7 @@ def run(commands: str) -> str:
         try:
             library.nft_ctx_buffer_output(context)
             library.nft_ctx_buffer_error(context)
+            library.nft_ctx_output_set_flags(context, flags)
             failed = library.nft_run_cmd_from_buffer(context, commands.encode())
             output: bytes = library.nft_ctx_get_output_buffer(context) or b""
             error: bytes = library.nft_ctx_get_error_buffer(context) or b""
@@ -54,6 +57,15 @@ def run(commands: str) -> str:
     if failed:
         raise _refusal(error.decode(errors="replace"))
     return output.decode(errors="replace")
+
+
+def query(command: str) -> list[dict[str, Any]]:
+    """Return what a list command prints, decoded: one dictionary of one key per object."""
+    import msgspec
+
+    text = run(command + "\n", flags=NFT_CTX_OUTPUT_JSON)
+    decoded = msgspec.json.decode(text, type=dict[str, list[dict[str, Any]]])
+    return decoded["nftables"]
 
 
 def _refusal(text: str) -> NftError:
@@ -81,6 +93,7 @@ def _library() -> ctypes.CDLL:
     for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
         getattr(library, name).argtypes = [pointer]
     library.nft_ctx_free.restype = None
+    library.nft_ctx_output_set_flags.argtypes = [pointer, ctypes.c_uint]
     return library
 
 

@@ -3,7 +3,7 @@
 One table `inet hutch_HASH` per root, so that several roots on a host do not meet. It is
 always rebuilt whole from the records, in one transaction; only published ports come and
 go as single map elements. `accept` in it ends no other table's chains: a host whose own
-forward policy is drop also needs `foreign_rules`.
+forward policy is drop also needs `hutch.network.foreign`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "replace_table",
     "ruleset",
     "table_name",
+    "translate",
 ]
 
 _SETS = """\
@@ -226,9 +227,9 @@ def _try(commands: str) -> bool:
     except nft.NftError as error:
         if error.errno in (2, 17):  # ENOENT, EEXIST
             return False
-        raise _translate(error) from error
+        raise translate(error) from error
     except FileNotFoundError as error:
-        raise _translate(error) from error
+        raise translate(error) from error
     return True
 
 
@@ -236,10 +237,11 @@ def _run(commands: str) -> None:
     try:
         nft.run(commands)
     except OSError as error:
-        raise _translate(error) from error
+        raise translate(error) from error
 
 
-def _translate(error: OSError) -> HutchError:
+def translate(error: OSError) -> HutchError:
+    """Return our error for a refusal of nf_tables, with the cure."""
     if isinstance(error, FileNotFoundError) and not isinstance(error, nft.NftError):
         return Unsupported(str(error.strerror), hint="install the package libnftables1")
     if error.errno in (1, 13):

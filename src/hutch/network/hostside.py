@@ -135,7 +135,26 @@ class HostSide:
             self._names.stop(network.id)
             from hutch.network import bridge
 
-            return bridge.create_bridge(route, network, self._remember)
+            link = bridge.create_bridge(route, network, self._remember)
+            self._pass_filters([network.bridge])
+            return link
+
+    def _pass_filters(self, bridges: Collection[str]) -> None:
+        """Keep the filters of others from dropping what this root's table accepts."""
+        from hutch.network import foreign
+
+        try:
+            foreign.accept_bridges(bridges)
+        except OSError as error:
+            raise firewall.translate(error) from error
+
+    def _leave_filters(self, bridges: Collection[str]) -> None:
+        from hutch.network import foreign
+
+        try:
+            foreign.forget_bridges(bridges)
+        except OSError as error:
+            raise firewall.translate(error) from error
 
     def _remember(self, key: str, before: str) -> None:
         with self._records.write() as tx:
@@ -165,6 +184,7 @@ class HostSide:
             if present:
                 with self.lock():
                     self.replace_table()
+                    self._pass_filters([network.bridge for network in present])
             ours = {links[network.bridge].index for network in present}
             for link in links.values():
                 stale = link.name.startswith("hv") and link.name not in known_interfaces
@@ -189,6 +209,7 @@ class HostSide:
         with self.lock():
             self._names.stop(network.id)
             self.remove_link(network.bridge)
+            self._leave_filters([network.bridge])
             if firewall.is_intact(self.table):
                 self.replace_table()
 
@@ -205,5 +226,6 @@ class HostSide:
             for link in links:
                 if link.index in ours or (link.master in ours and link.name.startswith("hv")):
                     route.request(netlink.delete_link(link.index), ignore=(errno.ENODEV,))
+            self._leave_filters(names)
             if firewall.has_table(self.table):
                 firewall.remove_table(self.table)
