@@ -314,7 +314,7 @@ static void on_client(struct supervisor *s, struct client *c, short events)
 		client_read(s, c);
 }
 
-static void dispatch(struct supervisor *s, int who, short events)
+static void dispatch(struct supervisor *s, int who, int fd, short events)
 {
 	switch (who) {
 	case W_REPORT:
@@ -322,7 +322,7 @@ static void dispatch(struct supervisor *s, int who, short events)
 			on_report(s);
 		break;
 	case W_PROCESS:
-		if (s->pidfd >= 0)
+		if (s->pidfd == fd) /* a report just before may have named another process */
 			on_process(s);
 		break;
 	case W_OLD: on_old(s); break;
@@ -396,7 +396,7 @@ _Noreturn void supervise(struct supervisor *s)
 			_exit(1);
 		for (nfds_t i = 0; i < w.count; i++)
 			if (w.fds[i].revents)
-				dispatch(s, w.who[i], w.fds[i].revents);
+				dispatch(s, w.who[i], w.fds[i].fd, w.fds[i].revents);
 		health_tick(s, mono_ns());
 	}
 	for (int i = 0; i < MAX_CLIENTS; i++)
