@@ -23,6 +23,7 @@ from hutch.lifecycle import State
 __all__ = ["reconcile"]
 
 _QUICK_S = 0.05
+_GROUP_AGE_S = 60.0
 
 
 def reconcile(context: Context) -> ReconcileReport:
@@ -140,7 +141,7 @@ def _orphan_groups(context: Context, known: set[str]) -> list[str]:
     if groups is None:
         return removed
     for name in groups():
-        if name in known or context.directory(name).exists():
+        if name in known or context.directory(name).exists() or _is_young(context, name):
             continue
         try:
             if context.containers.processes(name):
@@ -150,6 +151,12 @@ def _orphan_groups(context: Context, known: set[str]) -> list[str]:
             continue
         removed.append(name)
     return removed
+
+
+def _is_young(context: Context, name: str) -> bool:
+    """Tell whether a group was made a moment ago: another root may be about to fill it."""
+    age = getattr(context.containers, "group_age_s", None)
+    return age is not None and age(name) < _GROUP_AGE_S
 
 
 def _orphan_names(context: Context, known: set[str]) -> None:

@@ -6,6 +6,8 @@ namespaces of others opened, the filter compiled; then the launcher executes.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -162,6 +164,14 @@ class ContainerDriver:
         """Remove the control group."""
         with suppress(NotFound):
             self._hierarchy.load(identifier).remove()
+
+    def group_age_s(self, identifier: str) -> float:
+        """Return how long ago a control group was made, in seconds; 0 when it is gone."""
+        try:
+            directories = self._hierarchy.load(identifier).directories
+            return time.time() - min(os.stat(path).st_mtime for path in directories.values())
+        except (NotFound, FileNotFoundError, ValueError):
+            return 0.0
 
     def groups(self) -> list[str]:
         """Return the identifiers that have a control group, for reconciliation."""

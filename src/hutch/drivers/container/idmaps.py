@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import msgspec
 
 from hutch.errors import NotFound
 from hutch.linux.idmap import IdMapping, IdRange, UserNamespaces, remap_mapping
 from hutch.plan.ops import Idmap
-from hutch.process.launcher import launcher_path
+from hutch.process.userns import hold_user_namespace
 
 __all__ = ["RemappedIds", "UserMaps"]
 
@@ -40,7 +38,7 @@ class UserMaps:
     """The maps of this process, each with its namespace held open."""
 
     def __init__(self) -> None:
-        self._namespaces = UserNamespaces(_hold)
+        self._namespaces = UserNamespaces(hold_user_namespace)
 
     def remapped(self) -> RemappedIds:
         """Return the map for `--userns remap`.
@@ -80,32 +78,3 @@ def _own_name() -> str:
 
 def _lines(ranges: tuple[IdRange, ...]) -> tuple[Idmap, ...]:
     return tuple(Idmap(inside=r.inside, outside=r.outside, size=r.size) for r in ranges)
-
-
-@contextmanager
-def _hold() -> Iterator[int]:
-    """Run `hutch-launcher --userns` for the length of the block and give its pid."""
-    ready_r, ready_w = os.pipe2(os.O_CLOEXEC)
-    stop_r, stop_w = os.pipe2(os.O_CLOEXEC)
-    pid = -1
-    try:
-        pid = os.posix_spawn(
-            launcher_path(),
-            ["hutch-launcher", "--userns"],
-            {},
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, stop_r, 0),
-                (os.POSIX_SPAWN_DUP2, ready_w, 1),
-            ],
-        )
-        os.close(ready_w)
-        ready_w = -1
-        if os.read(ready_r, 1) != b"r":
-            raise OSError("no user namespace could be made")
-        yield pid
-    finally:
-        for fd in (ready_r, ready_w, stop_r, stop_w):
-            if fd >= 0:
-                os.close(fd)
-        if pid > 0:
-            os.waitpid(pid, 0)
