@@ -101,8 +101,15 @@ def _storage(own: Probed) -> Iterator[Finding]:
         cure="modprobe overlay; without root a kernel from 5.11 is needed",
         needed=True,
     )
+    yield finding_of(
+        "storage",
+        "overlay lowerdir+",
+        _of(own, "overlay lowerdir+"),
+        good="any number of layers",
+        cure="run a kernel from 6.5 on",
+        needed=True,
+    )
     for name, good, cure in (
-        ("overlay lowerdir+", "any number of layers", "kernel 6.5: until then 60 layers or so"),
         ("overlay volatile", "no wait for the disk at the end of --rm", "kernel 5.10"),
         ("idmapped mounts", "user id maps without copies (--userns)", "kernel 5.19"),
     ):

@@ -1,0 +1,139 @@
+"""Write the reference pages that are made from the code, or with `--check` compare them.
+
+`docs/reference/cli.md` comes from the command line's own help; `docs/reference/python.md`
+from the public signatures and docstrings of the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "hutch"
+REFERENCE = ROOT / "docs" / "reference"
+NOTE = "<!-- Made from the code by `make docs`; change the code, not this page. -->\n"
+
+# Module, the public names to show, in the order a reader wants them.
+LIBRARY: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("engine/facade.py", ("Engine",)),
+    ("engine/instance.py", ("Instance",)),
+    ("engine/session.py", ("Session",)),
+    ("engine/files.py", ("Files",)),
+    ("engine/images.py", ("Images",)),
+    ("engine/networks.py", ("Networks",)),
+    ("engine/volumes.py", ("Volumes",)),
+    ("spec/options.py", ("RunOptions", "UpdateOptions")),
+    ("engine/results.py", ()),
+    ("aio.py", ()),
+    ("testing.py", ()),
+    ("errors.py", ()),
+)
+
+
+def cli_page() -> str:
+    """Return the reference of the command line."""
+    from hutch.cli.help import command_page, overview
+    from hutch.cli.main import load_command
+    from hutch.cli.table import HIDDEN, TABLE
+
+    parts = [NOTE, "# Command line\n", "```text", overview(None), "```\n"]
+    for words in sorted(TABLE, key=lambda w: (w.count(" "), w)):
+        if words in HIDDEN:
+            continue
+        page = command_page(words, load_command(words))
+        parts += [f"## hutch {words}\n", "```text", page.rstrip(), "```\n"]
+    return "\n".join(parts)
+
+
+def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Return a function's header as it is called, on one line."""
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    header = f"{node.name}({ast.unparse(node.args)}){returns}"
+    prefix = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
+    return prefix + header.replace("(self, ", "(").replace("(self)", "()")
+
+
+def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("property" in ast.unparse(d) for d in node.decorator_list)
+
+
+def _members(node: ast.ClassDef) -> Iterator[str]:
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            default = f" = {ast.unparse(item.value)}" if item.value is not None else ""
+            if not item.target.id.startswith("_"):
+                yield f"- `{item.target.id}: {ast.unparse(item.annotation)}{default}`\n"
+        elif isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
+            if item.name.startswith("_") and item.name != "__init__":
+                continue
+            text = ast.get_docstring(item) or ""
+            if _is_property(item):
+                returns = ast.unparse(item.returns) if item.returns else ""
+                yield _entry(f"{item.name}: {returns}", text)
+            elif item.name != "__init__" or text or len(item.args.args) > 1:
+                yield _entry(_signature(item), text)
+
+
+def _entry(heading: str, text: str) -> str:
+    return f"#### `{heading}`\n" + (f"\n{text}\n" if text else "")
+
+
+def _class_section(node: ast.ClassDef) -> str:
+    bases = ", ".join(ast.unparse(b) for b in node.bases)
+    heading = f"### `{node.name}({bases})`" if bases else f"### `{node.name}`"
+    return "\n".join([f"{heading}\n", f"{ast.get_docstring(node) or ''}\n", *_members(node)])
+
+
+def python_page() -> str:
+    """Return the reference of the library, read from its source."""
+    parts = [NOTE, "# Python library\n"]
+    for name, wanted in LIBRARY:
+        path = SOURCE / name
+        if not path.exists():
+            continue
+        module = ast.parse(path.read_text())
+        dotted = "hutch." + name.removesuffix(".py").replace("/", ".")
+        parts += [f"## {dotted}\n", f"{ast.get_docstring(module) or ''}\n"]
+        for node in module.body:
+            shown = getattr(node, "name", "_")
+            if shown.startswith("_") or (wanted and shown not in wanted):
+                continue
+            if isinstance(node, ast.ClassDef):
+                parts.append(_class_section(node))
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                parts.append(f"### `{_signature(node)}`\n\n{ast.get_docstring(node) or ''}\n")
+    return "\n".join(parts)
+
+
+def pages() -> dict[Path, str]:
+    """Return each generated page and its text."""
+    texts = {REFERENCE / "cli.md": cli_page(), REFERENCE / "python.md": python_page()}
+    return {
+        path: "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+        for path, text in texts.items()
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if outdated")
+    check = parser.parse_args().check
+    outdated = []
+    for path, text in pages().items():
+        if path.exists() and path.read_text() == text:
+            continue
+        outdated.append(path)
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    for path in outdated:
+        print(f"{path.relative_to(ROOT)}: {'is outdated; run make docs' if check else 'written'}")
+    return 1 if check and outdated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
