@@ -7,6 +7,7 @@ regular files are read or written: opening a device or a fifo would act on the h
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as modes
 from collections.abc import Iterator, Sequence
@@ -114,18 +115,26 @@ def list_directory(root_fd: int, path: str) -> Sequence[Stat]:
 
 
 def open_file(root_fd: int, path: str, flags: int = os.O_RDONLY, mode: int = 0o644) -> int:
-    """Open a regular file and return its descriptor, the caller's; never waits on a fifo."""
-    truncate = flags & os.O_TRUNC
-    fd = _open(root_fd, path, flags & ~os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY, mode)
+    """Open a regular file and return its descriptor, the caller's.
+
+    With O_CREAT a missing one is made; a dangling symbolic link is not made whole.
+    """
     try:
-        if not modes.S_ISREG(os.fstat(fd).st_mode):
+        found = open_in_root(root_fd, _checked(path), os.O_PATH)
+    except OSError as error:
+        if not (error.errno == errno.ENOENT and flags & os.O_CREAT):
+            raise _explain(error, path) from error
+        return _open(root_fd, path, flags | os.O_EXCL, mode)
+    try:
+        # Only looking at it, O_PATH wakes no device and waits for no fifo.
+        if not modes.S_ISREG(os.fstat(found).st_mode):
             raise InvalidArgument(f"{path}: not a regular file", field="path")
-        if truncate:
-            os.ftruncate(fd, 0)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        again = flags & ~(os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
+        return os.open(f"/proc/self/fd/{found}", again)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        os.close(found)
 
 
 def read(root_fd: int, path: str, *, limit: int | None = None) -> bytes:
@@ -328,18 +337,20 @@ def _exists(root_fd: int, path: str) -> bool:
     return True
 
 
-def _open(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
+def _checked(path: str) -> str:
     if "\0" in path or not path:
         raise InvalidArgument(f"not a path: {path!r}", field="path")
+    return path
+
+
+def _open(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     try:
-        return open_in_root(root_fd, path, flags, mode)
+        return open_in_root(root_fd, _checked(path), flags, mode)
     except OSError as error:
         raise _explain(error, path) from error
 
 
 def _explain(error: OSError, path: str) -> HutchError:
-    import errno
-
     if error.errno in (errno.ENOENT, errno.ENXIO):
         return NotFound(f"{path}: no such file or directory")
     if error.errno in (
