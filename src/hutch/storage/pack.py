@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from hutch.errors import IntegrityError
+from hutch.errors import Exhausted, IntegrityError
 from hutch.storage.overlay import Merged, is_opaque, is_whiteout
 from hutch.storage.tarstream import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 from hutch.storage.tarwrite import END, header, padding
@@ -30,6 +30,8 @@ _KINDS = {
 }
 _HOLES = 1 << 20
 _MAX_RUNS = 4096
+_MAX_DEPTH = 400
+_OPAQUE = b".wh..wh..opq"
 _XATTRS = ("security.capability", "system.posix_acl_access", "system.posix_acl_default")
 
 Skip = Callable[[bytes], bool]
@@ -239,54 +241,11 @@ def pack_diff(upper: str, *, skip: Collection[bytes] = ()) -> Iterator[bytes]:
     `skip` are paths to leave out with all beneath (what the engine itself put there).
     """
     packer = _Packer()
-    with Merged([upper]) as merged:
-        fd = merged.open(0, b"")
-        try:
-            opaque = is_opaque(fd)
-        finally:
-            os.close(fd)
-        if opaque:
-            yield header(b".wh..wh..opq", REG, mode=0o600)
-        pending: list[bytes] = [b""]
-        while pending:
-            at = pending.pop()
-            fd = merged.open(0, at)
-            try:
-                yield from _diff_directory(packer, fd, at, skip, pending)
-            finally:
-                os.close(fd)
+    fd = os.open(upper, _OPEN)
+    if is_opaque(fd):
+        yield header(_OPAQUE, REG, mode=0o600)
+    yield from _descend(packer, fd, b"", skip=skip, layer=True)
     yield END
-
-
-def _diff_directory(
-    packer: _Packer, fd: int, at: bytes, skip: Collection[bytes], pending: list[bytes]
-) -> Iterator[bytes]:
-    below = []
-    for base in sorted(os.fsencode(name) for name in os.listdir(fd)):
-        name = at + b"/" + base if at else base
-        if name in skip:
-            continue
-        try:
-            status = os.stat(base, dir_fd=fd, follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        if is_whiteout(status):
-            yield header(at + b"/.wh." + base if at else b".wh." + base, REG, mode=0o600)
-            continue
-        if base.startswith(b".wh."):
-            raise IntegrityError(
-                f"{os.fsdecode(name)}: a name that begins with '.wh.' cannot be in a layer"
-            )
-        yield from packer.entry(name, status, fd, base)
-        if stat.S_ISDIR(status.st_mode):
-            below.append(name)
-            child = os.open(base, _OPEN, dir_fd=fd)
-            try:
-                if is_opaque(child):
-                    yield header(name + b"/.wh..wh..opq", REG, mode=0o600)
-            finally:
-                os.close(child)
-    pending.extend(reversed(below))
 
 
 def pack_directory(
@@ -310,32 +269,58 @@ def _open_child(dir_fd: int, base: bytes) -> int:
     return os.open(base, _OPEN, dir_fd=dir_fd)
 
 
-def _descend(packer: _Packer, fd: int, name: bytes) -> Iterator[bytes]:
-    """Walk an open directory, which is closed, depth first; one descriptor per level."""
-    iterators = [(fd, name, iter(_names(fd)))]
+def _descend(
+    packer: _Packer, fd: int, name: bytes, *, skip: Collection[bytes] = (), layer: bool = False
+) -> Iterator[bytes]:
+    """Walk an open directory, which is closed, depth first; one descriptor per level.
+
+    With `layer` overlayfs's marks become whiteouts.
+    """
+    levels = [(fd, name, iter(_names(fd)))]
     try:
-        while iterators:
-            fd, name, names = iterators[-1]
+        while levels:
+            fd, name, names = levels[-1]
             base = next(names, None)
             if base is None:
-                iterators.pop()
+                levels.pop()
                 os.close(fd)
                 continue
             path = name + b"/" + base if name else base
+            if path in skip:
+                continue
             try:
                 status = os.stat(base, dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue
+            if layer and (mark := _whiteout(path, status)):
+                yield mark
+                continue
             yield from packer.entry(path, status, fd, base)
             if stat.S_ISDIR(status.st_mode):
+                if len(levels) >= _MAX_DEPTH:
+                    raise Exhausted(f"{os.fsdecode(path[:200])}: nested too deep to be packed")
                 try:
                     child = _open_child(fd, base)
                 except OSError:
                     continue
-                iterators.append((child, path, iter(_names(child))))
+                levels.append((child, path, iter(_names(child))))
+                if layer and is_opaque(child):
+                    yield header(path + b"/" + _OPAQUE, REG, mode=0o600)
     finally:
-        for fd, _, _ in iterators:
+        for fd, _, _ in levels:
             os.close(fd)
+
+
+def _whiteout(path: bytes, status: os.stat_result) -> bytes:
+    """Return the header that stands for a deletion in a layer, nothing for other things."""
+    parent, slash, base = path.rpartition(b"/")
+    if is_whiteout(status):
+        return header(parent + slash + b".wh." + base, REG, mode=0o600)
+    if base.startswith(b".wh."):
+        raise IntegrityError(
+            f"{os.fsdecode(path)}: a name that begins with '.wh.' cannot be in a layer"
+        )
+    return b""
 
 
 def _names(fd: int) -> Sequence[bytes]:
