@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import Unavailable
+from hutch.errors import InvalidArgument, Unavailable
 from hutch.ids import new_id, short_id
 from hutch.network import resolv
 from hutch.spec.model import NetworkAttachment
@@ -69,6 +69,17 @@ def test_name_alias_and_short_id_resolve(lab: Lab, net: str) -> None:
     for name in ("web", "WEB", "www", "db.local", short_id(web.id)):
         assert dig(asker, name) == [web.ipv4]
     assert dig(asker, "web", "+tcp") == [web.ipv4]
+
+
+@pytest.mark.parametrize("alias", ["", "a b", "a\nhost 1.2.3.4 bank", "x" * 64, "a..b", "é"])
+def test_an_alias_that_is_no_name_is_refused(lab: Lab, net: str, alias: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"aliases\[0\]"):
+        lab.start(NetworkAttachment(name=net, aliases=(alias,)))
+
+
+def test_an_instance_whose_name_is_no_name_still_starts(lab: Lab, net: str) -> None:
+    asker, box = lab.start(net), lab.start(net, name="x" * 100)
+    assert dig(asker, short_id(box.id)) == [box.ipv4]
 
 
 def test_addresses_resolve_back_to_names(lab: Lab) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from hutch.errors import Busy
 from hutch.linux import nft
 from hutch.spec.model import PortMapping
 from tests.network.boxes import Lab, listener, meets
@@ -145,6 +146,8 @@ def test_two_roots_on_one_host_do_not_disturb_each_other(lab: Lab) -> None:
         stack.callback(second.networks.teardown)
         outside = lab.outside()
         mine = lab.start(ports=[PortMapping(container_port=80, host_port=8080)])
+        with pytest.raises(Busy, match="another root"):
+            second.start(ports=[PortMapping(container_port=80, host_port=8080)])
         theirs = second.start(ports=[PortMapping(container_port=80, host_port=8081)])
         for box, port in ((mine, 8080), (theirs, 8081)):
             with box.listen(80) as server:

@@ -10,16 +10,18 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any
 
-from hutch.linux.netlink import NetlinkSocket, attribute
+from hutch.linux.netlink import NetlinkSocket, attribute, attributes, message
 
 if TYPE_CHECKING:
     import ctypes
 
-__all__ = ["NftError", "count_rules", "query", "run"]
+__all__ = ["NftError", "count_rules", "generation", "query", "run"]
 
 NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_GETRULE = 7
+NFT_MSG_GETGEN = 16
+NFTA_GEN_ID = 1
 NFTA_RULE_TABLE = 1
 NFPROTO_INET = 1
 NFT_CTX_OUTPUT_JSON = 16
@@ -95,6 +97,14 @@ def _library() -> ctypes.CDLL:
     library.nft_ctx_free.restype = None
     library.nft_ctx_output_set_flags.argtypes = [pointer, ctypes.c_uint]
     return library
+
+
+def generation() -> int:
+    """Return a number that every change of the namespace's ruleset raises (0.03 ms)."""
+    request = message(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, _NFGENMSG.pack(0, 0, 0), 0)
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        answer = netlink.ask(request)
+    return int.from_bytes(attributes(answer[_NFGENMSG.size :])[NFTA_GEN_ID], "big")
 
 
 def count_rules(table: str) -> int:

@@ -23,6 +23,7 @@ from hutch.network.model import (
     Endpoint,
     NetworkRecord,
     PortLease,
+    PublishedPort,
 )
 from hutch.network.ports import port_key, reserve_ports
 from hutch.records import Transaction
@@ -68,11 +69,13 @@ def create_endpoint(
     number: int,
     default_route: bool,
     ports: Sequence[PortMapping] = (),
+    elsewhere: Sequence[PublishedPort] = (),
     dns: Sequence[str] = (),
 ) -> Endpoint:
     """Take an address (and ports) and store the endpoint; the transaction is the caller's.
 
-    `number` counts the instance's interfaces from 0.
+    `number` counts the instance's interfaces from 0; `elsewhere` are the ports that other
+    roots on this host publish.
     """
     endpoint_id = new_id()
     lease = AddressLease(instance_id=instance_id, endpoint_id=endpoint_id)
@@ -103,7 +106,9 @@ def create_endpoint(
                 f"network {network.name} is internal: nothing can be published from it",
                 field="ports",
             )
-        endpoint = msgspec.structs.replace(endpoint, ports=reserve_ports(tx, endpoint, ports))
+        endpoint = msgspec.structs.replace(
+            endpoint, ports=reserve_ports(tx, endpoint, ports, elsewhere)
+        )
     tx.put(ENDPOINTS, endpoint_key(instance_id, network.id), endpoint)
     return endpoint
 
@@ -114,9 +119,23 @@ def _upstreams(dns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _names(name: str, aliases: Sequence[str], instance_id: str, hostname: str) -> tuple[str, ...]:
-    """Return the names that resolve to the endpoint, each once, lower case."""
+    """Return the names that resolve to the endpoint, each once, lower case.
+
+    An alias that cannot be a name in the DNS is refused; a name or host name that cannot
+    just does not resolve.
+    """
+    for number, alias in enumerate(aliases):
+        if not _is_dns_name(alias):
+            raise InvalidArgument(f"not a host name: {alias!r}", field=f"aliases[{number}]")
     wanted = (name, *aliases, hostname, short_id(instance_id))
-    return tuple(dict.fromkeys(text.lower().rstrip(".") for text in wanted if text))
+    usable = (text.lower().rstrip(".") for text in wanted if _is_dns_name(text))
+    return tuple(dict.fromkeys(usable))
+
+
+def _is_dns_name(text: str) -> bool:
+    labels = text.rstrip(".").split(".")
+    is_plain = text.isascii() and text.isprintable() and " " not in text
+    return is_plain and len(text) <= 253 and all(0 < len(label) <= 63 for label in labels)
 
 
 def release_endpoint(tx: Transaction, endpoint: Endpoint) -> list[PortLease]:
@@ -185,6 +204,6 @@ def promote(tx: Transaction, instance_id: str) -> Endpoint | None:
 def rename(tx: Transaction, endpoint: Endpoint, old: str, new: str) -> None:
     """Replace one of an endpoint's names."""
     kept = [name for name in endpoint.names if name != old.lower()]
-    names = tuple(dict.fromkeys((new.lower(), *kept)))
+    names = tuple(dict.fromkeys((new.lower(), *kept) if _is_dns_name(new) else kept))
     key = endpoint_key(endpoint.instance_id, endpoint.network_id)
     tx.put(ENDPOINTS, key, msgspec.structs.replace(endpoint, names=names))

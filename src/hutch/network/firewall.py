@@ -14,10 +14,12 @@ from pathlib import Path
 
 from hutch.errors import Busy, Denied, HutchError, Unsupported
 from hutch.linux import nft
-from hutch.network.model import NetworkRecord, PortLease
+from hutch.network.model import NetworkRecord, PortLease, PublishedPort
 
 __all__ = [
     "add_ports",
+    "generation",
+    "ports_of_others",
     "has_table",
     "is_intact",
     "port_elements",
@@ -178,12 +180,53 @@ def port_elements(lease: PortLease) -> list[tuple[str, str, str]]:
 
 def is_intact(table: str) -> bool:
     """Tell whether the table still has all its rules (somebody may have flushed them)."""
-    return nft.count_rules(table) == _RULES
+    return _count(table) == _RULES
 
 
 def has_table(table: str) -> bool:
     """Tell whether anything of the table is there."""
-    return nft.count_rules(table) > 0
+    return _count(table) > 0
+
+
+def _count(table: str) -> int:
+    try:
+        return nft.count_rules(table)
+    except OSError as error:
+        raise translate(error) from error
+
+
+def generation() -> int:
+    """Return a number that every change of the host's ruleset raises."""
+    try:
+        return nft.generation()
+    except OSError as error:
+        raise translate(error) from error
+
+
+def ports_of_others(table: str) -> list[PublishedPort]:
+    """Return the ports that the tables of other roots on this host publish."""
+    try:
+        items = nft.query("list maps inet")
+    except OSError as error:
+        raise translate(error) from error
+    found = []
+    for item in items:
+        entry = item.get("map", {})
+        owner, name = str(entry.get("table", "")), str(entry.get("name", ""))
+        if owner != table and owner.startswith("hutch_") and name.startswith("ports"):
+            found += [_port_of(element[0]["concat"]) for element in entry.get("elem", ())]
+    return found
+
+
+def _port_of(key: list[str | int]) -> PublishedPort:
+    """Return the port of a map's key: protocol and port, or address, protocol and port."""
+    *address, protocol, port = key
+    return PublishedPort(
+        container_port=0,
+        host_port=int(port),
+        host_ip=str(address[0]) if address else "",
+        protocol=str(protocol),
+    )
 
 
 def replace_table(

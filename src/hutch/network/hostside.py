@@ -22,6 +22,7 @@ from hutch.network.model import (
     Endpoint,
     NetworkRecord,
     PortLease,
+    PublishedPort,
     Sysctl,
 )
 from hutch.records import Records
@@ -42,6 +43,7 @@ class HostSide:
         self._directory = root / "networks"
         self._records = records
         self._names = NameServers(self._directory, records)
+        self._verified = -1
         self.table = firewall.table_name(root)
 
     def lock(self) -> AbstractContextManager[int]:
@@ -97,7 +99,7 @@ class HostSide:
 
     def open_ports(self, endpoint: Endpoint) -> None:
         """Put the endpoint's ports into the table; repair the table where it was flushed."""
-        if not firewall.is_intact(self.table):
+        if not self._is_table_intact():
             with self.lock():
                 self.replace_table()
         elif endpoint.ports:
@@ -106,10 +108,25 @@ class HostSide:
                 if not firewall.add_ports(self.table, leases):
                     self.replace_table()
 
+    def _is_table_intact(self) -> bool:
+        """Tell whether the table has its rules; asked in full only when somebody changed
+        the ruleset since."""
+        now = firewall.generation()
+        if now == self._verified:
+            return True
+        if not firewall.is_intact(self.table):
+            return False
+        self._verified = now
+        return True
+
     def _leases_of(self, endpoint: Endpoint) -> list[PortLease]:
         with self._records.read() as tx:
             leases = [lease for _, lease in tx.items(PORTS, PortLease)]
         return [lease for lease in leases if lease.endpoint_id == endpoint.id]
+
+    def ports_of_others(self) -> list[PublishedPort]:
+        """Return the ports that other roots on this host publish."""
+        return firewall.ports_of_others(self.table)
 
     def close_ports(self, leases: Iterable[PortLease]) -> None:
         """Take ports that the records no longer have out of the table."""

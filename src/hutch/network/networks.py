@@ -27,6 +27,7 @@ from hutch.network.model import (
     Endpoint,
     NetworkRecord,
     PortLease,
+    PublishedPort,
 )
 from hutch.records import Records, Transaction
 from hutch.spec.model import NetworkAttachment, PortMapping
@@ -193,6 +194,7 @@ class Networks:
         """
         if any(a.name == DEFAULT_NETWORK for a in attachments):
             self.ensure_default()
+        elsewhere = self._host.ports_of_others() if ports else []
         with self._records.write() as tx:
             stale = self._release_all(tx, instance_id)
             networks = [find(tx, attachment.name) for attachment in attachments]
@@ -204,6 +206,7 @@ class Networks:
                 instance_id=instance_id,
                 name=name,
                 hostname=hostname,
+                elsewhere=elsewhere,
                 dns=dns,
             )
         self._host.close_ports(stale)
@@ -219,6 +222,7 @@ class Networks:
         instance_id: str,
         name: str,
         hostname: str,
+        elsewhere: Sequence[PublishedPort],
         dns: Sequence[str],
     ) -> Endpoints:
         self._check_attachable(networks)
@@ -238,6 +242,7 @@ class Networks:
                     number=number,
                     default_route=is_outward,
                     ports=ports if publishes else (),
+                    elsewhere=elsewhere,
                     dns=dns,
                 )
             )

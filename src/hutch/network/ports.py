@@ -27,11 +27,15 @@ def port_key(port: PublishedPort) -> str:
 
 
 def reserve_ports(
-    tx: Transaction, endpoint: Endpoint, ports: Sequence[PortMapping]
+    tx: Transaction,
+    endpoint: Endpoint,
+    ports: Sequence[PortMapping],
+    elsewhere: Sequence[PublishedPort] = (),
 ) -> tuple[PublishedPort, ...]:
     """Take the ports of the host that `ports` ask for, choosing where the port is 0.
 
-    Raises `Busy` naming the holder, be it an instance or somebody else on the host.
+    `elsewhere` are the ports that other roots on this host publish. Raises
+    `Busy` naming the holder, be it an instance or somebody else on the host.
     """
     taken = []
     for number, mapping in enumerate(ports):
@@ -43,7 +47,11 @@ def reserve_ports(
             host_ip=mapping.host_ip,
             protocol=mapping.protocol,
         )
-        port = _fixed(tx, port, field) if mapping.host_port else _chosen(tx, port)
+        port = (
+            _fixed(tx, port, elsewhere, field)
+            if mapping.host_port
+            else _chosen(tx, port, elsewhere)
+        )
         lease = PortLease(
             instance_id=endpoint.instance_id,
             endpoint_id=endpoint.id,
@@ -99,19 +107,39 @@ def _conflict(tx: Transaction, port: PublishedPort) -> PortLease | None:
     return None
 
 
-def _fixed(tx: Transaction, port: PublishedPort, field: str) -> PublishedPort:
+def _is_elsewhere(port: PublishedPort, elsewhere: Sequence[PublishedPort]) -> bool:
+    return any(
+        other.protocol == port.protocol
+        and other.host_port == port.host_port
+        and _overlaps(other.host_ip, port.host_ip)
+        for other in elsewhere
+    )
+
+
+def _fixed(
+    tx: Transaction, port: PublishedPort, elsewhere: Sequence[PublishedPort], field: str
+) -> PublishedPort:
     holder = _conflict(tx, port)
     if holder is not None:
         raise Busy(
             f"{field}: {_shown(port)} is already published by instance "
             f"{short_id(holder.instance_id)}"
         )
+    if _is_elsewhere(port, elsewhere):
+        raise Busy(f"{field}: {_shown(port)} is already published from another root of hutch")
     check_port_free(port, field=field)
     return port
 
 
-def _chosen(tx: Transaction, port: PublishedPort) -> PublishedPort:
-    return choose_port(port, lambda candidate: _conflict(tx, candidate) is not None)
+def _chosen(
+    tx: Transaction, port: PublishedPort, elsewhere: Sequence[PublishedPort]
+) -> PublishedPort:
+    return choose_port(
+        port,
+        lambda candidate: (
+            _conflict(tx, candidate) is not None or _is_elsewhere(candidate, elsewhere)
+        ),
+    )
 
 
 def choose_port(
