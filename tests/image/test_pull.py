@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -335,8 +336,8 @@ def test_the_callers_stop_ends_a_pull_and_leaves_a_part(
     try:
         with pytest.raises(Cancelled):
             # The stop comes while the answer to the second request is being waited for.
-            threading.Timer(0.5, release.set).start()
             fetch(root, f"{proxy.host}/stopped:v1", stop=stop)
+        assert not release.is_set()
     finally:
         release.set()
     assert nothing_recorded(root)
@@ -387,6 +388,53 @@ def test_two_processes_pull_the_same_image_and_download_it_once(
         assert proxy.count("GET", layer.digest) == 1
 
 
+def start_puller(root: Root, name: str) -> subprocess.Popen[str]:
+    """Run a pull in another process."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PULLER, str(root.path), name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    return process
+
+
+def test_an_interrupt_ends_a_pull_at_once_and_leaves_a_part(
+    registry: Registry, root: Root, proxy: Proxy
+) -> None:
+    image = make_image({"big": BIG}, how="")
+    registry.put_image("interrupted", "v1", image)
+    wanted = only_blob(image.layers[0].digest)
+    reached, release = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        reached.set()
+        release.wait(30)
+
+    def rule(asked: Asked) -> Fault | None:
+        if not wanted(asked):
+            return None
+        return Fault(before=pause) if "range" in asked.headers else Fault(cut=1_000_000)
+
+    proxy.rule = rule
+    with start_puller(root, f"{proxy.host}/interrupted:v1") as process:
+        assert reached.wait(20)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert not release.is_set()
+    release.set()
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    assert nothing_recorded(root)
+    assert Path(root.content.part_path(image.layers[0].digest)).stat().st_size == 1_000_000
+    assert list(root.leases.list()) == []
+
+
 def test_a_killed_pull_leaves_nothing_that_hinders_the_next(
     registry: Registry, root: Root, proxy: Proxy
 ) -> None:
@@ -400,17 +448,7 @@ def test_a_killed_pull_leaves_nothing_that_hinders_the_next(
         release.wait(20)
 
     proxy.rule = lambda asked: Fault(before=pause) if wanted(asked) else None
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PULLER, str(root.path), f"{proxy.host}/killed:v1"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    with process:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    with start_puller(root, f"{proxy.host}/killed:v1") as process:
         assert reached.wait(20)
         process.kill()
     release.set()

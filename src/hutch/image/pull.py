@@ -195,7 +195,7 @@ class _Pull:
                 hint="raise max_image_bytes of registries.json",
             )
         blobs = [layer.digest for layer in found.manifest.layers]
-        self.lease.add(found.digest, found.manifest.config.digest, *blobs)
+        self.lease.add(digest_of(found.data), found.manifest.config.digest, *blobs)
         data = self._config(found.manifest.config, name)
         image = decode_config(data, what=f"config of {name}")
         check_layers(found.manifest, image, what=f"image {name}")

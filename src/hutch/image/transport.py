@@ -31,6 +31,8 @@ from hutch.image.trust import NotTls, proxy_for, tls_context, tls_error
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
 
+    from hutch.image.connections import Sockets
+
 __all__ = ["Body", "Cancelled", "Response", "Transport"]
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -53,12 +55,8 @@ class Response:
     Close it, or read it to its end, to give the connection back.
     """
 
-    def __init__(
-        self, raw: BaseHTTPResponse, url: str, under_way: set[Response] | None = None
-    ) -> None:
+    def __init__(self, raw: BaseHTTPResponse, url: str) -> None:
         self._raw = raw
-        self._under_way: set[Response] = set() if under_way is None else under_way
-        self._under_way.add(self)
         self.url = url
         self.status = raw.status
         self.headers = {name.lower(): value for name, value in raw.headers.items()}
@@ -83,7 +81,6 @@ class Response:
 
     def close(self) -> None:
         """Give the connection back if the rest of the body is small, else close it."""
-        self._under_way.discard(self)
         if not self._raw.closed:
             length = self.headers.get("content-length", "")
             if length.isdigit() and int(length) <= _SMALL_BODY:
@@ -100,14 +97,6 @@ class Response:
         """Close the connection without waiting for a body that nobody wants."""
         self._raw.close()
         self.close()
-
-    def abort(self) -> None:
-        """Break the connection: a read under way in another thread ends at once."""
-        try:
-            # urllib3 2.3 and later; before that the read ends by its timeout.
-            getattr(self._raw, "shutdown", lambda: None)()
-        except (OSError, ValueError, RuntimeError):
-            pass
 
     def __enter__(self) -> Response:
         return self
@@ -139,7 +128,7 @@ class Transport:
         self._chance = chance
         self._auth = Authenticator(self._credentials, self._fetch_token, clock=clock)
         self._pools: dict[str, PoolManager] = {}
-        self._under_way: set[Response] = set()
+        self._sockets: Sockets | None = None
         self._lock = threading.Lock()
         self._base: str | None = None
 
@@ -152,8 +141,8 @@ class Transport:
 
     def abort(self) -> None:
         """Break every transfer that is under way."""
-        for response in tuple(self._under_way):
-            response.abort()
+        if self._sockets is not None:
+            self._sockets.shutdown()
 
     # ---- requests ---------------------------------------------------------------------
 
@@ -295,7 +284,7 @@ class Transport:
             raise (meaning if meaning is not None else _Lost("TLS handshake failed")) from exc
         except (HTTPError, OSError) as exc:
             raise _Lost(reason(exc)) from exc
-        return Response(raw, url, self._under_way)
+        return Response(raw, url)
 
     # ---- trust ------------------------------------------------------------------------
 
@@ -345,6 +334,10 @@ class Transport:
     def _new_pool(self, scheme: str, host: str, proxy: str | None) -> PoolManager:
         import urllib3
 
+        from hutch.image.connections import Sockets, open_pool
+
+        if self._sockets is None:
+            self._sockets = Sockets()
         timeout = urllib3.Timeout(
             connect=self._config.connect_timeout_s, read=self._config.read_timeout_s
         )
@@ -355,9 +348,9 @@ class Transport:
             context = tls_context(host, verify, self._config.ca_dirs)
             if not verify:
                 urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        if proxy is not None:
-            return urllib3.ProxyManager(proxy, maxsize=size, timeout=timeout, ssl_context=context)
-        return urllib3.PoolManager(maxsize=size, timeout=timeout, ssl_context=context)
+        return open_pool(
+            self._sockets, proxy=proxy, maxsize=size, timeout=timeout, ssl_context=context
+        )
 
     # ---- credentials ------------------------------------------------------------------
 
