@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hutch.ids import new_id
-from hutch.linux import netlink
+from hutch.linux import rtnetlink
 from hutch.linux.namespaces import CLONE_NEWNET, new_namespace_fd, thread_in_namespace
-from hutch.linux.netlink import RouteSocket
+from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import Endpoint, Networks, container_messages, netns
 from hutch.spec.model import NetworkAttachment, PortMapping
 from hutch.store.database import Store
@@ -35,7 +35,7 @@ class Box:
                 subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
             )
             with RouteSocket() as route:
-                route.request(netlink.set_link(1, up=True))
+                route.request(rtnetlink.set_link(1, up=True))
         stack.callback(self._process.kill)
         self.pid = self._process.pid
         self.id = new_id()
@@ -100,7 +100,7 @@ class Lab:
         stack.callback(self.store.close)
         self.networks = Networks(root, self.store)
         with RouteSocket() as route:
-            route.request(netlink.set_link(1, up=True))
+            route.request(rtnetlink.set_link(1, up=True))
 
     def box(self) -> Box:
         """Make a namespace with nothing in it."""
@@ -129,15 +129,15 @@ class Lab:
     def outside(self) -> Box:
         """Make a machine outside, 203.0.113.2, that sends all it has to this host, 203.0.113.1."""
         box = self.box()
-        message = netlink.add_veth("uplink", "eth0", netns_pid=box.pid, index=900, peer_index=64)
+        message = rtnetlink.add_veth("uplink", "eth0", netns_pid=box.pid, index=900, peer_index=64)
         with RouteSocket() as route:
             route.request(message, *_addressed(900, "203.0.113.1"))
         gateway = socket.inet_aton("203.0.113.1")
-        messages = (*_addressed(64, "203.0.113.2"), netlink.add_route(gateway=gateway, index=64))
+        messages = (*_addressed(64, "203.0.113.2"), rtnetlink.add_route(gateway=gateway, index=64))
         netns.configure(box.pid, messages)
         return box
 
 
 def _addressed(index: int, address: str) -> tuple[bytes, bytes]:
     raw = socket.inet_aton(address)
-    return netlink.add_address(index, raw, 24), netlink.set_link(index, up=True)
+    return rtnetlink.add_address(index, raw, 24), rtnetlink.set_link(index, up=True)

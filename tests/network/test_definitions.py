@@ -17,8 +17,8 @@ from hutch.errors import (
     WrongState,
 )
 from hutch.ids import new_id, short_id
-from hutch.linux import netlink
-from hutch.linux.netlink import RouteSocket
+from hutch.linux import rtnetlink
+from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import Networks
 from hutch.network.addresses import parse_subnet
 from hutch.spec.model import NetworkAttachment
@@ -50,10 +50,10 @@ def test_defining_makes_nothing_on_the_host(lab: Lab) -> None:
 def test_a_chosen_subnet_overlaps_no_route_of_the_host(lab: Lab) -> None:
     with RouteSocket() as route:
         for number, address in enumerate(("172.17.5.1", "172.18.0.1"), 500):
-            route.request(netlink.add_bridge(f"other{number}"))
+            route.request(rtnetlink.add_bridge(f"other{number}"))
             link = route.link(f"other{number}")
             assert link is not None
-            route.request(netlink.add_address(link.index, socket.inet_aton(address), 24))
+            route.request(rtnetlink.add_address(link.index, socket.inet_aton(address), 24))
     assert lab.networks.create("net").subnets[0].subnet == "172.20.0.0/16"
     assert lab.networks.get("bridge").subnets[0].subnet == "172.19.0.0/16"
 
@@ -176,7 +176,7 @@ def test_removal_takes_the_bridge_away(lab: Lab) -> None:
 
 def test_a_name_of_a_foreign_interface_is_left_alone(lab: Lab) -> None:
     with RouteSocket() as route:
-        route.request(netlink.add_veth("mine0", "mine1"))
+        route.request(rtnetlink.add_veth("mine0", "mine1"))
     lab.networks.create("net", options={"bridge": "mine0"})
     with pytest.raises(Busy, match="veth"):
         lab.start("net")
@@ -185,10 +185,10 @@ def test_a_name_of_a_foreign_interface_is_left_alone(lab: Lab) -> None:
 def test_a_route_that_came_later_is_told_of(lab: Lab) -> None:
     lab.networks.create("net", subnets=["10.9.0.0/24"])
     with RouteSocket() as route:
-        route.request(netlink.add_bridge("other"))
+        route.request(rtnetlink.add_bridge("other"))
         link = route.link("other")
         assert link is not None
-        route.request(netlink.add_address(link.index, socket.inet_aton("10.9.0.1"), 16))
+        route.request(rtnetlink.add_address(link.index, socket.inet_aton("10.9.0.1"), 16))
     with pytest.raises(Busy, match=r"10\.9\.0\.0/16 on interface other"):
         lab.start("net")
 

@@ -17,7 +17,7 @@ from hutch.errors import (
     WrongState,
 )
 from hutch.ids import new_id, short_id
-from hutch.linux.netlink import RouteSocket
+from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import firewall, netns
 from hutch.network.hostside import HostSide
 from hutch.network.model import ADDRESSES, PORTS, AddressLease, PortLease

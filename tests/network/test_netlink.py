@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.linux import netlink
-from hutch.linux.netlink import RouteSocket
+from hutch.linux import netlink, rtnetlink
+from hutch.linux.rtnetlink import RouteSocket
 from tests.network.boxes import Lab
 from tests.requires import requires
 
@@ -27,10 +27,10 @@ class TestKernel:
         box = lab.box()
         mac = bytes.fromhex("020000000001")
         with RouteSocket() as route:
-            route.request(netlink.add_bridge("b0", mtu=1400))
+            route.request(rtnetlink.add_bridge("b0", mtu=1400))
             bridge = route.link("b0")
             assert bridge is not None
-            message = netlink.add_veth(
+            message = rtnetlink.add_veth(
                 "near",
                 "far",
                 netns_pid=box.pid,
@@ -54,26 +54,26 @@ class TestKernel:
         fd = os.open(f"/proc/{box.pid}/ns/net", os.O_RDONLY)
         try:
             with RouteSocket() as route:
-                route.request(netlink.add_veth("near", "far", netns_fd=fd))
+                route.request(rtnetlink.add_veth("near", "far", netns_fd=fd))
         finally:
             os.close(fd)
         assert "far" in box.run("ip", "link")
 
     def test_links_are_changed_and_removed(self, lab: Lab) -> None:
         with RouteSocket() as route:
-            route.request(netlink.add_bridge("b0", up=False))
+            route.request(rtnetlink.add_bridge("b0", up=False))
             link = route.link("b0")
             assert link is not None
             assert not link.is_up
             route.request(
-                netlink.set_link(link.index, name="b1", mtu=1300),
-                netlink.set_link(link.index, up=True),
+                rtnetlink.set_link(link.index, name="b1", mtu=1300),
+                rtnetlink.set_link(link.index, up=True),
             )
             changed = route.link("b1")
             assert changed is not None
             assert (changed.mtu, changed.is_up, changed.kind) == (1300, True, "bridge")
             assert changed in route.links()
-            route.request(netlink.delete_link(link.index))
+            route.request(rtnetlink.delete_link(link.index))
             assert route.link("b1") is None
 
     @pytest.mark.parametrize(("text", "prefix"), [("10.1.2.3", 24), ("fd00::3", 64)])
@@ -83,72 +83,72 @@ class TestKernel:
         far = socket.inet_pton(family, "fd99::" if ":" in text else "10.99.0.0")
         gateway = address[:-1] + b"\x09"
         with RouteSocket() as route:
-            route.request(netlink.add_bridge("b0"))
+            route.request(rtnetlink.add_bridge("b0"))
             link = route.link("b0")
             assert link is not None
-            route.request(netlink.add_address(link.index, address, prefix))
+            route.request(rtnetlink.add_address(link.index, address, prefix))
             found = [(a.address, a.prefix) for a in route.addresses() if a.index == link.index]
             assert (address, prefix) in found
             route.request(
-                netlink.add_route(
+                rtnetlink.add_route(
                     destination=far,
                     prefix=48 if len(far) > 4 else 16,
                     gateway=gateway,
                     index=link.index,
                 )
             )
-            route.request(netlink.add_route(gateway=gateway))
+            route.request(rtnetlink.add_route(gateway=gateway))
             known = {(r.destination, r.gateway) for r in route.routes()}
             assert {(far, gateway), (b"", gateway)} <= known
-            route.request(netlink.delete_route(gateway=gateway))
+            route.request(rtnetlink.delete_route(gateway=gateway))
             assert (b"", gateway) not in {(r.destination, r.gateway) for r in route.routes()}
-            route.request(netlink.delete_address(link.index, address, prefix))
+            route.request(rtnetlink.delete_address(link.index, address, prefix))
             assert address not in [a.address for a in route.addresses()]
 
     def test_a_refusal_carries_the_errno_and_the_kernels_words(self, lab: Lab) -> None:
         with RouteSocket() as route:
-            route.request(netlink.add_bridge("b0"))
+            route.request(rtnetlink.add_bridge("b0"))
             with pytest.raises(FileExistsError):
-                route.request(netlink.add_bridge("b0"))
-            route.request(netlink.add_bridge("b0"), ignore=(errno.EEXIST,))
+                route.request(rtnetlink.add_bridge("b0"))
+            route.request(rtnetlink.add_bridge("b0"), ignore=(errno.EEXIST,))
             gateway = socket.inet_aton("198.51.100.1")
             with pytest.raises(OSError, match="gateway") as caught:
-                route.request(netlink.add_route(gateway=gateway))
+                route.request(rtnetlink.add_route(gateway=gateway))
             assert caught.value.errno == errno.ENETUNREACH
 
     def test_a_batch_goes_on_after_a_refusal(self, lab: Lab) -> None:
         with RouteSocket() as route:
             results = route.try_request(
-                netlink.add_bridge("b0"), netlink.add_bridge("b0"), netlink.add_bridge("b1")
+                rtnetlink.add_bridge("b0"), rtnetlink.add_bridge("b0"), rtnetlink.add_bridge("b1")
             )
             assert [r is None for r in results] == [True, False, True]
             assert route.link("b1") is not None
 
     def test_many_links_are_listed(self, lab: Lab) -> None:
         with RouteSocket() as route:
-            route.request(*(netlink.add_bridge(f"b{n}") for n in range(120)))
+            route.request(*(rtnetlink.add_bridge(f"b{n}") for n in range(120)))
             names = {link.name for link in route.links()}
         assert {f"b{n}" for n in range(120)} <= names
 
     def test_a_neighbour_is_pinned(self, lab: Lab) -> None:
         with RouteSocket() as route:
-            route.request(netlink.add_bridge("b0"))
+            route.request(rtnetlink.add_bridge("b0"))
             link = route.link("b0")
             assert link is not None
             mac = bytes.fromhex("020000000009")
-            route.request(netlink.add_neighbour(link.index, socket.inet_aton("10.0.0.9"), mac))
+            route.request(rtnetlink.add_neighbour(link.index, socket.inet_aton("10.0.0.9"), mac))
         assert lab.box() is not None
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 16, ".", ".."])
 def test_what_is_no_interface_name_is_not_sent(name: str) -> None:
     with pytest.raises(ValueError, match="interface name"):
-        netlink.add_bridge(name)
+        rtnetlink.add_bridge(name)
 
 
 def test_what_is_no_address_is_not_sent() -> None:
     with pytest.raises(ValueError, match="address"):
-        netlink.add_address(1, b"123", 8)
+        rtnetlink.add_address(1, b"123", 8)
 
 
 @given(st.binary(max_size=200))

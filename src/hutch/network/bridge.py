@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hutch.errors import Busy, Denied, HutchError, Unsupported
-from hutch.linux import netlink
-from hutch.linux.netlink import LinkInfo, RouteSocket
+from hutch.linux import rtnetlink
+from hutch.linux.rtnetlink import LinkInfo, RouteSocket
 from hutch.network.addresses import Subnet, parse_address, parse_subnet
 from hutch.network.model import NetworkRecord
 
@@ -56,7 +56,7 @@ def create_bridge(route: RouteSocket, network: NetworkRecord, remember: Remember
     if link is None:
         _check_routes(route, network)
         mac = b"\x02\x42" + parse_address(network.subnets[0].gateway, field="gateway")[-4:]
-        message = netlink.add_bridge(network.bridge, mtu=network.mtu, mac=mac)
+        message = rtnetlink.add_bridge(network.bridge, mtu=network.mtu, mac=mac)
         try:
             route.request(message, ignore=(errno.EEXIST,))
         except OSError as error:
@@ -64,11 +64,11 @@ def create_bridge(route: RouteSocket, network: NetworkRecord, remember: Remember
         link = route.link(network.bridge)
         if link is None:
             raise Busy(f"bridge {network.bridge} vanished while it was set up")
-    messages = [netlink.set_link(link.index, up=True)]
+    messages = [rtnetlink.set_link(link.index, up=True)]
     for record in network.subnets:
         subnet = parse_subnet(record.subnet, field="subnet")
         gateway = parse_address(record.gateway, field="gateway")
-        messages.append(netlink.add_address(link.index, gateway, subnet.prefix))
+        messages.append(rtnetlink.add_address(link.index, gateway, subnet.prefix))
     try:
         route.request(*messages, ignore=(errno.EEXIST,))
     except OSError as error:

@@ -13,7 +13,7 @@ import msgspec
 
 from hutch.errors import InvalidArgument, NotFound
 from hutch.ids import new_id, short_id
-from hutch.linux import netlink
+from hutch.linux import rtnetlink
 from hutch.network import ipam
 from hutch.network.addresses import format_address, format_mac, parse_address, parse_mac
 from hutch.network.model import (
@@ -170,10 +170,10 @@ def container_messages(endpoint: Endpoint) -> tuple[bytes, ...]:
     """Return the netlink messages that configure the interface from inside: addresses,
     up, and the default route where this endpoint gives it."""
     messages = [
-        netlink.add_address(endpoint.ifindex, parse_address(a.address, field="address"), a.prefix)
+        rtnetlink.add_address(endpoint.ifindex, parse_address(a.address, field="address"), a.prefix)
         for a in endpoint.addresses
     ]
-    messages.append(netlink.set_link(endpoint.ifindex, up=True))
+    messages.append(rtnetlink.set_link(endpoint.ifindex, up=True))
     if endpoint.default_route:
         messages.extend(route_messages(endpoint))
     return tuple(messages)
@@ -187,7 +187,7 @@ def route_messages(endpoint: Endpoint) -> tuple[bytes, ...]:
         gateway = parse_address(entry.gateway, field="gateway")
         if len(gateway) not in seen:
             seen.add(len(gateway))
-            messages.append(netlink.add_route(gateway=gateway, index=endpoint.ifindex))
+            messages.append(rtnetlink.add_route(gateway=gateway, index=endpoint.ifindex))
     return tuple(messages)
 
 

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from hutch.errors import Busy
-from hutch.linux import netlink
+from hutch.linux import rtnetlink
 from hutch.linux.locks import lock_file
-from hutch.linux.netlink import LinkInfo, RouteSocket
+from hutch.linux.rtnetlink import LinkInfo, RouteSocket
 from hutch.network import firewall
 from hutch.network.addresses import parse_mac
 from hutch.network.dns import NameServers
@@ -73,7 +73,7 @@ class HostSide:
     def _add_pair(self, route: RouteSocket, endpoint: Endpoint, link: LinkInfo, pid: int) -> None:
         for attempt in range(_ATTEMPTS):
             index = (1 << 20) + int.from_bytes(os.urandom(3), "little")
-            message = netlink.add_veth(
+            message = rtnetlink.add_veth(
                 endpoint.host_interface,
                 endpoint.interface,
                 netns_pid=pid,
@@ -85,7 +85,7 @@ class HostSide:
             )
             messages = [message]
             if endpoint.ports:  # an instance may reach itself by its published port
-                messages.append(netlink.set_hairpin(index))
+                messages.append(rtnetlink.set_hairpin(index))
             try:
                 route.request(*messages)
                 return
@@ -206,7 +206,7 @@ class HostSide:
             for link in links.values():
                 stale = link.name.startswith("hv") and link.name not in known_interfaces
                 if link.master in ours and stale:
-                    route.request(netlink.delete_link(link.index), ignore=(errno.ENODEV,))
+                    route.request(rtnetlink.delete_link(link.index), ignore=(errno.ENODEV,))
 
     def _stop_orphans(self, network_ids: set[str]) -> None:
         with self.lock():
@@ -219,7 +219,7 @@ class HostSide:
         with RouteSocket() as route:
             link = route.link(name)
             if link is not None:
-                route.request(netlink.delete_link(link.index), ignore=(errno.ENODEV,))
+                route.request(rtnetlink.delete_link(link.index), ignore=(errno.ENODEV,))
 
     def forget(self, network: NetworkRecord) -> None:
         """Remove the bridge of a network that the records no longer have."""
@@ -240,9 +240,11 @@ class HostSide:
                 self._names.stop(network_id)
             links = route.links()
             ours = {link.index for link in links if link.name in names}
+            if not ours and os.geteuid() != 0:
+                return  # nothing could have been made, and asking would be refused
             for link in links:
                 if link.index in ours or (link.master in ours and link.name.startswith("hv")):
-                    route.request(netlink.delete_link(link.index), ignore=(errno.ENODEV,))
+                    route.request(rtnetlink.delete_link(link.index), ignore=(errno.ENODEV,))
             self._leave_filters(names)
             if firewall.has_table(self.table):
                 firewall.remove_table(self.table)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hutch.errors import NotFound
-from hutch.linux.netlink import RouteSocket
+from hutch.linux.rtnetlink import RouteSocket
 
 __all__ = ["configure", "netns_path", "run_inside"]
 

@@ -10,7 +10,7 @@ import msgspec
 
 from hutch.errors import Busy, InvalidArgument, WrongState
 from hutch.ids import short_id
-from hutch.linux.netlink import RouteSocket
+from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import endpoints, netns
 from hutch.network.hostside import HostSide
 from hutch.network.lookup import find

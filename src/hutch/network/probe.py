@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 
 from hutch.host.findings import Finding, State
-from hutch.linux import netlink, nft
-from hutch.linux.netlink import RouteSocket
+from hutch.linux import nft, rtnetlink
+from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import firewall, foreign, user
 from hutch.network.dns import dns_path
 from hutch.network.model import NetworkRecord, PortLease, SubnetRecord
@@ -72,12 +72,12 @@ def _try_devices() -> list[Finding]:
         steps: tuple[tuple[str, Callable[[], object], str], ...] = (
             (
                 "bridge",
-                lambda: route.request(netlink.add_bridge("hu-probe")),
+                lambda: route.request(rtnetlink.add_bridge("hu-probe")),
                 "build the kernel with CONFIG_BRIDGE, or load the module bridge",
             ),
             (
                 "veth",
-                lambda: route.request(netlink.add_veth("probe0", "probe1")),
+                lambda: route.request(rtnetlink.add_veth("probe0", "probe1")),
                 "build the kernel with CONFIG_VETH, or load the module veth",
             ),
             (
