@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 
-from hutch.errors import Busy, Exhausted, HutchError, InvalidArgument, Unsupported
+from hutch.errors import Busy, Denied, Exhausted, HutchError, InvalidArgument, Unsupported
 from hutch.ids import short_id
 from hutch.network.addresses import parse_address
 from hutch.network.model import PORTS, Endpoint, PortLease, PublishedPort
@@ -201,6 +201,11 @@ def _refused(error: OSError, port: PublishedPort, field: str) -> HutchError:
     if error.errno == errno.EADDRNOTAVAIL:
         return InvalidArgument(
             f"{port.host_ip} is not an address of this host", field=f"{field}.host_ip"
+        )
+    if error.errno == errno.EACCES:
+        return Denied(
+            f"{field}: {_shown(port)} cannot be bound: {error.strerror}",
+            hint="ports under net.ipv4.ip_unprivileged_port_start (1024) need root",
         )
     return Busy(f"{field}: {_shown(port)} cannot be bound: {error.strerror}")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch.errors import Busy, InternalError, InvalidArgument, Unsupported
+from hutch.errors import Busy, InternalError, Unsupported
 from hutch.network.model import Endpoint, EndpointAddress, PublishedPort
 from hutch.network.ports import check_port_free, choose_port
 from hutch.spec.model import PortMapping
@@ -152,13 +152,7 @@ def _publish(directory: Path, mapping: PortMapping, field: str) -> PublishedPort
     }
     answer = _ask(directory, {"execute": "add_hostfwd", "arguments": arguments})
     if "error" in answer:
-        text = f"{field}: port {port.host_port} cannot be published: {answer['error']}"
-        if port.host_port < 1024 and os.geteuid() != 0:
-            raise InvalidArgument(
-                text,
-                hint="ports under 1024 need root, or sysctl net.ipv4.ip_unprivileged_port_start",
-            )
-        raise Busy(text)
+        raise Busy(f"{field}: port {port.host_port} cannot be published: {answer['error']}")
     return port
 
 
