@@ -82,9 +82,8 @@ class Snapshots:
         """
         if transaction is None:
             with self._records.write() as own:
-                self.note(own, instance_id, chain_ids)
-        else:
-            self.note(transaction, instance_id, chain_ids)
+                return self.prepare(instance_id, chain_ids, transaction=own, owner=owner)
+        self.note(transaction, instance_id, chain_ids)
         return self.make(instance_id, chain_ids, owner=owner)
 
     @staticmethod
