@@ -27,6 +27,7 @@ from hutch.image.pull import PullResult, pull
 from hutch.image.records import LayerRecord
 from hutch.image.transport import Cancelled
 from hutch.image.unpacking import ensure_unpacked
+from hutch.oci.platform import host_platform
 from hutch.oci.types import MediaType
 from hutch.records import ProgressEvent
 from hutch.storage.extract import UnpackLimits
@@ -142,6 +143,7 @@ def test_the_platform_is_chosen_from_an_index(registry: Registry, root: Root, fl
     foreign = fetch(root, name, platform="linux/arm64")
     assert foreign.record.id == images[0].config.digest
     assert foreign.record.architecture == "arm64"
+    assert fetch(root, name).record.architecture == host_platform().architecture
     with pytest.raises(NotFound, match="no image for linux/riscv64") as failure:
         fetch(root, name, platform="riscv64")
     assert "linux/amd64" in str(failure.value.hint)

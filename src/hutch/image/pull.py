@@ -258,9 +258,9 @@ def _jobs(manifest: Manifest, image: ImageConfig) -> list[_Job]:
 
 
 def _serves(record: ImageRecord, platform: WantedPlatform, *, strict: bool) -> bool:
-    """Tell whether a known image is for the platform; strictly only if one was asked for."""
+    """Tell whether a known image is for the platform; its variant counts if one was asked for."""
     if (record.os, record.architecture) != (platform.os, platform.architecture):
-        return not strict
+        return False
     return record.variant == platform.variant or not strict
 
 

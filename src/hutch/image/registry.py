@@ -35,6 +35,8 @@ __all__ = ["FetchedManifest", "Repository", "catalog"]
 _ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES, "application/json;q=0.5"))
 _MAX_LIST_BYTES = 8 << 20
 _MAX_PAGES = 1000
+# What a connection must have brought for its end not to count against the tries.
+_PROGRESS = 64 << 10
 _MAX_NAMES = 1_000_000
 
 T = TypeVar("T")
@@ -255,7 +257,7 @@ class Repository:
                 problem = exc.message
             if position >= descriptor.size:
                 return
-            failures = 1 if position > begun else failures + 1
+            failures = 1 if position - begun >= _PROGRESS else failures + 1
             if failures >= self.tries:
                 raise Unavailable(f"{what}: {problem}", hint="the rest is fetched on the next pull")
             self.home.pause(failures)
