@@ -8,6 +8,7 @@ import hashlib
 import io
 import lzma
 import os
+import shutil
 import stat
 import subprocess
 import tarfile
@@ -352,7 +353,7 @@ entries = st.one_of(
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(parts=st.lists(entries, min_size=1, max_size=12))
 def test_no_mixture_of_entries_reaches_outside(parts: list[bytes], tmp_path: Path) -> None:
@@ -367,7 +368,7 @@ def test_no_mixture_of_entries_reaches_outside(parts: list[bytes], tmp_path: Pat
     assert os.listdir(work / "outside") == ["a"]
     assert (work / "outside/a").read_bytes() == b"precious"
     assert (work / "outside/a").stat().st_nlink == 1
-    subprocess.run(["rm", "-rf", str(work)], check=True)
+    shutil.rmtree(work)
 
 
 # ---- limits ------------------------------------------------------------------------------
@@ -514,7 +515,7 @@ def test_an_ordinary_user_can_unpack_what_the_kernel_lets_him(tmp_path: Path) ->
 
 def test_nothing_stays_open(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
-    data = b"".join(file(f"{i}/{i}/f") for i in range(100))
+    data = b"".join(file(f"{i}/{i}/f") for i in range(70))
     unpack_bytes(data + END, tmp_path / "a")
     with pytest.raises(IntegrityError):
         unpack_bytes(data + hard_link("x", "y") + END, tmp_path / "b")

@@ -304,7 +304,7 @@ class _Loader:
     def _docker_images(self) -> list[_DockerImage]:
         try:
             return msgspec.json.decode(self._archive.read("manifest.json"), type=list[_DockerImage])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(f"archive: manifest.json: {error}") from error
 
     def _docker(self, image: _DockerImage) -> _Image:

@@ -116,7 +116,7 @@ def _document(content: ContentStore, base: ImageRecord) -> dict[str, Any]:
             )
     try:
         return msgspec.json.decode(content.read(base.config_digest), type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"image {base.id}: bad configuration: {error}") from error
 
 

@@ -83,7 +83,7 @@ def _json_list(text: str, where: str) -> list[str] | None:
         return None
     try:
         return msgspec.json.decode(text.encode(), type=list[str])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise InvalidArgument(f"expected a JSON list of strings: {error}", field=where) from None
 
 

@@ -197,7 +197,7 @@ class Layers:
                 return msgspec.json.decode(file.read(), type=Layer)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise IntegrityError(
                 f"layer {chain_id}: its description is damaged",
                 hint="run 'hutch system prune', then pull the image again",
