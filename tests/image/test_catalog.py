@@ -210,6 +210,15 @@ def three(images: Images) -> Images:
     return images
 
 
+def mapping(filters: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return `key=value` texts by key, as a command line gives them."""
+    found: dict[str, list[str]] = {}
+    for text in filters:
+        key, _, value = text.partition("=")
+        found.setdefault(key, []).append(value)
+    return found
+
+
 @pytest.mark.parametrize(
     ("filters", "chosen"),
     [
@@ -233,14 +242,14 @@ def three(images: Images) -> Images:
     ],
 )
 def test_filters_choose_images(three: Images, filters: tuple[str, ...], chosen: str) -> None:
-    wanted = parse_filters(filters, now=1704326400.0)
+    wanted = parse_filters(mapping(filters), now=1704326400.0)
     assert "".join(found.id[-1] for found in select(three, wanted)) == chosen
 
 
 @pytest.mark.parametrize("text", ["x", "x=1", "label=", "dangling=maybe", "until=soon"])
 def test_a_bad_filter_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="filter"):
-        parse_filters([text])
+        parse_filters(mapping((text,)))
 
 
 def test_a_filter_on_a_missing_image_is_told(three: Images) -> None:
@@ -254,7 +263,7 @@ def test_pruning_takes_dangling_images_and_all_unused_when_told(
     assert prune(three).deleted == (B,)
     assert prune(three).deleted == ()
     users.by_image[A] = [ImageUser(name="box", running=False)]
-    assert prune(three, unused=True, only=parse_filters(["label=tier"])).deleted == ()
+    assert prune(three, unused=True, only=parse_filters({"label": ["tier"]})).deleted == ()
     assert prune(three, unused=True).deleted == (C,)
     assert [left.id for left in three.all()] == [A]
 

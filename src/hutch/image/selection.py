@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -34,30 +34,33 @@ class ImageFilter(msgspec.Struct, frozen=True, kw_only=True):
     until: float | None = None
 
 
-def parse_filters(filters: Iterable[str], *, now: float | None = None) -> ImageFilter:
-    """Return the filter that `key=value` texts mean."""
-    found: dict[str, list[str]] = {}
-    for text in filters:
-        key, equals, value = text.partition("=")
-        if not equals or not value or key not in _KEYS:
+def parse_filters(filters: Mapping[str, Sequence[str]], *, now: float | None = None) -> ImageFilter:
+    """Return the filter that Docker's keys with their values mean.
+
+    Labels must all hold, references are alternatives, and of the others the last counts.
+    """
+    for key, values in filters.items():
+        if key not in _KEYS:
             raise InvalidArgument(
-                f"expected KEY=VALUE, got {text!r}", field="filter", hint=f"keys: {_HINT}"
+                f"unknown filter {key!r}", field="filters", hint=f"use {', '.join(_KEYS)}"
             )
-        found.setdefault(key, []).append(value)
-    until = found.get("until")
+        if not all(values):
+            raise InvalidArgument("needs a value", field=f"filters.{key}")
+    last = {key: values[-1] for key, values in filters.items() if values}
     return ImageFilter(
-        references=tuple(found.get("reference", ())),
-        dangling=_boolean(found["dangling"][-1]) if "dangling" in found else None,
-        labels=tuple(found.get("label", ())),
-        without_labels=tuple(found.get("label!", ())),
-        before=found["before"][-1] if "before" in found else None,
-        since=found["since"][-1] if "since" in found else None,
-        until=_moment(until[-1], time.time() if now is None else now) if until else None,
+        references=tuple(filters.get("reference", ())),
+        dangling=_boolean(last["dangling"]) if "dangling" in last else None,
+        labels=tuple(filters.get("label", ())),
+        without_labels=tuple(filters.get("label!", ())),
+        before=last.get("before"),
+        since=last.get("since"),
+        until=_moment(last["until"], time.time() if now is None else now)
+        if "until" in last
+        else None,
     )
 
 
 _KEYS = ("reference", "dangling", "label", "label!", "before", "since", "until")
-_HINT = "reference, dangling, label, label!, before, since, until"
 
 
 def select(images: Images, wanted: ImageFilter) -> list[ImageRecord]:
@@ -135,7 +138,7 @@ def _boolean(text: str) -> bool:
         return True
     if text.lower() in ("false", "0"):
         return False
-    raise InvalidArgument(f"expected true or false, got {text!r}", field="filter.dangling")
+    raise InvalidArgument(f"expected true or false, got {text!r}", field="filters.dangling")
 
 
 def _moment(text: str, now: float) -> float:
@@ -147,4 +150,4 @@ def _moment(text: str, now: float) -> float:
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
-        return now - parse_duration(text, field="filter.until")
+        return now - parse_duration(text, field="filters.until")
