@@ -42,6 +42,21 @@ void die_with_parent(struct launch *l)
 		_exit(125);
 }
 
+/* Wait for the supervisor's word; without a supervisor there is nothing to go on for. */
+void wait_gate(struct launch *l, char gate)
+{
+	char word;
+
+	while (gate != GATE_EXEC || !l->exec_open) {
+		if (read(l->report, &word, 1) != 1)
+			_exit(125);
+		if (word == GATE_EXEC)
+			l->exec_open = true; /* it may come long before it is waited for */
+		else if (word == gate)
+			return;
+	}
+}
+
 /* Become the root that the id maps made. */
 static int enter_user_namespace(struct launch *l)
 {
@@ -90,14 +105,6 @@ static void default_signals(void)
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, sizeof(uint64_t));
 }
 
-static void wait_for_id_maps(struct launch *l)
-{
-	char go;
-
-	if (read(l->report, &go, 1) != 1)
-		_exit(125);
-}
-
 static _Noreturn void child_main(struct launch *l, const int stdio[3])
 {
 	l->section = SECTION_CHILD;
@@ -109,7 +116,7 @@ static _Noreturn void child_main(struct launch *l, const int stdio[3])
 		if (dup2(stdio[fd], fd) < 0)
 			child_failed(l, errno);
 	if (l->plan->has_id_map)
-		wait_for_id_maps(l);
+		wait_gate(l, GATE_MAPS);
 	/* The files of a cgroup belong to the root outside: join before becoming the other. */
 	l->outside = l->plan->has_id_map;
 	run_section(l, l->plan->child, l->plan->child_count);

@@ -11,7 +11,7 @@ enum section { SECTION_PLAN, SECTION_PREPARE, SECTION_CLONE, SECTION_CHILD, SECT
 enum { DETAIL = 240 };
 
 /* Child to supervisor, on a seqpacket socket. The end of file after REPORT_EXEC says that
- * the program runs. The supervisor answers REPORT_SYNC (and a wait for id maps) with a byte. */
+ * the program runs. The supervisor answers with bytes, which the child waits for. */
 enum report_kind { REPORT_FAIL = 1, REPORT_SYNC, REPORT_FORKED, REPORT_TTY, REPORT_EXEC };
 
 struct report {
@@ -22,6 +22,8 @@ struct report {
 	int32_t number;
 	char detail[DETAIL];
 };
+
+enum { GATE_MAPS = 'm', GATE_GO = 'g', GATE_EXEC = 'x' };
 
 struct capability_sets {
 	uint64_t bounding, permitted, effective, inheritable, ambient;
@@ -35,6 +37,7 @@ struct launch {
 	int mask_dir; /* an empty read-only tmpfs already attached somewhere, or -1 */
 	bool outside; /* the id maps are written, but this process is not yet their root */
 	bool umask_set, no_close;
+	bool exec_open; /* the supervisor is ready for the program to run */
 	struct capability_sets caps;
 	uint32_t index;
 	uint8_t section;
@@ -103,6 +106,7 @@ pid_t clone_child(struct launch *l, const int stdio[3], const int ends[2], int *
 int write_id_maps(struct launch *l, pid_t pid);
 void send_report(struct launch *l, uint8_t kind, int error, int32_t number);
 void die_with_parent(struct launch *l);
+void wait_gate(struct launch *l, char gate);
 _Noreturn void child_failed(struct launch *l, int error);
 
 /* init.c: be the reaping init of `pid`. */

@@ -127,12 +127,22 @@ static void clone_and_report(struct supervisor *s)
 	close(ends[1]);
 	stdio_started(stdio);
 	if (s->plan.has_id_map &&
-	    (write_id_maps(&s->launch, s->pid) < 0 || write_all(s->report, "m", 1) < 0))
+	    (write_id_maps(&s->launch, s->pid) < 0 || tell_child(s, GATE_MAPS) < 0))
 		step_failed(s, SECTION_PREPARE);
 	put_u32(body, (uint32_t)s->pid);
 	put_u32(body + 4, (uint32_t)getpid());
 	tell_starter(s, FR_PID, 0, body, sizeof(body));
+}
+
+/* Make the files of the run directory while the child works; it runs the program only
+ * when they are there. */
+static void open_records(struct supervisor *s)
+{
+	if (record_open(s) < 0)
+		step_failed(s, SECTION_SUPERVISE);
 	record_pid(s);
+	if (tell_child(s, GATE_EXEC) < 0 && errno != EPIPE && errno != ECONNRESET)
+		step_failed(s, SECTION_SUPERVISE);
 }
 
 static void score(struct supervisor *s)
@@ -180,12 +190,12 @@ int main(int argc, char **argv)
 	if (!plan || !plan_read(&s->plan, plan, len, &problem))
 		launch_failed(s, SECTION_PLAN, 0, EPROTO, problem);
 	take_slots(s);
-	if (record_open(s) < 0)
-		step_failed(s, SECTION_SUPERVISE);
 	client_read(s, &s->clients[0]); /* an ATTACH sent ahead sees the first output */
 	if (run_prepare(&s->launch) < 0)
 		step_failed(s, SECTION_PREPARE);
 	clone_and_report(s);
+	s->launch.index = 0;
+	open_records(s);
 	free_operations(s, plan, len);
 	score(s);
 	supervise(s);

@@ -75,11 +75,8 @@ int op_fork(struct launch *l, struct reader *r)
 
 int op_sync(struct launch *l, struct reader *r)
 {
-	char go;
-
 	send_report(l, REPORT_SYNC, 0, (int32_t)read_u32(r));
-	if (read(l->report, &go, 1) != 1)
-		_exit(125); /* the supervisor is gone */
+	wait_gate(l, GATE_GO);
 	return 0;
 }
 
@@ -327,6 +324,7 @@ int op_exec(struct launch *l, struct reader *r)
 	if (!argv[0])
 		return fail(EINVAL);
 	l->what = argv[0];
+	wait_gate(l, GATE_EXEC);
 	if (!l->umask_set)
 		umask(022);
 	if (*profile && apparmor_on_exec(profile) < 0)

@@ -72,7 +72,7 @@ int answer_go(struct supervisor *s, int32_t number)
 	if (s->sync_open < 0 || s->sync_open != number)
 		return fail(EINVAL);
 	s->sync_open = -1;
-	return write_all(s->report, "g", 1);
+	return tell_child(s, GATE_GO);
 }
 
 static void tell_pid(struct supervisor *s)
@@ -153,7 +153,9 @@ static void on_report(struct supervisor *s)
 			      .msg_controllen = sizeof(control) };
 	ssize_t n = recvmsg(s->report, &msg, MSG_CMSG_CLOEXEC);
 
-	if (n < 0 && errno == EINTR)
+	/* A child that ended without reading our word resets the connection once; what it had
+	 * sent is still there. */
+	if (n < 0 && (errno == EINTR || errno == ECONNRESET))
 		return;
 	if (n != sizeof(report)) {
 		report_ended(s);

@@ -130,6 +130,11 @@ void health_tick(struct supervisor *s, uint64_t now);
 void health_read(struct supervisor *s);
 uint64_t health_deadline(const struct supervisor *s); /* 0: none */
 
+static inline int tell_child(const struct supervisor *s, char gate)
+{
+	return write(s->report, &gate, 1) == 1 ? 0 : -1;
+}
+
 static inline void put_u32(uint8_t *at, uint32_t value)
 {
 	memcpy(at, &value, sizeof(value));
