@@ -33,6 +33,8 @@ from hutch.spec.model import InstanceSpec, Resources
 
 __all__ = ["ContainerDriver"]
 
+_KEPT_VARIABLES = frozenset({"HOME", "LANG", "PATH", "TZ", "USER", "VIRTUAL_ENV"})
+
 
 class ContainerDriver:
     """The driver of containers on this host; see `hutch.drivers.base.Driver`."""
@@ -69,7 +71,9 @@ class ContainerDriver:
                 )
                 plan = compile_container(prepared.spec, prepared.assets)
                 plan = with_health(plan, prepared.spec, prepared.assets, group)
-                supervisor = self._launcher.start(plan, prepared.fds, attach=launch.attach)
+                supervisor = self._launcher.start(
+                    plan, prepared.fds, attach=launch.attach, env=_exit_environment()
+                )
             undo.callback(supervisor.close)
             with failures.launching(plan, "start"):
                 pid = self._bring_up(launch, prepared.assets.map_at_sync, supervisor)
@@ -176,6 +180,16 @@ class ContainerDriver:
     def groups(self) -> list[str]:
         """Return the identifiers that have a control group, for reconciliation."""
         return list(self._hierarchy.list_groups())
+
+
+def _exit_environment() -> dict[str, str]:
+    """Return what the exit command needs of our environment; the rest may hold secrets,
+    and would stay in the supervisor's memory for the life of the container."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT_VARIABLES or name.startswith(("HUTCH_", "XDG_", "PYTHON"))
+    }
 
 
 @contextmanager
