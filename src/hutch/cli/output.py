@@ -68,14 +68,19 @@ def _show_template(template: str, rows: list[Row], columns: Sequence[Column]) ->
             print(line)
         return
     titles = {key: title for title, key in columns}
-    header = compiled.render({k: titles.get(k, k.upper()) for k in _keys(rows, columns)})
+    header = compiled.render(_Header(titles))
     cells = [line.split("\t") for line in (header, *lines)]
     for line in table_lines(cells[0], cells[1:]):
         print(line)
 
 
-def _keys(rows: list[Row], columns: Sequence[Column]) -> list[str]:
-    return list(rows[0]) if rows else [key for _, key in columns]
+class _Header(dict[str, Any]):
+    """The row of titles: a field without one is its own name in capitals."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key == "Label":
+            return lambda name="": name
+        return super().get(key, key.upper())
 
 
 def table_lines(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -55,8 +55,8 @@ def _attaches_stdin(values: dict[str, Any]) -> bool:
 
 def _options(values: dict[str, Any], *, attached: bool) -> dict[str, Any]:
     options = engine_options(values)
-    if attached and values.get("interactive"):
-        options["stdin_once"] = True
+    if attached and values.get("interactive") and not values.get("tty"):
+        options["stdin_once"] = True  # a terminal, though, may be detached from and come back
     return options
 
 
