@@ -459,6 +459,30 @@ def test_a_killed_pull_leaves_nothing_that_hinders_the_next(
     assert fetch(root, f"{proxy.host}/killed:v1").record.id == image.config.digest
 
 
+def test_collection_beside_a_pull_takes_nothing_of_it(
+    registry: Registry, root: Root, proxy: Proxy
+) -> None:
+    image = make_image({"one": b"1" * 1000}, {"two": b"2" * 1000})
+    registry.put_image("collected", "v1", image)
+    proxy.rule = lambda asked: (
+        Fault(before=collect) if "/blobs/" in asked.path or "/manifests/" in asked.path else None
+    )
+    runs: list[int] = []
+
+    def collect() -> None:
+        runs.append(len(root.collector().collect().blobs))
+
+    record = fetch(root, f"{proxy.host}/collected:v1").record
+    assert len(runs) == 4
+    collect()
+    assert sum(runs) == 0
+    assert all(root.content.has(each) for each in record.digests)
+    assert all(root.layers.has(each) for each in record.chain_ids)
+    root.images.remove(record.id)
+    collect()
+    assert not any(root.content.has(each) for each in record.digests)
+
+
 # ---- lies and attacks --------------------------------------------------------------------
 
 
