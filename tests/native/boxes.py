@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from hutch.plan import flags, ops
-from hutch.process import ExitStatus, Launcher, Supervisor, attach_flags
+from hutch.process import ExitStatus, Launcher, LaunchFailed, Supervisor, attach_flags
 
 PLAIN = flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NODEV | flags.MOUNT_ATTR_NOEXEC
 NAMESPACES = (
@@ -101,6 +103,12 @@ class Runner:
     ) -> tuple[ExitStatus, bytes, bytes]:
         with self.start(plan, fds) as supervisor:
             return supervisor.collect(input, timeout_s=WAIT_S)
+
+    def failure(self, plan: ops.Plan | bytes, fds: Sequence[int] = ()) -> LaunchFailed:
+        """Start a plan that must fail; return how it did."""
+        with self.start(plan, fds) as supervisor, pytest.raises(LaunchFailed) as failure:
+            supervisor.wait_started(WAIT_S)
+        return failure.value
 
     @contextmanager
     def running(

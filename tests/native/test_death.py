@@ -145,9 +145,7 @@ def test_a_killed_supervisor_takes_its_process_with_it(
     assert read_exit(held.directory) is None
 
 
-def test_a_supervisor_killed_in_the_launch_leaves_no_process(
-    runner: Runner, rootfs: Path
-) -> None:
+def test_a_supervisor_killed_in_the_launch_leaves_no_process(runner: Runner, rootfs: Path) -> None:
     plan = box(rootfs, ["sleep", "100"], before_pivot=[ops.Sync(number=1)])
     with runner.start(plan) as supervisor:
         pid = supervisor.wait_pid(WAIT_S)

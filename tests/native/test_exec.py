@@ -59,10 +59,10 @@ def target(runner: Runner, rootfs: Path) -> Iterator[tuple[Supervisor, int]]:
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_an_exec_runs_inside(
-    runner: Runner, target: tuple[Supervisor, int], early: bool
-) -> None:
-    script = "hostname; pwd; ps -o comm | tail -n +2 | sort | tr '\\n' ' '; echo; echo $PPID; exit 5"
+def test_an_exec_runs_inside(runner: Runner, target: tuple[Supervisor, int], early: bool) -> None:
+    script = (
+        "hostname; pwd; ps -o comm | tail -n +2 | sort | tr '\\n' ' '; echo; echo $PPID; exit 5"
+    )
     status, out, err = runner.run(exec_plan(script, early=early), [target[1]])
     assert (status.code, err) == (5, b"")
     lines = out.splitlines()
@@ -97,14 +97,14 @@ def test_an_exec_dies_with_its_starter(runner: Runner, target: tuple[Supervisor,
 
 
 def test_an_exec_ends_with_its_container(runner: Runner, rootfs: Path) -> None:
-    with runner.running(box(rootfs, ["sleep", "1000"])) as container:
-        with (
-            pidfd_of(container) as pidfd,
-            runner.start(exec_plan("exec sleep 100"), [pidfd]) as supervisor,
-        ):
-            supervisor.wait_started(WAIT_S)
-            container.shutdown()
-            assert supervisor.wait(WAIT_S).signal == signal.SIGKILL
+    with (
+        runner.running(box(rootfs, ["sleep", "1000"])) as container,
+        pidfd_of(container) as pidfd,
+        runner.start(exec_plan("exec sleep 100"), [pidfd]) as supervisor,
+    ):
+        supervisor.wait_started(WAIT_S)
+        container.shutdown()
+        assert supervisor.wait(WAIT_S).signal == signal.SIGKILL
 
 
 def test_a_daemon_left_by_an_exec_does_not_delay_its_exit(
@@ -177,9 +177,7 @@ def test_health_follows_the_probe(runner: Runner, rootfs: Path, held: ops.Superv
         wait_until(five, "five probes kept")
 
 
-def test_clients_are_told_of_health(
-    runner: Runner, rootfs: Path, held: ops.Supervision
-) -> None:
+def test_clients_are_told_of_health(runner: Runner, rootfs: Path, held: ops.Supervision) -> None:
     held = msgspec.structs.replace(held, health=probe("exit 1"))
     with runner.running(box(rootfs, ["sleep", "1000"], held=held)) as supervisor:
         while supervisor.health is None:
@@ -187,9 +185,7 @@ def test_clients_are_told_of_health(
         assert supervisor.health == "unhealthy"
 
 
-def test_a_probe_that_hangs_is_killed(
-    runner: Runner, rootfs: Path, held: ops.Supervision
-) -> None:
+def test_a_probe_that_hangs_is_killed(runner: Runner, rootfs: Path, held: ops.Supervision) -> None:
     held = msgspec.structs.replace(
         held, health=probe("echo $$ >/probe; exec sleep 1000", timeout_s=0.3, retries=1)
     )
@@ -230,7 +226,9 @@ def test_a_running_probe_does_not_outlive_its_container(
     held = msgspec.structs.replace(held, health=probe("sleep 1000", timeout_s=1000.0))
     with runner.running(shell(rootfs, "sleep 1000", held=held)) as supervisor:
         wait_until(
-            lambda: len(Path(f"/proc/{supervisor.pid}/status").read_text()) and _members(supervisor) > 1,
+            lambda: (
+                len(Path(f"/proc/{supervisor.pid}/status").read_text()) and _members(supervisor) > 1
+            ),
             "the probe to run",
         )
 

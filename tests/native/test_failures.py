@@ -59,7 +59,9 @@ def leftovers(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("failing", "errno"), FAILING, ids=[f"{type(o).__name__}-{n}" for n, (o, _) in enumerate(FAILING)]
+    ("failing", "errno"),
+    FAILING,
+    ids=[f"{type(o).__name__}-{n}" for n, (o, _) in enumerate(FAILING)],
 )
 def test_a_failing_operation_is_named_and_nothing_stays(
     runner: Runner, rootfs: Path, held: ops.Supervision, failing: ops.AnyOp, errno: int
@@ -67,14 +69,12 @@ def test_a_failing_operation_is_named_and_nothing_stays(
     file = os.open("/etc/hostname", os.O_RDONLY)
     plan = box(rootfs, ["true"], held=held, before_pivot=[failing], slots=1)
     try:
-        with runner.start(plan, [file]) as supervisor:
-            with pytest.raises(LaunchFailed) as failure:
-                supervisor.wait_started(WAIT_S)
+        failure = runner.failure(plan, [file])
     finally:
         os.close(file)
-    assert failure.value.section == "child"
-    assert plan.child[failure.value.index] is failing
-    assert failure.value.errno == errno
+    assert failure.section == "child"
+    assert plan.child[failure.index] is failing
+    assert failure.errno == errno
     # Told only after it was undone.
     assert leftovers(Path(held.directory)) == []
 
@@ -86,29 +86,24 @@ def test_a_failing_preparation_is_named(
     runner: Runner, rootfs: Path, held: ops.Supervision, failing: ops.AnyOp
 ) -> None:
     plan = box(rootfs, ["true"], held=held, prepare=[ops.OpenTree(slot=1, path="/"), failing])
-    with runner.start(plan) as supervisor, pytest.raises(LaunchFailed) as failure:
-        supervisor.wait_started(WAIT_S)
-    assert (failure.value.section, failure.value.index) == ("prepare", 1)
-    assert failure.value.errno == ENOENT
+    failure = runner.failure(plan)
+    assert (failure.section, failure.index) == ("prepare", 1)
+    assert failure.errno == ENOENT
     assert leftovers(Path(held.directory)) == []
 
 
 def test_what_only_a_child_can_do_is_refused_in_prepare(runner: Runner, rootfs: Path) -> None:
     for op in (ops.Fork(), ops.Sync(number=1), ops.SetsidTty(), ops.Exec(argv=("x",), env=())):
         plan = box(rootfs, ["true"], prepare=[op])
-        with runner.start(plan) as supervisor, pytest.raises(LaunchFailed) as failure:
-            supervisor.wait_started(WAIT_S)
-        assert failure.value.section == "prepare"
+        failure = runner.failure(plan)
+        assert failure.section == "prepare"
 
 
-def test_a_clone_that_fails_is_named(
-    runner: Runner, rootfs: Path, held: ops.Supervision
-) -> None:
+def test_a_clone_that_fails_is_named(runner: Runner, rootfs: Path, held: ops.Supervision) -> None:
     plan = box(rootfs, ["true"], held=held, clone_flags=NAMESPACES, cgroup_slot=0, slots=1)
-    with open("/etc/hostname") as file, runner.start(plan, [file.fileno()]) as supervisor:
-        with pytest.raises(LaunchFailed) as failure:
-            supervisor.wait_started(WAIT_S)
-    assert failure.value.section == "clone"
+    with open("/etc/hostname") as file:
+        failure = runner.failure(plan, [file.fileno()])
+    assert failure.section == "clone"
     assert leftovers(Path(held.directory)) == []
 
 
@@ -117,15 +112,14 @@ def test_a_run_directory_that_cannot_be_used_is_named(
     runner: Runner, rootfs: Path, tmp_path: Path, what: str
 ) -> None:
     held = msgspec.structs.replace(ops.Supervision(), **{what: str(tmp_path / "none" / "x")})
-    with runner.start(box(rootfs, ["true"], held=held)) as supervisor:
-        with pytest.raises(LaunchFailed, match="none/x") as failure:
-            supervisor.wait_started(WAIT_S)
-    assert (failure.value.section, failure.value.errno) == ("supervise", ENOENT)
+    failure = runner.failure(box(rootfs, ["true"], held=held))
+    assert "none/x" in failure.detail
+    assert (failure.section, failure.errno) == ("supervise", ENOENT)
 
 
 def test_the_kernels_own_words_are_in_the_error(runner: Runner, rootfs: Path) -> None:
     plan = box(rootfs, ["true"], prepare=[ops.Overlay(slot=1, lower=("/usr",), options=("x=1",))])
-    with runner.start(plan) as supervisor, pytest.raises(LaunchFailed, match="(?i)unknown"):
+    with runner.start(plan) as supervisor, pytest.raises(LaunchFailed, match=r"(?i)unknown"):
         supervisor.wait_started(WAIT_S)
 
 
@@ -135,17 +129,15 @@ def good_plan(rootfs: Path) -> bytes:
 
 @pytest.mark.parametrize("cut", [0, 1, 31, 32, 60, 200, -1])
 def test_a_plan_cut_short_is_refused(runner: Runner, rootfs: Path, cut: int) -> None:
-    with runner.start(good_plan(rootfs)[:cut]) as supervisor, pytest.raises(LaunchFailed) as failure:
-        supervisor.wait_started(WAIT_S)
-    assert failure.value.section == "plan"
+    failure = runner.failure(good_plan(rootfs)[:cut])
+    assert failure.section == "plan"
 
 
 def test_a_plan_without_exec_is_refused(runner: Runner) -> None:
     for child in ((), (ops.Umask(mask=0),), (ops.Exec(argv=("x",), env=()), ops.Umask(mask=0))):
         plan = ops.Plan(child=child)
-        with runner.start(plan) as supervisor, pytest.raises(LaunchFailed) as failure:
-            supervisor.wait_started(WAIT_S)
-        assert failure.value.section == "plan"
+        failure = runner.failure(plan)
+        assert failure.section == "plan"
 
 
 def test_the_process_of_a_failed_launch_is_gone_when_it_is_told(

@@ -103,7 +103,7 @@ def test_a_terminal_is_resized(runner: Runner, rootfs: Path) -> None:
 def test_a_resize_without_a_terminal_is_refused(runner: Runner, rootfs: Path) -> None:
     with (
         runner.running(box(rootfs, ["sleep", "100"])) as supervisor,
-        pytest.raises(OSError, match="ioctl|tty"),
+        pytest.raises(OSError, match=r"ioctl|tty"),
     ):
         supervisor.resize(1, 1)
 
@@ -133,9 +133,7 @@ def test_the_terminal_belongs_to_the_user(runner: Runner, rootfs: Path) -> None:
 
 
 def test_closing_the_input_of_a_terminal_types_the_end(runner: Runner, rootfs: Path) -> None:
-    status, out, _ = runner.run(
-        box(rootfs, ["cat"], held=TTY, tty=True), input=b"line\n"
-    )
+    status, out, _ = runner.run(box(rootfs, ["cat"], held=TTY, tty=True), input=b"line\n")
     assert (status.code, out) == (0, b"line\r\nline\r\n")
 
 

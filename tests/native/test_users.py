@@ -60,9 +60,7 @@ def test_a_user_has_the_plans_ids_and_groups(runner: Runner, rootfs: Path) -> No
 
 
 @pytest.mark.parametrize("user_first", [False, True])
-def test_root_keeps_the_bounding_set_only(
-    runner: Runner, rootfs: Path, user_first: bool
-) -> None:
+def test_root_keeps_the_bounding_set_only(runner: Runner, rootfs: Path, user_first: bool) -> None:
     pair = [caps(CHOWN | SETUID), ops.User(uid=0, gid=0)]
     status = status_of(runner, rootfs, *(reversed(pair) if user_first else pair))
     for name in ("CapBnd", "CapPrm", "CapEff"):
@@ -71,9 +69,7 @@ def test_root_keeps_the_bounding_set_only(
 
 
 @pytest.mark.parametrize("user_first", [False, True])
-def test_a_user_holds_ambient_capabilities(
-    runner: Runner, rootfs: Path, user_first: bool
-) -> None:
+def test_a_user_holds_ambient_capabilities(runner: Runner, rootfs: Path, user_first: bool) -> None:
     wanted = caps(CHOWN | NET_BIND, NET_BIND, NET_BIND, NET_BIND)
     pair = [wanted, ops.User(uid=7, gid=7)]
     status = status_of(runner, rootfs, *(reversed(pair) if user_first else pair))
@@ -82,9 +78,7 @@ def test_a_user_holds_ambient_capabilities(
     assert int(status["CapBnd"], 16) == CHOWN | NET_BIND
 
 
-def test_capabilities_that_the_launcher_lacks_are_left_out(
-    runner: Runner, rootfs: Path
-) -> None:
+def test_capabilities_that_the_launcher_lacks_are_left_out(runner: Runner, rootfs: Path) -> None:
     held = int(Path("/proc/self/status").read_text().split("CapPrm:")[1].split()[0], 16)
     status = status_of(runner, rootfs, caps(ALL, ALL, ALL, ALL), ops.User(uid=0, gid=0))
     assert int(status["CapPrm"], 16) == held
@@ -161,9 +155,7 @@ def test_a_limit_above_the_present_one_is_clamped(runner: Runner, rootfs: Path) 
         after_pivot=[
             caps(CHOWN),
             ops.User(uid=1000, gid=1000),
-            ops.Rlimit(
-                resource=resource.RLIMIT_NOFILE, soft=hard + 10, hard=hard + 10, clamp=True
-            ),
+            ops.Rlimit(resource=resource.RLIMIT_NOFILE, soft=hard + 10, hard=hard + 10, clamp=True),
         ],
     )
     assert int(runner.run(plan)[1]) == hard

@@ -143,9 +143,7 @@ def _supervision(held: ops.Supervision, out: list[bytes]) -> None:
         | (held.health is not None) * _HEALTH_SET
         | (held.oom_score_adj is not None) * _OOM_SET
     )
-    out.append(
-        _SUPERVISION(flags, held.oom_score_adj or 0, held.log_max_bytes, held.log_max_files)
-    )
+    out.append(_SUPERVISION(flags, held.oom_score_adj or 0, held.log_max_bytes, held.log_max_files))
     out += [_string(held.directory), _string(held.log_path), _string(held.name)]
     out.append(_strings(held.exit_command))
     probe = held.health

@@ -30,6 +30,14 @@ def _missing(program: str) -> Unsupported:
     return Unsupported(f"{program}: program not found", hint=f"install the program {program!r}")
 
 
+def _stdin(input: bytes | None, fd: int | IO[bytes] | None) -> Any:
+    import subprocess
+
+    if input is not None:
+        return None  # subprocess makes a pipe for it
+    return subprocess.DEVNULL if fd is None else fd
+
+
 def run_command(
     argv: Sequence[str],
     *,
@@ -53,7 +61,7 @@ def run_command(
         done = subprocess.run(
             list(argv),
             input=input,
-            stdin=None if input is not None else stdin_fd or subprocess.DEVNULL,
+            stdin=_stdin(input, stdin_fd),
             stdout=subprocess.PIPE if stdout_fd is None else stdout_fd,
             stderr=subprocess.PIPE,
             env=env,

@@ -161,9 +161,7 @@ class Supervisor:
             end = at + frames.FRAME_HEAD + length
             if end > len(buffer):
                 break
-            self._note(
-                frames.decode_frame(kind, flag, bytes(buffer[at + frames.FRAME_HEAD : end]))
-            )
+            self._note(frames.decode_frame(kind, flag, bytes(buffer[at + frames.FRAME_HEAD : end])))
             at = end
         del buffer[:at]
 
