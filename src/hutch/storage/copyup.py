@@ -6,11 +6,14 @@ import os
 import stat
 from collections.abc import Sequence
 
+import msgspec
+
 from hutch.errors import NotFound
-from hutch.storage.extract import Extractor, UnpackLimits, UnpackOptions
+from hutch.storage.extract import Extractor, UnpackLimits
 from hutch.storage.overlay import Merged
 from hutch.storage.pack import pack_merged
 from hutch.storage.tarstream import TarReader
+from hutch.storage.unpack import default_options
 
 __all__ = ["copy_up"]
 
@@ -37,11 +40,7 @@ def copy_up(lower: Sequence[str], target: str, destination: str) -> bool:
                 fd,
                 TarReader(pack_merged(merged, path)),
                 limits=UnpackLimits(),
-                options=UnpackOptions(
-                    whiteouts=False,
-                    userxattr=os.geteuid() != 0,
-                    ignore_chown_errors=os.geteuid() != 0,
-                ),
+                options=msgspec.structs.replace(default_options(), whiteouts=False),
                 label=f"copy of {target}",
             ).run()
         finally:

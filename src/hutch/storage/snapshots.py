@@ -194,6 +194,7 @@ def open_merged(assets: OverlayAssets, *, read_only: bool = True) -> int:
     The mount ends when the descriptor (the caller's) and all opened through it are closed.
     """
     from hutch.linux import mount as linux
+    from hutch.storage.unpack import default_options
 
     context = linux.fsopen("overlay")
     held: list[int] = []
@@ -209,7 +210,7 @@ def open_merged(assets: OverlayAssets, *, read_only: bool = True) -> int:
         if not read_only:
             linux.fsconfig_set_string(context, "upperdir", short(assets.upper))
             linux.fsconfig_set_string(context, "workdir", short(assets.work))
-        if os.geteuid() != 0:
+        if default_options().userxattr:
             linux.fsconfig_set_flag(context, "userxattr")
         linux.fsconfig_create(context)
         attributes = linux.MOUNT_ATTR_RDONLY if read_only else 0

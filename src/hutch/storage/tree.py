@@ -308,9 +308,10 @@ def extract(
     from hutch.storage.compression import decompress
     from hutch.storage.extract import Extractor, UnpackLimits, UnpackOptions
     from hutch.storage.tarstream import TarReader
+    from hutch.storage.unpack import default_options
 
     os.close(_open(root_fd, path, _DIRECTORY))
-    rootless = os.geteuid() != 0
+    allowed = default_options()
     extractor = Extractor(
         root_fd,
         TarReader(decompress(stream)),
@@ -319,8 +320,8 @@ def extract(
             whiteouts=False,
             fresh=False,
             owner=owner,
-            userxattr=rootless,
-            ignore_chown_errors=rootless,
+            userxattr=allowed.userxattr,
+            ignore_chown_errors=allowed.ignore_chown_errors,
         ),
         label=f"copy to {path}",
         prefix=os.fsencode(path.strip("/")),

@@ -6,18 +6,19 @@ their time in calls that release the interpreter.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
 
 import msgspec
 
-from hutch.errors import Exhausted, IntegrityError
+from hutch.errors import Exhausted, IntegrityError, Unavailable
 from hutch.storage.compression import Readable, decompress
 from hutch.storage.extract import Extractor, UnpackLimits, UnpackOptions
 from hutch.storage.tarstream import TarReader
 
-__all__ = ["UnpackLimits", "UnpackOptions", "UnpackResult", "unpack"]
+__all__ = ["UnpackLimits", "UnpackOptions", "UnpackResult", "default_options", "unpack"]
 
 _AHEAD = 8
 
@@ -54,7 +55,7 @@ def unpack(
             root_fd,
             TarReader(iter(ahead)),
             limits=limits,
-            options=options or UnpackOptions(),
+            options=options or default_options(),
             label=label,
         )
         extractor.run()
@@ -72,15 +73,34 @@ def unpack(
     )
 
 
-class _Counted:
-    """Count what is read of a stream."""
+def default_options() -> UnpackOptions:
+    """Return the options for this process: what an ordinary user, or root in a user
+    namespace, may not do is done otherwise or left out."""
+    if os.geteuid() == 0 and not _in_user_namespace():
+        return UnpackOptions()
+    return UnpackOptions(userxattr=True, ignore_chown_errors=True)
 
-    def __init__(self, stream: Readable) -> None:
+
+def _in_user_namespace() -> bool:
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() != [b"0", b"0", b"4294967295"]
+
+
+class _Counted:
+    """Count what is read of a stream, and tell its failures from those of the disk."""
+
+    def __init__(self, stream: Readable, label: str) -> None:
         self._stream = stream
+        self._label = label
         self.count = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        data = self._stream.read(size)
+        try:
+            data = self._stream.read(size)
+        except OSError as error:
+            # Not to be taken for a fault of the disk that is written to.
+            reason = (error.strerror or str(error) or type(error).__name__).lower()
+            raise Unavailable(f"{self._label}: cannot be read: {reason}") from error
         self.count += len(data)
         return data
 
@@ -89,7 +109,7 @@ class _ReadAhead:
     """Expand and hash in a thread, at most `_AHEAD` chunks ahead of the reader."""
 
     def __init__(self, stream: Readable, limits: UnpackLimits, label: str) -> None:
-        self._stream = _Counted(stream)
+        self._stream = _Counted(stream, label)
         self._limits = limits
         self._label = label
         self._ready: list[bytes] = []
