@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from hutch.errors import Denied, Exhausted, Unavailable, Unsupported
 from hutch.store import Store
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from hutch.storage.trash import Trash
     from hutch.storage.volumes import Volumes
 
-__all__ = ["Context", "boot_id", "default_root"]
+__all__ = ["BootRecord", "Context", "boot_id", "default_root"]
 
 _SUBDIRECTORIES = ("instances", "cache", "locks")
 
@@ -46,6 +48,12 @@ def boot_id() -> str:
     """Return the identifier of this boot of the host."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
+
+
+class BootRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The boot of the host for which the root was last put right."""
+
+    boot_id: str
 
 
 class Context:
@@ -69,6 +77,12 @@ class Context:
         except OSError as exc:
             raise _storage_error(self.root, exc) from exc
         self.store = Store.open(self.root / "hutch.db")
+
+    def was_rebooted(self) -> bool:
+        """Tell whether the host was started anew since the root was last put right."""
+        with self.store.read() as tx:
+            noted = tx.get("meta", "boot", BootRecord)
+        return noted is None or noted.boot_id != self.boot_id
 
     def close(self) -> None:
         """Release what this process holds; instances go on."""

@@ -105,7 +105,7 @@ def create_from_spec(
     with instance_lock(context, identifier), ExitStack() as undo:
         undo.callback(dispose, context, identifier)
         os.mkdir(directory / "run", 0o700)
-        context.snapshots.make(identifier, image.chain_ids, owner=_root_owner(spec))
+        _make_layers(context, identifier, image, spec)
         mounts = resolve_mounts(context, identifier, spec, image, undo)
         record = _insert(
             context,
@@ -123,6 +123,19 @@ def create_from_spec(
         )
         undo.pop_all()
     return record
+
+
+def _make_layers(context: Context, identifier: str, image: ImageRecord, spec: InstanceSpec) -> None:
+    """Make the writable layer; layers that a power cut took are unpacked again first."""
+    owner = _root_owner(spec)
+    try:
+        context.snapshots.make(identifier, image.chain_ids, owner=owner)
+    except NotFound:
+        from hutch.image.unpacking import ensure_unpacked
+
+        with context.leases.hold(*image.digests, *image.chain_ids, purpose="unpack"):
+            ensure_unpacked(image, context.content, context.layers)
+        context.snapshots.make(identifier, image.chain_ids, owner=owner)
 
 
 def _root_owner(spec: InstanceSpec) -> tuple[int, int] | None:

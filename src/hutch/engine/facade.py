@@ -48,6 +48,10 @@ class Engine:
         self, root: str | Path | None = None, *, registry: RegistryConfig | None = None
     ) -> None:
         self._context = Context(root, registry)
+        if self._context.was_rebooted():
+            from hutch.engine.reconcile import after_boot
+
+            after_boot(self._context)
 
     def __enter__(self) -> Self:
         return self

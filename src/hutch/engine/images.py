@@ -62,9 +62,9 @@ class Images:
 
     def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> ImageRecords:
         """Return the images, newest first, that pass Docker's filters."""
-        from hutch.engine.image_filters import select_images
+        from hutch.image.selection import parse_filters, select
 
-        return select_images(self._catalog.all(), self._catalog, filters or {})
+        return select(self._catalog, parse_filters(filters or {}))
 
     def pull(
         self, reference: str, *, platform: str | None = None, progress: Progress = silent
@@ -233,16 +233,12 @@ class Images:
         filters: Mapping[str, Sequence[str]] | None = None,
     ) -> ImagePrune:
         """Delete images that no instance uses: those without a name, or all of them."""
-        untagged: tuple[str, ...] = ()
-        deleted: tuple[str, ...] = ()
-        for record in self.list(filters):
-            if record.names and not all_images:
-                continue
-            removed = self._catalog.delete(record.id)
-            if removed is not None:
-                untagged += removed.untagged
-                deleted += removed.deleted
-        return ImagePrune(untagged=untagged, deleted=deleted, reclaimed=self._collect())
+        from hutch.image.selection import parse_filters, prune
+
+        removed = prune(self._catalog, unused=all_images, only=parse_filters(filters or {}))
+        return ImagePrune(
+            untagged=removed.untagged, deleted=removed.deleted, reclaimed=self._collect()
+        )
 
     def _collect(self) -> int:
         """Free what no image needs any more, unless work on images is under way."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from hutch.engine.after import wants_restart
-from hutch.engine.context import Context
+from hutch.engine.context import BootRecord, Context
 from hutch.engine.finish import dispose, refresh_locked, remove_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import all_records, load
@@ -19,11 +19,29 @@ from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
 from hutch.engine.results import ReconcileReport
 from hutch.errors import Busy, HutchError, NotFound, WrongState
 from hutch.lifecycle import State
+from hutch.linux.locks import lock_file
 
-__all__ = ["reconcile"]
+__all__ = ["after_boot", "reconcile"]
 
 _QUICK_S = 0.05
+_BOOT_TIMEOUT_S = 600.0
 _GROUP_AGE_S = 60.0
+
+
+def after_boot(context: Context) -> None:
+    """Put a root right that was made new or lived through a reboot of the host, once.
+
+    Layers that may not have reached the disk go; instances that ran are booked as ended,
+    and started again where their policy says so.
+    """
+    with lock_file(context.root / "locks" / "boot", timeout_s=_BOOT_TIMEOUT_S):
+        if not context.was_rebooted():
+            return
+        context.layers.reconcile()
+        if all_records(context):
+            reconcile(context)
+        with context.store.write(durable=True) as tx:
+            tx.put("meta", "boot", BootRecord(boot_id=context.boot_id))
 
 
 def reconcile(context: Context) -> ReconcileReport:
