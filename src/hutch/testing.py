@@ -116,17 +116,21 @@ def _clear(engine: Engine) -> None:
 
 
 @pytest.fixture
-def hutch_box(hutch_engine: Engine) -> Iterator[Box]:
-    """Start instances: `hutch_box(image, command, **options)`; removed after the test."""
+def _hutch_stack() -> Iterator[ExitStack]:
+    """What a test made, in order: removed last first, so that nothing in use is removed."""
     with ExitStack() as stack:
+        yield stack
 
-        def start(
-            image: str, command: Sequence[str] | str | None = None, **options: Any
-        ) -> Instance:
-            ensure_image(hutch_engine, image)
-            return stack.enter_context(hutch_engine.start(image, command, **options))
 
-        yield start
+@pytest.fixture
+def hutch_box(hutch_engine: Engine, _hutch_stack: ExitStack) -> Box:
+    """Start instances: `hutch_box(image, command, **options)`; removed after the test."""
+
+    def start(image: str, command: Sequence[str] | str | None = None, **options: Any) -> Instance:
+        ensure_image(hutch_engine, image)
+        return _hutch_stack.enter_context(hutch_engine.start(image, command, **options))
+
+    return start
 
 
 @pytest.fixture
@@ -140,26 +144,24 @@ def hutch_run(hutch_engine: Engine) -> Run:
 
 
 @pytest.fixture
-def hutch_volume(hutch_engine: Engine) -> Iterator[Callable[[], str]]:
+def hutch_volume(hutch_engine: Engine, _hutch_stack: ExitStack) -> Callable[[], str]:
     """Make volumes: each call returns a new one's name; removed after the test."""
-    with ExitStack() as stack:
 
-        def create() -> str:
-            volume = hutch_engine.volumes.create(f"test-{uuid.uuid4().hex[:12]}")
-            stack.callback(hutch_engine.volumes.remove, volume.name, force=True)
-            return volume.name
+    def create() -> str:
+        volume = hutch_engine.volumes.create(f"test-{uuid.uuid4().hex[:12]}")
+        _hutch_stack.callback(hutch_engine.volumes.remove, volume.name, force=True)
+        return volume.name
 
-        yield create
+    return create
 
 
 @pytest.fixture
-def hutch_network(hutch_engine: Engine) -> Iterator[Callable[..., str]]:
+def hutch_network(hutch_engine: Engine, _hutch_stack: ExitStack) -> Callable[..., str]:
     """Make networks: each call returns a new one's name; removed after the test."""
-    with ExitStack() as stack:
 
-        def create(**options: Any) -> str:
-            network = hutch_engine.networks.create(f"test-{uuid.uuid4().hex[:12]}", **options)
-            stack.callback(hutch_engine.networks.remove, network.name)
-            return network.name
+    def create(**options: Any) -> str:
+        network = hutch_engine.networks.create(f"test-{uuid.uuid4().hex[:12]}", **options)
+        _hutch_stack.callback(hutch_engine.networks.remove, network.name)
+        return network.name
 
-        yield create
+    return create
