@@ -50,14 +50,13 @@ def make_layer(path: Path) -> None:
                 return len(data)
 
         with tarfile.open(fileobj=Pressed(), mode="w|", format=tarfile.PAX_FORMAT) as archive:
-            for number in range(_ENTRIES - files):
-                info = tarfile.TarInfo(f"usr/d{number % 60}/e{number}")
-                info.type, info.mode = tarfile.DIRTYPE, 0o755
-                archive.addfile(info)
             for number, size in enumerate(sizes):
-                info = tarfile.TarInfo(
-                    f"usr/d{number % 60}/e{number % 3500 // 60 * 60 + number % 60}/f{number}"
-                )
+                place = f"usr/d{number // 540}/e{number // 9}"
+                if number % 9 == 0:
+                    info = tarfile.TarInfo(place)
+                    info.type, info.mode = tarfile.DIRTYPE, 0o755
+                    archive.addfile(info)
+                info = tarfile.TarInfo(f"{place}/f{number}")
                 info.size = max(1, int(min(size, 20 << 20) * scale))
                 info.mtime = 1_700_000_000
                 source = noise if number % 3 == 0 else text
