@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -118,15 +117,6 @@ def _apt_mirror() -> str | None:
     return _run("sh", "-c", "apt-get download --print-uris busybox-static | grep -q :")
 
 
-def _dockerd() -> str | None:
-    try:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect("/var/run/docker.sock")
-    except OSError as exc:
-        return f"no Docker daemon listens: {exc}"
-    return None
-
-
 NEEDS: dict[str, Probe] = {
     "apt-mirror": _apt_mirror,
     "bwrap": _program("bwrap"),
@@ -136,7 +126,8 @@ NEEDS: dict[str, Probe] = {
     "crun": _program("crun"),
     "dig": _program("dig"),
     "docker-registry": _program("docker-registry"),
-    "dockerd": _dockerd,
+    "docker": _program("docker"),
+    "dockerd": _program("dockerd"),
     "fuse-overlayfs": _program("fuse-overlayfs"),
     "idmapped-mounts": _idmapped_mounts,
     "kvm": _kvm,
@@ -165,7 +156,9 @@ MUST_HOLD = frozenset(
         "cc",
         "cgroup",
         "dig",
+        "docker",
         "docker-registry",
+        "dockerd",
         "mmdebstrap",
         "netns",
         "nftables",
