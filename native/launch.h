@@ -67,6 +67,11 @@ int op_chdir(struct launch *l, struct reader *r);
 int op_pivot_root(struct launch *l, struct reader *r);
 int op_sysctl(struct launch *l, struct reader *r);
 
+/* op_mount.c: a file system being configured; `fs_failed` keeps what it said beside errno. */
+int fs_failed(struct launch *l, int fs);
+int fs_options(struct launch *l, int fs, struct reader *r);
+int fs_mount(struct launch *l, int fs, uint64_t attr);
+
 int op_propagation(struct launch *l, struct reader *r);
 int op_overlay(struct launch *l, struct reader *r);
 int op_open_tree(struct launch *l, struct reader *r);

@@ -1,54 +1,17 @@
 /* Operations that make, clone and change mounts, with the new mount API only. */
 #include <limits.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 
 #include "launch.h"
 #include "text.h"
 
-enum { FS_STRING_MAX = 255 }; /* fsconfig(2) refuses longer strings */
-
-/* Keep what the file system said about the failure. */
-static int fs_failed(struct launch *l, int fs)
+int fs_failed(struct launch *l, int fs)
 {
 	int error = errno;
 	ssize_t n = read(fs, l->extra, sizeof(l->extra) - 1);
 
 	l->extra[n > 0 ? n : 0] = 0;
 	return fail(error);
-}
-
-/* Give a directory to a file system by its path, or by descriptor when it is too long. */
-static int fs_path(struct launch *l, int fs, const char *key, const char *path)
-{
-	int result, error, dir;
-
-	l->what = path;
-	if (strlen(path) <= FS_STRING_MAX)
-		return sys_fsconfig(fs, FSCONFIG_SET_STRING, key, path, 0);
-	dir = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (dir < 0)
-		return -1;
-	result = sys_fsconfig(fs, FSCONFIG_SET_FD, key, NULL, dir);
-	error = errno;
-	close(dir);
-	return result < 0 ? fail(error) : 0;
-}
-
-static int fs_slot(struct launch *l, int fs, const char *key, const char *number)
-{
-	char path[32];
-	struct text t = text_in(path, sizeof(path));
-	int fd = slot_get(l, atoi(number));
-
-	if (fd < 0)
-		return -1;
-	if (sys_fsconfig(fs, FSCONFIG_SET_FD, key, NULL, fd) == 0)
-		return 0;
-	/* Before Linux 6.13 overlay takes no descriptors, but resolves their links. */
-	text_add(&t, "/proc/self/fd/");
-	text_add_num(&t, fd);
-	return sys_fsconfig(fs, FSCONFIG_SET_STRING, key, path, 0);
 }
 
 static int fs_option(int fs, const char *option)
@@ -66,7 +29,7 @@ static int fs_option(int fs, const char *option)
 	return sys_fsconfig(fs, FSCONFIG_SET_STRING, key, equals + 1, 0);
 }
 
-static int fs_options(struct launch *l, int fs, struct reader *r)
+int fs_options(struct launch *l, int fs, struct reader *r)
 {
 	for (uint32_t n = read_count(r); n; n--) {
 		const char *option = read_str(r);
@@ -78,7 +41,7 @@ static int fs_options(struct launch *l, int fs, struct reader *r)
 	return 0;
 }
 
-static int fs_mount(struct launch *l, int fs, uint64_t attr)
+int fs_mount(struct launch *l, int fs, uint64_t attr)
 {
 	int mount;
 
@@ -86,41 +49,6 @@ static int fs_mount(struct launch *l, int fs, uint64_t attr)
 		return fs_failed(l, fs);
 	mount = sys_fsmount(fs, FSMOUNT_CLOEXEC, (unsigned)attr);
 	return mount < 0 ? fs_failed(l, fs) : mount;
-}
-
-static int overlay_configure(struct launch *l, int fs, struct reader *r)
-{
-	const char *upper, *work;
-
-	for (uint32_t n = read_count(r); n; n--) {
-		const char *layer = l->what = read_str(r);
-		int result = *layer == '@' ? fs_slot(l, fs, "lowerdir+", layer + 1)
-					   : fs_path(l, fs, "lowerdir+", layer);
-		if (result < 0)
-			return -1;
-	}
-	upper = read_str(r);
-	work = read_str(r);
-	if (*upper && (fs_path(l, fs, "upperdir", upper) < 0 ||
-		       fs_path(l, fs, "workdir", work) < 0))
-		return -1;
-	return fs_options(l, fs, r);
-}
-
-int op_overlay(struct launch *l, struct reader *r)
-{
-	int32_t slot = read_i32(r);
-	int mount = -1, error, fs = sys_fsopen("overlay", FSOPEN_CLOEXEC);
-
-	if (fs < 0)
-		return -1;
-	if (overlay_configure(l, fs, r) < 0)
-		fs_failed(l, fs);
-	else
-		mount = fs_mount(l, fs, read_u64(r));
-	error = errno;
-	close(fs);
-	return mount < 0 ? fail(error) : slot_put(l, slot, mount);
 }
 
 static int tree_adjust(struct launch *l, int tree, uint32_t recursive, uint64_t attr,

@@ -34,8 +34,11 @@ int op_cgroup_join(struct launch *l, struct reader *r)
 
 int op_unshare(struct launch *l, struct reader *r)
 {
-	(void)l;
-	return unshare((int)read_u64(r));
+	int result = unshare((int)read_u64(r));
+
+	if (result == 0 && l->report >= 0)
+		die_with_parent(l);
+	return result;
 }
 
 int op_setns(struct launch *l, struct reader *r)
@@ -50,6 +53,8 @@ int op_setns(struct launch *l, struct reader *r)
 		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	if (setns(fd, (int)nstype) < 0)
 		return -1;
+	if (l->report >= 0)
+		die_with_parent(l); /* another user namespace is a change of credentials */
 	if (nstype & CLONE_NEWNS) {
 		l->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 		return l->root < 0 ? -1 : 0;

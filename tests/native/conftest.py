@@ -38,18 +38,36 @@ def checked_launcher() -> Iterator[Launcher]:
         yield launcher
 
 
+@pytest.fixture(scope="session")
+def old_launcher() -> Iterator[Launcher]:
+    """The launcher as it works where the kernel's overlay is older than 6.8; also checked."""
+    with Launcher(_built("build/hutch-launcher-old", "hutch-launcher-old")) as launcher:
+        yield launcher
+
+
+def _runner(request: pytest.FixtureRequest, findings: Path) -> Iterator[Runner]:
+    launcher = request.getfixturevalue(f"{request.param}_launcher")
+    env = {"ASAN_OPTIONS": f"log_path={findings}/asan:detect_leaks=0:handle_segv=0"}
+    env["UBSAN_OPTIONS"] = f"log_path={findings}/ubsan:print_stacktrace=1"
+    yield Runner(launcher, {} if request.param == "static" else env)
+    found = [path.read_text() for path in findings.iterdir()]
+    assert not found, found[0]
+
+
 @pytest.fixture(params=["static", "checked"])
 def runner(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runner]:
     """Starts with the shipped and with the checked launcher; a finding fails the test."""
-    launcher = request.getfixturevalue(f"{request.param}_launcher")
-    findings = tmp_path_factory.mktemp("findings")
-    env = {"ASAN_OPTIONS": f"log_path={findings}/asan:detect_leaks=0:handle_segv=0"}
-    env["UBSAN_OPTIONS"] = f"log_path={findings}/ubsan:print_stacktrace=1"
-    yield Runner(launcher, env if request.param == "checked" else {})
-    found = [path.read_text() for path in findings.iterdir()]
-    assert not found, found[0]
+    yield from _runner(request, tmp_path_factory.mktemp("findings"))
+
+
+@pytest.fixture(params=["static", "checked", "old"])
+def overlay_runner(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runner]:
+    """The same, with the way of older kernels to make an overlay."""
+    yield from _runner(request, tmp_path_factory.mktemp("findings"))
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def overlay_on(rootfs: Path, tmp_path: Path, slot: int = 5) -> ops.Overlay:
 @pytest.mark.parametrize("where", ["prepare", "child"])
 @requires("overlayfs")
 def test_an_overlay_root_keeps_what_is_written(
-    runner: Runner, rootfs: Path, tmp_path: Path, where: str
+    overlay_runner: Runner, rootfs: Path, tmp_path: Path, where: str
 ) -> None:
     overlay = overlay_on(rootfs, tmp_path)
     move = ops.MoveMount(slot=5, target="")
@@ -53,14 +53,14 @@ def test_an_overlay_root_keeps_what_is_written(
         prepare=[overlay] if where == "prepare" else [],
         root=[move] if where == "prepare" else [overlay, move],
     )
-    status, out, err = runner.run(plan)
+    status, out, err = overlay_runner.run(plan)
     assert (status.code, out, err) == (0, b"layer", b"")
     assert (tmp_path / "upper/made").read_text() == "new\n"
     assert (rootfs / "etc/group").exists()
 
 
 @requires("overlayfs")
-def test_layers_of_any_path_length(runner: Runner, rootfs: Path, tmp_path: Path) -> None:
+def test_layers_of_any_path_length(overlay_runner: Runner, rootfs: Path, tmp_path: Path) -> None:
     deep = tmp_path
     for _ in range(4):
         deep = deep / ("d" * 100)
@@ -69,8 +69,43 @@ def test_layers_of_any_path_length(runner: Runner, rootfs: Path, tmp_path: Path)
     overlay = ops.Overlay(slot=1, lower=(str(deep), str(rootfs)))
     move = ops.MoveMount(slot=1, target="")
     # Read-only: the mount points are in the image.
-    _, out, err = runner.run(box(rootfs, ["cat", "/deep-file"], prepare=[overlay], root=[move]))
+    _, out, err = overlay_runner.run(
+        box(rootfs, ["cat", "/deep-file"], prepare=[overlay], root=[move])
+    )
     assert (out, err) == (b"deep", b"")
+
+
+@requires("overlayfs")
+def test_an_overlay_leaves_no_descriptor_on_its_layers(
+    overlay_runner: Runner, rootfs: Path, tmp_path: Path
+) -> None:
+    plan = box(
+        rootfs,
+        ["sleep", "100"],
+        prepare=[overlay_on(rootfs, tmp_path)],
+        root=[ops.MoveMount(slot=5, target="")],
+    )
+    with overlay_runner.running(plan) as supervisor:
+        held = Path(f"/proc/{supervisor.supervisor_pid}/fd")
+        targets = [os.readlink(link) for link in held.iterdir()]
+        assert not [target for target in targets if target.startswith(str(tmp_path))]
+        assert "/" in targets  # the overlay itself
+
+
+@requires("overlayfs")
+def test_an_overlay_of_many_layers(overlay_runner: Runner, rootfs: Path, tmp_path: Path) -> None:
+    layers = []
+    for number in range(120):
+        layer = tmp_path / f"layer,with:odd={number}"
+        layer.mkdir()
+        (layer / f"file{number}").touch()
+        layers.append(str(layer))
+    overlay = ops.Overlay(slot=0, lower=(*layers, str(rootfs)))
+    plan = shell(
+        rootfs, "ls / | grep -c ^file", prepare=[overlay], root=[ops.MoveMount(slot=0, target="")]
+    )
+    _, out, err = overlay_runner.run(plan)
+    assert (out, err) == (b"120\n", b"")
 
 
 def test_a_bind_mount_is_put_in_place(runner: Runner, rootfs: Path, tmp_path: Path) -> None:
@@ -286,7 +321,9 @@ def test_the_launcher_cannot_be_written_to_from_inside(runner: Runner, rootfs: P
 
 
 @requires("userns", "idmapped-mounts", "overlayfs")
-def test_a_user_namespace_on_idmapped_layers(runner: Runner, rootfs: Path, tmp_path: Path) -> None:
+def test_a_user_namespace_on_idmapped_layers(
+    overlay_runner: Runner, rootfs: Path, tmp_path: Path
+) -> None:
     maps = (ops.Idmap(inside=0, outside=100000, size=65536),)
     for path in (tmp_path, *list(tmp_path.parents)[:-2]):
         path.chmod(path.stat().st_mode | 0o011)
@@ -312,7 +349,7 @@ def test_a_user_namespace_on_idmapped_layers(runner: Runner, rootfs: Path, tmp_p
         root=[ops.MoveMount(slot=2, target="")],
     )
     try:
-        _, out, err = runner.run(plan, [userns])
+        _, out, err = overlay_runner.run(plan, [userns])
     finally:
         os.close(userns)
     assert err == b""
