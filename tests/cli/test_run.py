@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,8 @@ def test_signals_are_handed_on(cli: Any, name: str) -> None:
     assert (out, process.returncode) == (b"got\n", 9)
 
 
-def test_a_closed_pipe_is_quiet(cli: Any) -> None:
-    process = cli.spawn(*QUICK, "busybox", "sh", "-c", "while :; do echo y || exit 3; done")
+def test_a_closed_pipe_is_quiet_and_ends_it(cli: Any, name: str) -> None:
+    process = cli.spawn(*QUICK, "--name", name, "busybox", "yes")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.read(2)
@@ -136,6 +137,7 @@ def test_a_closed_pipe_is_quiet(cli: Any) -> None:
     assert process.wait(timeout=30) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
+    assert cli("inspect", name).returncode == 1
 
 
 def test_a_terminal_is_raw_sized_and_resized(cli: Any, terminal: Any) -> None:
@@ -228,3 +230,32 @@ def test_an_instance_survives_its_command_line(cli: Any, name: str, hutch_engine
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert str(hutch_engine.get(name).info().state) == "running"
+
+
+def test_input_that_ends_does_not_end_that_of_a_program_attached_to(cli: Any, name: str) -> None:
+    script = "while read -r line; do echo got $line; done; echo over"
+    cli.out("run", "-d", "-i", "--network", "none", "--name", name, "busybox", "sh", "-c", script)
+    for word in (b"one", b"two"):
+        attached = cli.spawn("attach", name)
+        assert attached.stdin is not None
+        assert attached.stdout is not None
+        attached.stdin.write(word + b"\n")
+        attached.stdin.close()
+        assert attached.stdout.readline() == b"got " + word + b"\n"
+        attached.kill()
+        attached.wait()
+        attached.stdout.close()
+    assert cli.out("inspect", "-f", "{{.State.Running}}", name) == "true\n"
+
+
+def test_an_interrupted_pull_is_130_and_leaves_nothing(cli: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reference = f"127.0.0.1:{server.getsockname()[1]}/no/such:image"
+        process = cli.spawn("run", "--rm", reference, "true")
+        connection, _ = server.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert "no/such" not in cli.out("images")

@@ -41,7 +41,7 @@ def _exec(invocation: Invocation) -> int:
     return relay(
         session,
         tty=tty,
-        streams=Streams(stdin=stdin, stdout=True, stderr=True),
+        streams=Streams(stdin=stdin),
         keys=detach_keys(values.get("detach_keys")),
         proxy_signals=True,
     )
@@ -60,7 +60,7 @@ def _attach(invocation: Invocation) -> int:
     return relay(
         session,
         tty=process.tty,
-        streams=Streams(stdin=stdin, stdout=True, stderr=True),
+        streams=Streams(stdin=stdin, ends=process.stdin_once),
         keys=detach_keys(values.get("detach_keys")),
         proxy_signals=values.get("sig_proxy", True),
     )

@@ -40,7 +40,7 @@ def _start_attached(invocation: Invocation) -> int:
     return relay(
         session,
         tty=process.tty,
-        streams=Streams(stdin=stdin, stdout=True, stderr=True),
+        streams=Streams(stdin=stdin, ends=process.stdin_once),
         keys=keys,
         proxy_signals=invocation.options.get("sig_proxy", True),
     )

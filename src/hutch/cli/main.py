@@ -47,8 +47,9 @@ def main() -> NoReturn:
 def run(argv: list[str]) -> int:
     """Run one command line; return its exit code. Errors are written to stderr."""
     debug = "--debug" in argv or "-D" in argv[:1]
+    found: list[str] = []
     try:
-        return _dispatch(argv)
+        return _dispatch(argv, found)
     except BrokenPipeError:
         _silence_stdout()
         return 128 + 13
@@ -63,12 +64,7 @@ def run(argv: list[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return report(exc, run_like=_first_word(argv) == "run")
-
-
-def _first_word(argv: list[str]) -> str:
-    words = [word for word in argv if not word.startswith("-") and word != "container"]
-    return "run" if "run" in words[:2] else (words[0] if words else "")
+        return report(exc, run_like=found == ["run"])
 
 
 def _silence_stdout() -> None:
@@ -78,7 +74,8 @@ def _silence_stdout() -> None:
     os.close(null)
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], found: list[str]) -> int:
+    """Find and do the command; its words are put into `found`."""
     settings, rest = parse(GLOBAL_OPTIONS, argv, interspersed=False)
     if settings.get("version") and not rest:
         rest = ["version"]
@@ -90,13 +87,14 @@ def _dispatch(argv: list[str]) -> int:
     if rest[0] == "help":
         rest = [*rest[1:], "--help"]
         if len(rest) == 1:
-            return _dispatch(["--help"])
+            return _dispatch(["--help"], found)
     words, arguments = find_command(rest)
     if not words:
         from hutch.cli.help import show_overview
 
         show_overview(rest[0])
         return 0 if len(rest) > 1 else 1
+    found.append(words)
     if words not in _LIGHT:
         _load_msgspec()
     command = load_command(words)

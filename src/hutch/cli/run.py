@@ -121,6 +121,7 @@ def _run_attached(instance: Instance, values: dict[str, Any]) -> int:
         stdin=stdin,
         stdout=not streams or "stdout" in streams,
         stderr=not streams or "stderr" in streams,
+        ends=not tty,
     )
     keys = detach_keys(values.get("detach_keys"))
     rows, columns = terminal_size() if tty else (0, 0)
@@ -129,19 +130,26 @@ def _run_attached(instance: Instance, values: dict[str, Any]) -> int:
     except BaseException:
         _remove_failed(instance, values)
         raise
-    return relay(
-        session, tty=tty, streams=chosen, keys=keys, proxy_signals=values.get("sig_proxy", True)
-    )
+    try:
+        return relay(
+            session, tty=tty, streams=chosen, keys=keys, proxy_signals=values.get("sig_proxy", True)
+        )
+    except BrokenPipeError:
+        # As in `run --rm IMAGE yes | head -1`: nobody would ever stop the program.
+        _remove_failed(instance, values)
+        raise
 
 
 def _remove_failed(instance: Instance, values: dict[str, Any]) -> None:
-    """Remove an instance whose start failed, if it was to be removed anyway."""
-    from hutch.errors import HutchError
+    """Remove an instance that was to be removed at its end, now that all has failed."""
+    from hutch.errors import HutchError, NotFound
 
     if not values.get("rm"):
         return
     try:
         instance.remove(force=True, volumes=True)
+    except NotFound:
+        return
     except HutchError as exc:
         warn(f"could not be removed: {exc}")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hutch.cli.command import FORMAT, Command
 from hutch.cli.output import print_json, show_rows, stamp, table_lines, to_json
 from hutch.cli.prompt import confirm
 from hutch.cli.session import Invocation
 from hutch.units import format_bytes
+
+if TYPE_CHECKING:
+    from hutch.engine import Event
 
 __all__ = ["COMMANDS"]
 
@@ -124,22 +129,28 @@ def _events(invocation: Invocation) -> int:
     )
     template = values.get("format")
     for event in stream:
-        if invocation.json or template == "json":
-            shape = {
-                "Type": event.kind,
-                "Action": event.action,
-                "Actor": {"ID": event.subject, "Attributes": event.attributes},
-                "scope": "local",
-                "time": event.time_ns // 1_000_000_000,
-                "timeNano": event.time_ns,
-            }
-            print(to_json(shape, indent=False), flush=True)
-            continue
-        details = ", ".join(f"{k}={v}" for k, v in sorted(event.attributes.items()))
-        extra = f" ({details})" if details else ""
-        print(f"{stamp(event.time_ns)} {event.kind} {event.action} {event.subject}{extra}",
-              flush=True)  # fmt: skip
+        print(_event_line(event, template, as_json=invocation.json), flush=True)
     return 0
+
+
+def _event_line(event: Event, template: str | None, *, as_json: bool) -> str:
+    shape = {
+        "Type": event.kind,
+        "Action": event.action,
+        "Actor": {"ID": event.subject, "Attributes": event.attributes},
+        "scope": "local",
+        "time": event.time_ns // 1_000_000_000,
+        "timeNano": event.time_ns,
+    }
+    if as_json or template == "json":
+        return to_json(shape, indent=False)
+    if template:
+        from hutch.cli.template import Template
+
+        return Template(template).render(shape)
+    details = ", ".join(f"{k}={v}" for k, v in sorted(event.attributes.items()))
+    extra = f" ({details})" if details else ""
+    return f"{stamp(event.time_ns)} {event.kind} {event.action} {event.subject}{extra}"
 
 
 def _reconcile(invocation: Invocation) -> int:

@@ -25,10 +25,14 @@ _PROXIED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIG
 
 
 class Streams:
-    """Which of the three streams are joined."""
+    """Which of the three streams are joined; `ends` says whether the end of our input
+    ends the program's."""
 
-    def __init__(self, *, stdin: bool, stdout: bool = True, stderr: bool = True) -> None:
+    def __init__(
+        self, *, stdin: bool, stdout: bool = True, stderr: bool = True, ends: bool = True
+    ) -> None:
         self.stdin = stdin
+        self.ends = ends
         self.stdout = stdout
         self.stderr = stderr
 
@@ -156,7 +160,8 @@ class _Relay:
         try:
             if not data:
                 self._stdin_open = False
-                self._session.close_stdin()
+                if self._streams.ends:
+                    self._session.close_stdin()
                 return
             out, self._detached = self._keys.take(data)
             if out:
