@@ -17,7 +17,7 @@ from hutch.ids import new_id
 from hutch.linux import rtnetlink
 from hutch.linux.namespaces import CLONE_NEWNET, new_namespace_fd, thread_in_namespace
 from hutch.linux.rtnetlink import RouteSocket
-from hutch.network import Endpoint, Networks, container_messages, netns
+from hutch.network import Endpoint, Networks, netns
 from hutch.spec.model import NetworkAttachment, PortMapping
 from hutch.store.database import Store
 
@@ -123,7 +123,6 @@ class Lab:
         box.endpoints = self.networks.prepare(box.id, wanted, name=name, ports=ports, dns=dns)
         for endpoint in box.endpoints:
             self.networks.attach(endpoint, box.pid)
-            netns.configure(box.pid, container_messages(endpoint))
         return box
 
     def outside(self) -> Box:

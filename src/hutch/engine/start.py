@@ -182,14 +182,8 @@ def _launch(
     if shm is not None:
         mounts.append(shm)
     attach = None
-    netlink: tuple[bytes, ...] = ()
     if endpoints:
-        from hutch.network import container_messages
-
         networks = context.networks
-        netlink = tuple(
-            message for endpoint in endpoints for message in container_messages(endpoint)
-        )
 
         def attach(pid: int) -> None:
             for endpoint in endpoints:
@@ -206,7 +200,6 @@ def _launch(
         volatile=record.volatile,
         mounts=tuple(mounts),
         join=join,
-        netlink=netlink,
         attach_network=attach,
         exit_command=context.exit_command(record.id),
         exit_command_always=spec.restart.name != "no",

@@ -38,6 +38,7 @@ __all__ = [
     "delete_address",
     "delete_link",
     "delete_route",
+    "get_link",
     "set_hairpin",
     "set_link",
 ]
@@ -213,7 +214,10 @@ def set_link(
     mac: bytes = b"",
     netns_pid: int = 0,
 ) -> bytes:
-    """Change an interface; what is not given stays as it is (`master=0` releases it)."""
+    """Change an interface; what is not given stays as it is (`master=0` releases it).
+
+    `netns_pid` moves it into that process's namespace.
+    """
     flags, change = (0, 0) if up is None else (IFF_UP if up else 0, IFF_UP)
     body = [_IFINFO.pack(0, 0, index, flags, change)]
     if name:
@@ -227,6 +231,12 @@ def set_link(
     if netns_pid:
         body.append(_u32(IFLA_NET_NS_PID, netns_pid))
     return message(RTM_NEWLINK, b"".join(body))
+
+
+def get_link(index: int) -> bytes:
+    """Ask for an interface. The kernel first acts on a carrier that has just come up (on
+    which it would act a moment later by itself): see linkwatch_sync_dev in rtnl_getlink."""
+    return message(RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0))
 
 
 def set_hairpin(index: int) -> bytes:

@@ -12,9 +12,10 @@ from hutch.errors import Busy
 from hutch.linux import rtnetlink
 from hutch.linux.locks import lock_file
 from hutch.linux.rtnetlink import LinkInfo, RouteSocket
-from hutch.network import firewall
+from hutch.network import firewall, netns
 from hutch.network.addresses import parse_mac
 from hutch.network.dns import NameServers
+from hutch.network.endpoints import container_messages
 from hutch.network.model import (
     HOST,
     NETWORKS,
@@ -54,12 +55,17 @@ class HostSide:
     # ---- attach and detach ------------------------------------------------------------
 
     def attach(self, endpoint: Endpoint, pid: int) -> None:
-        """Make the pair of interfaces into the namespace of `pid`; open the ports."""
+        """Make the pair of interfaces into the namespace of `pid`, ready to carry packets
+        on both sides; open the ports, tell the name."""
         with RouteSocket() as route:
             link = route.link(endpoint.bridge)
             if link is None or not link.is_up or link.kind != "bridge":
                 link = self.ensure_bridge(route, endpoint.network)
-            self._add_pair(route, endpoint, link, pid)
+            index = self._add_pair(route, endpoint, link, pid)
+            self._configure(endpoint, pid)
+            # The near side, and a bridge that had no member, carry packets only when a work
+            # queue has noticed; a packet before that is lost, and sent again after a second.
+            route.request(rtnetlink.get_link(index), rtnetlink.get_link(link.index))
         self.open_ports(endpoint)
         if endpoint.dns:
             self.refresh_names([endpoint.network_id], start=True)
@@ -70,7 +76,17 @@ class HostSide:
             with self.lock():
                 self._names.refresh(network_ids, start=start)
 
-    def _add_pair(self, route: RouteSocket, endpoint: Endpoint, link: LinkInfo, pid: int) -> None:
+    def _configure(self, endpoint: Endpoint, pid: int) -> None:
+        try:
+            netns.configure(pid, container_messages(endpoint))
+        except OSError as error:
+            from hutch.network import bridge
+
+            subject = f"{endpoint.interface} of network {endpoint.network}"
+            raise bridge.route_errors(error, subject) from error
+
+    def _add_pair(self, route: RouteSocket, endpoint: Endpoint, link: LinkInfo, pid: int) -> int:
+        """Make the two interfaces; return the index of the near one."""
         for attempt in range(_ATTEMPTS):
             index = (1 << 20) + int.from_bytes(os.urandom(3), "little")
             message = rtnetlink.add_veth(
@@ -88,7 +104,7 @@ class HostSide:
                 messages.append(rtnetlink.set_hairpin(index))
             try:
                 route.request(*messages)
-                return
+                return index
             except OSError as error:
                 # EBUSY: the index is taken, here or there.
                 if error.errno != errno.EBUSY or attempt == _ATTEMPTS - 1:
@@ -96,6 +112,7 @@ class HostSide:
 
                     subject = f"{endpoint.interface} of network {endpoint.network}"
                     raise bridge.route_errors(error, subject) from error
+        raise AssertionError("unreachable")
 
     def open_ports(self, endpoint: Endpoint) -> None:
         """Put the endpoint's ports into the table; repair the table where it was flushed."""

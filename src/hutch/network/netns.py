@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import os
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
-from hutch.errors import NotFound
+from hutch.errors import Exhausted, NotFound
 from hutch.linux.rtnetlink import RouteSocket
 
-__all__ = ["configure", "netns_path", "run_inside"]
-
-T = TypeVar("T")
+__all__ = ["configure", "netns_path", "open_inside"]
 
 
 def netns_path(pid: int) -> str:
@@ -19,43 +17,47 @@ def netns_path(pid: int) -> str:
     return f"/proc/{pid}/ns/net"
 
 
-def run_inside(pid: int, action: Callable[[RouteSocket], T]) -> T:
-    """Call `action` with a netlink socket of the namespace of process `pid`.
+def open_inside(pid: int) -> RouteSocket:
+    """Return a netlink socket of the network namespace of process `pid`; the caller closes it.
 
-    It runs on a thread of its own that ends with the call: no thread of the embedding
-    process is ever in another namespace, whatever fails. Raises `NotFound` where the
-    process is gone.
+    A socket stays in the namespace it was made in, so a thread of its own enters, makes it
+    and ends: no thread of the embedding process is ever in another namespace, whatever
+    fails. Raises `NotFound` where the process is gone.
     """
-    import threading
-
-    from hutch.linux.namespaces import CLONE_NEWNET, setns
-
     try:
         fd = os.open(netns_path(pid), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise NotFound(f"network namespace of process {pid}: {error.strerror}") from error
-    results: list[T] = []
+    from hutch.linux.namespaces import CLONE_NEWNET, setns
+
+    made: list[RouteSocket] = []
     failures: list[BaseException] = []
+    done = _thread.allocate_lock()
 
     def work() -> None:
         try:
             setns(fd, CLONE_NEWNET)
-            with RouteSocket() as route:
-                results.append(action(route))
+            made.append(RouteSocket())
         except BaseException as error:  # handed to the caller's thread, below
             failures.append(error)
+        finally:
+            os.close(fd)
+            done.release()
 
+    done.acquire()
     try:
-        thread = threading.Thread(target=work, name="hutch-netns", daemon=True)
-        thread.start()
-        thread.join()
-    finally:
+        # Not by `threading`, whose import costs more than all of this.
+        _thread.start_new_thread(work, ())
+    except RuntimeError as error:
         os.close(fd)
+        raise Exhausted(f"no thread can be started: {error}") from error
+    done.acquire()
     if failures:
         raise failures[0]
-    return results[0]
+    return made[0]
 
 
 def configure(pid: int, messages: Sequence[bytes], *, ignore: Sequence[int] = ()) -> None:
     """Send netlink messages inside the namespace of process `pid`."""
-    run_inside(pid, lambda route: route.request(*messages, ignore=ignore))
+    with open_inside(pid) as route:
+        route.request(*messages, ignore=ignore)

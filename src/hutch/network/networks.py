@@ -267,9 +267,10 @@ class Networks:
         return freed
 
     def attach(self, endpoint: Endpoint, pid: int) -> None:
-        """Give process `pid`'s network namespace the endpoint's interface, and open its ports.
+        """Give process `pid`'s network namespace the endpoint's interface, addressed, up and
+        routed; open its ports and let its names resolve.
 
-        Inside, the interface still needs `container_messages`. On failure the records keep
+        When it returns, packets pass: nothing is left to do inside. On failure the records keep
         the endpoint until `detach`; the interfaces die with the namespace.
         """
         self._host.attach(endpoint, pid)
@@ -325,7 +326,6 @@ class Networks:
             tx.event("network", "connect", network.name, instance=instance_id)
         try:
             self.attach(endpoint, pid)
-            netns.configure(pid, endpoints.container_messages(endpoint))
         except BaseException:
             self._host.remove_link(endpoint.host_interface)
             with self._records.write() as tx:

@@ -108,11 +108,11 @@ class _Compiler:
 
     def compile(self) -> ops.Plan:
         clone_flags = self._namespaces()
-        self._network(clone_flags)
         self._root()
         self._kernel_mounts()
         self._devices()
         self._mounts()
+        self._network(clone_flags)
         self._identity(clone_flags)
         self._protect()
         self._child.append(ops.PivotRoot())
@@ -353,9 +353,6 @@ class _Compiler:
         )
 
     def _network(self, clone_flags: int) -> None:
-        """Configure the network, first of all: the kernel switches a new link on a moment
-        after it is set up (linkwatch), and a packet sent before that is lost for a second.
-        """
         if clone_flags & flags.CLONE_NEWNET:
             self._child.append(ops.LinkUp(name="lo"))
         if self._assets.network:
