@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -23,14 +25,24 @@ T = TypeVar("T")
 Test = Callable[[aio.Engine], Coroutine[Any, Any, T]]
 
 
+@pytest.fixture(scope="module")
+def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A root with an image that no other engine of this process has open: SQLite keeps the
+    descriptors of closed connections for as long as others on the same file are open."""
+    root = tmp_path_factory.mktemp("aio")
+    with hutch.Engine(root) as engine:
+        ensure_image(engine, "busybox")
+    yield root
+    shutil.rmtree(root)
+
+
 @pytest.fixture
-def play(hutch_engine: hutch.Engine) -> Callable[[Test[T]], T]:
-    """Run a coroutine with an async engine on the session's root."""
-    ensure_image(hutch_engine, "busybox")
+def play(busybox_root: Path) -> Callable[[Test[T]], T]:
+    """Run a coroutine with an async engine of its own."""
 
     def run(test: Test[T]) -> T:
         async def main() -> T:
-            async with aio.Engine(hutch_engine.root) as engine:
+            async with aio.Engine(busybox_root) as engine:
                 return await asyncio.wait_for(test(engine), 60)
 
         return asyncio.run(main())

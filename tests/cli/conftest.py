@@ -115,11 +115,17 @@ class Terminal:
         os.close(self.fd)
 
 
+@pytest.fixture(scope="session")
+def busybox_root(hutch_engine: Engine) -> Path:
+    """The session's root, with an image, and all that an engine opens once, opened."""
+    hutch_engine.run(ensure_image(hutch_engine, "busybox"), ["true"], network="none")
+    return hutch_engine.root
+
+
 @pytest.fixture
-def cli(hutch_engine: Engine) -> Cli:
+def cli(busybox_root: Path) -> Cli:
     """The command line on a root that has the image `busybox`."""
-    ensure_image(hutch_engine, "busybox")
-    return Cli(hutch_engine.root)
+    return Cli(busybox_root)
 
 
 @pytest.fixture
