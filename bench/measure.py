@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-__all__ = ["GAP_S", "Row", "Samples", "Skip", "measure", "render"]
+__all__ = ["GAP_S", "Action", "Row", "Samples", "Skip", "measure", "render"]
 
 GAP_S = 0.15
 

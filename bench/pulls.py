@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bench.measure import Row, measure
+from bench.measure import Action, Row, measure
+from bench.peers import Podman, dockerd
 
 if TYPE_CHECKING:
     from bench.cases import Peers
@@ -101,7 +102,7 @@ def big_image(directory: Path) -> list[Path]:
 @contextlib.contextmanager
 def registry(directory: Path) -> Iterator[str]:
     """Debian's docker-registry on a free port of loopback; yields host:port."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     config = directory / "config.yml"
@@ -133,50 +134,77 @@ def registry(directory: Path) -> Iterator[str]:
         process.wait(timeout=30)
 
 
-def pull(stage: Stage, with_peers: Peers, rounds: int) -> Row:
-    """Pull and unpack, from nothing present to ready to run."""
+def _in_memory(directory: Path) -> None:
+    """Put a memory file system on a directory, unless the case was there before."""
+    directory.mkdir(exist_ok=True)
+    if not directory.is_mount():
+        subprocess.run(["mount", "-t", "tmpfs", "bench", str(directory)], check=True)
+
+
+def _publish(layout: Path, reference: str) -> None:
+    subprocess.run(
+        [
+            *("skopeo", "copy", "-q", "--dest-tls-verify=false"),
+            *(f"oci:{layout}:latest", f"docker://{reference}"),
+        ],
+        check=True,
+    )
+
+
+def _timed(pull: Callable[[], object], forget: Callable[[], object]) -> float:
+    """Return how long a pull takes; make it anew each time."""
+    began = time.perf_counter()
+    pull()
+    taken = time.perf_counter() - began
+    forget()
+    return taken
+
+
+def _pulls(stage: Stage, state: Path, case: str, rounds: int) -> Row:
+    """Measure the three with all their state under `state`."""
+    import hutch
+
     layout = stage.directory / "layout"
     if not layout.exists():
         big_image(layout)
-    with registry(stage.directory / "registry") as host, stage.engine() as engine:
-        reference = f"{host}/bench/big:latest"
-        subprocess.run(
-            [
-                *("skopeo", "copy", "-q", "--dest-tls-verify=false"),
-                *(f"oci:{layout}:latest", f"docker://{reference}"),
-            ],
-            check=True,
-        )
+    with (
+        registry(stage.directory / "registry") as host,
+        dockerd(state / "docker") as docker,
+        hutch.Engine(state / "hutch") as engine,
+    ):
+        podman = Podman(state / "podman")
+        name = f"{host}/bench/big:latest"
+        _publish(layout, name)
+        ways: dict[str, Action] = {
+            "hutch": lambda: _timed(
+                lambda: engine.images.pull(name), lambda: engine.images.remove(name, force=True)
+            ),
+            "docker": lambda: _timed(
+                lambda: docker("pull", "-q", name), lambda: docker("rmi", name)
+            ),
+            "podman": lambda: _timed(
+                lambda: podman("pull", "-q", "--tls-verify=false", name),
+                lambda: podman("rmi", name),
+            ),
+        }
+        targets = {"docker": 0.7, "podman": 0.7}
+        return measure(case, ways, rounds=rounds, targets=targets, gap_s=1.0)
 
-        def hutch() -> float:
-            began = time.perf_counter()
-            engine.images.pull(reference)
-            taken = time.perf_counter() - began
-            engine.images.remove(reference, force=True)
-            engine.prune(all_images=False)
-            return taken
 
-        def docker() -> float:
-            began = time.perf_counter()
-            with_peers.docker("pull", "-q", reference)
-            taken = time.perf_counter() - began
-            with_peers.docker("rmi", reference)
-            return taken
+def pull(stage: Stage, with_peers: Peers, rounds: int) -> Row:
+    """Pull and unpack, from nothing present to ready to run; all state in memory."""
+    state = stage.directory / "memory"
+    _in_memory(state)
+    case = "pull and unpack of 250 MB from loopback, state in memory"
+    return _pulls(stage, state, case, max(3, rounds // 4))
 
-        def podman() -> float:
-            began = time.perf_counter()
-            with_peers.podman("pull", "-q", "--tls-verify=false", reference)
-            taken = time.perf_counter() - began
-            with_peers.podman("rmi", reference)
-            return taken
 
-        return measure(
-            "pull and unpack of 250 MB from loopback",
-            {"hutch": hutch, "docker": docker, "podman": podman},
-            rounds=max(3, rounds // 6),
-            targets={"docker": 0.7, "podman": 0.7},
-            gap_s=1.0,
-        )
+def pull_to_disk(stage: Stage, with_peers: Peers, rounds: int) -> Row:
+    """The same onto this machine's disk, which other work blurs."""
+    state = stage.directory / "disk"
+    state.mkdir()
+    case = "pull and unpack of 250 MB from loopback, state on disk"
+    return _pulls(stage, state, case, max(2, rounds // 8))
 
 
 def unpack(stage: Stage, with_peers: Peers, rounds: int) -> Row:
@@ -192,8 +220,7 @@ def unpack(stage: Stage, with_peers: Peers, rounds: int) -> Row:
     layers = [blobs / layer["digest"][7:] for layer in manifest["layers"]]
 
     memory = stage.directory / "memory"
-    memory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "bench", str(memory)], check=True)
+    _in_memory(memory)
 
     def timed(way: Callable[[Path, Path], object]) -> float:
         target = memory / "unpacked"
@@ -235,5 +262,6 @@ def unpack(stage: Stage, with_peers: Peers, rounds: int) -> Row:
 
 PULL_CASES: dict[str, Callable[[Stage, Peers, int], Row | list[Row]]] = {
     "pull": pull,
+    "pull-disk": pull_to_disk,
     "unpack": unpack,
 }
