@@ -263,6 +263,18 @@ def test_missing_parents_are_made_and_told(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "out/a").stat().st_mode) == 0o755
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_last_mode_of_a_directory_counts(umask: int, tmp_path: Path) -> None:
+    data = file("a/x") + directory("a", mode=0o700) + directory("b") + directory("b", mode=0o700)
+    before = os.umask(umask)
+    try:
+        unpack_bytes(data + file("c/x") + END, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / "out" / n).stat().st_mode) for n in "abc"]
+    assert modes == [0o700, 0o700, 0o755]
+
+
 def test_entries_beneath_a_linked_directory_go_where_it_leads(tmp_path: Path) -> None:
     data = directory("usr/bin") + symlink("bin", "/usr/bin") + file("bin/sh", b"x") + END
     unpack_bytes(data, tmp_path / "out")

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from hutch.errors import IntegrityError
 from hutch.linux.files import open_in_root
 
-__all__ = ["Directories", "normalise"]
+__all__ = ["Directories", "make_directory", "normalise"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _KEPT = 64
@@ -83,7 +83,7 @@ class Directories:
                 parent, _, base = prefix.rpartition(b"/")
                 fd = open_in_root(self._root_fd, parent or b"/", _DIRECTORY)
                 try:
-                    os.mkdir(base, 0o755, dir_fd=fd)
+                    make_directory(fd, base)
                 except FileExistsError:
                     raise IntegrityError(
                         f"a dangling symbolic link stands in the path {os.fsdecode(path)!a}"
@@ -98,3 +98,13 @@ class Directories:
         for fd in self._open.values():
             os.close(fd)
         self._open.clear()
+
+
+def make_directory(dir_fd: int, base: bytes) -> None:
+    """Make a directory of mode 0755, whatever the umask."""
+    os.mkdir(base, 0o755, dir_fd=dir_fd)
+    made = os.open(base, _DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    try:
+        os.fchmod(made, 0o755)
+    finally:
+        os.close(made)

@@ -14,7 +14,7 @@ import stat
 import msgspec
 
 from hutch.errors import Exhausted, HutchError, IntegrityError
-from hutch.storage.beneath import Directories, normalise
+from hutch.storage.beneath import Directories, make_directory, normalise
 from hutch.storage.faults import explain
 from hutch.storage.removal import remove_tree
 from hutch.storage.tarstream import BLK, CHR, DIR, FIFO, LNK, REG, SYM, Entry, TarReader
@@ -100,7 +100,7 @@ class Extractor:
         self._options = options
         self._label = label
         self._dirs = Directories(root_fd)
-        self._late: dict[bytes, tuple[int, int]] = {}
+        self._late: dict[bytes, tuple[int, int, bool]] = {}
         self._whiteouts: set[bytes] = set()
         # In a fresh tree no directory has a set-group-ID bit yet (they come last), so what
         # we create is ours and needs no chown when the entry says the same.
@@ -183,7 +183,7 @@ class Extractor:
                 raise
         base = name.rpartition(b"/")[2]
         dir_fd = self._clear(self._dirs.open(name.rpartition(b"/")[0]), name, base)
-        os.mkdir(base, 0o755, dir_fd=dir_fd)
+        make_directory(dir_fd, base)
         self._whiteouts.discard(name)
         self._dirs.made.add(name)
         self._opaque(dir_fd, base)
@@ -197,7 +197,7 @@ class Extractor:
         self._chown(self._root_fd, None, entry)
         if entry.xattrs:
             self._set_xattrs(self._root_fd, entry.xattrs)
-        self._late[b""] = (entry.mode, entry.mtime_ns)
+        self._late[b""] = (entry.mode, entry.mtime_ns, True)
 
     def _file(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
         mode = entry.mode
@@ -241,13 +241,16 @@ class Extractor:
                     data = data[os.write(fd, data) :]
 
     def _directory(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
+        mode = entry.mode
+        existed = False
         try:
-            os.mkdir(base, entry.mode & 0o777 | 0o700, dir_fd=dir_fd)
+            os.mkdir(base, mode & 0o777 | 0o700, dir_fd=dir_fd)
         except FileExistsError:
+            existed = True
             st = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
             if not stat.S_ISDIR(st.st_mode):
                 dir_fd = self._clear(dir_fd, name, base)
-                os.mkdir(base, entry.mode & 0o777 | 0o700, dir_fd=dir_fd)
+                os.mkdir(base, mode & 0o777 | 0o700, dir_fd=dir_fd)
                 if name in self._whiteouts:
                     self._whiteouts.discard(name)
                     self._opaque(dir_fd, base)
@@ -262,7 +265,10 @@ class Extractor:
                 self._set_xattrs(fd, entry.xattrs)
             finally:
                 os.close(fd)
-        self._late[name] = (entry.mode, entry.mtime_ns)
+        # Bits that mkdir(2) cannot give wait for the end: no file may inherit a group, and
+        # without root a directory must stay writable until it is full.
+        late = existed or bool(mode & self._chmod_bits) or mode & 0o700 != 0o700
+        self._late[name] = (mode, entry.mtime_ns, late)
 
     def _symlink(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
         if not entry.linkname:
@@ -420,14 +426,14 @@ class Extractor:
 
     def _finish_directories(self) -> None:
         for path in sorted(self._late, reverse=True):
-            mode, mtime_ns = self._late[path]
+            mode, mtime_ns, chmod = self._late[path]
             if not path:
                 os.fchmod(self._root_fd, mode)
                 os.utime(self._root_fd, ns=(mtime_ns, mtime_ns))
                 continue
             parent, _, base = path.rpartition(b"/")
             dir_fd = self._dirs.open(parent)
-            if mode & self._chmod_bits or mode & 0o700 != 0o700:
+            if chmod:
                 fd = os.open(base, _DIRECTORY, dir_fd=dir_fd)
                 try:
                     os.fchmod(fd, mode)
