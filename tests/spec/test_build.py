@@ -162,6 +162,7 @@ def test_none_means_not_given() -> None:
         ({"restart": "always:3"}, "restart"),
         ({"storage_opts": {"colour": "red"}}, "storage_opts"),
         ({"memmory": "1g"}, "memmory"),
+        ({"env_file": "vars"}, "env_file"),
     ],
 )
 def test_a_bad_request_names_the_field(options: dict[str, Any], field: str) -> None:

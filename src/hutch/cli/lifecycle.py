@@ -196,7 +196,7 @@ COMMANDS = {
         (_SIGNAL, _TIME, _TIMEOUT),
     ),
     "restart": _simple(
-        _restart, "Stop and start instances.", "hutch restart web", (_SIGNAL, _TIME, _TIMEOUT)
+        _restart, "Stop and start instances.", "hutch restart web", (_TIME, _TIMEOUT)
     ),
     "kill": _simple(
         _kill, "Send a signal (KILL) to instances.", "hutch kill -s HUP web", (_SIGNAL,)

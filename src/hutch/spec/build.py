@@ -65,10 +65,16 @@ def build(
     """Return the specification of an instance of `image_ref`, whose configuration is `image`.
 
     Options that are None count as not given. `name`, `pull` and `platform` are the engine's
-    and are passed over; `env_file` is the command line's. Raises `InvalidArgument` naming the
+    and are passed over; `env_file` is the command line's and refused. Raises `InvalidArgument` naming the
     field.
     """
     given = _known(options)
+    if "env_file" in given:
+        raise InvalidArgument(
+            "files are not read here",
+            field="env_file",
+            hint="the command line reads them; from Python pass env=",
+        )
     entrypoint, words = read_command(image, command, given)
     network_mode, networks = parse_networks(given)
     _check_shared_network(network_mode, given)
