@@ -65,8 +65,8 @@ def build(
     """Return the specification of an instance of `image_ref`, whose configuration is `image`.
 
     Options that are None count as not given. `name`, `pull` and `platform` are the engine's
-    and are passed over; `env_file` is the command line's and refused. Raises `InvalidArgument` naming the
-    field.
+    and are passed over; `env_file` is the command line's and refused. Raises
+    `InvalidArgument` naming the field.
     """
     given = _known(options)
     if "env_file" in given:
@@ -80,7 +80,9 @@ def build(
     _check_shared_network(network_mode, given)
     mounts = read_mounts(given, image.volumes)
     values: dict[str, Any] = {}
-    for name in given.keys() & _READERS.keys():
+    for name in given:
+        if name not in _READERS:
+            continue
         field, read = _READERS[name]
         values[field] = read(given[name], name)
     if image.labels:

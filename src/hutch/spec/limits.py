@@ -37,7 +37,7 @@ _MAX_LIMIT = (1 << 63) - 1
 
 def read_resources(given: Mapping[str, Any], base: Resources | None = None) -> Resources:
     """Return the limits of the options over those of `base`, checked against each other."""
-    named = RESOURCE_OPTIONS.intersection(given)
+    named = [name for name in given if name in RESOURCE_OPTIONS]
     if not named:
         return base or Resources()
     changes: dict[str, Any] = {}
