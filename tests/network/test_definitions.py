@@ -211,6 +211,16 @@ def test_the_hosts_forwarding_is_turned_on_and_its_value_remembered(lab: Lab) ->
         assert tx.get(HOST, "net/ipv4/ip_forward", Sysctl) == Sysctl(before="0")
 
 
+def test_ipv6_forwarding_keeps_the_hosts_learnt_routes(lab: Lab) -> None:
+    lab.outside()
+    accept = Path("/proc/sys/net/ipv6/conf/uplink/accept_ra")
+    accept.write_text("1")
+    lab.networks.create("six", ipv6=True)
+    lab.start("six")
+    assert accept.read_text().strip() == "2"
+    assert Path("/proc/sys/net/ipv6/conf/all/forwarding").read_text().strip() == "1"
+
+
 def test_definitions_are_shared_between_processes(lab: Lab) -> None:
     lab.networks.create("net")
     second = Store.open(lab.root / "hutch.db")
