@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hutch.errors import InvalidArgument
@@ -40,7 +40,7 @@ _OPTIONS = st.dictionaries(st.sampled_from(sorted(OPTIONS)), _VALUES, max_size=5
 _IMAGE = ImageDefaults(cmd=("sh",), volumes=("/v",), exposed_ports=("80/tcp",))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(command=_VALUES, options=_OPTIONS)
 def test_nothing_but_invalid_argument_escapes(command: Any, options: dict[str, Any]) -> None:
     try:
@@ -52,7 +52,7 @@ def test_nothing_but_invalid_argument_escapes(command: Any, options: dict[str, A
     assert all(mount.target.startswith("/") for mount in spec.mounts)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(option=st.sampled_from(sorted(OPTIONS)), text=_TEXT)
 def test_one_option_of_any_text(option: str, text: str) -> None:
     try:
