@@ -32,6 +32,7 @@ struct capability_sets {
 struct launch {
 	const struct plan *plan;
 	int slots[MAX_SLOTS];
+	bool overlay[MAX_SLOTS]; /* the slot holds an overlay made by the supervisor */
 	int root;   /* O_PATH descriptor of the new root, -1 until there is one */
 	int report; /* the child's end, -1 in the supervisor */
 	int mask_dir; /* an empty read-only tmpfs already attached somewhere, or -1 */

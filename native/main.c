@@ -40,7 +40,7 @@ static void detach(void)
 static void set_up(struct supervisor *s)
 {
 	s->dir = s->listen = s->report = s->pidfd = s->old_pidfd = -1;
-	s->streams[0] = s->streams[1] = s->input = -1;
+	s->streams[0] = s->streams[1] = s->input = s->terminal = -1;
 	s->sync_held = s->sync_open = -1;
 	s->log.fd = s->health.fd = -1;
 	s->launch.root = s->launch.report = s->launch.mask_dir = -1;

@@ -199,6 +199,14 @@ static int old_overlay(struct launch *l, struct reader *r)
 	return answer[0] < 0 ? fail(answer[1]) : answer[0];
 }
 
+static int keep_overlay(struct launch *l, int32_t slot, int mount)
+{
+	if (mount < 0 || slot_put(l, slot, mount) < 0)
+		return -1;
+	l->overlay[slot] = true;
+	return 0;
+}
+
 int op_overlay(struct launch *l, struct reader *r)
 {
 	int32_t slot = read_i32(r);
@@ -210,7 +218,7 @@ int op_overlay(struct launch *l, struct reader *r)
 		close(fs);
 		mount = old_overlay(l, r);
 		r->at = r->end; /* the other process has read the rest */
-		return mount < 0 ? -1 : slot_put(l, slot, mount);
+		return keep_overlay(l, slot, mount);
 	}
 	if (configure(l, fs, r) < 0)
 		fs_failed(l, fs);
@@ -218,5 +226,6 @@ int op_overlay(struct launch *l, struct reader *r)
 		mount = fs_mount(l, fs, read_u64(r));
 	error = errno;
 	close(fs);
-	return mount < 0 ? fail(error) : slot_put(l, slot, mount);
+	errno = error;
+	return keep_overlay(l, slot, mount);
 }

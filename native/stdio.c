@@ -50,6 +50,9 @@ int stdio_take_terminal(struct supervisor *s, int master)
 	if (fcntl(master, F_SETFL, O_RDWR | O_NONBLOCK) < 0)
 		return -1;
 	s->streams[0] = master;
+	/* A program may close the terminal for a while and open it again: without another
+	 * holder, that would be its end. */
+	s->terminal = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 	if (s->plan.flags & HOLD_STDIN)
 		s->input = fcntl(master, F_DUPFD_CLOEXEC, 3);
 	return 0;
@@ -86,13 +89,25 @@ void stream_read(struct supervisor *s, int index)
 			return;
 }
 
-/* Take what is in the pipes, whatever the clients do: at most what pipes can hold. */
+/* Take what the process left in its pipes, whatever the clients do. What others write to
+ * them from now on is read as before. */
 void stream_drain(struct supervisor *s)
 {
-	for (int index = 0; index < 2; index++)
-		for (int turns = 0; turns < 64 && s->streams[index] >= 0; turns++)
+	for (int index = 0; index < 2; index++) {
+		int left = 0;
+		if (s->streams[index] < 0 || ioctl(s->streams[index], FIONREAD, &left) < 0)
+			continue;
+		for (left += CHUNK; left > 0 && s->streams[index] >= 0; left -= CHUNK)
 			if (!read_some(s, index))
 				break;
+	}
+}
+
+void terminal_release(struct supervisor *s)
+{
+	if (s->terminal >= 0)
+		close(s->terminal);
+	s->terminal = -1;
 }
 
 bool streams_ended(const struct supervisor *s)

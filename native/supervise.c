@@ -7,6 +7,7 @@
 
 enum {
 	DRAIN_NS = 250 * 1000 * 1000,  /* for pipes that somebody else keeps open */
+	DRAIN_LIMIT_NS = 10LL * 1000 * 1000 * 1000,
 	FLUSH_NS = 5LL * 1000 * 1000 * 1000, /* for clients that may lose output anyway */
 };
 
@@ -28,6 +29,17 @@ static void reap_target(struct supervisor *s)
 		;
 }
 
+/* Only an overlay made here is held on to: unmounting it syncs, so it comes last. */
+static void close_slots(struct supervisor *s, bool overlays)
+{
+	for (int i = 0; i < MAX_SLOTS; i++) {
+		if (s->launch.slots[i] < 0 || (!overlays && s->launch.overlay[i]))
+			continue;
+		close(s->launch.slots[i]);
+		s->launch.slots[i] = -1;
+	}
+}
+
 _Noreturn void launch_failed(struct supervisor *s, uint8_t section, uint32_t index, int error,
 			     const char *detail)
 {
@@ -47,9 +59,7 @@ _Noreturn void launch_failed(struct supervisor *s, uint8_t section, uint32_t ind
 	record_remove(s);
 	if (s->dir >= 0)
 		unlinkat(s->dir, "pid", 0);
-	for (int i = 0; i < MAX_SLOTS; i++)
-		if (s->launch.slots[i] >= 0)
-			close(s->launch.slots[i]);
+	close_slots(s, true);
 	if (c) {
 		fcntl(c->fd, F_SETFL, O_RDWR); /* block: this is the last frame */
 		client_send(s, c, FR_FAILED, section, body, 8 + len);
@@ -117,6 +127,7 @@ static void started(struct supervisor *s)
 	close(s->report);
 	s->report = -1;
 	s->state = RUNNING;
+	close_slots(s, false);
 	s->started_ns = now_ns();
 	put_u64(body, s->started_ns);
 	tell_starter(s, FR_STARTED, 0, body, sizeof(body));
@@ -221,6 +232,7 @@ static void finish(struct supervisor *s)
 	uint8_t body[24];
 	bool signaled = s->exit.si_code != CLD_EXITED;
 
+	stream_drain(s);
 	for (int i = 0; i < 2; i++) {
 		if (s->streams[i] >= 0)
 			close(s->streams[i]);
@@ -254,6 +266,7 @@ static void on_process(struct supervisor *s)
 	s->state = DRAINING;
 	close(s->pidfd);
 	s->pidfd = -1;
+	terminal_release(s);
 	stream_drain(s);
 	s->drain_until_ns = mono_ns() + DRAIN_NS;
 	if (streams_ended(s))
@@ -292,7 +305,7 @@ static void watch_all(const struct supervisor *s, struct watch *w)
 	watch(w, s->old_pidfd, POLLIN, W_OLD);
 	watch(w, s->listen, POLLIN, W_LISTEN);
 	for (int i = 0; i < 2; i++)
-		if (s->state != LAUNCHING && (s->state == DRAINING || clients_have_room(s, i + 1)))
+		if (s->state != LAUNCHING && clients_have_room(s, i + 1))
 			watch(w, s->streams[i], POLLIN, W_STDOUT + i);
 	if (s->state == RUNNING && (input_pending(s) || !(s->plan.flags & HOLD_TTY)))
 		watch(w, s->input, input_pending(s) ? POLLOUT : 0, W_STDIN);
@@ -331,10 +344,7 @@ static void dispatch(struct supervisor *s, int who, int fd, short events)
 	case W_LISTEN: client_accept(s); break;
 	case W_STDOUT:
 	case W_STDERR:
-		if (s->state == DRAINING)
-			stream_drain(s);
-		else
-			stream_read(s, who - W_STDOUT);
+		stream_read(s, who - W_STDOUT);
 		break;
 	case W_STDIN:
 		if (events & (POLLERR | POLLHUP))
@@ -357,8 +367,11 @@ static int timeout_ms(const struct supervisor *s)
 {
 	uint64_t deadline = 0, now = mono_ns();
 
-	if (s->state == DRAINING)
-		sooner(&deadline, s->drain_until_ns);
+	if (s->state == DRAINING) {
+		sooner(&deadline, s->drain_until_ns + DRAIN_LIMIT_NS);
+		if (now < s->drain_until_ns)
+			sooner(&deadline, s->drain_until_ns);
+	}
 	if (s->state == DONE)
 		sooner(&deadline, s->flush_until_ns);
 	sooner(&deadline, health_deadline(s));
@@ -384,12 +397,23 @@ static bool is_flushed(struct supervisor *s)
 	return !waiting;
 }
 
+/* After the process: what else holds its streams open may finish its sentence, and a
+ * lossless client may make room for that. */
+static bool is_drained(const struct supervisor *s)
+{
+	uint64_t now = mono_ns();
+
+	if (streams_ended(s) || now >= s->drain_until_ns + DRAIN_LIMIT_NS)
+		return true;
+	return now >= s->drain_until_ns && clients_have_room(s, 1) && clients_have_room(s, 2);
+}
+
 _Noreturn void supervise(struct supervisor *s)
 {
 	struct watch w;
 
 	for (;;) {
-		if (s->state == DRAINING && (streams_ended(s) || mono_ns() >= s->drain_until_ns))
+		if (s->state == DRAINING && is_drained(s))
 			finish(s);
 		if (s->state == DONE && is_flushed(s))
 			break;

@@ -72,6 +72,7 @@ struct supervisor {
 	int pidfd, old_pidfd;
 	pid_t pid;
 	int streams[2];  /* read ends: stdout or the terminal, stderr */
+	int terminal;    /* its other side, held open while the process runs */
 	int input;       /* write end of stdin or the terminal; -1: closed */
 	bool input_full, input_once_gone;
 	bool exec_seen, forked, starter_gone;
@@ -111,6 +112,7 @@ void stdio_started(int child[3]);
 int stdio_take_terminal(struct supervisor *s, int master);
 void stream_read(struct supervisor *s, int index);
 void stream_drain(struct supervisor *s);
+void terminal_release(struct supervisor *s);
 bool streams_ended(const struct supervisor *s);
 void input_pump(struct supervisor *s);
 bool input_pending(const struct supervisor *s);

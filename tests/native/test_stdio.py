@@ -303,3 +303,63 @@ def test_a_moved_log_is_opened_anew_on_request(
         supervisor.wait(WAIT_S)
     assert [r.data for r in read_log(held.log_path)] == [b"second\n"]
     assert [r.data for r in read_log(moved)] == [b"first\n"]
+
+
+def test_a_terminal_may_be_closed_and_opened_again(runner: Runner, rootfs: Path) -> None:
+    script = (
+        "echo before; (exec setsid sh -c 'exec <&- >&- 2>&-; sleep 0.1;"
+        " exec >/dev/pts/0; echo after') <&- >/dev/null 2>&1"
+    )
+    plan = shell(rootfs, f"trap '' HUP; exec 2>&1; {script}; echo end", held=TTY, tty=True)
+    _, out, _ = runner.run(plan)
+    assert out.split() == [b"before", b"after", b"end"]
+
+
+def test_a_writer_that_stays_does_not_cost_a_lossless_client_the_exit(
+    runner: Runner, rootfs: Path
+) -> None:
+    plan = shell(rootfs, "yes & echo $! >/pid; exit 3", clone_flags=flags.CLONE_NEWNS)
+    with runner.start(plan) as supervisor:
+        supervisor.wait_started(WAIT_S)
+        try:
+            status, _, _ = supervisor.collect(timeout_s=WAIT_S)
+        finally:
+            os.kill(int((rootfs / "pid").read_text()), 9)
+    assert status.code == 3
+
+
+def test_slots_are_not_held_while_the_program_runs(
+    runner: Runner, rootfs: Path, tmp_path: Path
+) -> None:
+    plan = box(
+        rootfs,
+        ["sleep", "100"],
+        slots=1,
+        prepare=[ops.OpenTree(slot=1, path=str(tmp_path))],
+        before_pivot=[ops.MoveMount(slot=1, target="/mnt", create="dir")],
+    )
+    file = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with runner.running(plan, [file]) as supervisor:
+            supervisor.query()
+            held = Path(f"/proc/{supervisor.supervisor_pid}/fd")
+            targets = [os.readlink(link) for link in held.iterdir()]
+            assert not [target for target in targets if str(tmp_path) in target or target == "/"]
+    finally:
+        os.close(file)
+
+
+def test_threads_may_ask_while_another_reads(runner: Runner, rootfs: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    script = "while [ ! -e /go ]; do echo tick; sleep 0.01; done; exit 9"
+    with runner.start(shell(rootfs, script)) as supervisor, ThreadPoolExecutor(4) as pool:
+        supervisor.wait_started(WAIT_S)
+        collected = pool.submit(supervisor.collect, timeout_s=WAIT_S)
+        waited = [pool.submit(supervisor.wait, WAIT_S) for _ in range(2)]
+        for _ in range(50):
+            assert supervisor.query().phase == "running"
+            supervisor.signal(0)
+        (rootfs / "go").touch()
+        assert collected.result()[0].code == 9
+        assert [future.result().code for future in waited] == [9, 9]

@@ -6,12 +6,10 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import pack
-from threading import Lock, RLock
+from threading import Condition, Lock
 from typing import TypeVar
-
-import msgspec
 
 from hutch.errors import InternalError, OperationTimeout, OutcomeUnknown
 from hutch.process import frames
@@ -34,7 +32,8 @@ __all__ = ["Supervisor", "attach_flags"]
 
 STDIN_WINDOW = 64 << 10
 _RECEIVE = 128 << 10
-_E = TypeVar("_E", bound=msgspec.Struct)
+_ANSWER_S = 30.0
+_T = TypeVar("_T")
 
 
 def attach_flags(*, stdin: bool, stdout: bool, stderr: bool, lossless: bool) -> int:
@@ -50,9 +49,9 @@ def attach_flags(*, stdin: bool, stdout: bool, stderr: bool, lossless: bool) -> 
 class Supervisor:
     """A connection to a supervisor.
 
-    One thread reads (any method that waits); requests may come from any thread. Closing
-    the starter's connection before `wait_started` abandons the launch; afterwards the
-    process goes on if the plan's `linger` says so and is killed if not.
+    Any thread may ask and wait, though not a signal handler. Closing the starter's
+    connection before `wait_started` abandons the launch; afterwards the process goes on
+    if the plan's `linger` says so and is killed if not.
     """
 
     def __init__(
@@ -60,9 +59,11 @@ class Supervisor:
     ) -> None:
         self._sock = sock
         self._launcher_pid = launcher_pid
-        self._buffer = bytearray()
+        self._rest = b""  # of a frame that has not come whole
         self._events: deque[Event] = deque()
-        self._read_lock = RLock()
+        # Guards what was received. One thread at a time reads the socket, without it.
+        self._changed = Condition(Lock())
+        self._reading = False
         self._send_lock = Lock()
         self._credit = STDIN_WINDOW
         self._pid: Pid | None = None
@@ -131,39 +132,57 @@ class Supervisor:
     # ---- events -----------------------------------------------------------------------
 
     def _receive(self, deadline: float | None) -> bool:
-        """Read what is there, waiting until `deadline`; False when the time is up."""
-        import select
+        """Wait until something more is known; False when the time is up.
 
+        Called with `_changed` held, which is released while waiting.
+        """
         if self._eof:
             return True
-        poll = select.poll()
-        poll.register(self._sock.fileno(), select.POLLIN)
-        wait_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        if not poll.poll(wait_ms):
-            return False
+        if self._reading:  # another thread's turn: it tells what it gets
+            left = None if deadline is None else deadline - time.monotonic()
+            return self._changed.wait(left)
+        self._reading = True
+        self._changed.release()
+        data: bytes | None = None
         try:
-            data = self._sock.recv(_RECEIVE)
-        except ConnectionResetError:
-            data = b""
+            data = self._read(deadline)
+        finally:
+            self._changed.acquire()
+            self._reading = False
+            self._changed.notify_all()
+        if data is None:
+            return False
         if self._launcher_pid is not None:
             self._reap()
         if data:
-            self._buffer += data
-            self._parse()
+            self._parse(self._rest + data if self._rest else data)
         else:
             self._eof = True
         return True
 
-    def _parse(self) -> None:
-        buffer, at = self._buffer, 0
-        while len(buffer) - at >= frames.FRAME_HEAD:
-            kind, flag, length = frames.parse_head(buffer, at)
-            end = at + frames.FRAME_HEAD + length
-            if end > len(buffer):
+    def _read(self, deadline: float | None) -> bytes | None:
+        import select
+
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        wait_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        if not poll.poll(wait_ms):
+            return None
+        try:
+            return self._sock.recv(_RECEIVE)
+        except ConnectionResetError:
+            return b""
+
+    def _parse(self, data: bytes) -> None:
+        at = 0
+        while len(data) - at >= frames.FRAME_HEAD:
+            kind, flag, length = frames.parse_head(data, at)
+            begin = at + frames.FRAME_HEAD
+            if begin + length > len(data):
                 break
-            self._note(frames.decode_frame(kind, flag, bytes(buffer[at + frames.FRAME_HEAD : end])))
-            at = end
-        del buffer[:at]
+            self._note(frames.decode_frame(kind, flag, data[begin : begin + length]))
+            at = begin + length
+        self._rest = data[at:]
 
     def _note(self, event: Event) -> None:
         match event:
@@ -175,6 +194,7 @@ class Supervisor:
                 self._exit = event
             case Acked():
                 self._credit += event.count
+                return
             case Health():
                 self._health = event.status
             case LaunchFailed():
@@ -188,9 +208,11 @@ class Supervisor:
         """Return the next event, or None when the time is up or the connection is over.
 
         A launch that failed comes as the `LaunchFailed` error, returned rather than raised.
+        In a loop of your own: when `fileno` is readable, take events with a timeout of 0
+        until there is none; `stdin_room` may have changed without an event.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        with self._read_lock:
+        with self._changed:
             while not self._events:
                 if not self._receive(deadline) or self._eof:
                     break
@@ -221,23 +243,25 @@ class Supervisor:
         """What the health probe last said on this connection."""
         return self._health
 
-    def _take(self, kind: type[_E], deadline: float | None, what: str) -> _E:
-        """Wait for an event of a kind, leaving the others queued."""
-        with self._read_lock:
-            seen = 0
-            while True:
-                for index in range(seen, len(self._events)):
-                    event = self._events[index]
-                    if isinstance(event, kind):
-                        del self._events[index]
-                        return event
-                seen = len(self._events)
+    def _until(self, known: Callable[[], _T | None], deadline: float | None, what: str) -> _T:
+        """Wait until something is known; the events stay queued for `next_event`."""
+        with self._changed:
+            while (value := known()) is None:
                 if self._failure is not None:
                     raise self._failure
                 if self._eof:
                     raise OutcomeUnknown(f"the supervisor ended before {what}")
                 if not self._receive(deadline):
                     raise OperationTimeout(f"no answer from the supervisor: {what}")
+            return value
+
+    def _queued(self, matches: Callable[[Event], bool]) -> Event | None:
+        """Take the first event that matches out of the queue."""
+        for index, event in enumerate(self._events):
+            if matches(event):
+                del self._events[index]
+                return event
+        return None
 
     # ---- the launch -------------------------------------------------------------------
 
@@ -246,15 +270,17 @@ class Supervisor:
 
         Raise `LaunchFailed`; so do the other waits.
         """
-        if self._pid is not None:
-            return self._pid.pid
-        return self._take(Pid, _deadline(timeout_s), "the process id").pid
+        return self._until(lambda: self._pid, _deadline(timeout_s), "the process id").pid
 
     def wait_sync(self, number: int, timeout_s: float | None = 60.0) -> None:
         """Wait until the launch stands in `Sync(number)`."""
-        event = self._take(Synced, _deadline(timeout_s), f"sync {number}")
-        if event.number != number:
-            raise InternalError(f"the launch stands in sync {event.number}, not {number}")
+        event = self._until(
+            lambda: self._queued(lambda event: isinstance(event, Synced)),
+            _deadline(timeout_s),
+            f"sync {number}",
+        )
+        if event != Synced(number):
+            raise InternalError(f"the launch stands in {event}, not in sync {number}")
 
     def go(self, number: int) -> None:
         """Let the launch go on after `Sync(number)`."""
@@ -262,24 +288,22 @@ class Supervisor:
 
     def wait_started(self, timeout_s: float | None = 60.0) -> int:
         """Wait until the program runs; return when that was (ns since the epoch)."""
-        if self._started is None:
-            return self._take(Started, _deadline(timeout_s), "the start").time_ns
-        return self._started.time_ns
+        known = self._until(lambda: self._started, _deadline(timeout_s), "the start")
+        return known.time_ns
 
     # ---- requests ---------------------------------------------------------------------
 
     def _request(self, kind: int, payload: bytes = b"", flag: int = 0) -> None:
         """Send and wait for the answer; raise OSError for a refusal."""
         self._send(kind, payload, flag)
-        deadline = time.monotonic() + 30.0
-        with self._read_lock:
+        deadline = _deadline(_ANSWER_S)
+        with self._changed:
             while True:
-                for index, event in enumerate(self._events):
-                    if isinstance(event, Answer) and event.request == kind:
-                        del self._events[index]
-                        if event.errno:
-                            raise OSError(event.errno, os.strerror(event.errno))
-                        return
+                event = self._queued(lambda e: isinstance(e, Answer) and e.request == kind)
+                if isinstance(event, Answer):
+                    if event.errno:
+                        raise OSError(event.errno, os.strerror(event.errno))
+                    return
                 if self._eof:
                     if self._exit is not None:
                         raise ProcessLookupError("the process has ended")
@@ -333,7 +357,13 @@ class Supervisor:
     def query(self) -> State:
         """Ask how far the instance is."""
         self._send(frames.QUERY)
-        return self._take(State, _deadline(30.0), "its state")
+        state = self._until(
+            lambda: self._queued(lambda event: isinstance(event, State)),
+            _deadline(_ANSWER_S),
+            "its state",
+        )
+        assert isinstance(state, State)
+        return state
 
     # ---- stdin ------------------------------------------------------------------------
 
@@ -350,7 +380,7 @@ class Supervisor:
         view, deadline = memoryview(data), _deadline(timeout_s)
         while view:
             while self.stdin_room == 0 and not self._eof:
-                with self._read_lock:
+                with self._changed:
                     if not self._receive(deadline):
                         raise OperationTimeout("the process does not read its input")
             if self._eof or self._exit is not None:
@@ -373,24 +403,17 @@ class Supervisor:
         """
         deadline = _deadline(timeout_s)
         while True:
-            with self._read_lock:
-                event = self._next_output()
+            with self._changed:
+                event = self._queued(lambda e: isinstance(e, (Output, Gap)))
                 if event is None and self._exit is None and not self._eof:
                     if self._failure is not None:
                         raise self._failure
                     if not self._receive(deadline):
                         raise OperationTimeout("the process has not ended")
                     continue
-            if event is None:
+            if not isinstance(event, (Output, Gap)):
                 return
             yield event
-
-    def _next_output(self) -> Output | Gap | None:
-        for index, event in enumerate(self._events):
-            if isinstance(event, (Output, Gap)):
-                del self._events[index]
-                return event
-        return None
 
     def wait(self, timeout_s: float | None = None) -> ExitStatus:
         """Wait for the end of the process; output that arrives meanwhile stays queued.
@@ -398,9 +421,7 @@ class Supervisor:
         Raise `OperationTimeout`, `LaunchFailed`, or `OutcomeUnknown` when the supervisor
         was killed.
         """
-        if self._exit is not None:
-            return self._exit
-        return self._take(ExitStatus, _deadline(timeout_s), "the exit")
+        return self._until(lambda: self._exit, _deadline(timeout_s), "the exit")
 
     def collect(
         self,
@@ -421,7 +442,7 @@ class Supervisor:
             self._end_input()
         while True:
             left = self._feed(left)
-            with self._read_lock:
+            with self._changed:
                 self._gather(streams, room)
                 if self._exit is not None:
                     return self._exit, b"".join(streams[0]), b"".join(streams[1])
@@ -433,14 +454,16 @@ class Supervisor:
                     raise OperationTimeout(f"the process has not ended after {timeout_s} s")
 
     def _gather(self, streams: tuple[list[bytes], list[bytes]], room: list[int]) -> None:
-        events = self._events
-        while events:
-            event = events.popleft()
+        others: list[Event] = []
+        for event in self._events:
             if isinstance(event, Output) and 1 <= event.stream <= 2:
                 which = event.stream - 1
                 piece = event.data[: room[which]]
                 room[which] -= len(piece)
                 streams[which].append(piece)
+            elif not isinstance(event, Gap):
+                others.append(event)  # another thread may wait for it
+        self._events = deque(others)
 
     def _feed(self, left: memoryview) -> memoryview:
         while left and self.stdin_room and self._exit is None:
