@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,8 +19,9 @@ from hutch.errors import (
     WrongState,
 )
 from hutch.ids import new_id, short_id
+from hutch.linux import rtnetlink
 from hutch.linux.rtnetlink import RouteSocket
-from hutch.network import firewall, netns
+from hutch.network import firewall, netns, sweep
 from hutch.network.hostside import HostSide
 from hutch.network.model import ADDRESSES, PORTS, AddressLease, PortLease
 from hutch.spec.model import NetworkAttachment, PortMapping
@@ -203,6 +206,29 @@ def test_teardown_leaves_nothing_on_the_host(lab: Lab) -> None:
         assert [link.name for link in route.links() if link.name.startswith("h")] == []
     assert not firewall.has_table(firewall.table_name(lab.root))
     lab.networks.teardown()
+
+
+def test_what_a_removed_root_left_is_swept_away(lab: Lab, tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    root = tmp_path / "gone"
+    root.mkdir()
+    with ExitStack() as stack:
+        other = Lab(root, stack)
+        name = other.start().endpoints[0].host_interface
+        kept = lab.start()
+        shutil.rmtree(root)
+        assert sweep.remove_vanished() == []
+        with RouteSocket() as route:
+            link = route.link(name)
+            assert link is not None
+            route.request(rtnetlink.delete_link(link.index))
+        assert sweep.remove_vanished() == [str(root)]
+    with RouteSocket() as route:
+        bridges = [link.name for link in route.links() if link.kind == "bridge"]
+    assert bridges == [kept.endpoints[0].bridge]
+    assert not firewall.has_table(firewall.table_name(root))
+    assert firewall.is_intact(firewall.table_name(lab.root))
 
 
 STEPS: list[tuple[type | object, str]] = [

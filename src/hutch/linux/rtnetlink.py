@@ -9,6 +9,7 @@ linux/if_link.h.
 from __future__ import annotations
 
 import _socket
+import os
 import struct
 
 import msgspec
@@ -63,6 +64,7 @@ IFLA_MTU = 4
 IFLA_MASTER = 10
 IFLA_PROTINFO = 12
 IFLA_LINKINFO = 18
+IFLA_IFALIAS = 20
 IFLA_NET_NS_PID = 19
 IFLA_NET_NS_FD = 28
 IFLA_INFO_KIND = 1
@@ -109,6 +111,7 @@ class LinkInfo(msgspec.Struct, frozen=True, kw_only=True):
     master: int
     mac: bytes
     kind: str
+    alias: str = ""
 
     @property
     def is_up(self) -> bool:
@@ -213,10 +216,11 @@ def set_link(
     master: int | None = None,
     mac: bytes = b"",
     netns_pid: int = 0,
+    alias: str = "",
 ) -> bytes:
     """Change an interface; what is not given stays as it is (`master=0` releases it).
 
-    `netns_pid` moves it into that process's namespace.
+    `netns_pid` moves it into that process's namespace; `alias` is a note for people.
     """
     flags, change = (0, 0) if up is None else (IFF_UP if up else 0, IFF_UP)
     body = [_IFINFO.pack(0, 0, index, flags, change)]
@@ -230,6 +234,8 @@ def set_link(
         body.append(attribute(IFLA_ADDRESS, mac))
     if netns_pid:
         body.append(_u32(IFLA_NET_NS_PID, netns_pid))
+    if alias:
+        body.append(attribute(IFLA_IFALIAS, os.fsencode(alias)))
     return message(RTM_NEWLINK, b"".join(body))
 
 
@@ -338,6 +344,7 @@ def _link_info(body: bytes) -> LinkInfo:
         master=int.from_bytes(found.get(IFLA_MASTER, b""), "little"),
         mac=found.get(IFLA_ADDRESS, b""),
         kind=kind.rstrip(b"\0").decode(errors="replace"),
+        alias=os.fsdecode(found.get(IFLA_IFALIAS, b"").rstrip(b"\0")),
     )
 
 

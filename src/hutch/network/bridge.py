@@ -44,11 +44,14 @@ def uplink_mtu(route: RouteSocket) -> int:
     return 0
 
 
-def create_bridge(route: RouteSocket, network: NetworkRecord, remember: Remember) -> LinkInfo:
+def create_bridge(
+    route: RouteSocket, network: NetworkRecord, remember: Remember, *, note: str = ""
+) -> LinkInfo:
     """Make the network's bridge, or complete one that is there; return it, up.
 
-    `remember(key, value)` is told what a kernel setting was before it is changed. Raises
-    `Busy` where the name or a subnet is taken by somebody else by now.
+    `note` becomes its alias. `remember(key, value)` is told what a kernel setting was
+    before it is changed. Raises `Busy` where the name or a subnet is taken by somebody else
+    by now.
     """
     link = route.link(network.bridge)
     if link is not None and link.kind != "bridge":
@@ -64,7 +67,7 @@ def create_bridge(route: RouteSocket, network: NetworkRecord, remember: Remember
         link = route.link(network.bridge)
         if link is None:
             raise Busy(f"bridge {network.bridge} vanished while it was set up")
-    messages = [rtnetlink.set_link(link.index, up=True)]
+    messages = [rtnetlink.set_link(link.index, up=True, alias=note)]
     for record in network.subnets:
         subnet = parse_subnet(record.subnet, field="subnet")
         gateway = parse_address(record.gateway, field="gateway")

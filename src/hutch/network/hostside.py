@@ -41,6 +41,7 @@ class HostSide:
     """
 
     def __init__(self, root: Path, records: Records) -> None:
+        self._root = root
         self._directory = root / "networks"
         self._records = records
         self._names = NameServers(self._directory, records)
@@ -167,9 +168,11 @@ class HostSide:
             self.replace_table()
             # A server that outlived its bridge is bound to the device that was.
             self._names.stop(network.id)
-            from hutch.network import bridge
+            from hutch.network import bridge, sweep
 
-            link = bridge.create_bridge(route, network, self._remember)
+            link = bridge.create_bridge(
+                route, network, self._remember, note=sweep.note_of(self._root)
+            )
             self._pass_filters([network.bridge])
             return link
 
