@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,10 @@ from hutch.plan import ops
 from hutch.process import Launcher
 from tests.native.boxes import Runner
 
+APPLETS = """
+cat chmod env false grep head hostname id ip kill ls mkdir printf ps pwd readlink rm setsid sh
+sleep sort stat stty tail touch tr true tty wc yes
+"""
 NATIVE = Path(__file__).parents[2] / "native"
 
 
@@ -70,9 +76,26 @@ def overlay_runner(
     yield from _runner(request, tmp_path_factory.mktemp("findings"))
 
 
+@pytest.fixture(scope="session")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One copy of static busybox, for root file systems to link to."""
+    found = shutil.which("busybox")
+    assert found is not None
+    return Path(shutil.copy2(found, tmp_path_factory.mktemp("busybox") / "busybox"))
+
+
 @pytest.fixture
-def rootfs(busybox_rootfs: Path) -> Path:
-    return busybox_rootfs
+def rootfs(tmp_path: Path, busybox: Path) -> Path:
+    """A root file system with the applets of these tests: quick to make, there are many."""
+    root = tmp_path / "rootfs"
+    for name in ("bin", "dev", "etc", "proc", "root", "sys", "tmp"):
+        (root / name).mkdir(parents=True)
+    os.link(busybox, root / "bin/busybox")
+    for applet in APPLETS.split():
+        (root / "bin" / applet).symlink_to("busybox")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\n")
+    return root
 
 
 @pytest.fixture

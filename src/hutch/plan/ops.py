@@ -79,7 +79,10 @@ class Unshare(Op, frozen=True, kw_only=True):
 
 class Setns(Op, frozen=True, kw_only=True):
     """setns(2) on a namespace descriptor (nstype one CLONE_NEW* or 0) or, with several
-    flags, on a pidfd."""
+    flags, on a pidfd.
+
+    With CLONE_NEWPID in section `prepare` the child is born in that PID namespace, and
+    needs no `Fork`."""
 
     slot: int
     nstype: int
@@ -110,7 +113,8 @@ class Idmap(msgspec.Struct, frozen=True, kw_only=True):
 class IdMap(Op, frozen=True, kw_only=True):
     """Section `prepare`: map the child's user namespace right after clone, from the
     supervisor, before the child runs its first operation (needs the privilege to do so).
-    setgroups is left allowed. The child becomes uid 0, gid 0 inside before going on."""
+    setgroups is left allowed. The child becomes uid 0, gid 0 inside after its leading
+    `CgroupJoin` operations: the files of a cgroup belong to the root outside."""
 
     uids: tuple[Idmap, ...]
     gids: tuple[Idmap, ...]
@@ -432,7 +436,8 @@ AnyOp = (
 
 
 class HealthProbe(msgspec.Struct, frozen=True, kw_only=True):
-    """The supervisor's own health check: an exec plan's bytes run on a timer.
+    """The supervisor's own health check: an exec plan's bytes run on a timer. Its slot 0
+    is the instance's pidfd; it must not linger.
 
     Times in seconds. Results go to `<dir>/health` (one JSON object, replaced whole) and
     to attached clients as HEALTH frames: starting, healthy, unhealthy; the last five
