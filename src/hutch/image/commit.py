@@ -12,6 +12,7 @@ from hutch.image.assemble import now_text, store_image, store_layer
 from hutch.image.catalog import Images
 from hutch.image.instructions import apply_changes
 from hutch.image.records import ImageRecord, LayerRecord
+from hutch.linux.idmap import IdMapping
 from hutch.oci.reference import parse
 from hutch.oci.types import Descriptor
 from hutch.records import Progress, ProgressEvent, silent
@@ -19,6 +20,7 @@ from hutch.spec.model import ProcessSpec
 from hutch.storage.content import ContentStore
 from hutch.storage.layers import Layers
 from hutch.storage.leases import Leases
+from hutch.storage.owners import Owners
 from hutch.storage.pack import pack_diff
 from hutch.storage.snapshots import OverlayAssets
 
@@ -39,6 +41,7 @@ def commit_image(
     changes: Iterable[str] = (),
     process: ProcessSpec | None = None,
     skip: Collection[bytes] = (),
+    mapping: IdMapping | None = None,
     created_s: float | None = None,
     progress: Progress = silent,
 ) -> ImageRecord:
@@ -46,7 +49,8 @@ def commit_image(
 
     Its configuration is the image's, with the command, environment, user and directory of
     `process`, and `changes` are instructions upon that. `skip` are relative paths that the
-    engine put there itself. The caller has paused the instance if it wants one moment of it.
+    engine put there itself; `mapping` is the map of ids of a remapped instance. The caller
+    has paused the instance if it wants one moment of it.
     """
     names = [parse(reference, field="reference").canonical()] if reference else []
     item = reference or base.id
@@ -58,13 +62,15 @@ def commit_image(
         document["config"] = apply_changes(settings, changes)
         parent = base.chain_ids[-1] if base.layers else ""
 
+        owners = Owners(mapping) if mapping is not None else None
+
         def report(count: int) -> None:
             progress(ProgressEvent(item=item, phase="committing", done=count))
 
         made = store_layer(
             content,
             layers,
-            _Chunks(pack_diff(assets.upper, skip=skip)),
+            _Chunks(pack_diff(assets.upper, skip=skip, owners=owners)),
             parent_chain_id=parent,
             report=report,
         )

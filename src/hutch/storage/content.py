@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from io import FileIO
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -21,6 +20,10 @@ from hutch.oci.digest import check_digest, digest_of, is_digest, new_hash
 from hutch.storage.compression import CHUNK
 from hutch.storage.faults import disk_errors
 from hutch.storage.locking import open_locked
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Blob", "BlobWriter", "ContentStore", "NewBlob"]
 

@@ -16,6 +16,7 @@ import msgspec
 from hutch.errors import Exhausted, HutchError, IntegrityError
 from hutch.storage.beneath import Directories, make_directory, normalise
 from hutch.storage.faults import explain
+from hutch.storage.owners import Owners
 from hutch.storage.removal import remove_tree
 from hutch.storage.tarstream import BLK, CHR, DIR, FIFO, LNK, REG, SYM, Entry, TarReader
 
@@ -80,7 +81,8 @@ class Extractor:
     """Extract one tar; `label` names it in errors.
 
     Names count from `prefix` beneath the root, while symbolic links on the way are
-    resolved in the root itself.
+    resolved in the root itself. With `owners` the archive's ids are those inside a user
+    namespace.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class Extractor:
         options: UnpackOptions,
         label: str,
         prefix: bytes = b"",
+        owners: Owners | None = None,
     ) -> None:
+        self._owners = owners
         self._prefix = prefix + b"/" if prefix else b""
         self._root_fd = root_fd
         self._reader = reader
@@ -388,6 +392,8 @@ class Extractor:
 
     def _chown(self, fd: int, base: bytes | None, entry: Entry) -> None:
         uid, gid = self._options.owner or (entry.uid, entry.gid)
+        if self._owners is not None:
+            uid, gid = self._owners.outside(uid, gid)
         try:
             if base is None:
                 os.fchown(fd, uid, gid)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -20,6 +19,8 @@ from hutch.storage.trash import Trash
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hutch.storage.compression import Readable
     from hutch.storage.extract import UnpackLimits, UnpackOptions
     from hutch.storage.unpack import UnpackResult

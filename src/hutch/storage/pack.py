@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from hutch.errors import Exhausted, IntegrityError
 from hutch.storage.overlay import Merged, is_opaque, is_whiteout
+from hutch.storage.owners import Owners
 from hutch.storage.tarstream import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 from hutch.storage.tarwrite import END, header, padding
 
@@ -40,8 +41,36 @@ Skip = Callable[[bytes], bool]
 class _Packer:
     """Write entries, telling hard links from first names."""
 
-    def __init__(self) -> None:
+    def __init__(self, owners: Owners | None = None) -> None:
         self._links: dict[tuple[int, int], bytes] = {}
+        self._owners = owners
+
+    def _header(
+        self,
+        name: bytes,
+        kind: bytes,
+        status: os.stat_result,
+        *,
+        size: int = 0,
+        linkname: bytes = b"",
+        device: tuple[int, int] = (0, 0),
+        pax: dict[bytes, bytes] | None = None,
+    ) -> bytes:
+        uid, gid = status.st_uid, status.st_gid
+        if self._owners is not None:
+            uid, gid = self._owners.inside(uid, gid)
+        return header(
+            name,
+            kind,
+            mode=status.st_mode & 0o7777,
+            uid=uid,
+            gid=gid,
+            size=size,
+            mtime=status.st_mtime_ns // 1_000_000_000,
+            linkname=linkname,
+            device=device,
+            pax=pax,
+        )
 
     def entry(
         self, name: bytes, status: os.stat_result, dir_fd: int, base: bytes
@@ -53,7 +82,7 @@ class _Packer:
         if form != stat.S_IFDIR and status.st_nlink > 1:
             first = self._links.setdefault((status.st_dev, status.st_ino), name)
             if first != name:
-                yield _header(name, LNK, status, linkname=first)
+                yield self._header(name, LNK, status, linkname=first)
                 return
         if form == stat.S_IFREG:
             yield from self._file(name, status, dir_fd, base)
@@ -64,7 +93,7 @@ class _Packer:
                 linkname = os.readlink(base, dir_fd=dir_fd)
             except OSError:
                 return
-        yield _header(
+        yield self._header(
             name + b"/" if form == stat.S_IFDIR else name,
             _KINDS[form],
             status,
@@ -90,37 +119,41 @@ class _Packer:
             if status.st_size - status.st_blocks * 512 >= _HOLES:
                 runs = _runs(fd, status.st_size)
                 if runs is not None:
-                    yield from _sparse(name, status, fd, runs, pax)
+                    yield from self._sparse(name, status, fd, runs, pax)
                     return
-            yield _header(name, REG, status, size=status.st_size, pax=pax)
+            yield self._header(name, REG, status, size=status.st_size, pax=pax)
             yield from _data(fd, 0, status.st_size)
             yield padding(status.st_size)
         finally:
             os.close(fd)
 
-
-def _header(
-    name: bytes,
-    kind: bytes,
-    status: os.stat_result,
-    *,
-    size: int = 0,
-    linkname: bytes = b"",
-    device: tuple[int, int] = (0, 0),
-    pax: dict[bytes, bytes] | None = None,
-) -> bytes:
-    return header(
-        name,
-        kind,
-        mode=status.st_mode & 0o7777,
-        uid=status.st_uid,
-        gid=status.st_gid,
-        size=size,
-        mtime=status.st_mtime_ns // 1_000_000_000,
-        linkname=linkname,
-        device=device,
-        pax=pax,
-    )
+    def _sparse(
+        self,
+        name: bytes,
+        status: os.stat_result,
+        fd: int,
+        runs: list[tuple[int, int]],
+        pax: dict[bytes, bytes],
+    ) -> Iterator[bytes]:
+        """Yield a sparse file as PAX 1.0 has it: its map ahead of its data."""
+        # The map ends with an empty run at the end of the file, as GNU tar writes it.
+        runs = [*runs, (status.st_size, 0)]
+        numbers = [len(runs), *(number for run in runs for number in run)]
+        table = b"".join(b"%d\n" % number for number in numbers)
+        table += padding(len(table))
+        stored = len(table) + sum(length for _, length in runs)
+        pax |= {
+            b"GNU.sparse.major": b"1",
+            b"GNU.sparse.minor": b"0",
+            b"GNU.sparse.name": name,
+            b"GNU.sparse.realsize": b"%d" % status.st_size,
+        }
+        parent, _, base = name.rpartition(b"/")
+        yield self._header(parent + b"/GNUSparseFile.0/" + base, REG, status, size=stored, pax=pax)
+        yield table
+        for offset, length in runs:
+            yield from _data(fd, offset, length)
+        yield padding(stored)
 
 
 def _data(fd: int, offset: int, length: int) -> Iterator[bytes]:
@@ -148,34 +181,6 @@ def _runs(fd: int, size: int) -> list[tuple[int, int]] | None:
         if len(runs) > _MAX_RUNS:
             return None
     return runs
-
-
-def _sparse(
-    name: bytes,
-    status: os.stat_result,
-    fd: int,
-    runs: list[tuple[int, int]],
-    pax: dict[bytes, bytes],
-) -> Iterator[bytes]:
-    """Yield a sparse file as PAX 1.0 has it: its map ahead of its data."""
-    # The map ends with an empty run at the end of the file, as GNU tar writes it.
-    runs = [*runs, (status.st_size, 0)]
-    numbers = [len(runs), *(number for run in runs for number in run)]
-    table = b"".join(b"%d\n" % number for number in numbers)
-    table += padding(len(table))
-    stored = len(table) + sum(length for _, length in runs)
-    pax |= {
-        b"GNU.sparse.major": b"1",
-        b"GNU.sparse.minor": b"0",
-        b"GNU.sparse.name": name,
-        b"GNU.sparse.realsize": b"%d" % status.st_size,
-    }
-    parent, _, base = name.rpartition(b"/")
-    yield _header(parent + b"/GNUSparseFile.0/" + base, REG, status, size=stored, pax=pax)
-    yield table
-    for offset, length in runs:
-        yield from _data(fd, offset, length)
-    yield padding(stored)
 
 
 def _xattrs(fd: int) -> dict[bytes, bytes]:
@@ -206,13 +211,20 @@ def _directory_xattrs(dir_fd: int, base: bytes) -> dict[bytes, bytes]:
         os.close(fd)
 
 
-def pack_merged(merged: Merged, path: bytes = b"", *, skip: Skip | None = None) -> Iterator[bytes]:
+def pack_merged(
+    merged: Merged,
+    path: bytes = b"",
+    *,
+    skip: Skip | None = None,
+    owners: Owners | None = None,
+) -> Iterator[bytes]:
     """Yield a tar of what a stack of layers shows at `path`, names relative to it.
 
-    The directory itself comes first, as `./`; `skip` tells which names to leave out.
+    The directory itself comes first, as `./`; `skip` tells which names to leave out, and
+    `owners` how ids on disk are seen inside.
     """
     at, found = merged.resolve(path)
-    packer = _Packer()
+    packer = _Packer(owners)
     fd = merged.open(found.layer, at)
     try:
         yield from packer.entry(b".", found.status, fd, b".")
@@ -235,12 +247,14 @@ def pack_merged(merged: Merged, path: bytes = b"", *, skip: Skip | None = None) 
     yield END
 
 
-def pack_diff(upper: str, *, skip: Collection[bytes] = ()) -> Iterator[bytes]:
+def pack_diff(
+    upper: str, *, skip: Collection[bytes] = (), owners: Owners | None = None
+) -> Iterator[bytes]:
     """Yield the layer that an upper directory is: its files, and OCI whiteouts.
 
     `skip` are paths to leave out with all beneath (what the engine itself put there).
     """
-    packer = _Packer()
+    packer = _Packer(owners)
     fd = os.open(upper, _OPEN)
     if is_opaque(fd):
         yield header(_OPAQUE, REG, mode=0o600)
@@ -249,13 +263,18 @@ def pack_diff(upper: str, *, skip: Collection[bytes] = ()) -> Iterator[bytes]:
 
 
 def pack_directory(
-    dir_fd: int, base: bytes, name: bytes, *, contents_only: bool = False
+    dir_fd: int,
+    base: bytes,
+    name: bytes,
+    *,
+    contents_only: bool = False,
+    owners: Owners | None = None,
 ) -> Iterator[bytes]:
     """Yield a tar of `base` in `dir_fd` (never followed) and all beneath it, as `name`.
 
     With `contents_only` a directory's entries are named from its top (`./`).
     """
-    packer = _Packer()
+    packer = _Packer(owners)
     status = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
     if contents_only:
         name = b"."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -12,6 +11,10 @@ from hutch.errors import NotFound
 from hutch.records import Records, Transaction
 from hutch.storage.layers import Layers
 from hutch.storage.trash import Trash
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "SNAPSHOTS",

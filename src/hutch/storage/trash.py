@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 
 from hutch.storage.removal import remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Trash"]
 

@@ -20,6 +20,7 @@ from hutch.storage.faults import explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from hutch.linux.idmap import IdMapping
     from hutch.storage.compression import Readable
     from hutch.storage.extract import UnpackLimits
 
@@ -245,13 +246,16 @@ def pack(
     follow: bool = False,
     name: str | None = None,
     contents_only: bool = False,
+    mapping: IdMapping | None = None,
 ) -> Iterator[bytes]:
     """Return a tar stream of a file or a tree, its top entry called `name` (as it is).
 
     With `follow` a symbolic link at `path` itself is followed (inside the root); links in
     the tree never are. With `contents_only` a directory's entries are relative to it.
+    `mapping` is the map of ids of a remapped instance: owners are then those seen inside.
     Raises before the first chunk where there is no such path.
     """
+    from hutch.storage.owners import Owners
     from hutch.storage.pack import pack_directory
 
     base = os.path.basename(path.rstrip("/"))
@@ -267,11 +271,14 @@ def pack(
         os.close(_open(root_fd, path, os.O_PATH | os.O_NOFOLLOW))
         holder = _open(root_fd, os.path.dirname(path.rstrip("/")) or "/", _DIRECTORY)
         inside = os.fsencode(base)
+    owners = Owners(mapping) if mapping is not None else None
     shown = os.fsencode(name if name is not None else base or ".")
 
     def stream() -> Iterator[bytes]:
         try:
-            yield from pack_directory(holder, inside, shown, contents_only=contents_only)
+            yield from pack_directory(
+                holder, inside, shown, contents_only=contents_only, owners=owners
+            )
         finally:
             os.close(holder)
 
@@ -299,14 +306,17 @@ def extract(
     *,
     limits: UnpackLimits | None = None,
     owner: tuple[int, int] | None = None,
+    mapping: IdMapping | None = None,
 ) -> int:
     """Extract a (compressed) tar into the directory `path`; return how many entries.
 
     Existing files are replaced, directories merged. Whiteout names are ordinary names
-    here. `owner` overrides the owners in the archive.
+    here. `owner` overrides the owners in the archive; with the map of ids of a remapped
+    instance they are those seen inside.
     """
     from hutch.storage.compression import decompress
     from hutch.storage.extract import Extractor, UnpackLimits, UnpackOptions
+    from hutch.storage.owners import Owners
     from hutch.storage.tarstream import TarReader
     from hutch.storage.unpack import default_options
 
@@ -325,6 +335,7 @@ def extract(
         ),
         label=f"copy to {path}",
         prefix=os.fsencode(path.strip("/")),
+        owners=Owners(mapping) if mapping is not None else None,
     )
     extractor.run()
     return extractor.entries

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -18,6 +16,8 @@ from hutch.storage.trash import Trash
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hutch.storage.snapshots import Usage
 
 __all__ = ["VOLUMES", "VOLUME_USERS", "Volume", "VolumeRecord", "VolumeUser", "Volumes"]
@@ -25,7 +25,7 @@ __all__ = ["VOLUMES", "VOLUME_USERS", "Volume", "VolumeRecord", "VolumeUser", "V
 VOLUMES = "volumes"
 VOLUME_USERS = "volume_users"
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 Filters = Mapping[str, Sequence[str]]
 _KEYS = ("type", "device", "o")
@@ -105,7 +105,7 @@ class Volumes:
         _check_options(chosen)
         anonymous = anonymous or not name
         name = name or new_id()
-        if not _NAME.fullmatch(name):
+        if len(name) > 255 or name[0] in "_.-" or not _LETTERS.issuperset(name):
             raise InvalidArgument(
                 f"expected letters, digits, '_', '.' and '-', got {name[:80]!r}", field="name"
             )
