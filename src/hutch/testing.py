@@ -113,6 +113,7 @@ def _clear(engine: Engine) -> None:
         except NotFound:
             continue
     engine.networks.prune()
+    engine.networks.teardown()
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with hutch.Engine(root) as engine:
         ensure_image(engine, "busybox")
     yield root
+    with hutch.Engine(root) as engine:
+        engine.networks.teardown()
     shutil.rmtree(root)
 
 

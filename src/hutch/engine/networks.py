@@ -96,6 +96,11 @@ class Networks:
             removed.append(network.name)
         return removed
 
+    def teardown(self) -> None:
+        """Take this root's bridges and packet rules off the host; definitions stay, and the
+        next start makes what it needs. For a root that is about to be removed."""
+        self._networks.teardown()
+
     def connect(
         self,
         network: str,
