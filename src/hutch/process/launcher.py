@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket  # socket(7) without what the socket module brings along: 2 ms of start-up
 import fcntl
 import os
-import socket
 from collections.abc import Mapping, Sequence
 
 from hutch.errors import Unsupported
@@ -86,7 +86,7 @@ class Launcher:
             if env is None:
                 env = os.environ if held.exit_command else {}
             plan = encode(plan)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             if attach:
                 ours.send(frames.encode_frame(frames.ATTACH, flag=attach))
