@@ -363,3 +363,23 @@ def test_threads_may_ask_while_another_reads(runner: Runner, rootfs: Path) -> No
         (rootfs / "go").touch()
         assert collected.result()[0].code == 9
         assert [future.result().code for future in waited] == [9, 9]
+
+
+def test_a_full_disk_cuts_no_record_and_no_output(
+    runner: Runner, rootfs: Path, run_dir: Path
+) -> None:
+    import subprocess
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(run_dir)], check=True)
+    try:
+        held = ops.Supervision(directory=str(run_dir), log_path=str(run_dir / "log"))
+        script = "i=0; while [ $i -lt 4000 ]; do echo this is line $i; i=$((i+1)); done"
+        status, out, _ = runner.run(shell(rootfs, script, held=held))
+        lines = [b"this is line %d\n" % n for n in range(4000)]
+        assert (status.code, out) == (0, b"".join(lines))
+        kept = [record.data for record in read_log(held.log_path)]
+        assert 0 < len(kept) < 4000
+        assert set(kept) <= set(lines)
+        assert (run_dir / "log").read_bytes().endswith(b"\n")
+    finally:
+        wait_until(lambda: subprocess.run(["umount", str(run_dir)]).returncode == 0, "umount")
