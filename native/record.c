@@ -1,6 +1,7 @@
 /* The files of the instance's run directory: ctl.sock, pid, exit. */
 #include <stdio.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include "supervisor.h"
@@ -10,6 +11,7 @@ static int listen_in(struct supervisor *s)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	struct text t = text_in(address.sun_path, sizeof(address.sun_path));
+	struct stat st;
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0)
@@ -25,6 +27,8 @@ static int listen_in(struct supervisor *s)
 		close(fd);
 		return fail(error);
 	}
+	if (fstatat(s->dir, "ctl.sock", &st, AT_SYMLINK_NOFOLLOW) == 0)
+		s->socket_inode = st.st_ino;
 	s->listen = fd;
 	return 0;
 }
@@ -153,9 +157,13 @@ void record_exit(struct supervisor *s)
 
 void record_remove(struct supervisor *s)
 {
-	if (s->listen >= 0)
-		close(s->listen);
+	struct stat st;
+
+	if (s->listen < 0)
+		return;
+	close(s->listen);
 	s->listen = -1;
-	if (s->dir >= 0)
+	if (fstatat(s->dir, "ctl.sock", &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    st.st_ino == s->socket_inode)
 		unlinkat(s->dir, "ctl.sock", 0);
 }

@@ -244,8 +244,9 @@ static void finish(struct supervisor *s)
 	put_u32(body + 4, (uint32_t)(signaled ? s->exit.si_status : 0));
 	put_u64(body + 8, s->exit_ns);
 	put_u64(body + 16, s->started_ns);
-	tell_all(s, FR_EXIT, s->exit.si_code == CLD_DUMPED, body, sizeof(body));
+	/* Whoever learns of the exit may start the next supervisor in this directory. */
 	record_remove(s);
+	tell_all(s, FR_EXIT, s->exit.si_code == CLD_DUMPED, body, sizeof(body));
 	spawn_exit_command(s);
 	s->state = DONE;
 	s->flush_until_ns = mono_ns() + FLUSH_NS;

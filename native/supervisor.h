@@ -68,6 +68,7 @@ struct supervisor {
 	struct launch launch;
 	enum state state;
 	int dir, listen;
+	ino_t socket_inode; /* of our ctl.sock: another supervisor's is not ours to remove */
 	int report;      /* our end of the child's reports */
 	int pidfd, old_pidfd;
 	pid_t pid;

@@ -234,3 +234,18 @@ def test_the_embedding_programs_children_are_left_alone(runner: Runner, rootfs: 
     child = subprocess.Popen(["true"])
     runner.run(box(rootfs, ["true"]))
     assert child.wait() == 0
+
+
+def test_a_directory_is_free_for_the_next_start_when_the_exit_is_told(
+    runner: Runner, rootfs: Path, held: ops.Supervision
+) -> None:
+    directory = Path(held.directory)
+    for _ in range(20):
+        with runner.start(box(rootfs, ["true"], held=held)) as supervisor:
+            assert supervisor.wait(WAIT_S).code == 0
+            assert not (directory / "ctl.sock").exists()
+            assert read_exit(held.directory) is not None
+            with runner.running(box(rootfs, ["sleep", "100"], held=held)):
+                assert read_exit(held.directory) is None
+                with Supervisor.connect(held.directory) as client:
+                    assert client.query().phase == "running"
