@@ -252,12 +252,25 @@ static void finish(struct supervisor *s)
 	s->flush_until_ns = mono_ns() + FLUSH_NS;
 }
 
+static void on_old(struct supervisor *s)
+{
+	waitid(P_PIDFD, (id_t)s->old_pidfd, &(siginfo_t){ 0 }, WEXITED);
+	close(s->old_pidfd);
+	s->old_pidfd = -1;
+}
+
 static void on_process(struct supervisor *s)
 {
 	/* What the process said before it ended comes first. */
 	while (s->state == LAUNCHING) {
+		struct pollfd said = { .fd = s->report, .events = POLLIN };
 		int before = s->pidfd;
-		on_report(s);
+		if (poll(&said, 1, 0) > 0)
+			on_report(s);
+		else if (s->old_pidfd >= 0)
+			on_old(s); /* it is about to end, and its end of the socket with it */
+		else /* killed between Fork and telling of it */
+			report_ended(s);
 		if (s->pidfd != before)
 			return; /* it was the old one, of Fork */
 	}
@@ -272,13 +285,6 @@ static void on_process(struct supervisor *s)
 	s->drain_until_ns = mono_ns() + DRAIN_NS;
 	if (streams_ended(s))
 		finish(s);
-}
-
-static void on_old(struct supervisor *s)
-{
-	waitid(P_PIDFD, (id_t)s->old_pidfd, &(siginfo_t){ 0 }, WEXITED);
-	close(s->old_pidfd);
-	s->old_pidfd = -1;
 }
 
 static void watch(struct watch *w, int fd, short events, int who)
@@ -341,7 +347,10 @@ static void dispatch(struct supervisor *s, int who, int fd, short events)
 		if (s->pidfd == fd) /* a report just before may have named another process */
 			on_process(s);
 		break;
-	case W_OLD: on_old(s); break;
+	case W_OLD:
+		if (s->old_pidfd == fd)
+			on_old(s);
+		break;
 	case W_LISTEN: client_accept(s); break;
 	case W_STDOUT:
 	case W_STDERR:

@@ -353,8 +353,7 @@ def test_threads_may_ask_while_another_reads(runner: Runner, rootfs: Path) -> No
     from concurrent.futures import ThreadPoolExecutor
 
     script = "while [ ! -e /go ]; do echo tick; sleep 0.01; done; exit 9"
-    with runner.start(shell(rootfs, script)) as supervisor, ThreadPoolExecutor(4) as pool:
-        supervisor.wait_started(WAIT_S)
+    with runner.running(shell(rootfs, script)) as supervisor, ThreadPoolExecutor(4) as pool:
         collected = pool.submit(supervisor.collect, timeout_s=WAIT_S)
         waited = [pool.submit(supervisor.wait, WAIT_S) for _ in range(2)]
         for _ in range(50):
