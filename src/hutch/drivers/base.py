@@ -23,7 +23,8 @@ __all__ = ["Driver", "ExecRequest", "Launch", "LaunchMount", "Started"]
 
 
 class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
-    """A mount whose source exists on the host. `slot_fd` >= 0 is an open descriptor of it."""
+    """A mount whose source exists on the host. `fd` >= 0 is an open descriptor of it;
+    `pid` > 0 says that the path is one in the mount namespace of that process."""
 
     source: str
     target: str
@@ -32,6 +33,7 @@ class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
     propagation: str = "rprivate"
     owned: bool = False
     fd: int = -1
+    pid: int = 0
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):

@@ -233,7 +233,7 @@ def _shared_memory(context: Context, record: InstanceRecord) -> LaunchMount | No
         return LaunchMount(source="/dev/shm", target="/dev/shm")
     if mode.startswith("container:"):
         other = load(context, find_id(context, mode.removeprefix("container:")))
-        return LaunchMount(source=f"/proc/{other.pid}/root/dev/shm", target="/dev/shm")
+        return LaunchMount(source="/dev/shm", target="/dev/shm", pid=other.pid)
     return None
 
 

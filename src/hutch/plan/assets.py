@@ -39,7 +39,11 @@ class ResolvedDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BindAsset(msgspec.Struct, frozen=True, kw_only=True):
-    """A mount whose source exists: a host path, or an open descriptor's slot."""
+    """A mount whose source exists: a host path, or an open descriptor's slot.
+
+    With `namespace` >= 0 the path is one in the mount namespace held in that slot, and
+    `home` holds the launcher's own, to return to.
+    """
 
     target: str
     path: str = ""
@@ -49,6 +53,8 @@ class BindAsset(msgspec.Struct, frozen=True, kw_only=True):
     attr: int = 0
     propagation: int = 0
     idmapped: bool = False
+    namespace: int = -1
+    home: int = -1
 
 
 class NamespaceAsset(msgspec.Struct, frozen=True, kw_only=True):

@@ -314,6 +314,8 @@ class _Compiler:
         slot = self._slot()
         # A bind source is opened by the supervisor, as the user who asked, before the clone.
         section = self._child if self._assets.rootless else self._prepare
+        if bind.namespace >= 0:
+            section.append(ops.Setns(slot=bind.namespace, nstype=flags.CLONE_NEWNS))
         section.append(
             ops.OpenTree(
                 slot=slot,
@@ -325,6 +327,8 @@ class _Compiler:
                 propagation=bind.propagation or flags.MS_PRIVATE,
             )
         )
+        if bind.namespace >= 0:
+            section.append(ops.Setns(slot=bind.home, nstype=flags.CLONE_NEWNS))
         self._child.append(
             ops.MoveMount(slot=slot, target=bind.target, create="dir" if bind.is_dir else "file")
         )

@@ -93,7 +93,9 @@ class AssetBuilder:
             if directory is not None:
                 cgroup_slot = _add(fds, directory, held)
         uids, gids, userns_slot = self._id_maps(spec, fds, held)
-        binds = tuple(self._bind(mount, fds, idmap=userns_slot >= 0) for mount in launch.mounts)
+        binds = tuple(
+            self._bind(mount, fds, held, idmap=userns_slot >= 0) for mount in launch.mounts
+        )
         reader = LayeredReader((launch.rootfs,) if launch.rootfs else (launch.upper, *launch.lower))
         user = resolve_user(spec.process.user, spec.process.groups, reader)
         privileged = spec.security.privileged
@@ -143,7 +145,11 @@ class AssetBuilder:
             joined.append(NamespaceAsset(slot=_add(fds, fd, held), kind=_JOINED[name]))
         return tuple(joined)
 
-    def _bind(self, mount: LaunchMount, fds: list[int], *, idmap: bool) -> BindAsset:
+    def _bind(
+        self, mount: LaunchMount, fds: list[int], held: ExitStack, *, idmap: bool
+    ) -> BindAsset:
+        if mount.pid:
+            return _foreign_bind(mount, fds, held)
         slot = -1
         if mount.fd >= 0:
             fds.append(mount.fd)
@@ -236,6 +242,22 @@ def _add(fds: list[int], fd: int, held: ExitStack) -> int:
     held.callback(os.close, fd)
     fds.append(fd)
     return len(fds) - 1
+
+
+def _foreign_bind(mount: LaunchMount, fds: list[int], held: ExitStack) -> BindAsset:
+    """Return a directory of another instance's mount namespace; a mount can be cloned only
+    from within the namespace that it is in."""
+    flags_ = os.O_RDONLY | os.O_CLOEXEC
+    theirs = os.open(f"/proc/{mount.pid}/ns/mnt", flags_)
+    namespace = _add(fds, theirs, held)
+    home = _add(fds, os.open("/proc/self/ns/mnt", flags_), held)
+    return BindAsset(
+        target=mount.target,
+        path=mount.source,
+        namespace=namespace,
+        home=home,
+        propagation=flags.MS_PRIVATE,
+    )
 
 
 def _v1_mounts(group: Group | None) -> tuple[tuple[str, str], ...]:
