@@ -81,5 +81,3 @@ class ProgressEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 def silent(_: ProgressEvent) -> None:
     """Take a progress event and show nothing."""
-
-

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from hutch.decoding import prepare
 from hutch.engine.context import Context
 from hutch.engine.finish import dispose
 from hutch.engine.locking import instance_lock
@@ -57,6 +58,7 @@ def ensure_image(
 
 def image_defaults(image: ImageRecord) -> ImageDefaults:
     """Return what the specification takes from an image."""
+    prepare(ImageDefaults)
     return msgspec.convert(image.config, ImageDefaults, from_attributes=True)
 
 

@@ -7,6 +7,7 @@ import time
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.engine.context import Context
 from hutch.engine.records import InstanceRecord
 from hutch.engine.results import HealthState, InstanceInfo, MountInfo
@@ -74,7 +75,7 @@ def health_of(context: Context, record: InstanceRecord) -> HealthState | None:
     except OSError:
         return HealthState(status="starting")
     try:
-        return msgspec.json.decode(os.read(fd, _MAX_HEALTH_FILE), type=HealthState)
+        return decode_json(os.read(fd, _MAX_HEALTH_FILE), HealthState)
     except msgspec.DecodeError:
         return HealthState(status="starting")
     finally:

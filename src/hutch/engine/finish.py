@@ -17,13 +17,14 @@ from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
 from hutch.engine.mounts import release_mounts
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord
-from hutch.errors import Busy, HutchError, NotFound
+from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.process.records import is_alive, read_exit
 from hutch.records import Transaction
 
 __all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked"]
 
+_DRAIN_S = 60.0
 _LIVE = (State.STARTING, State.RUNNING, State.PAUSED)
 
 
@@ -60,16 +61,26 @@ def finish(context: Context, identifier: str) -> InstanceRecord | None:
             record = load(context, identifier)
             if not record.spec.auto_remove:
                 return refresh_locked(context, record)
-            if record.state in _LIVE:
-                if _is_running(context, record):
-                    return record
-                record = _observe(context, record)
-                _erase(context, record, died=True)
-            elif record.state == State.EXITED:
-                _erase(context, record)
-            return record
+            try:
+                return _finish_and_remove(context, record)
+            except Exhausted:
+                # What filled the disk may be what is to go in any case.
+                context.trash.discard(f"{context.directory(identifier)}/upper")
+                context.trash.drain(_DRAIN_S)
+                return _finish_and_remove(context, record)
     except NotFound:
         return None
+
+
+def _finish_and_remove(context: Context, record: InstanceRecord) -> InstanceRecord:
+    if record.state in _LIVE:
+        if _is_running(context, record):
+            return record
+        record = _observe(context, record)
+        _erase(context, record, died=True)
+    elif record.state == State.EXITED:
+        _erase(context, record)
+    return record
 
 
 def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.host.facts import Facts, gather_facts
 from hutch.host.findings import Finding, Report, State, finding_of
 from hutch.host.programs import PROGRAMS, find_program, version_of
@@ -59,7 +60,7 @@ def _probe(kind: str) -> Probed:
     code = _PROBE.format(path=sys.path, kind=kind)
     try:
         done = run_command([sys.executable, "-S", "-c", code], timeout_s=30)
-        return msgspec.json.decode(done.stdout, type=Probed)
+        return decode_json(done.stdout, Probed)
     except (OSError, HutchError, msgspec.DecodeError):
         return {}
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.decoding import decode_json
+
 __all__ = ["Facts", "boot_id", "cgroup_mode", "gather_facts", "load_facts", "replace_file"]
 
 FORMAT = 1
@@ -147,7 +149,7 @@ def load_facts(root: Path) -> Facts:
     path = root / "cache" / f"facts-{os.geteuid()}.json"
     try:
         with open(path, "rb") as file:
-            cached = msgspec.json.decode(file.read(1 << 16), type=Facts)
+            cached = decode_json(file.read(1 << 16), Facts)
     except (OSError, msgspec.DecodeError):
         cached = None
     if cached is not None and cached.format == FORMAT and cached.boot_id == boot_id():

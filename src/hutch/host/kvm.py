@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.host.findings import Finding, State
 from hutch.host.programs import find_program, version_of
 
@@ -193,7 +194,7 @@ def _cached_or_tried(cache: Path | None, qemu: str, accelerator: str) -> _Verdic
     path = cache / f"{accelerator}.json" if cache else None
     if path is not None:
         try:
-            known = msgspec.json.decode(path.read_bytes(), type=_Verdict)
+            known = decode_json(path.read_bytes(), _Verdict)
         except (OSError, msgspec.DecodeError):
             known = None
         if known is not None and (known.boot_id, known.qemu, known.kernel) == key:

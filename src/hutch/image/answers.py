@@ -9,6 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import Denied, HutchError, InvalidArgument, NotFound, Unavailable
 
 __all__ = [
@@ -112,7 +113,7 @@ class _ErrorBody(msgspec.Struct):
 def _message(body: bytes) -> str:
     """Return the first error of a registry's answer, as one printable line."""
     try:
-        decoded = msgspec.json.decode(body, type=_ErrorBody)
+        decoded = decode_json(body, _ErrorBody)
     except (msgspec.DecodeError, RecursionError):
         return ""
     if not decoded.errors:

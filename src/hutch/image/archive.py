@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import HutchError, IntegrityError, InvalidArgument, NotFound
 from hutch.image.assemble import open_archive
 from hutch.image.catalog import Images
@@ -303,7 +304,7 @@ class _Loader:
 
     def _docker_images(self) -> list[_DockerImage]:
         try:
-            return msgspec.json.decode(self._archive.read("manifest.json"), type=list[_DockerImage])
+            return decode_json(self._archive.read("manifest.json"), list[_DockerImage])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(f"archive: manifest.json: {error}") from error
 

@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import Denied, Unavailable
 from hutch.image.registry_config import Credentials, is_loopback
 
@@ -157,7 +158,7 @@ class Authenticator:
         if answer.status != 200:
             raise Unavailable(f"token server {host}: answered {answer.status}")
         try:
-            token = msgspec.json.decode(answer.body, type=_Token)
+            token = decode_json(answer.body, _Token)
         except (msgspec.DecodeError, RecursionError):
             raise Unavailable(f"token server {host}: gave an answer that cannot be read") from None
         text = token.token or token.access_token

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import InvalidArgument, NotFound
 from hutch.image.assemble import now_text, store_image, store_layer
 from hutch.image.catalog import Images
@@ -121,7 +122,7 @@ def _document(content: ContentStore, base: ImageRecord) -> dict[str, Any]:
                 f"blob {layer.digest}: not in the content store", hint="pull the image again"
             )
     try:
-        return msgspec.json.decode(content.read(base.config_digest), type=dict[str, Any])
+        return decode_json(content.read(base.config_digest), dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"image {base.id}: bad configuration: {error}") from error
 

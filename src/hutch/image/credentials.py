@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import Denied, InvalidArgument, Unsupported
 from hutch.image.registry_config import Credentials, RegistryConfig
 
@@ -90,7 +91,7 @@ def _load(path: Path) -> _AuthFile | None:
     if len(data) > _MAX_FILE:
         raise InvalidArgument(f"{path}: larger than {_MAX_FILE} bytes")
     try:
-        return msgspec.json.decode(data or b"{}", type=_AuthFile)
+        return decode_json(data or b"{}", _AuthFile)
     except (msgspec.DecodeError, RecursionError) as exc:
         # The text of the exception names a path in the document, never a value.
         raise InvalidArgument(f"{path}: {exc}") from None
@@ -174,7 +175,7 @@ def _ask_helper(name: str, key: str) -> Credentials | None:
             return None
         raise Denied(f"credential helper {program}: failed with status {done.returncode} for {key}")
     try:
-        answer = msgspec.json.decode(done.stdout, type=_HelperAnswer)
+        answer = decode_json(done.stdout, _HelperAnswer)
     except msgspec.DecodeError:
         raise Denied(f"credential helper {program}: gave an answer that is not JSON") from None
     if answer.username == _TOKEN_USER:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import InvalidArgument
 
 __all__ = ["apply_changes"]
@@ -82,7 +83,7 @@ def _json_list(text: str, where: str) -> list[str] | None:
     if not text.startswith("["):
         return None
     try:
-        return msgspec.json.decode(text.encode(), type=list[str])
+        return decode_json(text.encode(), list[str])
     except (msgspec.DecodeError, UnicodeError) as error:
         raise InvalidArgument(f"expected a JSON list of strings: {error}", field=where) from None
 

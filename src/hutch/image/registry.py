@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import Denied, HutchError, IntegrityError, InvalidArgument, NotFound, Unavailable
 from hutch.image.answers import check_status, join_url, origin
 from hutch.image.registry_config import RegistryConfig, endpoints
@@ -391,7 +392,7 @@ def _next_link(header: str) -> str | None:
 
 def _decode_page(data: bytes, kind: type[T], what: str) -> T:
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decode_json(data, kind)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise Unavailable(f"{what}: the answer cannot be read ({str(exc)[:200]})") from exc
 

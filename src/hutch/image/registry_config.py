@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import InvalidArgument
 
 __all__ = [
@@ -103,7 +104,7 @@ def load_registry_config(*paths: Path) -> RegistryConfig:
         if len(data) > _MAX_CONFIG:
             raise InvalidArgument(f"{path}: larger than {_MAX_CONFIG} bytes")
         try:
-            return msgspec.json.decode(data, type=RegistryConfig)
+            return decode_json(data, RegistryConfig)
         except (msgspec.DecodeError, RecursionError) as exc:
             raise InvalidArgument(f"{path}: {exc}") from exc
     return RegistryConfig()

@@ -10,6 +10,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any
 
+from hutch.decoding import decode_json
 from hutch.linux.netlink import NetlinkSocket, attribute, attributes, message
 
 if TYPE_CHECKING:
@@ -63,10 +64,9 @@ def run(commands: str, *, flags: int = 0) -> str:
 
 def query(command: str) -> list[dict[str, Any]]:
     """Return what a list command prints, decoded: one dictionary of one key per object."""
-    import msgspec
 
     text = run(command + "\n", flags=NFT_CTX_OUTPUT_JSON)
-    decoded = msgspec.json.decode(text, type=dict[str, list[dict[str, Any]]])
+    decoded = decode_json(text, dict[str, list[dict[str, Any]]])
     return decoded["nftables"]
 
 

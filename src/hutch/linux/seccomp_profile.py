@@ -6,6 +6,7 @@ import re
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import InvalidArgument, Unsupported
 
 __all__ = ["ACTIONS", "COMPARISONS", "Argument", "Profile", "Rule", "parse_profile"]
@@ -124,7 +125,7 @@ def parse_profile(text: bytes | str, *, field: str = "seccomp") -> Profile:
     if len(text) > _MAX_BYTES:
         raise InvalidArgument(f"profile is larger than {_MAX_BYTES} bytes", field=field)
     try:
-        document = msgspec.json.decode(text, type=_Document)
+        document = decode_json(text, _Document)
     except msgspec.ValidationError as exc:
         message, _, where = str(exc).partition(" - at `$")
         path = field + where.rstrip("`")

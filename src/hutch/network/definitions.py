@@ -87,22 +87,31 @@ def define(
     return network
 
 
-def define_builtin(tx: Transaction, host: Iterable[tuple[str, Subnet]], mtu: int) -> NetworkRecord:
-    """Store the networks `bridge`, `host` and `none`; return the first."""
+def define_builtin(
+    tx: Transaction,
+    host: Iterable[tuple[str, Subnet]],
+    mtu: int,
+    *,
+    identity: NetworkRecord | None = None,
+) -> NetworkRecord:
+    """Store the networks `bridge`, `host` and `none`; return the first.
+
+    With `identity` the default network keeps that one's identifier and bridge name.
+    """
     existing = tx.get(NETWORKS, DEFAULT_NETWORK, NetworkRecord)
     if existing is not None:
         return existing
     now = time.time_ns()
-    for name, driver in (("host", "host"), ("none", "null")):
+    for name, driver in (("host", "host"), ("none", "null")) if identity is None else ():
         record = NetworkRecord(id=new_id(), name=name, driver=driver, created_ns=now)
         tx.put(NETWORKS, name, record)
-    network_id = new_id()
+    network_id = new_id() if identity is None else identity.id
     network = NetworkRecord(
         id=network_id,
         name=DEFAULT_NETWORK,
         driver="bridge",
         created_ns=now,
-        bridge=_bridge_name(tx, {}, network_id),
+        bridge=_bridge_name(tx, {}, network_id) if identity is None else identity.bridge,
         subnets=_subnets(tx, NetworkRequest(name=DEFAULT_NETWORK), list(host)),
         mtu=mtu,
     )

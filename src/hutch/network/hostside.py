@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from hutch.errors import Busy
@@ -28,9 +28,23 @@ from hutch.network.model import (
 )
 from hutch.records import Records
 
-__all__ = ["HostSide"]
+__all__ = ["HostSide", "choosing_subnets"]
 
 _ATTEMPTS = 8
+_CHOICE_LOCK = "/run/hutch-networks.lock"
+_CHOICE_TIMEOUT_S = 60.0
+
+
+@contextmanager
+def choosing_subnets() -> Iterator[None]:
+    """Keep the roots of this host from choosing the same subnet: hold this from looking at
+    what is taken until the bridge is there. Without a writable /run it holds nothing."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(_CHOICE_LOCK, timeout_s=_CHOICE_TIMEOUT_S))
+        except OSError:
+            pass
+        yield
 
 
 class HostSide:

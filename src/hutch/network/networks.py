@@ -12,7 +12,7 @@ from hutch.errors import Busy, InvalidArgument, WrongState
 from hutch.ids import short_id
 from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import endpoints, netns
-from hutch.network.hostside import HostSide
+from hutch.network.hostside import HostSide, choosing_subnets
 from hutch.network.lookup import find
 from hutch.network.model import (
     ADDRESSES,
@@ -55,6 +55,7 @@ class Networks:
     def __init__(self, root: Path, records: Records) -> None:
         self._records = records
         self._host = HostSide(root, records)
+        self._settled = False
 
     # ---- networks ---------------------------------------------------------------------
 
@@ -92,12 +93,45 @@ class Networks:
             dns=dns,
         )
         self.ensure_default()
-        with RouteSocket() as route:
+        with choosing_subnets(), RouteSocket() as route:
             taken = bridge.host_subnets(route)
-        with self._records.write() as tx:
-            network = definitions.define(tx, request, taken)
-            tx.event("network", "create", network.name, id=network.id, driver=driver)
+            with self._records.write() as tx:
+                network = definitions.define(tx, request, taken)
+                tx.event("network", "create", network.name, id=network.id, driver=driver)
+            self._claim(route, network)
         return network
+
+    def _claim(self, route: RouteSocket, network: NetworkRecord) -> None:
+        """Make a new network's bridge, so that no other root chooses the same subnet."""
+        try:
+            self._host.ensure_bridge(route, network.name)
+        except BaseException:
+            with self._records.write() as tx:
+                tx.delete(NETWORKS, network.name)
+            raise
+
+    def _settle_default(self) -> None:
+        """See that the default network has its bridge before its first use by this process.
+
+        Until then its subnet is only a proposal: where another root or the host has taken
+        it meanwhile, and nobody is in the network, it is chosen anew.
+        """
+        if self._settled:
+            return
+        from hutch.network import bridge, definitions
+
+        network = self.ensure_default()
+        with RouteSocket() as route:
+            if route.link(network.bridge) is None:
+                with choosing_subnets():
+                    taken = bridge.host_subnets(route)
+                    with self._records.write() as tx:
+                        if not endpoints.members_of(tx, network.id):
+                            tx.delete(NETWORKS, DEFAULT_NETWORK)
+                            mtu = bridge.uplink_mtu(route)
+                            network = definitions.define_builtin(tx, taken, mtu, identity=network)
+                    self._host.ensure_bridge(route, network.name)
+        self._settled = True
 
     def ensure_default(self) -> NetworkRecord:
         """Return the network `bridge`, defined on first use with a free private subnet."""
@@ -193,7 +227,7 @@ class Networks:
         ports. What an earlier start of the same instance left is given back first.
         """
         if any(a.name == DEFAULT_NETWORK for a in attachments):
-            self.ensure_default()
+            self._settle_default()
         elsewhere = self._host.ports_of_others() if ports else []
         with self._records.write() as tx:
             stale = self._release_all(tx, instance_id)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hutch.decoding import decode_json
 from hutch.errors import Busy, InternalError, Unsupported
 from hutch.network.model import Endpoint, EndpointAddress, PublishedPort
 from hutch.network.ports import check_port_free, choose_port
@@ -185,7 +186,7 @@ def _ask(directory: Path, request: dict[str, object]) -> dict[str, object]:
         while len(data) < _ANSWER_MAX and (piece := connection.recv(4096)):
             data += piece
     try:
-        return msgspec.json.decode(data, type=dict[str, object])
+        return decode_json(data, dict[str, object])
     except msgspec.DecodeError as error:
         raise InternalError(f"slirp4netns answered {data[:80]!r}") from error
 

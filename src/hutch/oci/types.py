@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import InvalidArgument, Unsupported
 from hutch.oci.digest import is_digest
 
@@ -301,7 +302,7 @@ def _decode(data: bytes, kind: type[T], limit: int, what: str) -> T:
     if len(data) > limit:
         raise InvalidArgument(f"{what}: larger than {limit} bytes")
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decode_json(data, kind)
     except msgspec.ValidationError as exc:
         raise InvalidArgument(f"{what}: {_sentence(exc)}") from exc
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:

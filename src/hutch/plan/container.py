@@ -264,11 +264,7 @@ class _Compiler:
                 self._prepare.append(
                     ops.OpenTree(slot=slot, path=directory, attr=attr, propagation=flags.MS_PRIVATE)
                 )
-                add(
-                    ops.MoveMount(
-                        slot=slot, target=f"/sys/fs/cgroup/{hierarchy}", create="dir"
-                    )
-                )
+                add(ops.MoveMount(slot=slot, target=f"/sys/fs/cgroup/{hierarchy}", create="dir"))
             if not self._privileged:
                 add(ops.Remount(target="/sys/fs/cgroup", attr_set=_RO))
 

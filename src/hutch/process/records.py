@@ -6,6 +6,7 @@ import os
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.process.frames import ExitStatus
 
 __all__ = ["PidRecord", "is_alive", "is_supervised", "read_exit", "read_health", "read_pid"]
@@ -37,19 +38,19 @@ def _read(directory: str, name: str) -> bytes | None:
 def read_exit(directory: str) -> ExitStatus | None:
     """Return how the instance's process ended, or None while it has not."""
     data = _read(directory, "exit")
-    return None if data is None else msgspec.json.decode(data, type=ExitStatus)
+    return None if data is None else decode_json(data, ExitStatus)
 
 
 def read_pid(directory: str) -> PidRecord | None:
     """Return the processes of the instance's last start, alive or not."""
     data = _read(directory, "pid")
-    return None if data is None else msgspec.json.decode(data, type=PidRecord)
+    return None if data is None else decode_json(data, PidRecord)
 
 
 def read_health(directory: str) -> dict[str, object] | None:
     """Return the health probe's record, or None when there is no probe or no result yet."""
     data = _read(directory, "health")
-    return None if data is None else msgspec.json.decode(data, type=dict[str, object])
+    return None if data is None else decode_json(data, dict[str, object])
 
 
 def _is_running(pid: int, start_time: int) -> bool:

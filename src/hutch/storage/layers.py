@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.errors import IntegrityError, NotFound
 from hutch.records import Records
 from hutch.storage.faults import disk_errors
@@ -195,7 +196,7 @@ class Layers:
         """Return what is known of a layer, or None where it is not unpacked."""
         try:
             with open(f"{os.path.dirname(self.path(chain_id))}/layer.json", "rb") as file:
-                return msgspec.json.decode(file.read(), type=Layer)
+                return decode_json(file.read(), Layer)
         except FileNotFoundError:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from hutch.decoding import decode_json, prepare
 from hutch.errors import AlreadyExists, Exhausted, HutchError, Unavailable, Unsupported
 
 __all__ = ["EventRow", "Store", "StoreTransaction"]
@@ -56,7 +57,7 @@ class StoreTransaction:
         row = self._connection.execute(
             "SELECT value FROM records WHERE tbl = ? AND key = ?", (table, key)
         ).fetchone()
-        return None if row is None else msgspec.json.decode(row[0], type=kind)
+        return None if row is None else decode_json(row[0], kind)
 
     def put(self, table: str, key: str, value: msgspec.Struct) -> None:
         """Store the record, replacing what was there."""
@@ -88,7 +89,7 @@ class StoreTransaction:
             "SELECT key, value FROM records WHERE tbl = ? AND key >= ? AND key < ? ORDER BY key",
             (table, prefix, prefix + "\U0010ffff"),
         )
-        decode = msgspec.json.Decoder(kind).decode
+        decode = prepare(kind).decode
         return [(key, decode(value)) for key, value in rows.fetchall()]
 
     def event(self, kind: str, action: str, subject: str, **attributes: str) -> None:
@@ -216,7 +217,7 @@ class Store:
                 kind=kind,
                 action=action,
                 subject=subject,
-                attributes=msgspec.json.decode(attributes, type=dict[str, str]),
+                attributes=decode_json(attributes, dict[str, str]),
             )
             for seq, time_ns, kind, action, subject, attributes in rows
         ]
