@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ from hutch.records import Progress, silent
 from hutch.spec.build import build, check_name
 from hutch.spec.defaults import ImageDefaults
 from hutch.spec.model import InstanceSpec
+from hutch.storage.faults import disk_errors
 
 __all__ = ["create", "ensure_image"]
 
@@ -103,8 +104,13 @@ def create_from_spec(
     context.driver(spec.isolation).check(spec)
     _check_references(context, spec)
     directory = context.directory(identifier)
-    os.mkdir(directory, 0o700)
-    with instance_lock(context, identifier), ExitStack() as undo:
+    with disk_errors(f"instance {identifier[:12]}"):
+        os.mkdir(directory, 0o700)
+    with (
+        disk_errors(f"instance {identifier[:12]}"),
+        _lock_new(context, identifier),
+        ExitStack() as undo,
+    ):
         undo.callback(dispose, context, identifier)
         os.mkdir(directory / "run", 0o700)
         _make_layers(context, identifier, image, spec)
@@ -125,6 +131,18 @@ def create_from_spec(
         )
         undo.pop_all()
     return record
+
+
+@contextmanager
+def _lock_new(context: Context, identifier: str) -> Iterator[None]:
+    """Hold the lock of an instance in the making; without its lock file there is none."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(instance_lock(context, identifier))
+        except OSError:
+            os.rmdir(context.directory(identifier))
+            raise
+        yield
 
 
 def _make_layers(context: Context, identifier: str, image: ImageRecord, spec: InstanceSpec) -> None:

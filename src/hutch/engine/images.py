@@ -204,12 +204,15 @@ class Images:
 
         from hutch.image.bootstrap import bootstrap_tar, parse_base
         from hutch.image.importer import import_image
+        from hutch.storage.faults import disk_errors
 
         base = parse_base(what, variant=variant, packages=packages, mirror=mirror)
         context = self._context
         scratch = context.root / "tmp"
-        scratch.mkdir(mode=0o700, exist_ok=True)
+        with disk_errors(f"bootstrap of {base.reference}"):
+            scratch.mkdir(mode=0o700, exist_ok=True)
         with (
+            disk_errors(f"bootstrap of {base.reference}"),
             tempfile.TemporaryDirectory(dir=scratch) as workspace,
             bootstrap_tar(base, Path(workspace), progress=progress) as tar,
         ):

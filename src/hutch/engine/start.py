@@ -21,6 +21,7 @@ from hutch.lifecycle import State, move
 from hutch.plan.ops import Plan
 from hutch.process.supervisor import Supervisor
 from hutch.spec.model import NetworkAttachment
+from hutch.storage.faults import disk_errors
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint
@@ -45,7 +46,7 @@ def start(
     instance itself; once it is closed, the supervisor sees to that. `attach` are the flags
     with which the link takes part in the streams from the first byte.
     """
-    with instance_lock(context, identifier):
+    with disk_errors(f"start of {identifier[:12]}"), instance_lock(context, identifier):
         record = refresh_locked(context, load(context, identifier))
         if record.state in (State.RUNNING, State.STARTING):
             return None
