@@ -25,6 +25,7 @@ from hutch.records import Transaction
 __all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked"]
 
 _DRAIN_S = 60.0
+_ROOM_S = 5.0
 _LIVE = (State.STARTING, State.RUNNING, State.PAUSED)
 
 
@@ -64,12 +65,27 @@ def finish(context: Context, identifier: str) -> InstanceRecord | None:
             try:
                 return _finish_and_remove(context, record)
             except Exhausted:
-                # What filled the disk may be what is to go in any case.
-                context.trash.discard(f"{context.directory(identifier)}/upper")
-                context.trash.drain(_DRAIN_S)
-                return _finish_and_remove(context, record)
+                return _make_room_and_remove(context, record)
     except NotFound:
         return None
+
+
+def _make_room_and_remove(context: Context, record: InstanceRecord) -> InstanceRecord:
+    """Do the same on a full disk: what filled it may be what is to go in any case.
+
+    The space of deleted files comes back when the supervisor has let go of the overlay,
+    a moment after it has told the exit.
+    """
+    context.trash.discard(f"{context.directory(record.id)}/upper")
+    context.trash.drain(_DRAIN_S)
+    deadline = time.monotonic() + _ROOM_S
+    while True:
+        try:
+            return _finish_and_remove(context, record)
+        except Exhausted:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _finish_and_remove(context: Context, record: InstanceRecord) -> InstanceRecord:
