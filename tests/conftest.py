@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ _WHOLE_MACHINE = _ALONE and (_CI or os.environ.get("HUTCH_LEAKS") == "all")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Started in the background by a shell, we and our children would ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in (
         "requires(*needs): what the test needs of the host, from tests.requires",
         "integration: touches the kernel; checked for leaks at its end",

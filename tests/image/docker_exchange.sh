@@ -24,7 +24,23 @@ http: {addr: "127.0.0.1:5000"}
 END
 docker-registry serve "$work/registry.yml" >"$work/registry.log" 2>&1 &
 pids="$pids $!"
-/usr/sbin/dockerd --host "$DOCKER_HOST" --data-root "$work/docker" --exec-root "$work/exec" \
+cat >"$work/containerd.toml" <<END
+version = 2
+root = "$work/containerd"
+state = "$work/containerd-state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "$work/containerd.sock"
+END
+containerd --config "$work/containerd.toml" >"$work/containerd.log" 2>&1 &
+pids="$! $pids"
+tries=0
+until [ -S "$work/containerd.sock" ]; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 300 ] || { tail -n 5 "$work/containerd.log" >&2; exit 1; }
+    sleep 0.2
+done
+/usr/sbin/dockerd --containerd "$work/containerd.sock" --host "$DOCKER_HOST" --data-root "$work/docker" --exec-root "$work/exec" \
     --pidfile "$work/docker.pid" --bridge none --iptables=false --storage-driver overlay2 \
     >"$work/docker.log" 2>&1 &
 pids="$pids $!"

@@ -55,7 +55,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def save(what: str, workspace: Path, target: Path, **options: str) -> Path:
-    with bootstrap_tar(parse_base(what, **options), workspace) as tar:  # type: ignore[arg-type]
+    with bootstrap_tar(parse_base(what, **options), workspace) as tar:
         target.write_bytes(tar.read())
     return target
 

@@ -93,22 +93,12 @@ class Networks:
             dns=dns,
         )
         self.ensure_default()
-        with choosing_subnets(), RouteSocket() as route:
+        with RouteSocket() as route:
             taken = bridge.host_subnets(route)
-            with self._records.write() as tx:
-                network = definitions.define(tx, request, taken)
-                tx.event("network", "create", network.name, id=network.id, driver=driver)
-            self._claim(route, network)
+        with self._records.write() as tx:
+            network = definitions.define(tx, request, taken)
+            tx.event("network", "create", network.name, id=network.id, driver=driver)
         return network
-
-    def _claim(self, route: RouteSocket, network: NetworkRecord) -> None:
-        """Make a new network's bridge, so that no other root chooses the same subnet."""
-        try:
-            self._host.ensure_bridge(route, network.name)
-        except BaseException:
-            with self._records.write() as tx:
-                tx.delete(NETWORKS, network.name)
-            raise
 
     def _settle_default(self) -> None:
         """See that the default network has its bridge before its first use by this process.
