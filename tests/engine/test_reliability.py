@@ -380,8 +380,9 @@ def test_a_disk_filled_by_the_program_is_its_own_trouble(tmp_path: Path) -> None
         engine.images.bootstrap("busybox")
         done = engine.run(
             "busybox",
-            ["sh", "-c", "dd if=/dev/zero of=/big bs=1M count=30; exit 5"],
+            ["sh", "-c", "read go; dd if=/dev/zero of=/big bs=1M count=30; exit 5"],
             network="none",
+            input=b"go\n",
         )
         assert done.exit_code == 5 and b"No space" in done.stderr
         assert engine.run("busybox", ["echo", "fine"], network="none").text == "fine\n"

@@ -72,6 +72,9 @@ def _give_up(context: Context, record: InstanceRecord, *, keep: bool) -> None:
 
             kill(context, record.id)
         else:
+            # By way of its exit: that makes room first where the program filled the disk.
+            context.driver(record.spec.isolation).kill_all(record.id)
+            finish(context, record.id)
             remove(context, record.id, force=True, remove_volumes=True)
     except (NotFound, WrongState):
         pass

@@ -82,7 +82,15 @@ def _start_locked(
         try:
             with ExitStack() as held:
                 launch = _launch(context, record, endpoints, held)
-                launch = msgspec.structs.replace(launch, attach=attach, rows=rows, columns=columns)
+                launch = msgspec.structs.replace(
+                    launch,
+                    attach=attach,
+                    rows=rows,
+                    columns=columns,
+                    # A starter that only starts may let go a moment after the exit: then
+                    # neither it nor a supervisor that still saw it would see to the rest.
+                    exit_command_always=launch.exit_command_always or not attach,
+                )
                 started = driver.start(launch)
         except HutchError as exc:
             undo.close()
