@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hutch.engine import Engine
+from tests.cli.conftest import wait_until
 from tests.requires import requires
 
 pytestmark = [requires("root", "overlayfs", "cgroup", "busybox"), pytest.mark.integration]
@@ -116,6 +117,16 @@ def test_rm_removes_and_without_it_the_instance_stays(cli: Any, name: str) -> No
     assert cli("inspect", name).returncode == 1
     cli.out("run", "--network", "none", "--name", name, "busybox", "true")
     assert cli.out("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name) == "exited 0\n"
+
+
+def test_what_ends_before_its_starter_lets_go_is_removed_all_the_same(
+    cli: Any, name: str, hutch_engine: Engine
+) -> None:
+    for i in range(4):
+        cli.out(
+            "run", "-d", "--rm", "--network", "none", "--name", f"{name}-{i}", "busybox", "true"
+        )
+    wait_until(lambda: not hutch_engine.list(all=True, filters={"name": [name]}))
 
 
 def test_signals_are_handed_on(cli: Any, name: str) -> None:
