@@ -37,12 +37,20 @@ def instance_files(record: InstanceRecord, endpoints: Sequence[Endpoint]) -> dic
         "resolv.conf": resolv_conf(
             read_host_resolv_conf(),
             endpoints,
-            dns=spec.dns,
+            dns=spec.dns or _user_mode_servers(endpoints),
             search=spec.dns_search,
             options=spec.dns_options,
             host_network=host_network,
         ),
     }
+
+
+def _user_mode_servers(endpoints: Sequence[Endpoint]) -> tuple[str, ...]:
+    """Return the name server of user-mode networking, for an endpoint that is of that."""
+    from hutch.network import user
+
+    is_user = any(not endpoint.bridge for endpoint in endpoints)
+    return (user.NAMESERVER,) if is_user else ()
 
 
 def write_files(

@@ -113,7 +113,7 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
         driver.kill_all(record.id)
     oom = same_boot and driver.oom_kills(record.id) > 0
     driver.cleanup(record.id)
-    context.networks.detach(record.id)
+    _leave_networks(context, record)
     error = record.error
     if status is None:
         error = "the supervisor was killed" if same_boot else "the host was restarted"
@@ -126,6 +126,15 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
         finished_ns=status.time_ns if status is not None else time.time_ns(),
         error=error,
     )
+
+
+def _leave_networks(context: Context, record: InstanceRecord) -> None:
+    if context.rootless:
+        from hutch.network import user
+
+        user.stop(context.directory(record.id) / "run")
+    else:
+        context.networks.detach(record.id)
 
 
 def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
@@ -171,7 +180,7 @@ def remove_locked(context: Context, record: InstanceRecord, *, remove_volumes: b
     """
     with context.store.write() as tx:
         tx.put(INSTANCES, record.id, msgspec.structs.replace(record, state=State.REMOVING))
-    context.networks.detach(record.id)
+    _leave_networks(context, record)
     context.driver(record.spec.isolation).cleanup(record.id)
     _erase(context, record, remove_volumes=remove_volumes)
 

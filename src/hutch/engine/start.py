@@ -16,7 +16,7 @@ from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in
 from hutch.engine.records import INSTANCES, InstanceRecord, ResolvedMount
-from hutch.errors import HutchError, InvalidArgument, WrongState
+from hutch.errors import HutchError, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State, move
 from hutch.plan.ops import Plan
 from hutch.process.supervisor import Supervisor
@@ -153,6 +153,8 @@ def _prepare_network(context: Context, record: InstanceRecord, undo: ExitStack) 
                 f"cannot be published with network {spec.network_mode!r}", field="publish"
             )
         return []
+    if context.rootless:
+        return _prepare_user_network(context, record, undo)
     endpoints = context.networks.prepare(
         record.id,
         attachments(record),
@@ -163,6 +165,24 @@ def _prepare_network(context: Context, record: InstanceRecord, undo: ExitStack) 
     )
     undo.callback(context.networks.detach, record.id)
     return list(endpoints)
+
+
+def _prepare_user_network(
+    context: Context, record: InstanceRecord, undo: ExitStack
+) -> list[Endpoint]:
+    """The default network of an ordinary user: an interface served by slirp4netns."""
+    from hutch.network import user
+
+    if record.spec.network_mode != "bridge" or len(attachments(record)) > 1:
+        raise Unsupported(
+            f"network: {record.spec.network_mode!r} needs root",
+            hint="leave the option out, or use none or host",
+        )
+    missing = user.unavailable()
+    if missing is not None:
+        raise Unsupported(f"network: {missing[0]}", hint=f"{missing[1]}, or use --network none")
+    undo.callback(user.stop, context.directory(record.id) / "run")
+    return [user.user_endpoint(record.id)]
 
 
 def attachments(record: InstanceRecord) -> tuple[NetworkAttachment, ...]:
@@ -195,6 +215,11 @@ def _launch(
         networks = context.networks
 
         def attach(pid: int) -> None:
+            if context.rootless:
+                from hutch.network import user
+
+                user.start(pid, directory / "run", spec.ports)
+                return
             for endpoint in endpoints:
                 networks.attach(endpoint, pid)
 

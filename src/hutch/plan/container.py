@@ -242,7 +242,9 @@ class _Compiler:
         if assets.uids and self._spec.network_mode == "host":
             # sysfs belongs to the network namespace's owner: mounting it is refused there.
             slot = self._slot()
-            self._prepare.append(ops.OpenTree(slot=slot, path="/sys", attr=_PLAIN | _RO))
+            (self._child if assets.rootless else self._prepare).append(
+                ops.OpenTree(slot=slot, path="/sys", attr=_PLAIN | _RO)
+            )
             add(ops.MoveMount(slot=slot, target="/sys", create="dir"))
             return
         # Submounts need a writable sysfs only for their mount points, which it has already.
@@ -405,7 +407,7 @@ class _Compiler:
             init=spec.init,
             console=True,
             create_cwd=True,
-            skip_setgroups=False,
+            skip_setgroups=self._assets.rootless and len(self._assets.uids) == 1,
             rows=assets.rows,
             columns=assets.columns,
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.drivers.base import Launch, LaunchMount
+from hutch.drivers.container import rootless
 from hutch.drivers.container.limits import resolve_devices
 from hutch.drivers.container.users import LayeredReader, resolve_user
 from hutch.errors import NotFound, Unsupported
@@ -98,6 +99,8 @@ class AssetBuilder:
         )
         reader = LayeredReader((launch.rootfs,) if launch.rootfs else (launch.upper, *launch.lower))
         user = resolve_user(spec.process.user, spec.process.groups, reader)
+        if os.geteuid() != 0:
+            rootless.check_user(user)
         privileged = spec.security.privileged
         capabilities = self.capabilities(spec, privileged=privileged)
         assets = ContainerAssets(
@@ -127,6 +130,9 @@ class AssetBuilder:
             userns_slot=userns_slot,
             uids=uids,
             gids=gids,
+            map_at_sync=os.geteuid() != 0,
+            rootless=os.geteuid() != 0,
+            overlay_in_child=os.geteuid() != 0,
             rows=launch.rows,
             columns=launch.columns,
         )
@@ -169,6 +175,9 @@ class AssetBuilder:
     def _id_maps(
         self, spec: InstanceSpec, fds: list[int], held: ExitStack
     ) -> tuple[tuple[Idmap, ...], tuple[Idmap, ...], int]:
+        if os.geteuid() != 0:
+            uids, gids = rootless.own_maps()
+            return uids, gids, -1
         if spec.userns in ("", "host"):
             return (), (), -1
         mapped = self._user_maps.remapped()
@@ -176,9 +185,7 @@ class AssetBuilder:
 
     def map_ids(self, launch: Launch, pid: int) -> None:
         """Map the ids of a child's user namespace where the launcher may not (rootless)."""
-        raise Unsupported(
-            "rootless containers are not available in this version", hint="run as root"
-        )
+        rootless.write_maps(pid)
 
     def capabilities(self, spec: InstanceSpec, *, privileged: bool) -> int:
         """Return the mask an instance's processes are bounded by, within our own."""

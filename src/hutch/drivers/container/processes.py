@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from hutch.drivers.base import ExecRequest
+from hutch.drivers.container.rootless import has_one_id
 from hutch.drivers.container.users import read_beneath, resolve_user
 from hutch.errors import WrongState
 from hutch.linux.cgroup import Group
@@ -119,6 +120,7 @@ def exec_assets(
         capabilities=capabilities,
         apparmor=builder.apparmor(request.spec, privileged=privileged),
         slots=1 + len(extra),
+        skip_setgroups=os.geteuid() != 0 and has_one_id(),
         rows=request.rows,
         columns=request.columns,
     )

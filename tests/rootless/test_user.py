@@ -1,0 +1,118 @@
+"""Containers of an ordinary user: the same commands, without root."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.requires import requires
+
+pytestmark = requires("root", "userns", "overlayfs", "busybox")
+
+UID = 54321
+Hutch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def hutch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hutch]:
+    """Run `hutch` as a user without subordinate ids, on a root of that user's own."""
+    import tempfile
+
+    # pytest's own directories are closed to other users.
+    home = Path(tempfile.mkdtemp(prefix="hutch-rootless-"))
+    # A copy: the checkout and its interpreter may lie where only root may look.
+    shutil.copytree(Path(__file__).parents[2] / "src" / "hutch", home / "lib" / "hutch")
+    for name in ("msgspec", "isal", "zstandard", "urllib3"):
+        package = importlib.import_module(name).__file__
+        assert package is not None
+        shutil.copytree(Path(package).parent, home / "lib" / name)
+    os.chmod(home, 0o755)
+    for path in (home, *home.rglob("*")):
+        os.chown(path, UID, UID, follow_symlinks=False)
+    python = "/usr/bin/python3" if sys.version_info[:2] == _system_python() else sys.executable
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(home),
+        "HUTCH_ROOT": str(home / "root"),
+        "PYTHONPATH": str(home / "lib"),
+    }
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, "-m", "hutch", *arguments],
+            user=UID,
+            group=UID,
+            extra_groups=[],
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    try:
+        done = run("image", "bootstrap", "busybox")
+        assert done.returncode == 0, done.stderr
+        yield run
+        assert run("ps", "-aq").stdout == ""
+    finally:
+        shutil.rmtree(home)
+
+
+def _system_python() -> tuple[int, int] | None:
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+    )
+    words = done.stdout.split()
+    return (int(words[0]), int(words[1])) if len(words) == 2 else None
+
+
+def test_a_user_runs_a_container_as_root_of_their_own(hutch: Hutch) -> None:
+    script = "id -u; cat /proc/self/uid_map; touch /made; grep Seccomp: /proc/self/status"
+    done = hutch("run", "--rm", "--network", "none", "busybox", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert words[:4] == ["0", "0", str(UID), "1"] and words[-1] == "2"
+
+
+def test_the_life_of_a_container_without_root(hutch: Hutch, tmp_path: Path) -> None:
+    def ok(*arguments: str) -> str:
+        done = hutch(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    ok("run", "-d", "--name", "box", "--network", "none", "busybox", "sh", "-c",
+       "echo up; sleep 1000")  # fmt: skip
+    assert ok("exec", "box", "sh", "-c", "echo $(id -u) > /f; cat /f") == "0"
+    assert ok("logs", "box") == "up"
+    ok("stop", "-t", "0", "box")
+    ok("start", "box")
+    assert ok("exec", "box", "cat", "/f") == "0"
+    ok("rm", "-f", "box")
+
+
+def test_what_a_user_cannot_have_is_told_with_the_cure(hutch: Hutch) -> None:
+    none = ("run", "--rm", "--network", "none")
+    for arguments, word in (
+        ((*none, "--memory", "64m", "busybox", "true"), "memory"),
+        ((*none, "--user", "5", "busybox", "true"), "subordinate ids"),
+        (("run", "--rm", "--network", "other", "busybox", "true"), "network"),
+    ):
+        done = hutch(*arguments)
+        assert done.returncode == 125
+        assert word in done.stderr and "hint:" in done.stderr
+
+
+def test_the_hosts_network_can_be_used(hutch: Hutch) -> None:
+    done = hutch("run", "--rm", "--network", "host", "busybox", "readlink", "/proc/self/ns/net")
+    assert done.stdout.strip() == os.readlink("/proc/self/ns/net"), done.stderr
