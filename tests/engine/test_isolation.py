@@ -376,3 +376,18 @@ def test_remapped_ids_are_others_outside(engine: Engine) -> None:
 
 def test_modes_of_the_image_are_kept(sh: Sh) -> None:
     assert sh("stat -c %a /tmp /root /bin").split() == ["1777", "700", "755"]
+
+
+@requires("idmapped-mounts")
+def test_copies_of_a_remapped_container_have_the_ids_inside(engine: Engine, tmp_path: Path) -> None:
+    with engine.start("busybox", ["sleep", "100"], network="none", userns="remap") as box:
+        (tmp_path / "in").write_text("x")
+        box.files.copy_in(tmp_path / "in", "/in")
+        assert box.exec(["stat", "-c", "%u:%g", "/in"]).text == "0:0\n"
+        box.exec(["chown", "7:8", "/in"])
+        box.files.copy_out("/in", tmp_path / "out")
+        assert (tmp_path / "out").stat().st_uid == 7
+        image = box.commit("committed")
+    done = engine.run("committed", ["stat", "-c", "%u:%g", "/in"], network="none")
+    engine.images.remove(image.id, force=True)
+    assert done.text == "7:8\n"

@@ -18,6 +18,7 @@ from hutch.errors import Denied, NotFound
 from hutch.lifecycle import State
 
 if TYPE_CHECKING:
+    from hutch.linux.idmap import IdMapping
     from hutch.storage.tree import Stat
 
 __all__ = ["ChunkReader", "Files", "open_root"]
@@ -154,7 +155,17 @@ class Files:
                 follow=follow,
                 name=name,
                 contents_only=contents_only,
+                mapping=self._mapping(),
             )
+
+    def _mapping(self) -> IdMapping | None:
+        """Return the map by which owners inside differ from those on the host."""
+        spec = load(self._context, self._id).spec
+        if spec.userns in ("", "host"):
+            return None
+        from hutch.drivers.container.idmaps import mapping_of
+
+        return mapping_of(spec)
 
     def copy_in_tar(
         self, path: str, stream: object, *, owner: tuple[int, int] | None = None
@@ -165,7 +176,7 @@ class Files:
 
         reader = stream if hasattr(stream, "read") else ChunkReader(stream)  # type: ignore[arg-type]
         with open_root(self._context, self._id, read_only=False) as root:
-            return tree.extract(root, path, reader, owner=owner)
+            return tree.extract(root, path, reader, owner=owner, mapping=self._mapping())
 
     def copy_in(self, local: str | os.PathLike[str], path: str) -> None:
         """Copy a local file or tree in, as `docker cp` does: into `path` when that is a

@@ -71,6 +71,7 @@ def commit(
     pause: bool,
 ) -> ImageRecord:
     """Make an image of an instance; a running one is paused meanwhile unless told not to."""
+    from hutch.drivers.container.idmaps import mapping_of
     from hutch.image.commit import commit_image
 
     record = current(context, identifier)
@@ -91,6 +92,7 @@ def commit(
             changes=changes,
             process=record.spec.process,
             skip=own_paths(record),
+            mapping=mapping_of(record.spec),
         )
 
 

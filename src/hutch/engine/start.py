@@ -293,6 +293,9 @@ def _files(
 
 def _mount(context: Context, mount: ResolvedMount, held: ExitStack) -> LaunchMount:
     fd = -1
+    if mount.type == "volume":
+        # One with driver options is mounted, and after a reboot is not.
+        context.volumes.ensure_mounted(mount.name)
     if mount.subpath:
         fd = context.volumes.open_subpath(mount.name, mount.subpath)
         held.callback(os.close, fd)

@@ -11,8 +11,9 @@ from hutch.errors import NotFound
 from hutch.linux.idmap import IdMapping, IdRange, UserNamespaces, remap_mapping
 from hutch.plan.ops import Idmap
 from hutch.process.userns import hold_user_namespace
+from hutch.spec.model import InstanceSpec
 
-__all__ = ["RemappedIds", "UserMaps"]
+__all__ = ["RemappedIds", "UserMaps", "mapping_of", "remapped_root"]
 
 _USER = "hutch"
 _FALLBACK = IdMapping(
@@ -52,6 +53,11 @@ class UserMaps:
             gids=_lines(mapping.gids),
             fd=self._namespaces.fd(mapping),
         )
+
+
+def mapping_of(spec: InstanceSpec) -> IdMapping | None:
+    """Return the map of a remapped instance's ids, None for one without a map."""
+    return None if spec.userns in ("", "host") else _mapping()
 
 
 def remapped_root() -> tuple[int, int]:
