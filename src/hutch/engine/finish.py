@@ -19,7 +19,7 @@ from hutch.engine.mounts import release_mounts
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord
 from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
-from hutch.process.records import is_alive, read_exit
+from hutch.process.records import is_alive, is_supervised, read_exit
 from hutch.records import Transaction
 
 __all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked"]
@@ -51,7 +51,8 @@ def _is_running(context: Context, record: InstanceRecord) -> bool:
     if record.boot_id != context.boot_id:
         return False
     directory = f"{context.directory(record.id)}/run"
-    return read_exit(directory) is None and is_alive(directory)
+    # A set-user-id program may outlive its supervisor: nobody holds its streams then.
+    return read_exit(directory) is None and is_alive(directory) and is_supervised(directory)
 
 
 def finish(context: Context, identifier: str) -> InstanceRecord | None:
