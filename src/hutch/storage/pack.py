@@ -7,11 +7,13 @@ goes is left out.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from hutch.errors import Exhausted, IntegrityError
+from hutch.storage.faults import explain
 from hutch.storage.overlay import Merged, is_opaque, is_whiteout
 from hutch.storage.owners import Owners
 from hutch.storage.tarstream import BLK, CHR, DIR, FIFO, LNK, REG, SYM
@@ -31,6 +33,7 @@ _KINDS = {
 }
 _HOLES = 1 << 20
 _MAX_RUNS = 4096
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL})
 _MAX_DEPTH = 400
 _OPAQUE = b".wh..wh..opq"
 _XATTRS = ("security.capability", "system.posix_acl_access", "system.posix_acl_default")
@@ -91,7 +94,8 @@ class _Packer:
         if form == stat.S_IFLNK:
             try:
                 linkname = os.readlink(base, dir_fd=dir_fd)
-            except OSError:
+            except OSError as error:
+                _pass_if_gone(error, name)
                 return
         yield self._header(
             name + b"/" if form == stat.S_IFDIR else name,
@@ -109,7 +113,8 @@ class _Packer:
     ) -> Iterator[bytes]:
         try:
             fd = os.open(base, _READ, dir_fd=dir_fd)
-        except OSError:
+        except OSError as error:
+            _pass_if_gone(error, name)
             return
         try:
             status = os.fstat(fd)
@@ -165,6 +170,15 @@ def _data(fd: int, offset: int, length: int) -> Iterator[bytes]:
         offset += len(data)
         length -= len(data)
         yield data
+
+
+def _pass_if_gone(error: OSError, name: bytes) -> None:
+    """Let what was removed or replaced meanwhile be left out; raise for all else.
+
+    What is there but cannot be read must not be missing from an archive without a word.
+    """
+    if error.errno not in _GONE:
+        raise explain(error, os.fsdecode(name[:200])) from error
 
 
 def _runs(fd: int, size: int) -> list[tuple[int, int]] | None:
@@ -320,7 +334,8 @@ def _descend(
                     raise Exhausted(f"{os.fsdecode(path[:200])}: nested too deep to be packed")
                 try:
                     child = _open_child(fd, base)
-                except OSError:
+                except OSError as error:
+                    _pass_if_gone(error, path)
                     continue
                 levels.append((child, path, iter(_names(child))))
                 if layer and is_opaque(child):
