@@ -241,6 +241,36 @@ def test_a_starter_killed_at_any_moment_leaves_nothing_after_reconcile(engine: E
         until(lambda: _reconciled(engine), "instances stay")
 
 
+CUT_OFF = """
+import os, sys
+from hutch.engine import Engine, start
+engine = Engine(sys.argv[1])
+write = start._write
+
+def die_instead(*arguments, event="", **changes):
+    if event == "start":
+        os.kill(os.getpid(), 9)
+    return write(*arguments, event=event, **changes)
+
+start._write = die_instead
+engine.start("busybox", ["sleep", "1000"], name="cut")
+"""
+
+
+def test_a_start_cut_off_before_its_record_is_booked_by_the_next_to_look(engine: Engine) -> None:
+    argv = [sys.executable, "-c", CUT_OFF, str(engine.root)]
+    assert subprocess.run(argv).returncode == -signal.SIGKILL
+    with nothing_left(engine):
+        box = engine.get("cut")
+        program, _ = pids(engine, box)
+        info = box.info()
+        assert info.state == State.RUNNING and info.pid == program
+        assert box.exec(["echo", "here"]).text == "here\n"
+        box.stop(timeout=0)
+        assert is_gone(program)
+        box.remove()
+
+
 def _reconciled(engine: Engine) -> bool:
     engine.reconcile()
     for info in engine.list(all=True):

@@ -19,7 +19,7 @@ from hutch.engine.mounts import release_mounts
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord
 from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
-from hutch.process.records import is_alive, is_supervised, read_exit
+from hutch.process.records import is_alive, is_supervised, read_exit, read_pid
 from hutch.records import Transaction
 
 __all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked"]
@@ -31,10 +31,14 @@ _LIVE = (State.STARTING, State.RUNNING, State.PAUSED)
 
 def refresh(context: Context, record: InstanceRecord) -> InstanceRecord:
     """Return the record as it is now, booking an exit that nobody has booked yet."""
-    if record.state not in _LIVE or _is_running(context, record):
+    if record.state not in _LIVE:
+        return record
+    # Who starts it holds the lock: then it is starting, and need not be waited for.
+    timeout_s = 0.0 if record.state == State.STARTING else 10.0
+    if record.state != State.STARTING and _is_running(context, record):
         return record
     try:
-        with instance_lock(context, record.id, timeout_s=10):
+        with instance_lock(context, record.id, timeout_s=timeout_s):
             return refresh_locked(context, load(context, record.id))
     except Busy:
         return record
@@ -42,9 +46,37 @@ def refresh(context: Context, record: InstanceRecord) -> InstanceRecord:
 
 def refresh_locked(context: Context, record: InstanceRecord) -> InstanceRecord:
     """The same for a caller that holds the instance's lock."""
-    if record.state not in _LIVE or _is_running(context, record):
+    if record.state not in _LIVE:
         return record
-    return _book_exit(context, record)
+    if not _is_running(context, record):
+        return _book_exit(context, record)
+    if record.state == State.STARTING:
+        return _book_start(context, record)
+    return record
+
+
+def _book_start(context: Context, record: InstanceRecord) -> InstanceRecord:
+    """Record the start of an instance whose starter died before it could. The lock is held,
+    so nobody is about to."""
+    started = read_pid(f"{context.directory(record.id)}/run")
+    if started is None:
+        return record
+    with context.store.write() as tx:
+        updated = msgspec.structs.replace(
+            load_in(tx, record.id),
+            state=State.RUNNING,
+            pid=started.pid,
+            start_time=started.start_time,
+            started_ns=time.time_ns(),
+            finished_ns=0,
+            exit_code=0,
+            error="",
+            oom_killed=False,
+            generation=record.generation + 1,
+        )
+        tx.put(INSTANCES, record.id, updated)
+        tx.event("container", "start", record.id, name=record.name, image=record.image_name)
+    return updated
 
 
 def _is_running(context: Context, record: InstanceRecord) -> bool:

@@ -202,7 +202,7 @@ def wait(context: Context, identifier: str, timeout_s: float | None = None) -> i
             link = connect(context, record)
         except WrongState:
             record = current(context, identifier)
-            if record.state in _LIVE:
+            if record.state in (*_LIVE, State.STARTING):
                 time.sleep(0.002)
             continue
         try:
