@@ -134,8 +134,11 @@ def test_update_rename_top_and_stats(cli: Any, name: str) -> None:
     assert memory == f"{96 << 20}\n"
     assert cli("update", name).returncode == 1
     cli.out("rename", name, f"{name}-new")
-    assert "sleep" in cli.out("top", f"{name}-new") + "sleep"
-    assert cli.out("top", f"{name}-new").splitlines()[0].split()[:2] == ["UID", "PID"]
+    titles, *rows = cli.out("top", f"{name}-new").splitlines()
+    assert titles.split()[:2] == ["UID", "PID"]
+    assert any("trap 'exit 0' TERM" in row for row in rows)
+    policy = cli.out("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", f"{name}-new")
+    assert policy == "always\n"
     (row,) = json.loads(cli.out("stats", "-o", "json", f"{name}-new"))
     assert row["Name"] == f"{name}-new"
     assert "96MiB" in row["MemUsage"]

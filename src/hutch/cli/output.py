@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -138,8 +137,3 @@ def local_time(time_ns: int) -> str:
     import time
 
     return time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(time_ns / 1e9))
-
-
-def error_line(text: str) -> None:
-    """Write one line to stderr."""
-    print(text, file=sys.stderr)

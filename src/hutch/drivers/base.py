@@ -44,7 +44,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     from the first byte (`hutch.process.supervisor.attach_flags`); `join` maps "pid",
     "ipc", "net" and "uts" to the pid of the process whose namespace is joined.
     `attach_network(pid)` is called between the making of the network namespace and the
-    first instruction of the program, `netlink` configures it from inside.
+    first instruction of the program, and configures it.
     """
 
     id: str
@@ -58,7 +58,6 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     volatile: bool = False
     mounts: tuple[LaunchMount, ...] = ()
     join: dict[str, int] = {}
-    netlink: tuple[bytes, ...] = ()
     attach_network: Callable[[int], None] | None = None
     exit_command: tuple[str, ...] = ()
     exit_command_always: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +62,6 @@ class Context:
         self.root = Path(os.path.abspath(root if root is not None else default_root()))
         self._registry = registry
         self.rootless = os.geteuid() != 0
-        self.guard = threading.RLock()
         try:
             for name in _SUBDIRECTORIES:
                 (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from hutch.engine.finish import finish
 from hutch.engine.lookup import load
 from hutch.engine.results import Completed
 from hutch.engine.stop import connect, current
-from hutch.errors import Exhausted, OperationTimeout, WrongState
+from hutch.errors import Exhausted, HutchError, OperationTimeout, WrongState
 from hutch.process.supervisor import Supervisor, attach_flags
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ def _kill(link: Supervisor) -> None:
     try:
         link.shutdown()
         link.wait(_KILL_WAIT_S)
-    except Exception:  # noqa: S110 - the first failure is the one to tell
-        pass
+    except (HutchError, OSError):
+        pass  # the first failure is the one to tell
 
 
 def join_command(command: Sequence[str] | str) -> str:

@@ -80,7 +80,7 @@ class ContainerAssets(msgspec.Struct, frozen=True, kw_only=True):
     `slots` counts the descriptors handed over; `userns_slot` holds a user namespace for
     idmapped mounts (-1: none). `uids` and `gids` are not empty for a user namespace.
     `cgroup_v1` are (hierarchy, directory of the container's group) to be shown inside.
-    `network`: the starter attaches devices at sync point 1, and `netlink` follows.
+    `network`: the starter attaches and configures devices at sync point 1.
     """
 
     root: RootAsset
@@ -95,7 +95,6 @@ class ContainerAssets(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[ResolvedDevice, ...] = ()
     namespaces: tuple[NamespaceAsset, ...] = ()
     network: bool = False
-    netlink: tuple[bytes, ...] = ()
     seccomp: bytes = b""
     capabilities: int = 0
     apparmor: str = ""

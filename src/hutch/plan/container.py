@@ -359,8 +359,6 @@ class _Compiler:
             self._child.append(ops.LinkUp(name="lo"))
         if self._assets.network:
             self._child.append(ops.Sync(number=SYNC_NETWORK))
-            if self._assets.netlink:
-                self._child.append(ops.Netlink(messages=self._assets.netlink))
 
     def _identity(self, clone_flags: int) -> None:
         spec = self._spec

@@ -122,7 +122,6 @@ class AssetBuilder:
             devices=resolve_devices(spec),
             namespaces=namespaces,
             network=launch.attach_network is not None,
-            netlink=launch.netlink,
             seccomp=b"" if privileged else self.seccomp(spec, capabilities),
             capabilities=capabilities,
             apparmor=self.apparmor(spec, privileged=privileged),
