@@ -49,7 +49,7 @@ def test_on_failure_counts(engine: Engine) -> None:
         until(lambda: box.info().restart_count == 2, "not started twice")
         until(lambda: box.info().state == State.EXITED, "still going")
         assert box.info().exit_code == 3
-        wanted = {"container": [box.id], "event": ["die"]}
+        wanted: dict[str, list[str]] = {"container": [box.id], "event": ["die"]}
         assert len(list(engine.events(since=0, follow=False, filters=wanted))) == 3
 
 
