@@ -56,6 +56,14 @@ void buffer_drop(struct buffer *b, size_t n)
 		buffer_free(b);
 }
 
+void buffer_take(struct buffer *b, size_t n)
+{
+	b->off += n;
+	b->len -= n;
+	if (!b->len)
+		b->off = 0;
+}
+
 void buffer_free(struct buffer *b)
 {
 	if (b->cap)

@@ -14,6 +14,8 @@ struct buffer {
 char *buffer_room(struct buffer *b, size_t n, size_t limit);
 bool buffer_put(struct buffer *b, const void *data, size_t n, size_t limit);
 void buffer_drop(struct buffer *b, size_t n);
+/* The same, but what is empty keeps its memory for what comes next. */
+void buffer_take(struct buffer *b, size_t n);
 void buffer_free(struct buffer *b);
 
 #endif

@@ -138,22 +138,4 @@ static inline int tell_child(const struct supervisor *s, char gate)
 	return write(s->report, &gate, 1) == 1 ? 0 : -1;
 }
 
-static inline void put_u32(uint8_t *at, uint32_t value)
-{
-	memcpy(at, &value, sizeof(value));
-}
-
-static inline void put_u64(uint8_t *at, uint64_t value)
-{
-	memcpy(at, &value, sizeof(value));
-}
-
-static inline uint32_t get_u32(const uint8_t *at)
-{
-	uint32_t value;
-
-	memcpy(&value, at, sizeof(value));
-	return value;
-}
-
 #endif

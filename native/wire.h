@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { MAX_PLAN = 4 << 20, MAX_SLOTS = 64, MAX_LIST = 16384 };
 
@@ -69,5 +70,31 @@ struct plan {
 
 /* Check the whole plan and find its parts; on false `*problem` says what is wrong. */
 bool plan_read(struct plan *p, const uint8_t *data, size_t len, const char **problem);
+
+static inline void put_u32(uint8_t *at, uint32_t value)
+{
+	memcpy(at, &value, sizeof(value));
+}
+
+static inline void put_u64(uint8_t *at, uint64_t value)
+{
+	memcpy(at, &value, sizeof(value));
+}
+
+static inline uint32_t get_u32(const uint8_t *at)
+{
+	uint32_t value;
+
+	memcpy(&value, at, sizeof(value));
+	return value;
+}
+
+static inline uint64_t get_u64(const uint8_t *at)
+{
+	uint64_t value;
+
+	memcpy(&value, at, sizeof(value));
+	return value;
+}
 
 #endif
