@@ -38,6 +38,8 @@ struct launch {
 	int mask_dir; /* an empty read-only tmpfs already attached somewhere, or -1 */
 	bool outside; /* the id maps are written, but this process is not yet their root */
 	bool umask_set, no_close;
+	int inherit[MAX_SLOTS]; /* what becomes descriptors 3, 4, ... of the program */
+	uint32_t inherited;
 	bool exec_open; /* the supervisor is ready for the program to run */
 	struct capability_sets caps;
 	uint32_t index;
@@ -95,6 +97,7 @@ int op_scheduler(struct launch *l, struct reader *r);
 int op_umask(struct launch *l, struct reader *r);
 int op_close_range(struct launch *l, struct reader *r);
 int op_exec(struct launch *l, struct reader *r);
+int op_inherit(struct launch *l, struct reader *r);
 
 int op_capabilities(struct launch *l, struct reader *r);
 int op_user(struct launch *l, struct reader *r);

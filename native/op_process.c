@@ -10,6 +10,8 @@
 #include "launch.h"
 #include "text.h"
 
+enum { FIRST_INHERITED = 3 };
+
 static int write_once(const char *path, const char *value)
 {
 	int result, error, fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -235,6 +237,41 @@ int op_close_range(struct launch *l, struct reader *r)
 	return sys_close_range(read_u32(r), ~0U, CLOSE_RANGE_CLOEXEC);
 }
 
+/* Take copies now, above where they will go, so that nothing done meanwhile is in the way. */
+int op_inherit(struct launch *l, struct reader *r)
+{
+	uint32_t count = read_count(r);
+
+	if (l->inherited || count > MAX_SLOTS)
+		return fail(EINVAL);
+	for (uint32_t i = 0; i < count; i++) {
+		int fd = slot_get(l, (int32_t)read_u32(r));
+		if (fd < 0)
+			return -1;
+		l->inherit[i] = fcntl(fd, F_DUPFD_CLOEXEC, FIRST_INHERITED + (int)count);
+		if (l->inherit[i] < 0)
+			return -1;
+	}
+	l->inherited = count;
+	return 0;
+}
+
+/* Put them in their places; the report's socket makes way, it still has to tell. */
+static int place_inherited(struct launch *l)
+{
+	int first_free = FIRST_INHERITED + (int)l->inherited;
+
+	if (l->report < first_free) {
+		l->report = fcntl(l->report, F_DUPFD_CLOEXEC, first_free);
+		if (l->report < 0)
+			return -1;
+	}
+	for (uint32_t i = 0; i < l->inherited; i++)
+		if (dup2(l->inherit[i], FIRST_INHERITED + (int)i) < 0)
+			return -1;
+	return sys_close_range((unsigned)first_free, ~0U, CLOSE_RANGE_CLOEXEC);
+}
+
 static char **string_list(struct reader *r)
 {
 	uint32_t count = read_count(r);
@@ -334,8 +371,12 @@ int op_exec(struct launch *l, struct reader *r)
 		umask(022);
 	if (*profile && apparmor_on_exec(profile) < 0)
 		return -1;
-	if (!l->no_close && sys_close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) < 0)
+	if (l->inherited) {
+		if (place_inherited(l) < 0)
+			return -1;
+	} else if (!l->no_close && sys_close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) < 0) {
 		return -1;
+	}
 	if (init && split_init(l) < 0)
 		return -1;
 	l->section = SECTION_EXEC;

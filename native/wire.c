@@ -15,7 +15,7 @@ static const char *const shapes[OP_COUNT] = {
 	[OP_NETLINK] = "BU", [OP_SETSID_TTY] = "uuuu", [OP_RLIMIT] = "uqqu",
 	[OP_SCHEDULER] = "iu", [OP_CAPABILITIES] = "qqqqq", [OP_USER] = "uuUu",
 	[OP_UMASK] = "u", [OP_NO_NEW_PRIVS] = "", [OP_SECCOMP] = "bu", [OP_CHDIR] = "suuu",
-	[OP_CLOSE_RANGE] = "u", [OP_EXEC] = "SSus",
+	[OP_CLOSE_RANGE] = "u", [OP_EXEC] = "SSus", [OP_INHERIT] = "U",
 };
 
 static const uint8_t *take(struct reader *r, size_t n)

@@ -25,6 +25,7 @@ __all__ = [
     "Hostname",
     "IdMap",
     "Idmap",
+    "Inherit",
     "LinkUp",
     "Mask",
     "Mkdir",
@@ -396,6 +397,13 @@ class Exec(Op, frozen=True, kw_only=True):
     apparmor: str = ""
 
 
+class Inherit(Op, frozen=True, kw_only=True):
+    """Right before exec, the k-th of these slots becomes descriptor 3 + k of the program,
+    and everything above closes. Once in a plan; with it `CloseRange` changes nothing."""
+
+    slots: tuple[int, ...]
+
+
 AnyOp = (
     CgroupJoin
     | Unshare
@@ -432,6 +440,7 @@ AnyOp = (
     | Chdir
     | CloseRange
     | Exec
+    | Inherit
 )
 
 

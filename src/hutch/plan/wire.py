@@ -61,6 +61,7 @@ CODES: dict[type[ops.Op], tuple[int, str]] = {
     ops.Chdir: (33, "suuu"),
     ops.CloseRange: (34, "u"),
     ops.Exec: (35, "SSus"),
+    ops.Inherit: (36, "U"),
 }
 
 _U32 = Struct("<I").pack
