@@ -93,7 +93,7 @@ def test_every_error_has_an_exit_code() -> None:
 
 
 def test_a_failed_program_keeps_its_own_exit_code() -> None:
-    from hutch.drivers.container.failures import CommandFailed
+    from hutch.drivers.failures import CommandFailed
 
     assert exit_code(CommandFailed("x", exit_code=127), run_like=True) == 127
     assert exit_code(CommandFailed("x", exit_code=126)) == 126

@@ -7,7 +7,7 @@ protocols of their own (`Reconfigurable`, `Networked`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
 
 if TYPE_CHECKING:
     from hutch.linux.cgroup import Stats
+    from hutch.network.model import Endpoint
     from hutch.process.supervisor import Supervisor
 
 __all__ = ["Driver", "ExecRequest", "Launch", "LaunchMount", "Started"]
@@ -24,7 +25,8 @@ __all__ = ["Driver", "ExecRequest", "Launch", "LaunchMount", "Started"]
 
 class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
     """A mount whose source exists on the host. `fd` >= 0 is an open descriptor of it;
-    `pid` > 0 says that the path is one in the mount namespace of that process."""
+    `pid` > 0 says that the path is one in the mount namespace of that process. `ours` marks
+    a small file that the engine wrote: a virtual machine is given a copy."""
 
     source: str
     target: str
@@ -34,6 +36,7 @@ class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
     owned: bool = False
     fd: int = -1
     pid: int = 0
+    ours: bool = False
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +46,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     first; `attach` are the flags with which the starter's link takes part in the streams
     from the first byte (`hutch.process.supervisor.attach_flags`); `join` maps "pid",
     "ipc", "net" and "uts" to the pid of the process whose namespace is joined.
-    `attach_network(pid)` is called between the making of the network namespace and the
-    first instruction of the program, and configures it.
+    `attach_network(pid, taps)` is called between the making of the network namespace and
+    the first instruction of the program, and configures it; `taps` are the interface
+    indexes of a virtual machine's tap devices in that namespace, one for each of
+    `endpoints`, and empty for a container.
     """
 
     id: str
@@ -58,7 +63,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     volatile: bool = False
     mounts: tuple[LaunchMount, ...] = ()
     join: dict[str, int] = {}
-    attach_network: Callable[[int], None] | None = None
+    endpoints: tuple[Endpoint, ...] = ()
+    attach_network: Callable[[int, Sequence[int]], None] | None = None
     exit_command: tuple[str, ...] = ()
     exit_command_always: bool = False
     attach: int = 0

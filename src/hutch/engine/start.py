@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -210,19 +211,6 @@ def _launch(
     shm = _shared_memory(context, record)
     if shm is not None:
         mounts.append(shm)
-    attach = None
-    if endpoints:
-        networks = context.networks
-
-        def attach(pid: int) -> None:
-            if context.rootless:
-                from hutch.network import user
-
-                user.start(pid, directory / "run", spec.ports)
-                return
-            for endpoint in endpoints:
-                networks.attach(endpoint, pid)
-
     return Launch(
         id=record.id,
         name=record.name,
@@ -234,10 +222,31 @@ def _launch(
         volatile=record.volatile,
         mounts=tuple(mounts),
         join=join,
-        attach_network=attach,
+        endpoints=tuple(endpoints),
+        attach_network=_attacher(context, record, endpoints) if endpoints else None,
         exit_command=context.exit_command(record.id),
         exit_command_always=spec.restart.name != "no",
     )
+
+
+def _attacher(
+    context: Context, record: InstanceRecord, endpoints: list[Endpoint]
+) -> Callable[[int, Sequence[int]], None]:
+    """Return what gives the network namespace of a process its interfaces."""
+
+    def attach(pid: int, taps: Sequence[int]) -> None:
+        if context.rootless:
+            from hutch.network import user
+
+            user.start(pid, context.directory(record.id) / "run", record.spec.ports)
+            return
+        for number, endpoint in enumerate(endpoints):
+            if taps:
+                context.networks.attach_tap(endpoint, pid, taps[number], number)
+            else:
+                context.networks.attach(endpoint, pid)
+
+    return attach
 
 
 def _joined(context: Context, record: InstanceRecord) -> dict[str, int]:
@@ -285,7 +294,7 @@ def _files(
     else:
         names = write_files(context, record, endpoints)
     return [
-        LaunchMount(source=str(directory / name), target=f"/etc/{name}")
+        LaunchMount(source=str(directory / name), target=f"/etc/{name}", ours=True)
         for name in names
         if f"/etc/{name}" not in taken and (directory / name).exists()
     ]

@@ -12,30 +12,28 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.drivers.base import Launch, LaunchMount
+from hutch.drivers.confinement import Confinement, apparmor, environment
 from hutch.drivers.container import rootless
-from hutch.drivers.container.limits import resolve_devices
-from hutch.drivers.container.users import LayeredReader, resolve_user
-from hutch.errors import NotFound, Unsupported
-from hutch.linux import capabilities as caps
+from hutch.drivers.limits import resolve_devices
+from hutch.drivers.users import LayeredReader, resolve_user
+from hutch.errors import NotFound
 from hutch.linux.cgroup import Group, Hierarchy
 from hutch.plan import flags
 from hutch.plan.assets import (
     BindAsset,
     ContainerAssets,
     NamespaceAsset,
-    ResolvedUser,
     RootAsset,
 )
 from hutch.plan.ops import Idmap, Supervision
 from hutch.process.launcher import Launcher
-from hutch.spec.model import InstanceSpec, ProcessSpec
+from hutch.spec.model import InstanceSpec
 
 if TYPE_CHECKING:
     from hutch.drivers.container.idmaps import UserMaps
 
 __all__ = ["AssetBuilder", "Prepared"]
 
-DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _JOINED = {
     "pid": flags.CLONE_NEWPID,
     "ipc": flags.CLONE_NEWIPC,
@@ -61,23 +59,14 @@ class AssetBuilder:
     """Makes assets; holds what is the same for every launch of this process."""
 
     def __init__(self, root: Path, launcher: Launcher) -> None:
-        self._root = root
         self._launcher = launcher
-        self._programs: dict[tuple[str, int], bytes] = {}
-
-    @cached_property
-    def _last_capability(self) -> int:
-        return caps.last_capability()
+        self.confinement = Confinement(root)
 
     @cached_property
     def _user_maps(self) -> UserMaps:
         from hutch.drivers.container.idmaps import UserMaps
 
         return UserMaps()
-
-    @cached_property
-    def _own_bounding(self) -> int:
-        return caps.own_sets().bounding
 
     def prepare(
         self, launch: Launch, held: ExitStack, *, group: Group | None, hierarchy: Hierarchy
@@ -102,7 +91,7 @@ class AssetBuilder:
         if os.geteuid() != 0:
             rootless.check_user(user)
         privileged = spec.security.privileged
-        capabilities = self.capabilities(spec, privileged=privileged)
+        capabilities = self.confinement.capabilities(spec, privileged=privileged)
         assets = ContainerAssets(
             root=RootAsset(
                 lower=launch.lower,
@@ -112,7 +101,7 @@ class AssetBuilder:
                 directory=launch.rootfs,
             ),
             user=user,
-            env=self.environment(spec.process, user, hostname=spec.hostname),
+            env=environment(spec.process, user, hostname=spec.hostname),
             supervision=_supervision(launch),
             cgroup_files=cgroup_files,
             cgroup_slot=cgroup_slot,
@@ -122,9 +111,9 @@ class AssetBuilder:
             devices=resolve_devices(spec),
             namespaces=namespaces,
             network=launch.attach_network is not None,
-            seccomp=b"" if privileged else self.seccomp(spec, capabilities),
+            seccomp=b"" if privileged else self.confinement.seccomp(spec, capabilities),
             capabilities=capabilities,
-            apparmor=self.apparmor(spec, privileged=privileged),
+            apparmor=apparmor(spec, privileged=privileged),
             slots=len(fds),
             userns_slot=userns_slot,
             uids=uids,
@@ -185,63 +174,6 @@ class AssetBuilder:
     def map_ids(self, launch: Launch, pid: int) -> None:
         """Map the ids of a child's user namespace where the launcher may not (rootless)."""
         rootless.write_maps(pid)
-
-    def capabilities(self, spec: InstanceSpec, *, privileged: bool) -> int:
-        """Return the mask an instance's processes are bounded by, within our own."""
-        return (
-            caps.parse(
-                spec.security.cap_add,
-                spec.security.cap_drop,
-                privileged=privileged,
-                last=self._last_capability,
-            )
-            & self._own_bounding
-        )
-
-    def seccomp(self, spec: InstanceSpec, capabilities: int) -> bytes:
-        """Return the filter program of a specification, compiled once."""
-        profile = spec.security.seccomp
-        if profile == "unconfined" or spec.security.privileged:
-            return b""
-        key = (profile, capabilities)
-        program = self._programs.get(key)
-        if program is None:
-            from hutch.linux import seccomp
-
-            parsed = None if profile == "default" else seccomp.parse_profile(profile)
-            program = seccomp.cached_program(self._root / "cache" / "seccomp", parsed, capabilities)
-            self._programs[key] = program
-        return program
-
-    def apparmor(self, spec: InstanceSpec, *, privileged: bool) -> str:
-        """Return the AppArmor profile to change to, "" for none."""
-        profile = spec.security.apparmor
-        if privileged or profile in ("", "unconfined"):
-            return ""
-        from hutch.linux import apparmor
-
-        if not apparmor.is_enabled():
-            raise Unsupported(
-                f"security_opt: apparmor={profile}: AppArmor is not enabled on this host",
-                hint="leave the option out",
-            )
-        return profile
-
-    def environment(
-        self, process: ProcessSpec, user: ResolvedUser, *, hostname: str
-    ) -> tuple[str, ...]:
-        """Return the environment: Docker's defaults where the specification has none."""
-        env = list(process.env)
-        names = {entry.partition("=")[0] for entry in env}
-        if "PATH" not in names:
-            env.insert(0, DEFAULT_PATH)
-        if hostname and "HOSTNAME" not in names:
-            env.insert(1, f"HOSTNAME={hostname}")
-        if process.tty and "TERM" not in names:
-            env.append("TERM=xterm")
-        if "HOME" not in names:
-            env.append(f"HOME={user.home}")
-        return tuple(env)
 
 
 def _add(fds: list[int], fd: int, held: ExitStack) -> int:

@@ -13,16 +13,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
+from hutch.drivers import failures
 from hutch.drivers.base import ExecRequest, Launch, Started
-from hutch.drivers.container import failures
 from hutch.drivers.container.assets import AssetBuilder
 from hutch.drivers.container.health import with_health
-from hutch.drivers.container.limits import device_rules, limits, resolve_devices
 from hutch.drivers.container.processes import (
     exec_assets,
     open_process,
     process_start_time,
 )
+from hutch.drivers.limits import device_rules, limits, resolve_devices
 from hutch.errors import NotFound, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
 from hutch.plan.container import SYNC_IDMAP, SYNC_NETWORK, compile_container, compile_exec
@@ -96,7 +96,7 @@ class ContainerDriver:
             self._assets.map_ids(launch, pid)
             supervisor.go(SYNC_IDMAP)
         if launch.attach_network is not None:
-            launch.attach_network(pid)
+            launch.attach_network(pid, ())
             supervisor.wait_sync(SYNC_NETWORK)
             supervisor.go(SYNC_NETWORK)
         supervisor.wait_started()

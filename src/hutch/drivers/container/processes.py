@@ -8,8 +8,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from hutch.drivers.base import ExecRequest
+from hutch.drivers.confinement import apparmor, environment
 from hutch.drivers.container.rootless import has_one_id
-from hutch.drivers.container.users import read_beneath, resolve_user
+from hutch.drivers.users import read_beneath, resolve_user
 from hutch.errors import WrongState
 from hutch.linux.cgroup import Group
 from hutch.plan import flags
@@ -101,10 +102,10 @@ def exec_assets(
     if directory is not None:
         held.callback(os.close, directory)
         extra, cgroup_slot = (directory,), 1
-    capabilities = builder.capabilities(request.spec, privileged=privileged)
+    capabilities = builder.confinement.capabilities(request.spec, privileged=privileged)
     assets = ExecAssets(
         user=user,
-        env=builder.environment(process, user, hostname=""),
+        env=environment(process, user, hostname=""),
         supervision=Supervision(
             stdin_open=process.stdin,
             stdin_once=process.stdin_once,
@@ -116,9 +117,9 @@ def exec_assets(
         pid_namespace=bool(namespaces & flags.CLONE_NEWPID),
         cgroup_files=group.join_files(),
         cgroup_slot=cgroup_slot,
-        seccomp=b"" if privileged else builder.seccomp(request.spec, capabilities),
+        seccomp=b"" if privileged else builder.confinement.seccomp(request.spec, capabilities),
         capabilities=capabilities,
-        apparmor=builder.apparmor(request.spec, privileged=privileged),
+        apparmor=apparmor(request.spec, privileged=privileged),
         slots=1 + len(extra),
         skip_setgroups=os.geteuid() != 0 and has_one_id(),
         rows=request.rows,
