@@ -1,0 +1,226 @@
+"""Disk images in other formats: look into them, bring them in, take them out, by qemu-img.
+
+An image from elsewhere is not trusted: one that names further files (a backing file, a data
+file, extents) is refused, as reading it would read whatever file of the host it names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from hutch.errors import AlreadyExists, IntegrityError, InvalidArgument, NotFound, Unsupported
+from hutch.records import Progress, ProgressEvent, silent
+from hutch.storage.faults import disk_errors
+
+__all__ = ["FORMATS", "DiskFormat", "DiskImage", "convert_disk", "disk_info", "import_disk"]
+
+DiskFormat = Literal["raw", "qcow2", "vmdk", "vhdx"]
+FORMATS: tuple[DiskFormat, ...] = ("raw", "qcow2", "vmdk", "vhdx")
+
+_FULL = ("No space left on device", "Disk quota exceeded")
+_PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
+_INFO_TIMEOUT_S = 60.0
+_ENV = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+class DiskImage(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image is: `size` as a machine sees it, `allocated` as it takes room, and the
+    further files that it names."""
+
+    path: str
+    format: str
+    size: int
+    allocated: int
+    references: tuple[str, ...] = ()
+
+
+def disk_info(path: str, *, format: DiskFormat | None = None) -> DiskImage:
+    """Look into an image. Without `format` it is told from the content: only for images
+    that no machine has written to, as a raw disk may pretend to be anything."""
+    full = _existing(path)
+    command = ["info", "--output=json", "-U"]
+    if format is not None:
+        command += ["-f", _checked(format)]
+    done = _qemu_img([*command, full], _INFO_TIMEOUT_S)
+    if done.returncode != 0:
+        raise _failure(full, done.stderr)
+    try:
+        found: dict[str, Any] = msgspec.json.decode(done.stdout, type=dict[str, Any])
+        return DiskImage(
+            path=full,
+            format=str(found["format"]),
+            size=int(found["virtual-size"]),
+            allocated=int(found.get("actual-size", 0)),
+            references=tuple(sorted(_references(found, full))),
+        )
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as exc:
+        raise IntegrityError(f"disk {full}: qemu-img says nothing sensible of it") from exc
+
+
+def _references(found: dict[str, Any], path: str) -> set[str]:
+    """Return the files that an image names beside itself."""
+    names = {str(found[key]) for key in ("backing-filename",) if key in found}
+    data = (found.get("format-specific") or {}).get("data") or {}
+    if "data-file" in data:
+        names.add(str(data["data-file"]))
+    extents = data.get("extents") or ()
+    names.update(str(e["filename"]) for e in extents if isinstance(e, dict) and "filename" in e)
+    return names - {path, ""}
+
+
+def import_disk(
+    source: str,
+    target: str,
+    *,
+    source_format: DiskFormat | None = None,
+    format: DiskFormat = "raw",
+    progress: Progress = silent,
+) -> DiskImage:
+    """Bring an image from elsewhere in: copied to `target`, in full and by itself.
+
+    Raises `InvalidArgument` for an image that names further files or has a format that is
+    not among `FORMATS`; else as `convert_disk`.
+    """
+    image = disk_info(source, format=source_format)
+    if image.references:
+        raise InvalidArgument(
+            f"disk {image.path}: needs further files: {', '.join(image.references)}",
+            field="source",
+            hint=f"qemu-img convert -O qcow2 {image.path} WHOLE.qcow2 where those files are",
+        )
+    if image.format not in FORMATS:
+        raise InvalidArgument(
+            f"disk {image.path}: expected {', '.join(FORMATS)}, got {image.format}", field="source"
+        )
+    return convert_disk(
+        source, target, source_format=image.format, format=format, progress=progress
+    )
+
+
+def convert_disk(
+    source: str,
+    target: str,
+    *,
+    source_format: DiskFormat,
+    format: DiskFormat,
+    compress: bool = False,
+    progress: Progress = silent,
+) -> DiskImage:
+    """Copy a disk that no machine writes to into a new file of another format.
+
+    What is empty stays a hole; `compress` is for qcow2. The target appears when it is
+    whole: nothing is left of a failure. Raises `AlreadyExists`, `Exhausted`, and
+    `IntegrityError` for what cannot be read as `source_format`.
+    """
+    full = _existing(source)
+    if compress and format != "qcow2":
+        raise InvalidArgument(f"only qcow2 is compressed, got {format}", field="compress")
+    command = ["convert", "-p", "-f", _checked(source_format), "-O", _checked(format)]
+    if compress:
+        command.append("-c")
+    final = os.path.abspath(target)
+    partial = f"{final}.part{os.urandom(4).hex()}"
+    try:
+        with disk_errors(f"disk {final}"):
+            _convert([*command, full, partial], full, progress)
+            _publish(partial, final)
+    finally:
+        _unlink(partial)
+    return disk_info(final, format=format)
+
+
+def _publish(partial: str, final: str) -> None:
+    """Give the file its name, which nobody may have."""
+    fd = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    try:
+        os.link(partial, final, follow_symlinks=False)
+    except FileExistsError as exc:
+        raise AlreadyExists(f"disk {final}: is there already") from exc
+
+
+def _convert(command: list[str], source: str, progress: Progress) -> None:
+    """Run qemu-img and hand on the percentages that it prints."""
+    import tempfile
+
+    from hutch.process.run import spawn
+
+    with tempfile.TemporaryFile() as errors:
+        argv = [_require(), *command]
+        with spawn(argv, stdout=-1, stderr=errors, env=_ENV) as process:
+            assert process.stdout is not None
+            while text := os.read(process.stdout.fileno(), 4096):
+                if found := _PERCENT.findall(text):
+                    done = int(float(found[-1]))
+                    progress(
+                        ProgressEvent(
+                            item=os.path.basename(source),
+                            phase="converting",
+                            done=done,
+                            total=100,
+                            unit="%",
+                        )
+                    )
+            code = process.wait()
+        errors.seek(0)
+        said = errors.read(65536)
+    if code != 0:
+        raise _failure(source, said)
+
+
+def _qemu_img(arguments: list[str], timeout_s: float) -> Any:
+    from hutch.process.run import run_command
+
+    return run_command([_require(), *arguments], env=_ENV, timeout_s=timeout_s)
+
+
+def _require() -> str:
+    from hutch.host.programs import find_program
+
+    program = find_program("qemu-img")
+    if program is None:
+        raise Unsupported("disk: qemu-img is not installed", hint="apt-get install qemu-utils")
+    return program
+
+
+def _existing(path: str) -> str:
+    """Return the absolute path, which qemu-img cannot take for an address (`nbd:…`)."""
+    full = os.path.abspath(path)
+    if not os.path.isfile(full):
+        raise NotFound(f"disk {full}: no such file")
+    return full
+
+
+def _checked(format: str) -> str:
+    if format not in FORMATS:
+        raise InvalidArgument(f"expected one of {', '.join(FORMATS)}, got {format}", field="format")
+    return format
+
+
+def _failure(path: str, stderr: bytes) -> Exception:
+    import errno
+
+    said = stderr.decode(errors="replace")
+    if any(text in said for text in _FULL):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    lines = [line for line in said.splitlines() if line.strip()] or ["no reason was given"]
+    reason = lines[0].strip().removeprefix("qemu-img: ")
+    if "Failed to get" in said and "lock" in said:
+        from hutch.errors import Busy
+
+        return Busy(f"disk {path}: a machine uses it", hint="stop the machine first")
+    return IntegrityError(f"disk {path}: {reason}")
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,265 @@
+"""Root disks of virtual machines: an image's layers as one read-only erofs file.
+
+`<root>/rootdisks/<hex of the top chainID>/disk.erofs`, made whole or not at all, once per
+stack of layers and shared by all instances of it. As with layers, the directories are the
+record of what there is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from hutch.decoding import decode_json
+from hutch.errors import IntegrityError, Unsupported
+from hutch.records import Progress, ProgressEvent, silent
+from hutch.storage.faults import disk_errors
+from hutch.storage.layers import Layers
+from hutch.storage.trash import Trash
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["MKFS", "RootDisk", "RootDisks", "disk_key"]
+
+MKFS = "mkfs.erofs"
+_EMPTY = "0" * 64
+# mkfs.erofs stamps the file system with this and clamps later times of files to it, so
+# that a stack of layers always gives the same bytes: 2100-01-01.
+_EPOCH = "4102444800"
+_TIMEOUT_S = 3600.0
+
+
+class RootDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A root disk; `size` is that of the file, `boot_id` the boot of the host it was made in."""
+
+    chain_id: str
+    size: int
+    boot_id: str
+
+
+def disk_key(chain_ids: Sequence[str]) -> str:
+    """Return what marks the root disk of a stack of layers for garbage collection."""
+    return f"disk:{_top(chain_ids)}"
+
+
+def _top(chain_ids: Sequence[str]) -> str:
+    return chain_ids[-1] if chain_ids else f"sha256:{_EMPTY}"
+
+
+class RootDisks:
+    """The root disks of one root; thread-safe, shared with other processes."""
+
+    def __init__(self, root: str | Path, layers: Layers, *, trash: Trash | None = None) -> None:
+        self._directory = os.path.join(os.fspath(root), "rootdisks")
+        self._layers = layers
+        self._trash = trash or Trash(root)
+
+    # ---- asking -----------------------------------------------------------------------
+
+    def path(self, chain_ids: Sequence[str]) -> str:
+        """Return the disk of a stack of layers (lowest first), or where it would be."""
+        return f"{self._place(_top(chain_ids))}/disk.erofs"
+
+    def _place(self, chain_id: str) -> str:
+        return f"{self._directory}/{chain_id.removeprefix('sha256:')}"
+
+    def has(self, chain_ids: Sequence[str]) -> bool:
+        """Tell whether the disk is made."""
+        return os.path.exists(self.path(chain_ids))
+
+    def get(self, chain_id: str) -> RootDisk | None:
+        """Return the disk of a top chainID, or None where there is none."""
+        try:
+            with open(f"{self._place(chain_id)}/disk.json", "rb") as file:
+                return decode_json(file.read(), RootDisk)
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+    def list(self) -> Iterator[RootDisk]:
+        """Yield the disks that there are."""
+        for name in sorted(self._names()):
+            if not name.startswith("."):
+                disk = self.get(name)
+                if disk is not None:
+                    yield disk
+
+    def made_at(self, chain_id: str) -> float:
+        """Return when the disk came, in seconds since the epoch (0: it is not there)."""
+        try:
+            return os.stat(self._place(chain_id)).st_ctime
+        except FileNotFoundError:
+            return 0.0
+
+    # ---- making -----------------------------------------------------------------------
+
+    def ensure(self, chain_ids: Sequence[str], *, progress: Progress = silent) -> str:
+        """Return the path of the disk of a stack of layers (lowest first, all unpacked),
+        made where it is not there yet.
+
+        Hold a lease on the layers. Another process that makes the same disk is waited for.
+        Without root all files belong to root in the disk, as their owners are not known.
+        Raises `Unsupported` without erofs-utils, `Exhausted` when the disk is full,
+        `NotFound` where a layer is not unpacked.
+        """
+        from hutch.storage.locking import file_lock
+
+        path = self.path(chain_ids)
+        if os.path.exists(path):
+            return path
+        chain_id = _top(chain_ids)
+        lower = self._layers.lower(chain_ids)
+        tool = _require_mkfs()
+        name = chain_id.removeprefix("sha256:")
+        with disk_errors(f"root disk {chain_id}"):
+            os.makedirs(self._directory, 0o700, exist_ok=True)
+            with file_lock(f"{self._directory}/.{name}.lock"):
+                if not os.path.exists(path):
+                    progress(ProgressEvent(item=chain_id, phase="making the root disk"))
+                    self._make(f"{self._directory}/.{name}.tmp", tool, chain_id, lower)
+        return path
+
+    def _make(self, tmp: str, tool: str, chain_id: str, lower: Sequence[str]) -> None:
+        self._trash.discard(tmp)
+        os.mkdir(tmp, 0o700)
+        try:
+            target = f"{tmp}/disk.erofs"
+            _with_tree(lower, tmp, lambda tree: _mkfs(tool, chain_id, tree, target))
+            self._trash.discard(f"{tmp}/tree")
+            disk = RootDisk(chain_id=chain_id, size=os.stat(target).st_size, boot_id=_boot_id())
+            _write(f"{tmp}/disk.json", msgspec.json.encode(disk))
+            os.rename(tmp, self._place(chain_id))
+        except BaseException:
+            self._trash.discard(tmp)
+            raise
+
+    # ---- removing and repairing -------------------------------------------------------
+
+    def remove(self, chain_id: str) -> bool:
+        """Take a disk away; return whether there was one. Who has it open keeps it."""
+        return self._trash.discard(self._place(chain_id))
+
+    def sync(self) -> int:
+        """Make every disk safe on the host's disk; return how many were not yet."""
+        count = 0
+        for name in self._names():
+            place = f"{self._directory}/{name}"
+            if name.startswith(".") or os.path.exists(f"{place}/synced"):
+                continue
+            try:
+                for path in (f"{place}/disk.erofs", f"{place}/disk.json", place):
+                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    try:
+                        os.fsync(fd)
+                    finally:
+                        os.close(fd)
+                _write(f"{place}/synced", b"")
+                count += 1
+            except FileNotFoundError:
+                continue
+        return count
+
+    def reconcile(self) -> tuple[str, ...]:
+        """Throw away what a dead process or a power cut left; return the chainIDs removed.
+
+        A disk that was not known to be safe when the host went down may be incomplete, and
+        goes; it is made anew from the layers when it is next wanted.
+        """
+        from hutch.storage.locking import try_file_lock
+
+        boot_id = _boot_id()
+        removed = []
+        for name in self._names():
+            place = f"{self._directory}/{name}"
+            if name.startswith("."):
+                if name.endswith(".tmp"):
+                    with try_file_lock(f"{place[:-4]}.lock") as mine:
+                        if mine:
+                            self._trash.discard(place)
+                continue
+            disk = self.get(name)
+            unsafe = disk is not None and disk.boot_id != boot_id
+            broken = disk is None or (unsafe and not os.path.exists(f"{place}/synced"))
+            if broken and self._trash.discard(place):
+                removed.append(f"sha256:{name}")
+        return tuple(removed)
+
+    def _names(self) -> Sequence[str]:
+        try:
+            return os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+
+
+def _require_mkfs() -> str:
+    from hutch.host.programs import find_program
+
+    tool = find_program(MKFS)
+    if tool is None:
+        raise Unsupported(f"root disk: {MKFS} is not installed", hint="apt-get install erofs-utils")
+    return tool
+
+
+def _with_tree(lower: Sequence[str], workspace: str, use: Callable[[str], None]) -> None:
+    """Call `use` with the path of the tree that overlayfs would show of the layers.
+
+    One layer is its own tree. More are mounted where that is allowed, else linked together.
+    """
+    if len(lower) == 1:
+        use(lower[0])
+        return
+    tree = f"{workspace}/tree"
+    os.mkdir(tree, 0o700)
+    if os.geteuid() == 0:
+        from hutch.storage.merging import use_mounted
+
+        if use_mounted(lower, tree, use):
+            return
+    from hutch.storage.merging import link_tree
+
+    link_tree(lower, tree)
+    use(tree)
+
+
+def _mkfs(tool: str, chain_id: str, tree: str, target: str) -> None:
+    """Make the file system, not compressed: what the host's page cache shares, an emulated
+    CPU need not unpack."""
+    import uuid
+
+    from hutch.process.run import run_command
+
+    identity = uuid.uuid5(uuid.NAMESPACE_OID, chain_id)
+    command = [tool, "--quiet", "-U", str(identity)]
+    if os.geteuid() != 0:
+        command.append("--all-root")
+    environment = {"SOURCE_DATE_EPOCH": _EPOCH, "LC_ALL": "C.UTF-8", "PATH": os.defpath}
+    done = run_command([*command, target, tree], env=environment, timeout_s=_TIMEOUT_S)
+    if done.returncode != 0:
+        said = (done.stderr + done.stdout).decode(errors="replace")
+        if "No space left" in said or _is_full(target):
+            import errno
+
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+        lines = [line for line in said.splitlines() if line.strip()] or ["no reason was given"]
+        raise IntegrityError(f"root disk {chain_id}: {MKFS}: {lines[0].strip()}")
+
+
+def _is_full(target: str) -> bool:
+    status = os.statvfs(os.path.dirname(target))
+    return status.f_bavail * status.f_frsize < 1 << 20
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().strip().decode()
