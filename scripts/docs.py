@@ -26,6 +26,7 @@ LIBRARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("engine/images.py", ("Images",)),
     ("engine/networks.py", ("Networks",)),
     ("engine/volumes.py", ("Volumes",)),
+    ("engine/kernels.py", ("Kernels",)),
     ("spec/options.py", ("RunOptions", "UpdateOptions")),
     ("engine/results.py", ()),
     ("aio.py", ()),

@@ -13,6 +13,7 @@ from hutch import engine
 from hutch.aio.calls import Pool, Proxy, settled, threaded
 from hutch.aio.instance import Instance
 from hutch.engine.images import Images as SyncImages
+from hutch.engine.kernels import Kernels as SyncKernels
 from hutch.engine.networks import Networks as SyncNetworks
 from hutch.engine.results import CommandError, Completed, Event
 from hutch.engine.session import join_command
@@ -74,6 +75,17 @@ class Volumes(Proxy):
     users = threaded(SyncVolumes.users)
     remove = threaded(SyncVolumes.remove)
     prune = threaded(SyncVolumes.prune)
+
+
+class Kernels(Proxy):
+    """The guest kernels of one root."""
+
+    add = threaded(SyncKernels.add)
+    get = threaded(SyncKernels.get)
+    list = threaded(SyncKernels.list)
+    users = threaded(SyncKernels.users)
+    remove = threaded(SyncKernels.remove)
+    prune = threaded(SyncKernels.prune)
 
 
 class Engine(Proxy):
@@ -200,6 +212,11 @@ class Engine(Proxy):
     def networks(self) -> Networks:
         """The networks of this root."""
         return Networks(self._pool, self._sync.networks)
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """The guest kernels of this root."""
+        return Kernels(self._pool, self._sync.kernels)
 
     @cached_property
     def volumes(self) -> Volumes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hutch.cli.command import Command
-from hutch.cli.main import GLOBAL_OPTIONS, load_command
+from hutch.cli.main import GLOBAL_OPTIONS, group_of, load_command
 from hutch.cli.options import UsageError
 from hutch.cli.session import Invocation
 from hutch.cli.table import ALIASES, GROUPS, HIDDEN, TABLE
@@ -56,10 +56,13 @@ def candidates(invocation: Invocation, words: list[str]) -> list[str]:
     if not plain:
         if current.startswith("-"):
             return [f"--{option[0]}" for option in GLOBAL_OPTIONS]
-        return sorted({name.split()[0] for name in TABLE if name not in HIDDEN} | set(GROUPS))
-    if plain[0] in GROUPS and len(plain) == 1 and not current.startswith("-"):
-        return _members(plain[0])
-    names = " ".join(plain[:2]) if plain[0] in GROUPS else plain[0]
+        firsts = {name.split()[0] for name in (*TABLE, *GROUPS) if name not in HIDDEN}
+        return sorted(firsts)
+    group = group_of(plain)
+    depth = len(group.split())
+    if group and depth == len(plain) and not current.startswith("-"):
+        return _members(group)
+    names = " ".join(plain[: depth + 1])
     names = ALIASES.get(names, names)
     if names not in TABLE and plain[0] == "container" and len(plain) > 1:
         names = plain[1]
@@ -73,7 +76,8 @@ def candidates(invocation: Invocation, words: list[str]) -> list[str]:
 def _members(group: str) -> list[str]:
     if group == "container":
         return sorted(_INSTANCE_COMMANDS | {"run", "create", "prune", "ls"})
-    return sorted(name.split()[1] for name in TABLE if name.startswith(group + " "))
+    depth = len(group.split())
+    return sorted({name.split()[depth] for name in TABLE if name.startswith(group + " ")})
 
 
 def _objects(invocation: Invocation, names: str, given: int) -> list[str]:
@@ -93,6 +97,8 @@ def _objects(invocation: Invocation, names: str, given: int) -> list[str]:
         return [info.name for info in engine.list(all=True)]
     if names.startswith("network "):
         return [network.name for network in engine.networks.list()]
+    if names.startswith("vm kernel "):
+        return [kernel.release for kernel in engine.kernels.list()]
     if names.startswith("volume "):
         return [volume.name for volume in engine.volumes.list()]
     return []

@@ -34,7 +34,7 @@ def overview(group: str | None) -> str:
                 GROUPS[group],
                 "",
                 "Commands:",
-                *_columns([(words.split()[1], line) for words, line in members.items()]),
+                *_columns([(w.removeprefix(f"{group} "), line) for w, line in members.items()]),
                 "",
                 f"`hutch {group} COMMAND --help` says more about one.",
             ]
@@ -50,7 +50,7 @@ def overview(group: str | None) -> str:
             *_columns(single),
             "",
             "Groups:",
-            *_columns(list(GROUPS.items())),
+            *_columns([(name, line) for name, line in GROUPS.items() if " " not in name]),
             "",
             "Options:",
             *option_lines(GLOBAL_OPTIONS),

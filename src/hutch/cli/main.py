@@ -12,7 +12,7 @@ from hutch.cli.table import ALIASES, GROUPS, HIDDEN, TABLE
 if TYPE_CHECKING:
     from hutch.cli.command import Command
 
-__all__ = ["GLOBAL_OPTIONS", "find_command", "main", "run"]
+__all__ = ["GLOBAL_OPTIONS", "find_command", "group_of", "main", "run"]
 
 GLOBAL_OPTIONS: tuple[Option, ...] = (
     ("root", "", "text", "DIRECTORY", "Where everything is kept (HUTCH_ROOT)"),
@@ -92,8 +92,9 @@ def _dispatch(argv: list[str], found: list[str]) -> int:
     if not words:
         from hutch.cli.help import show_overview
 
-        show_overview(rest[0])
-        return 0 if len(rest) > 1 else 1
+        group = group_of(rest)
+        show_overview(group)
+        return 0 if len(rest) > len(group.split()) else 1
     found.append(words)
     if words not in _LIGHT:
         _load_msgspec()
@@ -157,22 +158,31 @@ def _invoke(
 
 def find_command(rest: list[str]) -> tuple[str, list[str]]:
     """Return the command's words and what follows them; no words for a bare group's name."""
-    for count in (2, 1):
+    for count in (3, 2, 1):
         words = " ".join(rest[:count])
         words = ALIASES.get(words, words)
         if words in TABLE and len(rest) >= count:
             return words, rest[count:]
     if rest[0] == "container" and len(rest) > 1 and rest[1] in TABLE:
         return rest[1], rest[2:]
-    if rest[0] in GROUPS and (len(rest) == 1 or rest[1].startswith("-")):
+    after = rest[len(group_of(rest).split()) :]
+    if group_of(rest) and (not after or after[0].startswith("-")):
         return "", []
     raise _unknown(rest)
+
+
+def group_of(rest: list[str]) -> str:
+    """Return the group of commands whose name the words begin with, or an empty text."""
+    for count in (2, 1):
+        if (group := " ".join(rest[:count])) in GROUPS and len(rest) >= count:
+            return group
+    return ""
 
 
 def _unknown(rest: list[str]) -> UsageError:
     from difflib import get_close_matches
 
-    wrong = " ".join(rest[:2]) if rest[0] in GROUPS else rest[0]
+    wrong = " ".join(rest[: len(group_of(rest).split()) + 1])
     known = [words for words in TABLE if words not in HIDDEN]
     near = get_close_matches(wrong, known, 1, 0.5)
     hint = f"did you mean `hutch {near[0]}`?" if near else "`hutch --help` lists the commands"

@@ -96,6 +96,8 @@ def _prune(invocation: Invocation) -> int:
     parts.append("all images that no instance uses" if every else "all images without a name")
     if volumes:
         parts.append("all anonymous volumes that no instance uses")
+    if every:
+        parts.append("all guest kernels that no instance uses but the newest")
     if not confirm(invocation, "This removes " + ", ".join(parts) + "."):
         return 1
     report = invocation.engine.prune(
@@ -109,6 +111,7 @@ def _prune(invocation: Invocation) -> int:
         ("Deleted Networks", report.networks),
         ("Deleted Volumes", report.volumes),
         ("Deleted Images", report.images),
+        ("Deleted Kernels", report.kernels),
     ):
         if names:
             print(f"{title}:", *names, "", sep="\n")
@@ -225,7 +228,13 @@ COMMANDS = {
         handler=_prune,
         summary="Remove everything that nothing uses.",
         options=(
-            ("all", "a", "flag", "", "All unused images, not only those without a name"),
+            (
+                "all",
+                "a",
+                "flag",
+                "",
+                "All unused images, not only those without a name, and unused guest kernels",
+            ),
             ("filter", "", "list", "KEY=VALUE", "Remove what matches only"),
             ("force", "f", "flag", "", "Do not ask"),
             ("volumes", "", "flag", "", "Anonymous volumes as well"),

@@ -66,6 +66,9 @@ TABLE: dict[str, tuple[str, str]] = {
     "network prune": ("networks", "Remove networks that nothing uses"),
     "network connect": ("networks", "Connect an instance to a network"),
     "network disconnect": ("networks", "Disconnect an instance from a network"),
+    "vm kernel add": ("kernels", "Add a guest kernel, from a package or from files"),
+    "vm kernel ls": ("kernels", "List the guest kernels"),
+    "vm kernel rm": ("kernels", "Remove guest kernels"),
     "system doctor": ("system", "Say what this host can do, and what is missing"),
     "system df": ("system", "Show what takes space"),
     "system prune": ("system", "Remove everything that nothing uses"),
@@ -87,6 +90,8 @@ GROUPS: dict[str, str] = {
     "image": "Images",
     "volume": "Volumes",
     "network": "Networks",
+    "vm": "Virtual machines",
+    "vm kernel": "Guest kernels of virtual machines",
     "system": "The host and the engine",
 }
 ALIASES: dict[str, str] = {
@@ -96,6 +101,8 @@ ALIASES: dict[str, str] = {
     "volume remove": "volume rm",
     "network list": "network ls",
     "network remove": "network rm",
+    "vm kernel list": "vm kernel ls",
+    "vm kernel remove": "vm kernel rm",
     "container ls": "ps",
     "container list": "ps",
     "container ps": "ps",

@@ -15,14 +15,17 @@ from hutch.store import Store
 
 if TYPE_CHECKING:
     from hutch.drivers.base import Driver
+    from hutch.drivers.vm.kernels import Kernels
     from hutch.image.catalog import Images as ImageCatalog
     from hutch.image.registry_config import RegistryConfig
     from hutch.network import Networks
     from hutch.process.launcher import Launcher
     from hutch.storage.content import ContentStore
+    from hutch.storage.disks import Disks
     from hutch.storage.gc import Collector
     from hutch.storage.layers import Layers
     from hutch.storage.leases import Leases
+    from hutch.storage.rootdisk import RootDisks
     from hutch.storage.snapshots import Snapshots
     from hutch.storage.trash import Trash
     from hutch.storage.volumes import Volumes
@@ -119,6 +122,27 @@ class Context:
         return Layers(self.root, self.store, trash=self.trash)
 
     @cached_property
+    def rootdisks(self) -> RootDisks:
+        """Images as read-only disks of virtual machines."""
+        from hutch.storage.rootdisk import RootDisks
+
+        return RootDisks(self.root, self.layers, trash=self.trash)
+
+    @cached_property
+    def disks(self) -> Disks:
+        """Writable disks of virtual machines."""
+        from hutch.storage.disks import Disks
+
+        return Disks(self.root)
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """Guest kernels of virtual machines."""
+        from hutch.drivers.vm.kernels import Kernels
+
+        return Kernels(self.root, self.store, trash=self.trash)
+
+    @cached_property
     def leases(self) -> Leases:
         """What must not be collected while work is under way."""
         from hutch.storage.leases import Leases
@@ -163,11 +187,13 @@ class Context:
 
     @cached_property
     def collector(self) -> Collector:
-        """Garbage collection of blobs and layers."""
+        """Garbage collection of blobs, layers and root disks."""
         from hutch.image.catalog import image_roots
         from hutch.storage.gc import Collector
 
-        return Collector(self.store, self.content, self.layers, self.trash, image_roots)
+        return Collector(
+            self.store, self.content, self.layers, self.trash, image_roots, disks=self.rootdisks
+        )
 
     @cached_property
     def registry(self) -> RegistryConfig:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from hutch.engine.images import Images
+    from hutch.engine.kernels import Kernels
     from hutch.engine.networks import Networks
     from hutch.engine.volumes import Volumes
     from hutch.image.registry_config import RegistryConfig
@@ -194,6 +195,13 @@ class Engine:
         return Images(self._context)
 
     @cached_property
+    def kernels(self) -> Kernels:
+        """The guest kernels of this root."""
+        from hutch.engine.kernels import Kernels
+
+        return Kernels(self._context)
+
+    @cached_property
     def networks(self) -> Networks:
         """The networks of this root."""
         from hutch.engine.networks import Networks
@@ -233,8 +241,9 @@ class Engine:
         volumes: bool = False,
         filters: Mapping[str, Sequence[str]] | None = None,
     ) -> PruneReport:
-        """Remove stopped instances, unused networks and dangling images; with
-        `all_images` every unused image, with `volumes` unused anonymous volumes."""
+        """Remove stopped instances, unused networks and dangling images; with `all_images`
+        every unused image and every unused guest kernel but the one added last, with
+        `volumes` unused anonymous volumes."""
         from hutch.engine.system import prune
 
         return prune(self._context, all_images=all_images, volumes=volumes, filters=filters)

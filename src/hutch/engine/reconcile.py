@@ -38,6 +38,7 @@ def after_boot(context: Context) -> None:
         if not context.was_rebooted():
             return
         context.layers.reconcile()
+        context.rootdisks.reconcile()
         if all_records(context):
             reconcile(context)
         with context.store.write(durable=True) as tx:

@@ -157,7 +157,7 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Disk use of a root, a row per kind (images, instances, volumes)."""
+    """Disk use of a root, a row per kind (images, instances, volumes, kernels)."""
 
     rows: tuple[UsageRow, ...]
 
@@ -169,6 +169,7 @@ class PruneReport(msgspec.Struct, frozen=True, kw_only=True):
     images: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
     reclaimed: int = 0
 
 

@@ -27,12 +27,13 @@ def df(context: Context) -> DiskUsage:
     images = context.images.all()
     in_use = {chain for image in images if image.id in used for chain in image.chain_ids}
     idle = sum(layer.size for layer in context.layers.list() if layer.chain_id not in in_use)
+    idle += sum(disk.size for disk in context.rootdisks.list() if disk.chain_id not in in_use)
     rows = [
         UsageRow(
             kind="images",
             total=len(images),
             active=sum(image.id in used for image in images),
-            size=usage.layers.size + usage.blobs.size,
+            size=usage.layers.size + usage.blobs.size + usage.disks.size,
             reclaimable=idle,
         ),
         UsageRow(
@@ -49,15 +50,30 @@ def df(context: Context) -> DiskUsage:
             size=usage.volumes.size,
             reclaimable=usage.volumes.reclaimable,
         ),
+        _kernels(context),
     ]
     return DiskUsage(rows=tuple(rows))
 
 
+def _kernels(context: Context) -> UsageRow:
+    found = [(bool(context.kernels.users(k.id)), k.size) for k in context.kernels.list()]
+    return UsageRow(
+        kind="kernels",
+        total=len(found),
+        active=sum(used for used, _ in found),
+        size=sum(size for _, size in found),
+        # The one added last stays: it is what the next virtual machine starts with.
+        reclaimable=sum(size for used, size in found[1:] if not used),
+    )
+
+
 def collect_garbage(context: Context) -> int:
-    """Free blobs and layers that nothing names and what dead processes left; bytes freed."""
+    """Free blobs, layers and root disks that nothing names and what dead processes left;
+    bytes freed."""
     known = [record.id for record in all_records(context)]
     context.collector.reconcile(context.snapshots, known)
     context.volumes.reconcile(known)
+    context.kernels.reconcile()
     try:
         return context.collector.collect().bytes
     except Unavailable:
@@ -91,6 +107,7 @@ def prune(
 ) -> PruneReport:
     """Remove what is not in use; see `Engine.prune`."""
     from hutch.engine.images import Images
+    from hutch.engine.kernels import Kernels
     from hutch.engine.networks import Networks
     from hutch.engine.volumes import Volumes
 
@@ -99,12 +116,14 @@ def prune(
     networks = Networks(context).prune()
     removed_volumes = Volumes(context).prune()[0] if volumes else []
     images = Images(context).prune(all_images=all_images)
+    kernels = Kernels(context).prune() if all_images else []
     context.trash.empty()
     return PruneReport(
         instances=tuple(instances),
         images=tuple(images.deleted),
         volumes=tuple(removed_volumes),
         networks=tuple(networks),
+        kernels=tuple(kernel.id for kernel in kernels),
         reclaimed=max(images.reclaimed, _free(context) - before, 0),
     )
 

@@ -34,6 +34,23 @@ PROGRAMS: tuple[Program, ...] = (
         version_argument=None,
     ),
     Program(
+        name="mkfs.erofs",
+        package="erofs-utils",
+        use="root disks of virtual machines",
+        version_argument=None,
+    ),
+    Program(
+        name="mke2fs",
+        package="e2fsprogs",
+        use="writable disks of virtual machines",
+        version_argument=None,
+    ),
+    Program(
+        name="qemu-img",
+        package="qemu-utils",
+        use="disk images of virtual machines in other formats than raw",
+    ),
+    Program(
         name="nft",
         package="nftables",
         use="looking at the rules that hutch makes (hutch itself does not need it)",

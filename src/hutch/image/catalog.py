@@ -16,6 +16,7 @@ from hutch.errors import Busy, InvalidArgument, NotFound
 from hutch.image.records import IMAGE_NAMES, IMAGES, ImageName, ImageRecord
 from hutch.oci.reference import Reference, is_hex, parse
 from hutch.records import Records, Transaction
+from hutch.storage.rootdisk import disk_key
 
 __all__ = ["ImageUser", "Images", "Removed", "Users", "image_roots"]
 
@@ -43,10 +44,11 @@ def _nobody(_transaction: Transaction, _image_id: str) -> Iterable[ImageUser]:
 
 
 def image_roots(transaction: Transaction) -> Iterator[str]:
-    """Yield what images need kept: digests of blobs and chain ids of layers."""
+    """Yield what images need kept: digests of blobs, chain ids of layers, root disks."""
     for _, record in transaction.items(IMAGES, ImageRecord):
         yield from record.digests
         yield from record.chain_ids
+        yield disk_key(record.chain_ids)
 
 
 class Images:

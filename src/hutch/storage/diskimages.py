@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from hutch.errors import AlreadyExists, IntegrityError, InvalidArgument, NotFound, Unsupported
+from hutch.linux.files import AT_FDCWD, RENAME_NOREPLACE, renameat2
 from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.faults import disk_errors
 
@@ -45,9 +46,10 @@ def disk_info(path: str, *, format: DiskFormat | None = None) -> DiskImage:
     command = ["info", "--output=json", "-U"]
     if format is not None:
         command += ["-f", _checked(format)]
-    done = _qemu_img([*command, full], _INFO_TIMEOUT_S)
-    if done.returncode != 0:
-        raise _failure(full, done.stderr)
+    with disk_errors(f"disk {full}"):
+        done = _qemu_img([*command, full], _INFO_TIMEOUT_S)
+        if done.returncode != 0:
+            raise _failure(full, done.stderr)
     try:
         found: dict[str, Any] = msgspec.json.decode(done.stdout, type=dict[str, Any])
         return DiskImage(
@@ -117,15 +119,18 @@ def convert_disk(
     `IntegrityError` for what cannot be read as `source_format`.
     """
     full = _existing(source)
+    final = os.path.abspath(target)
+    if os.path.lexists(final):
+        raise AlreadyExists(f"disk {final}: is there already")
     if compress and format != "qcow2":
         raise InvalidArgument(f"only qcow2 is compressed, got {format}", field="compress")
     command = ["convert", "-p", "-f", _checked(source_format), "-O", _checked(format)]
     if compress:
         command.append("-c")
-    final = os.path.abspath(target)
     partial = f"{final}.part{os.urandom(4).hex()}"
     try:
         with disk_errors(f"disk {final}"):
+            os.stat(os.path.dirname(final))
             _convert([*command, full, partial], full, progress)
             _publish(partial, final)
     finally:
@@ -141,7 +146,7 @@ def _publish(partial: str, final: str) -> None:
     finally:
         os.close(fd)
     try:
-        os.link(partial, final, follow_symlinks=False)
+        renameat2(AT_FDCWD, partial, AT_FDCWD, final, RENAME_NOREPLACE)
     except FileExistsError as exc:
         raise AlreadyExists(f"disk {final}: is there already") from exc
 

@@ -19,10 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["DEFAULT_SIZE", "DISK_FILE", "Disk", "Disks", "check_size"]
-
-DISK_FILE = "disk.raw"
-"""What an instance's writable disk is called in its directory."""
+__all__ = ["DEFAULT_SIZE", "Disk", "Disks", "check_size"]
 
 DEFAULT_SIZE = 10 << 30
 _MIN, _MAX = 64 << 20, 16 << 40

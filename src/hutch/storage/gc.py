@@ -1,4 +1,5 @@
-"""Garbage collection: free the blobs and layers that no image, instance or lease names.
+"""Garbage collection: free the blobs, layers and root disks that no image, instance or
+lease names.
 
 Marking and taking away happen in one write transaction, which only one process has at a
 time: whoever records a use of something (an image, a snapshot, a lease) does it before or
@@ -15,6 +16,7 @@ from hutch.records import Records, Transaction
 from hutch.storage.content import ContentStore
 from hutch.storage.layers import Layers
 from hutch.storage.leases import leased
+from hutch.storage.rootdisk import RootDisks, disk_key
 from hutch.storage.snapshots import SNAPSHOTS, SnapshotRecord, Snapshots
 from hutch.storage.trash import Trash
 from hutch.storage.volumes import Volumes
@@ -28,10 +30,12 @@ Roots = Callable[[Transaction], Iterable[str]]
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
-    """What was freed; `bytes` counts blobs, the plain size of layers, and stale parts."""
+    """What was freed; `bytes` counts blobs, the plain size of layers, root disks, and stale
+    parts. `disks` are named by the chainID of their topmost layer."""
 
     blobs: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
+    disks: tuple[str, ...] = ()
     bytes: int = 0
 
 
@@ -45,10 +49,11 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What the root takes: blobs and unpacked layers, writable layers, volumes."""
+    """What the root takes: blobs, unpacked layers and root disks, writable layers, volumes."""
 
     layers: Part
     blobs: Part
+    disks: Part
     instances: Part
     volumes: Part
 
@@ -56,8 +61,9 @@ class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
 class Collector:
     """Mark and sweep over one root.
 
-    `roots` yields the digests and chainIDs that records need (`image_roots`, and whatever
-    else keeps images); snapshots and leases are marked here.
+    `roots` yields the digests, chainIDs and keys of root disks (`disk_key`) that records
+    need (`image_roots`, and whatever else keeps images); snapshots and leases are marked
+    here. A lease on its topmost layer keeps a root disk too.
     """
 
     def __init__(
@@ -67,12 +73,14 @@ class Collector:
         layers: Layers,
         trash: Trash,
         *roots: Roots,
+        disks: RootDisks | None = None,
     ) -> None:
         self._records = records
         self._content = content
         self._layers = layers
         self._trash = trash
         self._roots = roots
+        self._disks = disks
 
     def _marked(self, transaction: Transaction) -> set[str]:
         marked: set[str] = set()
@@ -80,12 +88,14 @@ class Collector:
             marked.update(roots(transaction))
         for _, snapshot in transaction.items(SNAPSHOTS, SnapshotRecord):
             marked.update(snapshot.chain_ids)
+            marked.add(disk_key(snapshot.chain_ids))
         return marked
 
     def collect(self, *, dry_run: bool = False) -> Collected:
         """Free what nothing names; with `dry_run` only tell what that would be."""
         blobs: list[str] = []
         layers: list[str] = []
+        disks: list[str] = []
         freed = 0
         with self._records.write() as transaction:
             named, since = leased(transaction)
@@ -103,9 +113,28 @@ class Collector:
                     freed += layer.size
                     if not dry_run:
                         self._layers.remove(layer.chain_id)
+            for chain_id, size in self._idle_disks(marked, named, since):
+                disks.append(chain_id)
+                freed += size
+                if self._disks is not None and not dry_run:
+                    self._disks.remove(chain_id)
         if not dry_run:
             freed += self._content.clean_ingest()
-        return Collected(blobs=tuple(blobs), layers=tuple(layers), bytes=freed)
+        return Collected(blobs=tuple(blobs), layers=tuple(layers), disks=tuple(disks), bytes=freed)
+
+    def _idle_disks(
+        self, marked: set[str], leased: set[str], since: float
+    ) -> list[tuple[str, int]]:
+        """Return the root disks that nothing names, made before `since`: chainID and size."""
+        if self._disks is None:
+            return []
+        return [
+            (disk.chain_id, disk.size)
+            for disk in self._disks.list()
+            if disk_key([disk.chain_id]) not in marked
+            and disk.chain_id not in leased
+            and self._disks.made_at(disk.chain_id) < since - _CLOCK_S
+        ]
 
     def reconcile(self, snapshots: Snapshots, instances: Iterable[str]) -> tuple[str, ...]:
         """Put right what dead processes left; return the chainIDs of layers that went.
@@ -121,6 +150,9 @@ class Collector:
             snapshots.remove(orphan)
         removed = self._layers.reconcile()
         self._layers.sync()
+        if self._disks is not None:
+            self._disks.reconcile()
+            self._disks.sync()
         self._trash.empty()
         return removed
 
@@ -133,11 +165,17 @@ class Collector:
             instances = [key for key, _ in transaction.items(SNAPSHOTS, SnapshotRecord)]
         layers = [(layer.chain_id in marked, layer.size) for layer in self._layers.list()]
         blobs = [(blob.digest in marked, blob.size) for blob in self._content.list()]
+        found = self._disks.list() if self._disks is not None else ()
+        disks = [(disk_key([disk.chain_id]) in marked, disk.size) for disk in found]
         active = set(running)
         written = [(key in active, snapshots.usage(key).bytes) for key in instances]
         kept = [(bool(volumes.users(v.name)), volumes.usage(v.name).bytes) for v in volumes.list()]
         return DiskUsage(
-            layers=_part(layers), blobs=_part(blobs), instances=_part(written), volumes=_part(kept)
+            layers=_part(layers),
+            blobs=_part(blobs),
+            disks=_part(disks),
+            instances=_part(written),
+            volumes=_part(kept),
         )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "DISK_FILE",
     "SNAPSHOTS",
     "OverlayAssets",
     "SnapshotRecord",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 SNAPSHOTS = "snapshots"
+DISK_FILE = "disk.raw"
+"""What the writable disk of a virtual machine is called in its instance's directory."""
 
 
 class OverlayAssets(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,8 +159,14 @@ class Snapshots:
             transaction.delete(SNAPSHOTS, instance_id)
 
     def usage(self, instance_id: str) -> Usage:
-        """Return what the instance has written."""
-        return measure(f"{self.directory(instance_id)}/upper")
+        """Return what the instance has written, to its directory or to its disk."""
+        directory = self.directory(instance_id)
+        written = measure(f"{directory}/upper")
+        try:
+            disk = os.stat(f"{directory}/{DISK_FILE}").st_blocks * 512
+        except FileNotFoundError:
+            return written
+        return Usage(bytes=written.bytes + disk, inodes=written.inodes)
 
 
 def _ensure(path: str) -> None:
