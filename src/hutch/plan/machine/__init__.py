@@ -1,0 +1,1 @@
+"""Virtual machines: typed pieces and the argument list of QEMU they make (pure)."""

@@ -1,0 +1,65 @@
+"""Versions of QEMU, and what differs between them for us."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from hutch.errors import Unsupported
+
+__all__ = ["OLDEST", "QemuVersion", "parse_version"]
+
+_VERSION = re.compile(r"(?:version\s+|^)(\d+)\.(\d+)(?:\.(\d+))?")
+
+
+class QemuVersion(msgspec.Struct, frozen=True, order=True):
+    """A version of QEMU; compares in order. The properties say what it can do."""
+
+    major: int
+    minor: int = 0
+    micro: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.micro}"
+
+    @property
+    def migrates_to_files(self) -> bool:
+        """Tell whether migration takes `file:`; before, a regular file goes through `fd:`.
+
+        `fd:` with a regular file is deprecated since 9.1, and `file:` takes descriptor sets.
+        """
+        return self >= QemuVersion(8, 2)
+
+    @property
+    def maps_read_only_files(self) -> bool:
+        """Tell whether private memory can come from a file that is opened only to read.
+
+        Before `rom=off` (8.2) a memory-backend-file with `readonly=on` made the guest's
+        memory read-only too.
+        """
+        return self >= QemuVersion(8, 2)
+
+    @property
+    def locks_memory_on_fault(self) -> bool:
+        """Tell whether `-overcommit mem-lock=on-fault` is known (10.0)."""
+        return self >= QemuVersion(10)
+
+
+OLDEST = QemuVersion(7, 2)
+
+
+def parse_version(text: str) -> QemuVersion:
+    """Return the version in `QEMU emulator version 7.2.22 (Debian …)` or in `7.2.22`.
+
+    Raise `Unsupported` where there is none, or where it is older than `OLDEST`.
+    """
+    match = _VERSION.search(text)
+    if match is None:
+        raise Unsupported(f"qemu: no version in {text[:80]!r}")
+    found = QemuVersion(int(match[1]), int(match[2]), int(match[3] or 0))
+    if found < OLDEST:
+        raise Unsupported(
+            f"qemu: version {found} is too old", hint=f"install QEMU {OLDEST} or later"
+        )
+    return found

@@ -1,0 +1,146 @@
+"""Block nodes of a running machine: add, remove, resize, limit, count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hutch.errors import NotFound
+from hutch.qmp.monitor import COMMAND_S, Monitor
+
+__all__ = [
+    "BlockStats",
+    "blockdev_add",
+    "blockdev_del",
+    "query_blockstats",
+    "resize_block",
+    "set_io_throttle",
+    "set_throttle_group",
+]
+
+RESIZE_S = 60.0
+
+
+class _Counters(msgspec.Struct, frozen=True):
+    rd_bytes: int = 0
+    wr_bytes: int = 0
+    rd_operations: int = 0
+    wr_operations: int = 0
+    flush_operations: int = 0
+    unmap_bytes: int = 0
+    rd_total_time_ns: int = 0
+    wr_total_time_ns: int = 0
+    wr_highest_offset: int = 0
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    stats: _Counters
+    device: str = ""
+    node: str = msgspec.field(name="node-name", default="")
+    qdev: str = ""
+
+
+class BlockStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a disk has done since QEMU started; `device` is its id, `node` its block node."""
+
+    device: str
+    node: str
+    read_bytes: int
+    written_bytes: int
+    reads: int
+    writes: int
+    flushes: int
+    discarded_bytes: int
+    read_ns: int
+    write_ns: int
+    highest_offset: int
+
+
+def blockdev_add(
+    monitor: Monitor, options: dict[str, Any], *, timeout_s: float = COMMAND_S
+) -> None:
+    """Open a block node; `options` as `hutch.plan.machine.disks.blockdev` makes them.
+
+    A file comes as a set of descriptors: see `hutch.qmp.descriptors.add_fd`.
+    """
+    monitor.execute("blockdev-add", options, timeout_s=timeout_s)
+
+
+def blockdev_del(monitor: Monitor, node: str, *, timeout_s: float = COMMAND_S) -> None:
+    """Close a block node that nothing uses any more."""
+    monitor.execute("blockdev-del", {"node-name": node}, timeout_s=timeout_s)
+
+
+def resize_block(monitor: Monitor, node: str, size: int, *, timeout_s: float = RESIZE_S) -> None:
+    """Set a node's size in bytes; the guest is told. Shrinking loses what is cut off."""
+    monitor.execute("block_resize", {"node-name": node, "size": size}, timeout_s=timeout_s)
+
+
+def set_io_throttle(
+    monitor: Monitor,
+    device: str,
+    *,
+    bytes_per_s: int = 0,
+    read_bytes_per_s: int = 0,
+    write_bytes_per_s: int = 0,
+    operations_per_s: int = 0,
+    reads_per_s: int = 0,
+    writes_per_s: int = 0,
+) -> None:
+    """Limit a disk by its device id; 0 is no limit, and a total excludes its parts.
+
+    For a disk without limits at its start. One that had them has a throttle group, whose
+    limits change by `set_throttle_group`; with both, the stricter holds.
+    """
+    entries: list[_Entry] = monitor.ask("query-blockstats", kind=list[_Entry])
+    # QEMU wants what holds the disk: of a virtio device that is a part of it, not the id.
+    paths = [entry.qdev for entry in entries if _device_id(entry.qdev) == device]
+    if not paths:
+        raise NotFound(f"qemu: no disk {device}")
+    monitor.execute(
+        "block_set_io_throttle",
+        {
+            "id": paths[0],
+            "bps": bytes_per_s,
+            "bps_rd": read_bytes_per_s,
+            "bps_wr": write_bytes_per_s,
+            "iops": operations_per_s,
+            "iops_rd": reads_per_s,
+            "iops_wr": writes_per_s,
+        },
+    )
+
+
+def set_throttle_group(monitor: Monitor, group: str, limits: dict[str, int]) -> None:
+    """Change a group's limits, as `hutch.plan.machine.disks.throttle_limits` makes them."""
+    monitor.execute("qom-set", {"path": f"/objects/{group}", "property": "limits", "value": limits})
+
+
+def query_blockstats(monitor: Monitor) -> list[BlockStats]:
+    """Return the counters of every disk of the machine."""
+    entries: list[_Entry] = monitor.ask("query-blockstats", kind=list[_Entry])
+    return [_stats(entry) for entry in entries]
+
+
+def _stats(entry: _Entry) -> BlockStats:
+    counters = entry.stats
+    return BlockStats(
+        # A virtio disk's path ends in its back end: /machine/peripheral/<id>/virtio-backend.
+        device=entry.device or _device_id(entry.qdev),
+        node=entry.node,
+        read_bytes=counters.rd_bytes,
+        written_bytes=counters.wr_bytes,
+        reads=counters.rd_operations,
+        writes=counters.wr_operations,
+        flushes=counters.flush_operations,
+        discarded_bytes=counters.unmap_bytes,
+        read_ns=counters.rd_total_time_ns,
+        write_ns=counters.wr_total_time_ns,
+        highest_offset=counters.wr_highest_offset,
+    )
+
+
+def _device_id(qdev: str) -> str:
+    prefix = "/machine/peripheral/"
+    return qdev[len(prefix) :].split("/")[0] if qdev.startswith(prefix) else qdev
