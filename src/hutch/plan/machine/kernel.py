@@ -1,0 +1,54 @@
+"""The kernel command line of a guest that starts without firmware, tuned by measurement.
+
+What each part gained in a cold boot under TCG: `cryptomgr.notests` 0.54 s,
+`init_on_alloc=0` 0.33 s, `rcupdate.rcu_expedited=1` 0.2 s, `apparmor=0 audit=0` 0.14 s.
+"""
+
+from __future__ import annotations
+
+from hutch.errors import InvalidArgument
+from hutch.plan.machine.model import Accelerator
+from hutch.plan.machine.quoting import plain
+
+__all__ = ["COMMAND_LINE_MAX", "kernel_command_line"]
+
+COMMAND_LINE_MAX = 2047
+"""COMMAND_LINE_SIZE of x86 is 2048 with the NUL."""
+
+_ALWAYS = (
+    *("panic=-1", "reboot=t", "tsc=reliable", "no_timer_check", "random.trust_cpu=on"),
+    *("cryptomgr.notests", "rcupdate.rcu_expedited=1", "audit=0"),
+)
+# Under emulation the guest shares no processor with another tenant's guest code, and the
+# host has mitigations of its own; what these cost is a third of the boot.
+_EMULATED = ("mitigations=off", "init_on_alloc=0", "apparmor=0")
+
+
+def kernel_command_line(
+    *,
+    accelerator: Accelerator,
+    tsc_khz: int = 0,
+    quiet: bool = True,
+    console: str = "ttyS0",
+    extra: str = "",
+) -> str:
+    """Return the command line. `extra` comes last and so wins over what is before.
+
+    `tsc_khz` is the host's time stamp counter (0 where it is not known): an emulated guest
+    that calibrates against a busy host is wrong or, on microvm, stuck. It is not given
+    under KVM, where the guest reads it from kvm-clock.
+    """
+    words = [f"console={console}", *(["quiet"] if quiet else []), *_ALWAYS]
+    if accelerator == "tcg":
+        words += _EMULATED
+        if tsc_khz:
+            words.append(f"tsc_early_khz={tsc_khz}")
+    if extra.strip():
+        words.append(plain(extra.strip(), field="kernel.extra"))
+    line = " ".join(words)
+    if len(line.encode()) > COMMAND_LINE_MAX:
+        raise InvalidArgument(
+            f"the kernel takes {COMMAND_LINE_MAX} bytes, got {len(line.encode())}",
+            field="kernel.command_line",
+        )
+    return line
