@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from hutch.process.run import spawn
 
 __all__ = ["GREETING", "OK", "QEMU", "Talk", "fake_qemu", "qemu"]
 
-QEMU = "qemu-system-x86_64"
+QEMU = os.environ.get("HUTCH_TEST_QEMU", "qemu-system-x86_64")
 GREETING = (
     b'{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"},'
     b' "capabilities": ["oob"]}}\r\n'

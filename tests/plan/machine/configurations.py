@@ -271,7 +271,7 @@ def disks(hw: Hardware) -> Machine:
             _erofs(hw),
             Disk(image=overlay, serial="root", detect_zeroes=True),
             Disk(
-                image=DiskFile(file=hw.file(os.O_RDWR, MIB)),
+                image=DiskFile(file=hw.file(os.O_RDWR | os.O_DIRECT, MIB)),
                 serial="data",
                 cache="none",
                 throttle=limits,

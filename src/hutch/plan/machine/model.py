@@ -143,7 +143,8 @@ class DiskFile(msgspec.Struct, frozen=True, kw_only=True):
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
     """A disk. The guest finds it by `serial` (at most 20 characters).
 
-    `unsafe` caching ignores flushes: for what need not outlive a crash of the host.
+    `unsafe` caching ignores flushes: for what need not outlive a crash of the host. With
+    `none` a descriptor must have been opened with O_DIRECT (QEMU since 9.1 insists).
     `queues` 0 is one, so that a template fits whatever host it is resumed on.
     """
 
