@@ -114,19 +114,23 @@ static void skip_list(struct reader *r, char kind)
 	}
 }
 
+bool skip_fields(struct reader *r, const char *kinds)
+{
+	for (; *kinds; kinds++) {
+		if (strchr("SBUM", *kinds))
+			skip_list(r, *kinds);
+		else
+			skip_field(r, *kinds);
+	}
+	return !r->bad;
+}
+
 static bool op_fits(const struct op *op)
 {
 	struct reader r = op->body;
 
-	if (op->code == 0 || op->code >= OP_COUNT)
-		return false;
-	for (const char *kind = shapes[op->code]; *kind; kind++) {
-		if (strchr("SBUM", *kind))
-			skip_list(&r, *kind);
-		else
-			skip_field(&r, *kind);
-	}
-	return !r.bad && r.at == r.end;
+	return op->code > 0 && op->code < OP_COUNT && skip_fields(&r, shapes[op->code]) &&
+	       r.at == r.end;
 }
 
 bool next_op(struct reader *section, struct op *out)

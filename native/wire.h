@@ -32,6 +32,9 @@ const char *read_str(struct reader *r);
 const uint8_t *read_bytes(struct reader *r, uint32_t *len);
 uint32_t read_count(struct reader *r);
 
+/* Read over fields of these kinds; false when they are not there. */
+bool skip_fields(struct reader *r, const char *kinds);
+
 struct op {
 	uint32_t code;
 	struct reader body;

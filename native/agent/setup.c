@@ -1,0 +1,241 @@
+/* The operations of a SETUP. The host decides what is done; here it is carried out. */
+#include <dirent.h>
+#include <limits.h>
+#include <linux/random.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include "../text.h"
+#include "agent.h"
+
+/* The fields of each operation, as in docs/reference/guest-protocol.md. */
+static const char *const shapes[SETUP_COUNT] = {
+	[SETUP_ENTROPY] = "b", [SETUP_CLOCK] = "qq", [SETUP_HOSTNAME] = "s",
+	[SETUP_INSMOD] = "ss", [SETUP_DISK] = "ss", [SETUP_MOUNT] = "sssqs",
+	[SETUP_MKDIR] = "su", [SETUP_WRITE_FILE] = "sub", [SETUP_INTERFACE] = "usbu",
+	[SETUP_ADDRESS] = "sbu", [SETUP_LINK_UP] = "s", [SETUP_ROUTE] = "sb",
+	[SETUP_SYSCTL] = "ss", [SETUP_SYMLINK] = "ss", [SETUP_CGROUP] = "ss",
+	[SETUP_RESIZE] = "s", [SETUP_ONLINE] = "",
+};
+
+static bool fits(const struct op *op)
+{
+	struct reader r = op->body;
+
+	return op->code > 0 && op->code < SETUP_COUNT && skip_fields(&r, shapes[op->code]) &&
+	       r.at == r.end;
+}
+
+bool setup_fits(struct reader operations, uint32_t count, uint32_t *bad)
+{
+	struct op op;
+
+	for (*bad = 0; *bad < count; ++*bad)
+		if (!next_op(&operations, &op) || !fits(&op))
+			return false;
+	return operations.at == operations.end;
+}
+
+static int entropy(struct reader *r, const char **what)
+{
+	struct {
+		struct rand_pool_info head;
+		uint8_t bytes[512];
+	} pool;
+	uint32_t len;
+	const uint8_t *at = read_bytes(r, &len);
+	int error = 0, fd;
+
+	*what = "/dev/urandom";
+	if (len > sizeof(pool.bytes))
+		return E2BIG;
+	pool.head.entropy_count = (int)len * 8;
+	pool.head.buf_size = (int)len;
+	if (len)
+		memcpy(pool.head.buf, at, len);
+	fd = open(*what, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return errno;
+	/* Twins of one template hold the same pool: make the new bytes count at once. */
+	if (ioctl(fd, RNDADDENTROPY, &pool) < 0 || ioctl(fd, RNDRESEEDCRNG) < 0)
+		error = errno;
+	close(fd);
+	return error;
+}
+
+static int clock_set(struct reader *r)
+{
+	struct timespec now = { .tv_sec = (time_t)read_u64(r) };
+
+	now.tv_nsec = (long)read_u64(r);
+	return clock_settime(CLOCK_REALTIME, &now) < 0 ? errno : 0;
+}
+
+static int hostname(struct reader *r, const char **what)
+{
+	const char *name = *what = read_str(r);
+
+	return sethostname(name, strlen(name)) < 0 ? errno : 0;
+}
+
+int insmod(const char *path, const char *params)
+{
+	int error = 0, fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno;
+	if (syscall(SYS_finit_module, fd, params, 0) < 0 && errno != EEXIST)
+		error = errno;
+	close(fd);
+	return error;
+}
+
+/* Where a block device says which it is. */
+static bool has_serial(const char *name, const char *serial)
+{
+	char path[PATH_MAX], found[64];
+	struct text t = text_in(path, sizeof(path));
+
+	text_add(&t, "/sys/block/");
+	text_add(&t, name);
+	text_add(&t, "/serial");
+	return get_file(path, found, sizeof(found)) >= 0 && !strcmp(found, serial);
+}
+
+static int disk(struct reader *r, const char **what)
+{
+	const char *serial = *what = read_str(r), *link = read_str(r);
+	char node[64] = "";
+	struct text t = text_in(node, sizeof(node));
+	struct dirent *entry;
+	DIR *dir = opendir("/sys/block");
+
+	if (!dir)
+		return errno;
+	while (!t.len && (entry = readdir(dir)))
+		if (!strncmp(entry->d_name, "vd", 2) && has_serial(entry->d_name, serial)) {
+			text_add(&t, "/dev/");
+			text_add(&t, entry->d_name);
+		}
+	closedir(dir);
+	if (!t.len)
+		return SETUP_WAIT;
+	*what = link;
+	return make_symlink(node, link);
+}
+
+static int mount_at(struct reader *r, const char **what)
+{
+	const char *source = read_str(r), *target = *what = read_str(r);
+	const char *fstype = read_str(r);
+	uint64_t flags = read_u64(r);
+	const char *data = read_str(r);
+	int error = make_dirs(target, 0755, true);
+
+	if (error)
+		return error;
+	return mount(source, target, fstype, flags, *data ? data : NULL) < 0 ? errno : 0;
+}
+
+static int write_whole(struct reader *r, const char **what)
+{
+	const char *path = *what = read_str(r);
+	uint32_t mode = read_u32(r), len;
+	const uint8_t *content = read_bytes(r, &len);
+
+	return put_file(path, mode, content, len);
+}
+
+static int sysctl(struct reader *r, const char **what)
+{
+	const char *key = *what = read_str(r);
+	char path[PATH_MAX];
+	struct text t = text_in(path, sizeof(path));
+
+	text_add(&t, "/proc/sys/");
+	text_add(&t, key);
+	if (strstr(path, "/../") || t.len + 1 >= sizeof(path))
+		return EINVAL;
+	return put_value(path, read_str(r));
+}
+
+/* Write `value` to every file DIR/PREFIXn/NAME that says otherwise. */
+static int put_each(const char *where, const char *prefix, const char *name, const char *value)
+{
+	char path[PATH_MAX], state[32];
+	struct dirent *entry;
+	int error = 0;
+	DIR *dir = opendir(where);
+
+	while (dir && !error && (entry = readdir(dir))) {
+		struct text t = text_in(path, sizeof(path));
+		const char *number = entry->d_name + strlen(prefix);
+		if (strncmp(entry->d_name, prefix, strlen(prefix)) != 0 || *number < '0' || *number > '9')
+			continue;
+		text_add(&t, where);
+		text_add(&t, "/");
+		text_add(&t, entry->d_name);
+		text_add(&t, name);
+		if (get_file(path, state, sizeof(state)) < 0)
+			continue; /* the first processor has none */
+		if (strncmp(state, value, strlen(value)) != 0)
+			error = put_value(path, value);
+	}
+	if (dir)
+		closedir(dir);
+	return error;
+}
+
+static int online(const char **what)
+{
+	int error;
+
+	*what = "/sys/devices/system/cpu";
+	error = put_each(*what, "cpu", "/online", "1");
+	if (error)
+		return error;
+	*what = "/sys/devices/system/memory";
+	return put_each(*what, "memory", "/state", "online");
+}
+
+/* Two strings, in the order in which they are read. */
+static int with_pair(struct reader *r, const char **what,
+		     int (*act)(const char *first, const char *second))
+{
+	const char *first = *what = read_str(r);
+
+	return act(first, read_str(r));
+}
+
+int setup_run(const struct op *op, const char **what)
+{
+	struct reader body = op->body, *r = &body;
+	const char *first;
+
+	*what = "";
+	switch (op->code) {
+	case SETUP_ENTROPY: return entropy(r, what);
+	case SETUP_CLOCK: return clock_set(r);
+	case SETUP_HOSTNAME: return hostname(r, what);
+	case SETUP_INSMOD: return with_pair(r, what, insmod);
+	case SETUP_DISK: return disk(r, what);
+	case SETUP_MOUNT: return mount_at(r, what);
+	case SETUP_MKDIR:
+		first = *what = read_str(r);
+		return make_dirs(first, read_u32(r), true);
+	case SETUP_WRITE_FILE: return write_whole(r, what);
+	case SETUP_INTERFACE: return setup_interface(r, what);
+	case SETUP_ADDRESS: return setup_address(r, what);
+	case SETUP_LINK_UP: return setup_link_up(r, what);
+	case SETUP_ROUTE: return setup_route(r, what);
+	case SETUP_SYSCTL: return sysctl(r, what);
+	case SETUP_SYMLINK: return with_pair(r, what, make_symlink);
+	case SETUP_CGROUP:
+		first = *what = read_str(r);
+		return cgroup_create(first, read_str(r), what);
+	case SETUP_ONLINE: return online(what);
+	default: return ENOSYS; /* Resize is reserved */
+	}
+}

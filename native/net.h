@@ -1,0 +1,11 @@
+/* Links and netlink, as far as launcher and agent share them. */
+#ifndef HUTCH_NET_H
+#define HUTCH_NET_H
+
+/* Set a link up; 0, or -1 with errno. */
+int link_set_up(const char *name);
+
+/* The errno in the answer to a netlink message, 0 for success. */
+int netlink_answer(int fd);
+
+#endif
