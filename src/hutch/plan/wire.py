@@ -16,7 +16,7 @@ import msgspec
 from hutch.errors import InvalidArgument
 from hutch.plan import ops
 
-__all__ = ["CODES", "MAX_PLAN_BYTES", "MAX_SLOTS", "encode"]
+__all__ = ["CODES", "MAX_PLAN_BYTES", "MAX_SLOTS", "encode", "encode_fields", "encode_ops"]
 
 MAX_PLAN_BYTES = 4 << 20
 MAX_SLOTS = 64
@@ -123,6 +123,24 @@ _ENCODERS: dict[type, tuple[int, tuple[_Field, ...]]] = {
     kind: (code, tuple(_FIELDS[letter] for letter in letters))
     for kind, (code, letters) in CODES.items()
 }
+
+
+def encode_fields(kinds: str, values: Sequence[Any]) -> bytes:
+    """Return `values` as fields of these kinds; raise `InvalidArgument` for one that does
+    not fit."""
+    try:
+        return b"".join([_FIELDS[kind](value) for kind, value in zip(kinds, values, strict=True)])
+    except (StructError, OverflowError, ValueError) as exc:
+        raise InvalidArgument(f"a value does not fit its field: {exc}") from exc
+
+
+def encode_ops(items: Sequence[tuple[int, str, Sequence[Any]]]) -> bytes:
+    """Return operations given as number, kinds of the fields, and values, one after another."""
+    out: list[bytes] = []
+    for code, kinds, values in items:
+        body = encode_fields(kinds, values)
+        out += [_OP(code, 0, len(body)), body]
+    return b"".join(out)
 
 
 def _section(operations: Sequence[ops.AnyOp], out: list[bytes]) -> None:
