@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,60 @@ def test_a_guest_that_does_not_run_is_not_believed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(kvm, "TINY_TIMEOUT_S", 1.0)
     finding = kvm.kvm_boots(accelerator="tcg")
     assert finding.state is State.MISSING
+
+
+@requires("qemu")
+def test_the_probe_is_run_once_by_all_who_ask_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def slow(qemu: str, accelerator: str, kernel: Path | None) -> tuple[State, str]:
+        tries.append(accelerator)
+        asked.wait(30)
+        return State.OK, "boots"
+
+    asked = threading.Event()
+    monkeypatch.setattr(kvm, "_try", slow)
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(kvm.kvm_boots, tmp_path, accelerator="tcg") for _ in range(4)]
+        asked.set()
+        assert {answer.result().detail for answer in answers} == {"boots"}
+    assert tries == ["tcg"]
+
+
+@requires("qemu")
+def test_another_kernel_is_another_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvm, "_try", lambda qemu, accelerator, kernel: (State.OK, str(kernel)))
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(b"")
+        finding = kvm.kvm_boots(tmp_path / "cache", accelerator="tcg", kernel=tmp_path / name)
+        assert finding.detail.endswith(name)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvm, "_try", lambda qemu, accelerator, kernel: (State.OK, "boots"))
+    (tmp_path / "file").write_bytes(b"")
+    finding = kvm.kvm_boots(tmp_path / "file/cache", accelerator="tcg", qemu="/bin/true")
+    assert finding.detail == "boots"
+
+
+@pytest.mark.parametrize(("took", "patience"), [(0.01, 2.0), (0.5, 3.0), (9.0, 10.0)])
+def test_kvm_gets_several_times_what_emulation_took(
+    monkeypatch: pytest.MonkeyPatch, took: float, patience: float
+) -> None:
+    clock = iter([0.0, took])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(kvm, "_tiny_guest_runs", lambda qemu, accelerator, timeout_s: True)
+    assert kvm._patience("qemu", "kvm") == patience
+
+
+def test_without_emulation_to_compare_with_kvm_gets_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kvm, "_tiny_guest_runs", lambda qemu, accelerator, timeout_s: False)
+    assert kvm._patience("qemu", "kvm") == kvm.TINY_TIMEOUT_S
