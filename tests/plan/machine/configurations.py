@@ -75,6 +75,7 @@ class RealHardware:
     def __init__(self, directory: Path, stack: ExitStack, kernel: bytes) -> None:
         self.fds: list[int] = []
         self._sockets: list[socket.socket] = []
+        self._made = 0
         self.paths: dict[int, Path] = {}
         self._directory = directory
         self._stack = stack
@@ -84,7 +85,13 @@ class RealHardware:
     def leave_to_qemu(self) -> None:
         """Close the sockets here, so that with QEMU's end nobody listens any more."""
         for sock in self._sockets:
+            self.fds.remove(sock.fileno())
             sock.close()
+        self._sockets.clear()
+
+    def _new(self, kind: str) -> Path:
+        self._made += 1
+        return self._directory / f"{kind}{self._made}"
 
     def _keep(self, sock: socket.socket) -> Descriptor:
         self._stack.enter_context(sock)
@@ -93,7 +100,7 @@ class RealHardware:
         return Descriptor(sock.fileno())
 
     def listening(self) -> Descriptor:
-        path = self._directory / f"socket{len(self.fds)}"
+        path = self._new("socket")
         sock = socket.socket(socket.AF_UNIX)
         self.paths[sock.fileno()] = path
         sock.bind(str(path))
@@ -106,7 +113,7 @@ class RealHardware:
         return self._keep(theirs)
 
     def file(self, flags: int, size: int = 0) -> Descriptor:
-        path = self._directory / f"file{len(self.fds)}"
+        path = self._new("file")
         path.touch()
         os.truncate(path, size)
         fd = os.open(path, flags | os.O_CLOEXEC)

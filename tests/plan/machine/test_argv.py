@@ -18,6 +18,7 @@ import pytest
 from hutch.errors import HutchError, InvalidArgument, Unsupported
 from hutch.host.kvm import tiny_guest
 from hutch.plan.machine.argv import machine_arguments
+from hutch.plan.machine.disks import blockdev, throttle_limits
 from hutch.plan.machine.kernel import kernel_command_line
 from hutch.plan.machine.model import (
     MICROVM,
@@ -40,7 +41,7 @@ from hutch.plan.machine.model import (
 )
 from hutch.plan.machine.version import QemuVersion, parse_version
 from hutch.process.run import run_command, spawn
-from hutch.qmp import Monitor, machine
+from hutch.qmp import Monitor, blocks, descriptors, devices, machine, migration
 from tests.plan.machine.configurations import CONFIGURATIONS, RealHardware, StatedHardware
 from tests.requires import requires
 
@@ -252,3 +253,48 @@ def test_versions_are_read(text: str, version: QemuVersion) -> None:
 def test_no_version_or_an_old_one_is_refused(text: str) -> None:
     with pytest.raises(Unsupported):
         parse_version(text)
+
+
+# ---- a template and its clones --------------------------------------------------------
+
+
+def _run(made: Machine, hardware: RealHardware, stack: ExitStack) -> Monitor:
+    """Start a machine and return its monitor."""
+    version = parse_version(run_command([QEMU, "--version"]).stdout.decode())
+    argv = machine_arguments(made, version=version, qemu=QEMU)
+    stack.enter_context(spawn(argv, pass_fds=hardware.fds))
+    hardware.leave_to_qemu()
+    assert made.monitor is not None
+    return stack.enter_context(Monitor.connect(hardware.paths[made.monitor.fd], timeout_s=60))
+
+
+@requires("qemu")
+@pytest.mark.integration
+def test_a_clone_takes_the_state_of_its_template_and_then_a_disk(tmp_path: Path) -> None:
+    state = os.memfd_create("state")
+    with ExitStack() as stack:
+        stack.callback(os.close, state)
+        hardware = RealHardware(tmp_path, stack, tiny_guest())
+        monitor = _run(CONFIGURATIONS["template"](hardware), hardware, stack)
+        machine.cont(monitor)
+        machine.stop(monitor)
+        migration.save_state(monitor, state, ignore_shared=True)
+        machine.quit(monitor)
+        image = hardware.file(os.O_RDWR, MIB)
+        monitor = _run(CONFIGURATIONS["clone"](hardware), hardware, stack)
+        migration.load_state(monitor, state, ignore_shared=True)
+        path = descriptors.add_fd(monitor, image.fd)
+        limits = Throttle(reads=9)
+        disk = Disk(image=DiskFile(file=path), serial="late", throttle=limits)
+        devices.object_add(
+            monitor, "throttle-group", id="late-limits", limits=throttle_limits(limits)
+        )
+        blocks.blockdev_add(monitor, blockdev(disk, "late"))
+        devices.device_add(monitor, "virtio-blk-pci", id="late-dev", bus="rp1", drive="late")
+        blocks.set_throttle_group(monitor, "late-limits", throttle_limits(Throttle(writes=5)))
+        now = devices.qom_get(monitor, "/objects/late-limits", "limits")
+        assert (now["iops-read"], now["iops-write"]) == (0, 5)
+        machine.cont(monitor)
+        assert machine.wait_status(monitor, machine.RUNNING, timeout_s=30)
+        assert [stats.node for stats in blocks.query_blockstats(monitor)] == ["late"]
+        machine.quit(monitor)
