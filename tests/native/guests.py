@@ -109,7 +109,7 @@ class Channel:
     def __init__(self, peer: Peer, number: int) -> None:
         self.peer, self.number = peer, number
         self.credit, self.owed, self.granted = WINDOW, 0, WINDOW
-        self.received = b""
+        self.received = bytearray()
         self.ended, self.error = False, -1
         self.generous = True  # give credit for what arrives
 
@@ -140,12 +140,13 @@ class Channel:
 
     def write(self, data: bytes) -> None:
         """Write all of it, as the agent's credit allows, unless the agent closes."""
-        while data and self.error < 0:
-            part = data[: min(self.credit, PAYLOAD)]
+        left = memoryview(data)
+        while left and self.error < 0:
+            part = bytes(left[: min(self.credit, PAYLOAD)])
             if part:
                 self.peer.send(frame(self.number, DATA, part))
                 self.credit -= len(part)
-                data = data[len(part) :]
+                left = left[len(part) :]
             else:
                 self.peer.turn()
 
@@ -156,14 +157,16 @@ class Channel:
     def read(self, size: int) -> bytes:
         while len(self.received) < size:
             self.peer.turn()
-        data, self.received = self.received[:size], self.received[size:]
+        data = bytes(self.received[:size])
+        del self.received[:size]
         return data
 
     def rest(self) -> bytes:
         """Return everything up to the agent's CLOSE."""
         while self.error < 0:
             self.peer.turn()
-        data, self.received = self.received, b""
+        data = bytes(self.received)
+        self.received.clear()
         return data
 
     def closed(self) -> int:
