@@ -5,27 +5,15 @@
 #include <sys/wait.h>
 
 #include "buffer.h"
+#include "frames.h"
 #include "launch.h"
 #include "log.h"
 
-/* Frames: u8 type, u8 flag, u16 zero, u32 length, payload. See docs/reference/supervisor.md. */
-enum frame {
-	FR_GO = 1, FR_ATTACH, FR_STDIN, FR_STDIN_EOF, FR_RESIZE, FR_SIGNAL, FR_WAIT, FR_QUERY,
-	FR_LOG_REOPEN, FR_SHUTDOWN, FR_DETACH,
-	FR_PID = 65, FR_SYNC, FR_STARTED, FR_FAILED, FR_OUTPUT, FR_GAP, FR_EXIT, FR_STATE, FR_HEALTH,
-	FR_OK, FR_ERR, FR_ACK
-};
-
-enum { ATTACH_STDIN = 1, ATTACH_STDOUT = 2, ATTACH_STDERR = 4, ATTACH_LOSSLESS = 8 };
-
 enum {
 	MAX_CLIENTS = 64,
-	FRAME_HEAD = 8,
-	FRAME_MAX = 64 << 10,
 	CHUNK = 32 << 10,          /* one read from the container */
 	QUEUE_LIMIT = 256 << 10,   /* output held for a client */
 	QUEUE_FINAL = 6 << 20,     /* the same, for what is in the pipes at the exit */
-	STDIN_WINDOW = 64 << 10,   /* unacknowledged input of a client */
 };
 
 struct client {

@@ -14,6 +14,7 @@ import pytest
 from hutch.plan import ops
 from hutch.process import Launcher
 from tests.native.boxes import Runner
+from tests.native.machines import Machines
 
 APPLETS = """
 cat chmod env false grep head hostname id ip kill ls mkdir printf ps pwd readlink rm setsid sh
@@ -109,3 +110,32 @@ def run_dir(tmp_path: Path) -> Path:
 def held(run_dir: Path) -> ops.Supervision:
     """Supervision with a run directory and a log."""
     return ops.Supervision(directory=str(run_dir), log_path=str(run_dir / "log"))
+
+
+@pytest.fixture(scope="session")
+def static_vmm() -> str:
+    return _built("build/hutch-vmm", "hutch-vmm")
+
+
+@pytest.fixture(scope="session")
+def checked_vmm() -> str:
+    return _built("build/hutch-vmm-asan", "hutch-vmm-asan")
+
+
+@pytest.fixture(params=["static", "checked"])
+def machines(
+    request: pytest.FixtureRequest,
+    static_launcher: Launcher,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Machines]:
+    """Runs the shipped monitor and the checked one; a finding fails the test."""
+    findings = tmp_path_factory.mktemp("findings")
+    vmm = request.getfixturevalue(f"{request.param}_vmm")
+    env = (
+        f"ASAN_OPTIONS=log_path={findings}/asan:detect_leaks=0:handle_segv=0",
+        f"UBSAN_OPTIONS=log_path={findings}/ubsan:print_stacktrace=1",
+    )
+    directory = tmp_path_factory.mktemp("machine")
+    yield Machines(static_launcher, vmm, env, directory)
+    found = [path.read_text() for path in findings.iterdir()]
+    assert not found, found[0]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hutch.process.errors import LaunchFailed
+    from hutch.process.errors import GuestCallFailed, LaunchFailed, MachineFailed
     from hutch.process.frames import ExitStatus, Gap, Health, Output
+    from hutch.process.guest import Channel, Guest
     from hutch.process.launcher import Launcher
     from hutch.process.logfile import LogRecord, read_log
     from hutch.process.records import (
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     )
     from hutch.process.run import CompletedCommand, run_command, spawn
     from hutch.process.supervisor import Supervisor, attach_flags
+    from hutch.process.vmm import MonitorConfig, MonitorLink, encode_config, vmm_path
 
 __all__ = [
     "Launcher",
@@ -40,6 +42,14 @@ __all__ = [
     "read_pid",
     "LogRecord",
     "read_log",
+    "MonitorConfig",
+    "MonitorLink",
+    "MachineFailed",
+    "encode_config",
+    "vmm_path",
+    "Guest",
+    "Channel",
+    "GuestCallFailed",
     "CompletedCommand",
     "run_command",
     "spawn",
@@ -65,6 +75,14 @@ _HOMES = {
     "CompletedCommand": "run",
     "run_command": "run",
     "spawn": "run",
+    "MonitorConfig": "vmm",
+    "MonitorLink": "vmm",
+    "encode_config": "vmm",
+    "vmm_path": "vmm",
+    "MachineFailed": "errors",
+    "Guest": "guest",
+    "Channel": "guest",
+    "GuestCallFailed": "errors",
 }
 
 

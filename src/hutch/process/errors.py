@@ -1,4 +1,4 @@
-"""How a launch that did not come about is told."""
+"""How a launch, a machine or a call into it that did not come about is told."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 
 from hutch.errors import HutchError
 
-__all__ = ["SECTIONS", "LaunchFailed"]
+__all__ = ["SECTIONS", "STAGES", "GuestCallFailed", "LaunchFailed", "MachineFailed"]
 
 SECTIONS = ("plan", "prepare", "clone", "child", "exec", "supervise")
+STAGES = ("configuration", "qemu", "agent", "setup", "launch")
 
 
 class LaunchFailed(HutchError):
@@ -23,6 +24,38 @@ class LaunchFailed(HutchError):
         reason = os.strerror(errno).lower()
         super().__init__(f"launch: {section}[{index}]: {detail or 'failed'}: {reason}")
         self.section = section
+        self.index = index
+        self.errno = errno
+        self.detail = detail
+
+
+class MachineFailed(HutchError):
+    """A virtual machine did not come to run its process; nothing of it is left.
+
+    `stage` is one of `STAGES`; in stage `setup`, `index` is the place of the operation that
+    failed in the guest. `errno` and `text` say why.
+    """
+
+    def __init__(self, stage: str, index: int, errno: int, text: str) -> None:
+        place = f"{stage}[{index}]" if stage == "setup" else stage
+        reason = os.strerror(errno).lower()
+        super().__init__(f"machine: {place}: {text or 'failed'}: {reason}")
+        self.stage = stage
+        self.index = index
+        self.errno = errno
+        self.text = text
+
+
+class GuestCallFailed(HutchError):
+    """The agent in a virtual machine refused a call.
+
+    `op` is the call's number, `index` the place of the operation in a setup, `errno` the
+    guest kernel's answer and `detail` the path or name at hand.
+    """
+
+    def __init__(self, op: int, index: int, errno: int, detail: str) -> None:
+        super().__init__(f"guest: call {op}: {detail or 'failed'}: {os.strerror(errno).lower()}")
+        self.op = op
         self.index = index
         self.errno = errno
         self.detail = detail

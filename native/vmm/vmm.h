@@ -1,0 +1,172 @@
+/* hutch-vmm: the host's monitor of one virtual machine. See docs/reference/vmm.md. */
+#ifndef HUTCH_VMM_H
+#define HUTCH_VMM_H
+
+#include "../buffer.h"
+#include "../frames.h"
+#include "../mux.h"
+#include "../sys.h"
+#include "../wire.h"
+
+/* What the starter hands over, by number. QEMU has its descriptors at the same numbers. */
+enum { FD_CONFIG = 3, FD_AGENT, FD_LISTEN, FD_STATUS, FD_LOG, FD_QEMU };
+
+enum { CONFIG_VOLATILE = 1, CONFIG_TTY = 2, CONFIG_HOLD = 4 };
+
+enum {
+	MAX_CONFIG = 16 << 20,
+	MAX_QEMU_FDS = 64,
+	MAX_VMM_CLIENTS = 256,
+	CLIENT_HEAD = 8,  /* HVA1, u8 kind, three zeros */
+	MAX_TEXT = 512,   /* of a failure */
+	EXIT_LOST = 255,  /* the machine ended before its process did */
+};
+
+struct config {
+	uint8_t *memory;
+	size_t size;
+	uint32_t flags, fds, boot_ms, shutdown_ms;
+	struct reader argv, env; /* at their counts */
+	const uint8_t *setup, *plan;
+	uint32_t setup_len, plan_len;
+};
+
+enum stage {
+	ST_HELD,      /* waiting for the starter's GO */
+	ST_AGENT,     /* HELLO is sent */
+	ST_SETUP,
+	ST_LAUNCH,
+	ST_RUN,
+	ST_SHUTDOWN,  /* the guest is asked to put its file systems away */
+	ST_TERMINATE, /* QEMU got SIGTERM */
+	ST_KILL,      /* QEMU got SIGKILL */
+};
+
+/* Who a channel belongs to; every owner begins with it. */
+enum owner { OWNER_PROCESS, OWNER_CALL, OWNER_CLIENT };
+
+/* The guest's main process, behind a supervisor in the guest. */
+struct process {
+	enum owner owner;
+	struct mux_channel *ch;
+	struct buffer rest;       /* what was not taken when the guest closed the channel */
+	uint32_t plan_sent;
+	bool attached, started, exited;
+	bool stdin_open, stdin_ended; /* ended: STDIN_EOF is still to be sent */
+	bool resized;             /* RESIZE is still to be sent */
+	uint64_t signals;         /* still to be sent: bit n - 1 for signal n */
+	uint32_t unacked;         /* input that the process did not take */
+	bool blocked[2];          /* stdout, stderr take nothing now */
+	bool broken[2];           /* nobody reads them: their bytes are dropped */
+	uint8_t head[FRAME_HEAD], head_len;
+	uint32_t left, body_len;  /* of the frame being read */
+	uint8_t body[12 + MAX_TEXT];
+};
+
+/* A call of our own: SETUP, then SHUTDOWN. */
+struct call {
+	enum owner owner;
+	struct mux_channel *ch;
+	const uint8_t *request;
+	size_t left, answer_len;
+	uint8_t answer[12 + MAX_TEXT]; /* the rest is not needed */
+};
+
+struct vmm_client {
+	enum owner owner;
+	int fd; /* valid while `used` */
+	bool used, half_closed, blocked;
+	bool answered;  /* something came from the guest */
+	uint8_t head[CLIENT_HEAD], head_len;
+	struct mux_channel *ch;
+	struct buffer rest; /* the guest has closed; this is still to be written */
+};
+
+struct vmm {
+	struct config config;
+	enum stage stage;
+	uint64_t deadline_ns; /* of the stage; 0: none */
+	int signals;
+	int status;           /* -1: the starter has left */
+	uint8_t status_head[FRAME_HEAD], status_len;
+	bool agent_gone;
+	pid_t qemu;           /* 0: none, or ended */
+	int qemu_status;
+	int code;             /* to exit with, from ST_SHUTDOWN on */
+	uint32_t turn;
+	struct mux mux;
+	struct process process;
+	struct call call;
+	struct vmm_client clients[MAX_VMM_CLIENTS];
+};
+
+/* Why a machine did not come to run its process; the flag of FAILED. */
+enum part { PART_CONFIG, PART_QEMU, PART_AGENT, PART_SETUP, PART_LAUNCH };
+
+enum status { STATUS_QEMU = 1, STATUS_AGENT, STATUS_READY, STATUS_STARTED, STATUS_FAILED,
+	      STATUS_EXIT };
+enum { STATUS_GO = 1 };
+
+/* config.c */
+bool config_load(struct config *c, const char **problem);
+void config_free(struct config *c);
+
+/* qemu.c */
+void qemu_start(struct vmm *v);
+void qemu_signal(struct vmm *v, int signum);
+bool qemu_reap(struct vmm *v); /* true when it has just ended */
+void qemu_kill(struct vmm *v); /* and wait for its end */
+
+/* status.c */
+void status_send(struct vmm *v, uint8_t type, uint8_t flag, const void *data, size_t n);
+void status_read(struct vmm *v);
+
+/* call.c */
+void call_start(struct vmm *v, const uint8_t *request, size_t n);
+void call_pump(struct vmm *v);
+size_t call_data(struct vmm *v, const uint8_t *data, size_t n);
+void call_over(struct vmm *v, uint32_t error);
+
+/* process.c */
+void process_start(struct vmm *v);
+void process_turn(struct vmm *v);      /* send what is due */
+void process_pull(struct vmm *v);      /* there may be room for more output */
+size_t process_data(struct vmm *v, const uint8_t *data, size_t n);
+void process_closed(struct vmm *v, uint32_t error);
+void process_read_stdin(struct vmm *v);
+bool process_wants_stdin(const struct vmm *v);
+void process_signal(struct vmm *v, int signum);
+void terminal_raw(void);
+
+/* clients.c */
+void clients_init(struct vmm *v);
+bool clients_have_place(const struct vmm *v);
+void clients_accept(struct vmm *v);
+short client_events(const struct vmm_client *c); /* -1: do not watch it */
+void client_event(struct vmm *v, struct vmm_client *c, short events);
+size_t client_data(struct vmm *v, struct vmm_client *c, const uint8_t *data, size_t n);
+void client_eof(struct vmm_client *c);
+void client_closed(struct vmm_client *c, uint32_t error);
+
+/* machine.c: the stages, one after the other, and the ends. */
+void machine_begin(struct vmm *v);
+void machine_greet(struct vmm *v);
+void machine_set_up(struct vmm *v);
+void machine_ready(struct vmm *v);
+void machine_started(struct vmm *v);
+void machine_end(struct vmm *v, int code);
+void machine_put_away(struct vmm *v); /* SHUTDOWN is answered */
+void machine_qemu_ended(struct vmm *v);
+void machine_agent_gone(struct vmm *v);
+void machine_timeout(struct vmm *v);
+bool machine_is_up(const struct vmm *v); /* the starter may leave */
+/* The machine cannot go on: kill QEMU, tell the starter or stderr, exit. */
+_Noreturn void machine_lost(struct vmm *v, enum part part, int error, const char *text);
+_Noreturn void machine_failed(struct vmm *v, enum part part, uint32_t section, uint32_t index,
+			      int error, const char *text);
+
+/* main.c */
+extern const struct mux_handler vmm_handler;
+void agent_read_rest(struct vmm *v);
+
+#endif

@@ -1,0 +1,160 @@
+"""Talk to the agent in a virtual machine, through the `agent.sock` of its run directory.
+
+Each connection is one channel to the agent (docs/reference/vmm.md): a call, a process
+beside the main one, or a stream of files. `hutch.plan.guest` has the requests' encoding.
+"""
+
+from __future__ import annotations
+
+import _socket  # socket(7) without what the socket module brings along: 2 ms of start-up
+import os
+import time
+from struct import Struct
+from struct import error as StructError
+
+from hutch.errors import OperationTimeout, OutcomeUnknown, Unavailable
+from hutch.plan.ops import Plan
+from hutch.plan.wire import encode
+from hutch.process import frames
+from hutch.process.errors import GuestCallFailed
+from hutch.process.supervisor import Supervisor
+
+__all__ = ["Channel", "Guest"]
+
+SOCKET = "agent.sock"
+_CALL, _EXEC, _FILES = 1, 3, 4
+_RECEIVE = 64 << 10
+_ANSWER = Struct("<III")
+_U32 = Struct("<I").pack
+
+
+class Channel:
+    """One connection to the agent: bytes both ways, each direction with its own end."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self._sock = sock
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, for select(2)."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """End both directions; the agent stops what it does for this channel."""
+        self._sock.close()
+
+    def send(self, data: bytes | memoryview) -> bool:
+        """Send all of it, waiting while the guest does not read; False when the guest has
+        ended the channel: what it said is still to be received."""
+        try:
+            self._sock.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def end(self) -> None:
+        """Say that no more will be sent."""
+        try:
+            self._sock.shutdown(_socket.SHUT_WR)
+        except OSError:
+            pass  # the other side was quicker
+
+    def receive(self, size: int = _RECEIVE, deadline: float | None = None) -> bytes:
+        """Return some bytes, at most `size`, or none at the end.
+
+        Raise `OperationTimeout` when the monotonic clock has reached `deadline`.
+        """
+        left = None if deadline is None else max(0.000001, deadline - time.monotonic())
+        self._sock.settimeout(left)
+        try:
+            return self._sock.recv(size)
+        except TimeoutError:
+            raise OperationTimeout("no answer from the machine's agent") from None
+        except ConnectionResetError:
+            return b""
+        finally:
+            self._sock.settimeout(None)
+
+    def receive_all(self, deadline: float | None = None) -> bytes:
+        """Return everything up to the end."""
+        pieces = []
+        while piece := self.receive(deadline=deadline):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def detach(self) -> _socket.socket:
+        """Give the socket away; the channel is used no more."""
+        return self._sock
+
+
+class Guest:
+    """The agent of one running virtual machine."""
+
+    def __init__(self, directory: str) -> None:
+        """`directory` is the instance's run directory."""
+        self._directory = directory
+
+    def _open(self, kind: int) -> Channel:
+        try:
+            fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+                try:
+                    # By descriptor: a socket's path has room for 107 bytes only.
+                    sock.connect(f"/proc/self/fd/{fd}/{SOCKET}")
+                except BaseException:
+                    sock.close()
+                    raise
+            finally:
+                os.close(fd)
+        except (FileNotFoundError, ConnectionRefusedError) as exc:
+            raise Unavailable(f"the machine does not run: {self._directory}/{SOCKET}") from exc
+        channel = Channel(sock)
+        channel.send(b"HVA1" + bytes((kind, 0, 0, 0)))
+        return channel
+
+    def call(self, op: int, payload: bytes = b"", timeout_s: float | None = 60.0) -> bytes:
+        """Ask the agent for one operation; return what its answer has beside the status.
+
+        Raise `GuestCallFailed` for a refusal, `OutcomeUnknown` when the machine ended.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._open(_CALL) as channel:
+            channel.send(_U32(op) + payload)
+            channel.end()
+            answer = channel.receive_all(deadline)
+        try:
+            errno, index, size = _ANSWER.unpack_from(answer)
+        except StructError as exc:
+            raise OutcomeUnknown(f"the machine's agent did not answer call {op}") from exc
+        detail_end = _ANSWER.size + size
+        if errno:
+            detail = answer[_ANSWER.size : detail_end].decode("utf-8", "replace")
+            raise GuestCallFailed(op, index, errno, detail)
+        return answer[detail_end + 1 :]
+
+    def exec(self, plan: Plan | bytes, *, attach: int = 0) -> Supervisor:
+        """Start a process beside the main one, whose pidfd is slot 0 of the plan.
+
+        The supervisor in the guest is talked to as one on the host; `attach` (see
+        `attach_flags`) attaches before the process can write anything. Without a main
+        process the launch fails with ESRCH.
+        """
+        data = encode(plan) if isinstance(plan, Plan) else plan
+        channel = self._open(_EXEC)
+        try:
+            ahead = frames.encode_frame(frames.ATTACH, flag=attach) if attach else b""
+            channel.send(_U32(len(data)) + data + ahead)
+        except BaseException:
+            channel.close()
+            raise
+        return Supervisor(channel.detach(), attached=attach)
+
+    def files(self) -> Channel:
+        """Open a stream to the files helper; the caller speaks its requests and closes it."""
+        return self._open(_FILES)
