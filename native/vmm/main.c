@@ -4,6 +4,7 @@
 #include <sys/signalfd.h>
 
 #include "../text.h"
+#include "hold.h"
 #include "vmm.h"
 
 static struct vmm the;
@@ -256,11 +257,15 @@ static const char *check_descriptors(const struct config *c)
 	return NULL;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	struct vmm *v = &the;
 	const char *problem;
 
+	if (argc == 3 && !strcmp(argv[1], "hold"))
+		return hold_memory(argv[2]);
+	if (argc == 4 && !strcmp(argv[1], "exec"))
+		return probe_guest(argv[2], argv[3]);
 	block_signals();
 	v->status = FD_STATUS;
 	clients_init(v);
