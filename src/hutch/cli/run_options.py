@@ -26,6 +26,7 @@ RESOURCES: tuple[Option, ...] = (
 
 CREATE_OPTIONS: tuple[Option, ...] = (
     *RESOURCES,
+    ("accel", "", "text", "NAME", "auto, kvm or tcg (of a virtual machine)"),
     ("add-host", "", "list", "NAME:IP", "Add a line to /etc/hosts"),
     ("annotation", "", "list", "KEY=VALUE", "Add an annotation"),
     ("attach", "a", "list", "STREAM", "Attach stdin, stdout or stderr only"),
@@ -33,12 +34,14 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("cap-drop", "", "list", "NAME", "Drop a capability (ALL for all)"),
     ("cgroupns", "", "text", "MODE", "private or host"),
     ("cidfile", "", "text", "FILE", "Write the identifier to a file"),
+    ("cpu-model", "", "text", "MODEL", "CPU model of a virtual machine, such as max or EPYC"),
     ("device", "", "list", "DEVICE", "Add a device of the host: SOURCE[:TARGET[:rwm]]"),
     ("device-cgroup-rule", "", "list", "RULE", "Allow devices, such as `c 42:* rmw`"),
     ("device-read-bps", "", "list", "DEVICE:RATE", "Limit reading, bytes a second"),
     ("device-read-iops", "", "list", "DEVICE:RATE", "Limit reading, operations a second"),
     ("device-write-bps", "", "list", "DEVICE:RATE", "Limit writing, bytes a second"),
     ("device-write-iops", "", "list", "DEVICE:RATE", "Limit writing, operations a second"),
+    ("disk", "", "text", "SIZE", "Writable disk of a virtual machine, such as 20G"),
     ("dns", "", "list", "IP", "Name server"),
     ("dns-option", "", "list", "OPTION", "Option of the resolver"),
     ("dns-opt", "", "list", "OPTION", "The same as --dns-option"),
@@ -62,11 +65,13 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("ip6", "", "text", "ADDRESS", "IPv6 address on the first network"),
     ("ipc", "", "text", "MODE", "private, shareable, host, none or container:NAME"),
     ("isolation", "", "text", "KIND", "container or vm"),
+    ("kernel", "", "text", "NAME", "Guest kernel of a virtual machine (`hutch vm kernel ls`)"),
     ("label", "l", "list", "KEY=VALUE", "Set a label"),
     ("label-file", "", "list", "FILE", "Read labels from a file"),
     ("log-driver", "", "text", "NAME", "local (json-file is the same) or none"),
     ("log-opt", "", "list", "KEY=VALUE", "max-size=… and max-file=…"),
     ("mac-address", "", "text", "ADDRESS", "MAC address on the first network"),
+    ("machine", "", "text", "TYPE", "Machine type of a virtual machine: q35 or microvm"),
     ("memory-swappiness", "", "int", "0-100", "How readily memory is swapped out"),
     ("mount", "", "list", "SPEC", "Mount: type=bind,source=…,target=…[,readonly]"),
     ("name", "", "text", "NAME", "Name of the instance"),
@@ -75,6 +80,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("network-alias", "", "list", "NAME", "Further name on the first network"),
     ("net-alias", "", "list", "NAME", "The same as --network-alias"),
     ("no-healthcheck", "", "flag", "", "Run no health check"),
+    ("no-template", "", "flag", "", "Boot a virtual machine instead of resuming a booted one"),
     ("oom-kill-disable", "", "flag", "", "Let it wait instead of killing for memory"),
     ("oom-score-adj", "", "int", "NUMBER", "-1000 to 1000: who is killed first"),
     ("pid", "", "text", "MODE", "private, host or container:NAME"),
@@ -124,8 +130,8 @@ _RENAMED = {
     "volume": "volumes",
 }
 _OURS = frozenset(
-    ("attach", "cidfile", "detach", "detach_keys", "dry_run", "env_file", "label_file", "quiet",
-     "sig_proxy", "vm")
+    ("attach", "cidfile", "detach", "detach_keys", "dry_run", "env_file", "label_file",
+     "no_template", "quiet", "sig_proxy", "vm")
 )  # fmt: skip
 _MAX_FILE = 1 << 20
 
@@ -154,6 +160,8 @@ def engine_options(values: dict[str, Any]) -> dict[str, Any]:
         options["security_opt"] = [_security(entry) for entry in options["security_opt"]]
     if values.get("vm"):
         options["isolation"] = "vm"
+    if values.get("no_template"):
+        options["template"] = False
     return options
 
 

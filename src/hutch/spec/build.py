@@ -18,6 +18,7 @@ from hutch.spec.limits import (
     read_resources,
     read_sysctls,
 )
+from hutch.spec.machine import MACHINE_OPTIONS, read_machine
 from hutch.spec.model import InstanceSpec
 from hutch.spec.mounts import parse_volumes_from, read_mounts
 from hutch.spec.networks import (
@@ -42,13 +43,14 @@ if TYPE_CHECKING:
 __all__ = ["OPTIONS", "ImageDefaults", "build", "check_name", "update"]
 
 OPTIONS = RESOURCE_OPTIONS.union(
+    MACHINE_OPTIONS,
     """add_host annotations cap_add cap_drop cgroupns device_cgroup_rules devices dns dns_options
     dns_search domainname entrypoint env env_file expose group_add health_cmd health_interval
     health_retries health_start_period health_timeout hostname init interactive ip ip6 ipc
     isolation labels log_driver log_opts mac_address mounts name network network_aliases
     no_healthcheck no_new_privileges oom_score_adj pid platform privileged publish publish_all
     pull read_only remove restart security_opt shm_size stdin_once stop_signal stop_timeout
-    storage_opts sysctls tmpfs tty ulimits user userns uts volumes volumes_from workdir""".split()
+    storage_opts sysctls tmpfs tty ulimits user userns uts volumes volumes_from workdir""".split(),
 )
 _NEVER_S = 315_360_000.0  # ten years: what a stop timeout of -1 (wait for ever) becomes
 _NETWORK_ONLY = (
@@ -103,6 +105,7 @@ def build(
         security=read_security(given),
         health=read_health(image, given),
         logs=read_logs(given),
+        machine=read_machine(given, values.get("isolation", "container")),
         **values,
     )
     _check_whole(spec)

@@ -16,6 +16,7 @@ __all__ = [
     "HealthCheck",
     "InstanceSpec",
     "LogOptions",
+    "MachineOptions",
     "Mount",
     "NetworkAttachment",
     "PortMapping",
@@ -193,6 +194,23 @@ class ProcessSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     umask: int | None = None
 
 
+class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What only a virtual machine has. Empty means the default of this host's QEMU.
+
+    `accel` is auto, kvm or tcg; `kernel` the name or identifier of a guest kernel;
+    `machine` a machine type of QEMU (`q35`, `microvm`); `cpu_model` a CPU model of QEMU;
+    `disk` the size in bytes of the writable disk, 0 for the default; `template` says
+    whether the start may go on from a booted machine kept for that.
+    """
+
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    kernel: str = ""
+    machine: str = ""
+    cpu_model: str = ""
+    disk: int = 0
+    template: bool = True
+
+
 class InstanceSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """All that is asked of one instance."""
 
@@ -238,3 +256,4 @@ class InstanceSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     stop_signal: str = "SIGTERM"
     stop_timeout_s: float = 10.0
     storage_options: dict[str, str] = {}
+    machine: MachineOptions = MachineOptions()

@@ -61,6 +61,13 @@ class UpdateOptions(TypedDict, total=False):
 class RunOptions(UpdateOptions, total=False):
     """All that may be asked of a new instance."""
 
+    accel: Literal["auto", "kvm", "tcg"] | str | None
+    cpu_model: str | None
+    disk: Size | None
+    kernel: str | None
+    machine: str | None
+    template: bool | None
+
     add_host: Mapping[str, str] | Texts | None
     annotations: Pairs | None
     cap_add: Texts | None

@@ -1,0 +1,75 @@
+"""The options of a virtual machine: accelerator, kernel, machine type, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hutch.errors import InvalidArgument
+from hutch.spec.model import MachineOptions
+from hutch.spec.parse import flag, one_of, text
+from hutch.units import parse_bytes
+
+__all__ = ["MACHINE_OPTIONS", "read_machine"]
+
+MACHINE_OPTIONS = frozenset(("accel", "cpu_model", "disk", "kernel", "machine", "template"))
+MIN_DISK = 64 << 20
+MAX_DISK = 16 << 40
+_ACCELERATORS = ("auto", "kvm", "tcg")
+
+
+def read_machine(given: Mapping[str, Any], isolation: str) -> MachineOptions:
+    """Return the machine's options; refuse them where there is no machine."""
+    named = [name for name in given if name in MACHINE_OPTIONS]
+    if not named:
+        return MachineOptions()
+    if isolation == "container":
+        raise InvalidArgument(
+            "is an option of virtual machines",
+            field=named[0],
+            hint="add --vm (isolation='vm'), or leave it out",
+        )
+    values = {name: _READERS[name](given[name], name) for name in named}
+    return MachineOptions(**values)
+
+
+def _accel(value: Any, field: str) -> str:
+    return one_of(value, field, _ACCELERATORS)
+
+
+def _word(value: Any, field: str) -> str:
+    word = text(value, field, empty=False)
+    plain = word.replace("-", "").replace(".", "").replace("_", "").replace("+", "")
+    # Beyond these, QEMU would read further options (`,`) or a path from it.
+    if not (plain.isascii() and plain.isalnum() and len(word) <= 128):
+        raise InvalidArgument(
+            f"invalid name {word[:80]!r}", field=field, hint="use letters, digits, `-`, `_`, `.`"
+        )
+    return word
+
+
+def _model(value: Any, field: str) -> str:
+    """Return a CPU model with features: `max`, `EPYC,+svm,-avx2`."""
+    parts = text(value, field, empty=False).split(",")
+    for part in parts:
+        _word(part, field)
+    if parts[0][:1] in "+-":
+        raise InvalidArgument("a model comes before its features", field=field)
+    return ",".join(parts)
+
+
+def _disk(value: Any, field: str) -> int:
+    size = parse_bytes(value, field=field)
+    if not MIN_DISK <= size <= MAX_DISK:
+        raise InvalidArgument(f"must be from 64M to 16T, got {size} bytes", field=field)
+    return size
+
+
+_READERS: dict[str, Any] = {
+    "accel": _accel,
+    "cpu_model": _model,
+    "disk": _disk,
+    "kernel": _word,
+    "machine": _word,
+    "template": flag,
+}
