@@ -117,6 +117,14 @@ def _apt_mirror() -> str | None:
     return _run("sh", "-c", "apt-get download --print-uris busybox-static | grep -q :")
 
 
+def _tun() -> str | None:
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as exc:
+        return f"/dev/net/tun: {exc.strerror}"
+    return None
+
+
 NEEDS: dict[str, Probe] = {
     "apt-mirror": _apt_mirror,
     "bwrap": _program("bwrap"),
@@ -145,6 +153,7 @@ NEEDS: dict[str, Probe] = {
     "slirp4netns": _program("slirp4netns"),
     "strace": _program("strace"),
     "tar": _program("tar"),
+    "tun": _tun,
     "userns": _userns,
     "zstd": _program("zstd"),
 }
@@ -168,6 +177,7 @@ MUST_HOLD = frozenset(
         "skopeo",
         "slirp4netns",
         "tar",
+        "tun",
         "userns",
         "zstd",
     }

@@ -156,10 +156,12 @@ def _family(address: bytes) -> int:
     raise ValueError(f"not an address: {address!r}")
 
 
-def add_bridge(name: str, *, mtu: int = 0, mac: bytes = b"", up: bool = True) -> bytes:
-    """Create a bridge; EEXIST where the name is taken."""
+def add_bridge(
+    name: str, *, mtu: int = 0, mac: bytes = b"", index: int = 0, up: bool = True
+) -> bytes:
+    """Create a bridge; EEXIST where the name is taken, EBUSY where the index is."""
     flags = IFF_UP if up else 0
-    body = [_IFINFO.pack(0, 0, 0, flags, flags), _name(name)]
+    body = [_IFINFO.pack(0, 0, index, flags, flags), _name(name)]
     if mtu:
         body.append(_u32(IFLA_MTU, mtu))
     if mac:

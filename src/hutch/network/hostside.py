@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
@@ -69,15 +69,20 @@ class HostSide:
 
     # ---- attach and detach ------------------------------------------------------------
 
-    def attach(self, endpoint: Endpoint, pid: int) -> None:
+    def attach(
+        self, endpoint: Endpoint, pid: int, configuration: Sequence[bytes] | None = None
+    ) -> None:
         """Make the pair of interfaces into the namespace of `pid`, ready to carry packets
-        on both sides; open the ports, tell the name."""
+        on both sides; open the ports, tell the name. `configuration` are the messages that
+        set up the far side, in place of the endpoint's addresses."""
         with RouteSocket() as route:
             link = route.link(endpoint.bridge)
             if link is None or not link.is_up or link.kind != "bridge":
                 link = self.ensure_bridge(route, endpoint.network)
             index = self._add_pair(route, endpoint, link, pid)
-            self._configure(endpoint, pid)
+            if configuration is None:
+                configuration = container_messages(endpoint)
+            self._configure(endpoint, pid, configuration)
             # The near side, and a bridge that had no member, carry packets only when a work
             # queue has noticed; a packet before that is lost, and sent again after a second.
             route.request(rtnetlink.get_link(index), rtnetlink.get_link(link.index))
@@ -91,9 +96,9 @@ class HostSide:
             with self.lock():
                 self._names.refresh(network_ids, start=start)
 
-    def _configure(self, endpoint: Endpoint, pid: int) -> None:
+    def _configure(self, endpoint: Endpoint, pid: int, messages: Sequence[bytes]) -> None:
         try:
-            netns.configure(pid, container_messages(endpoint))
+            netns.configure(pid, messages)
         except OSError as error:
             from hutch.network import bridge
 

@@ -299,6 +299,14 @@ class Networks:
         """
         self._host.attach(endpoint, pid)
 
+    def attach_tap(self, endpoint: Endpoint, pid: int, tap: int, number: int) -> None:
+        """The same for a virtual machine: the interface leads to the tap device of index
+        `tap`, the machine's device `number`, in the namespace of process `pid`. Addresses
+        and routes are the guest's own to set."""
+        from hutch.network.taps import join_messages
+
+        self._host.attach(endpoint, pid, join_messages(endpoint, tap, number))
+
     def detach(self, instance_id: str) -> None:
         """Give back all that an instance that has ended held; idempotent."""
         with self._records.read() as tx:
