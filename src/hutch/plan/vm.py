@@ -1,0 +1,290 @@
+"""Compile the launch plans of a virtual machine: QEMU's sandbox on the host, the program inside.
+
+On the host the supervised process is `hutch-vmm`, which starts QEMU: in namespaces of its own,
+in a root directory with nothing but the host's programs and libraries, read-only, as a user
+of its own without capabilities. All it works with comes as open descriptors. In the guest,
+the program of the specification runs by the plan of a container.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from hutch.plan import flags, ops
+from hutch.plan.assets import BindAsset, ContainerAssets, ExecAssets, ResolvedUser, RootAsset
+from hutch.plan.container import MASKED_PATHS, READONLY_PATHS, SYNC_NETWORK, compile_container
+from hutch.spec.model import BindMount, InstanceSpec, ProcessSpec, Resources, VolumeMount
+
+__all__ = [
+    "GUEST_CGROUP",
+    "GUEST_FILES",
+    "GuestAssets",
+    "SandboxAssets",
+    "compile_guest",
+    "compile_guest_exec",
+    "compile_sandbox",
+]
+
+GUEST_FILES = "/run/hutch"
+GUEST_CGROUP = "instance"
+_GUEST_JOIN = (f"/sys/fs/cgroup/{GUEST_CGROUP}/cgroup.procs",)
+_GUEST_NAMESPACES = (
+    flags.CLONE_NEWNS
+    | flags.CLONE_NEWPID
+    | flags.CLONE_NEWIPC
+    | flags.CLONE_NEWUTS
+    | flags.CLONE_NEWCGROUP
+)
+_PROTECTED = flags.MOUNT_ATTR_RDONLY | flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NODEV
+_PLAIN = flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NODEV | flags.MOUNT_ATTR_NOEXEC
+_NODES = (("null", 1, 3), ("zero", 1, 5), ("random", 1, 8), ("urandom", 1, 9))
+VMM = "/hutch-vmm"
+
+
+class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host's side of a machine needs.
+
+    `skeleton` is a directory holding the mount points and symbolic links of the sandbox's
+    root; `binds` are (host path, path inside) shown read-only; `shared` the same, writable.
+    `namespace` is the slot of a network namespace (-1: a new, empty one); `inherit` are the
+    slots that become descriptors 3, 4, … of `hutch-vmm`. `isolated` false leaves out all
+    namespaces, for hosts that refuse them; `vmm` is then the program's own path.
+    """
+
+    supervision: ops.Supervision
+    skeleton: str
+    vmm: str
+    binds: tuple[tuple[str, str], ...] = ()
+    shared: tuple[tuple[str, str], ...] = ()
+    user: ResolvedUser
+    kvm: bool = False
+    cgroup_files: tuple[str, ...] = ()
+    cgroup_slot: int = -1
+    namespace: int = -1
+    network: bool = False
+    inherit: tuple[int, ...] = ()
+    slots: int = 0
+    seccomp: bytes = b""
+    tty: bool = False
+    rows: int = 0
+    columns: int = 0
+    isolated: bool = True
+
+
+class GuestAssets(msgspec.Struct, frozen=True, kw_only=True):
+    """What the plan inside the guest needs; paths are the guest's.
+
+    `files` are the names beneath `GUEST_FILES` with their targets; `binds` are (path in the
+    guest, target, read-only) of shared directories.
+    """
+
+    user: ResolvedUser
+    env: tuple[str, ...]
+    files: tuple[tuple[str, str], ...] = ()
+    binds: tuple[tuple[str, str, bool], ...] = ()
+    seccomp: bytes = b""
+    capabilities: int = 0
+    volatile: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+def compile_sandbox(assets: SandboxAssets) -> ops.Plan:
+    """Return the plan that starts `hutch-vmm`, and with it QEMU."""
+    if not assets.isolated:
+        return ops.Plan(
+            child=(*_credentials(assets), _exec(assets.vmm)),
+            slots=assets.slots,
+            supervision=assets.supervision,
+        )
+    clone_flags = flags.CLONE_NEWNS | flags.CLONE_NEWPID | flags.CLONE_NEWIPC | flags.CLONE_NEWUTS
+    if assets.namespace < 0:
+        clone_flags |= flags.CLONE_NEWNET
+    prepare, child = _sandbox_root(assets)
+    return ops.Plan(
+        prepare=prepare,
+        clone_flags=clone_flags,
+        cgroup_slot=assets.cgroup_slot,
+        child=(*_joins(assets), *child, *_credentials(assets), _exec(VMM)),
+        slots=assets.slots,
+        supervision=assets.supervision,
+    )
+
+
+def _joins(assets: SandboxAssets) -> tuple[ops.AnyOp, ...]:
+    joined: list[ops.AnyOp] = []
+    if assets.cgroup_files:
+        joined.append(ops.CgroupJoin(files=assets.cgroup_files))
+    if assets.namespace >= 0:
+        joined.append(ops.Setns(slot=assets.namespace, nstype=flags.CLONE_NEWNET))
+    if assets.network:
+        joined.append(ops.Sync(number=SYNC_NETWORK))
+    return tuple(joined)
+
+
+def _sandbox_root(
+    assets: SandboxAssets,
+) -> tuple[tuple[ops.AnyOp, ...], tuple[ops.AnyOp, ...]]:
+    """Return what opens the host's directories before the clone, and what builds the root."""
+    prepare: list[ops.AnyOp] = []
+    child: list[ops.AnyOp] = [
+        ops.Propagation(path="/", flags=flags.MS_REC | flags.MS_PRIVATE),
+        ops.RootDir(path=assets.skeleton),
+    ]
+    shown = [(*bind, _PROTECTED) for bind in (*assets.binds, (assets.vmm, VMM))]
+    shown += [(*bind, _PLAIN) for bind in assets.shared]
+    for number, (source, target, attr) in enumerate(shown):
+        slot = assets.slots + number
+        prepare.append(
+            ops.OpenTree(slot=slot, path=source, attr=attr, propagation=flags.MS_PRIVATE)
+        )
+        child.append(ops.MoveMount(slot=slot, target=target))
+    child.append(ops.Mount(fstype="proc", target="/proc", source="proc", attr=_PLAIN))
+    child += _devices(assets)
+    child += [
+        ops.ReadOnly(paths=READONLY_PATHS),
+        ops.Mask(paths=MASKED_PATHS),
+        ops.Remount(target="/dev", attr_set=flags.MOUNT_ATTR_RDONLY),
+        ops.Remount(target="", attr_set=flags.MOUNT_ATTR_RDONLY),
+        ops.PivotRoot(),
+        ops.Hostname(name="hutch-vmm"),
+    ]
+    return tuple(prepare), tuple(child)
+
+
+def _devices(assets: SandboxAssets) -> list[ops.AnyOp]:
+    made: list[ops.AnyOp] = [
+        ops.Mount(
+            fstype="tmpfs",
+            target="/dev",
+            source="tmpfs",
+            options=("mode=0755", "size=64k"),
+            attr=flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NOEXEC,
+        )
+    ]
+    for name, major, minor in _NODES:
+        made.append(_node(name, major, minor))
+    if assets.kvm:
+        made.append(_node("kvm", 10, 232))
+    if assets.tty:
+        made.append(
+            ops.Mount(
+                fstype="devpts",
+                target="/dev/pts",
+                source="devpts",
+                options=("newinstance", "ptmxmode=0666", "mode=0620"),
+                attr=flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NOEXEC,
+            )
+        )
+    return made
+
+
+def _node(name: str, major: int, minor: int) -> ops.Mknod:
+    return ops.Mknod(
+        path=f"/dev/{name}",
+        mode=flags.S_IFCHR | 0o666,
+        major=major,
+        minor=minor,
+        fallback=f"/dev/{name}",
+    )
+
+
+def _credentials(assets: SandboxAssets) -> list[ops.AnyOp]:
+    terminal = ops.SetsidTty(tty=assets.tty, rows=assets.rows, columns=assets.columns)
+    tail: list[ops.AnyOp] = [terminal, ops.Umask(mask=0o077)]
+    if assets.isolated:
+        user = assets.user
+        tail += [
+            ops.Chdir(path="/"),
+            ops.Capabilities(bounding=0, permitted=0, effective=0, inheritable=0, ambient=0),
+            ops.User(uid=user.uid, gid=user.gid, groups=user.groups),
+        ]
+    tail.append(ops.NoNewPrivs())
+    if assets.seccomp:
+        tail.append(ops.Seccomp(program=assets.seccomp))
+    tail.append(ops.Inherit(slots=assets.inherit))
+    return tail
+
+
+def _exec(program: str) -> ops.Exec:
+    return ops.Exec(argv=(program,), env=())
+
+
+# ---- in the guest -----------------------------------------------------------------------
+
+
+def compile_guest(spec: InstanceSpec, assets: GuestAssets) -> ops.Plan:
+    """Return the plan by which the guest's agent starts the program of the specification."""
+    files = tuple(
+        BindAsset(target=target, path=f"{GUEST_FILES}/{name}", is_dir=False)
+        for name, target in assets.files
+    )
+    shared = tuple(
+        BindAsset(target=target, path=path, attr=flags.MOUNT_ATTR_RDONLY if read_only else 0)
+        for path, target, read_only in assets.binds
+    )
+    return compile_container(
+        _guest_spec(spec),
+        ContainerAssets(
+            root=RootAsset(
+                lower=("/hutch/image",),
+                upper="/hutch/rw/upper",
+                work="/hutch/rw/work",
+                volatile=assets.volatile,
+            ),
+            user=assets.user,
+            env=assets.env,
+            supervision=_guest_supervision(spec.process, linger=False),
+            cgroup_files=_GUEST_JOIN,
+            cgroup_v2=True,
+            binds=(*files, *shared),
+            seccomp=assets.seccomp,
+            capabilities=assets.capabilities,
+            rows=assets.rows,
+            columns=assets.columns,
+        ),
+    )
+
+
+def _guest_spec(spec: InstanceSpec) -> InstanceSpec:
+    """Return the specification as it holds in the guest: the machine's own network, limits
+    by its size, and mounts that came with the assets."""
+    return msgspec.structs.replace(
+        spec,
+        network_mode="host",
+        networks=(),
+        resources=Resources(pids=spec.resources.pids),
+        mounts=tuple(m for m in spec.mounts if not isinstance(m, BindMount | VolumeMount)),
+        health=None,
+        userns="",
+    )
+
+
+def _guest_supervision(process: ProcessSpec, *, linger: bool) -> ops.Supervision:
+    return ops.Supervision(
+        stdin_open=process.stdin, tty=process.tty, linger=linger, name="hutch-supervisor"
+    )
+
+
+def compile_guest_exec(
+    process: ProcessSpec, assets: GuestAssets, *, no_new_privileges: bool, linger: bool
+) -> ops.Plan:
+    """Return the plan of a further process; the agent puts the program's pidfd in slot 0."""
+    from hutch.plan.container import compile_exec
+
+    return compile_exec(
+        process,
+        ExecAssets(
+            user=assets.user,
+            env=assets.env,
+            supervision=_guest_supervision(process, linger=linger),
+            namespaces=_GUEST_NAMESPACES,
+            pid_namespace=True,
+            cgroup_files=_GUEST_JOIN,
+            seccomp=assets.seccomp,
+            capabilities=assets.capabilities,
+            rows=assets.rows,
+            columns=assets.columns,
+        ),
+        no_new_privileges=no_new_privileges,
+    )
