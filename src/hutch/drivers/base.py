@@ -7,8 +7,8 @@ protocols of their own (`Reconfigurable`, `Networked`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from hutch.linux.cgroup import Stats
     from hutch.network.model import Endpoint
     from hutch.process.supervisor import Supervisor
+    from hutch.storage.compression import Readable
+    from hutch.storage.tree import Stat
 
-__all__ = ["Driver", "ExecRequest", "Launch", "LaunchMount", "Started"]
+__all__ = ["Driver", "ExecRequest", "Guests", "Launch", "LaunchMount", "ProcessRow"]
+__all__ += ["Started", "Tree"]
 
 
 class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +46,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """All a driver needs to start an instance.
 
     `directory` is the instance's own directory on the host; `lower` the layers, highest
-    first; `attach` are the flags with which the starter's link takes part in the streams
+    first (for a virtual machine `root_disk` is them as one disk, and `disk` its writable
+    one); `attach` are the flags with which the starter's link takes part in the streams
     from the first byte (`hutch.process.supervisor.attach_flags`); `join` maps "pid",
     "ipc", "net" and "uts" to the pid of the process whose namespace is joined.
     `attach_network(pid, taps)` is called between the making of the network namespace and
@@ -60,6 +64,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     upper: str = ""
     work: str = ""
     rootfs: str = ""
+    root_disk: str = ""
+    disk: str = ""
     volatile: bool = False
     mounts: tuple[LaunchMount, ...] = ()
     join: dict[str, int] = {}
@@ -144,4 +150,76 @@ class Driver(Protocol):
 
     def cleanup(self, identifier: str) -> None:
         """Remove what the kernel keeps of it (control groups); safe to repeat."""
+        ...
+
+
+class Tree(Protocol):
+    """The files of an instance; paths are absolute inside it and never lead out of it."""
+
+    def stat(self, path: str, *, follow: bool) -> Stat:
+        """Return what a path is; raise `NotFound`."""
+        ...
+
+    def list(self, path: str) -> Sequence[Stat]:
+        """Return what a directory holds, by name."""
+        ...
+
+    def read(self, path: str, *, limit: int | None) -> bytes:
+        """Return a file's content; more than `limit` bytes are refused."""
+        ...
+
+    def write(
+        self,
+        path: str,
+        data: bytes | Iterator[bytes],
+        *,
+        mode: int | None,
+        owner: tuple[int, int] | None,
+        append: bool,
+        parents: bool,
+    ) -> None:
+        """Write a file; what exists keeps its owner, and its mode unless one is given."""
+        ...
+
+    def mkdir(self, path: str, *, mode: int, owner: tuple[int, int] | None) -> None:
+        """Make a directory with its parents."""
+        ...
+
+    def remove(self, path: str, *, recursive: bool) -> None:
+        """Remove a file, a link, an empty directory, or a tree."""
+        ...
+
+    def pack(
+        self, path: str, *, follow: bool, name: str | None, contents_only: bool
+    ) -> Iterator[bytes]:
+        """Yield a file or a tree as a tar."""
+        ...
+
+    def extract(self, path: str, stream: Readable, *, owner: tuple[int, int] | None) -> int:
+        """Unpack a tar into a directory; return the number of entries."""
+        ...
+
+
+class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A process as its own kernel numbers it; times in seconds, `started` since the epoch."""
+
+    pid: int
+    ppid: int
+    uid: int
+    started: float
+    cpu_s: float
+    tty: str
+    command: str
+
+
+@runtime_checkable
+class Guests(Protocol):
+    """A driver whose instances have a kernel of their own, and are asked about what is in them."""
+
+    def tree(self, identifier: str) -> Tree:
+        """Return the files of a running instance."""
+        ...
+
+    def process_rows(self, identifier: str) -> list[ProcessRow]:
+        """Return the processes inside a running instance."""
         ...

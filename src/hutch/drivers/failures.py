@@ -15,12 +15,15 @@ from hutch.errors import (
     InternalError,
     InvalidArgument,
     NotFound,
+    Unavailable,
     Unsupported,
 )
 from hutch.plan.ops import Exec, Plan
-from hutch.process.errors import LaunchFailed
+from hutch.process.errors import LaunchFailed, MachineFailed
 
-__all__ = ["CommandFailed", "from_oserror", "launching", "translated"]
+__all__ = ["CommandFailed", "from_oserror", "launching", "machine_failures", "translated"]
+
+_LAST_WORDS = 2000
 
 
 class CommandFailed(HutchError):
@@ -47,6 +50,34 @@ def launching(plan: Plan, what: str) -> Iterator[None]:
         yield
     except LaunchFailed as exc:
         raise _launch_failure(exc, plan, what) from exc
+
+
+@contextmanager
+def machine_failures(operation: str, directory: str) -> Iterator[None]:
+    """Say at which stage a virtual machine's start failed, with the last words that QEMU
+    or the guest's kernel left in `directory`."""
+    try:
+        yield
+    except MachineFailed as exc:
+        log = "qemu.log" if exc.stage == "qemu" else "console.log"
+        said = _last_line(f"{directory}/{log}")
+        text = f"{operation}: {exc.stage}: {exc.text or os.strerror(exc.errno).lower()}"
+        if exc.stage in ("qemu", "agent") and said:
+            raise Unavailable(f"{text}: {said}", hint="see `hutch doctor`") from exc
+        if exc.stage == "setup":
+            raise from_oserror(f"{operation}: {exc.text}", OSError(exc.errno, "")) from exc
+        raise Unavailable(text, hint="see `hutch doctor`") from exc
+
+
+def _last_line(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _LAST_WORDS))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
 
 
 def from_oserror(operation: str, exc: OSError) -> HutchError:

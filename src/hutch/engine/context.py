@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hutch.errors import Denied, Exhausted, Unavailable, Unsupported
+from hutch.errors import Denied, Exhausted, Unavailable
 from hutch.store import Store
 
 if TYPE_CHECKING:
     from hutch.drivers.base import Driver
+    from hutch.drivers.vm.driver import VmDriver
     from hutch.drivers.vm.kernels import Kernels
     from hutch.image.catalog import Images as ImageCatalog
     from hutch.image.registry_config import RegistryConfig
@@ -213,14 +214,16 @@ class Context:
 
         return ContainerDriver(self.root, self.launcher)
 
+    @cached_property
+    def machines(self) -> VmDriver:
+        """The driver of virtual machines."""
+        from hutch.drivers.vm.driver import VmDriver
+
+        return VmDriver(self.root, self.launcher, self.kernels)
+
     def driver(self, isolation: str) -> Driver:
         """Return the driver for a kind of instance."""
-        if isolation == "container":
-            return self.containers
-        raise Unsupported(
-            f"isolation: {isolation!r} is not available in this version",
-            hint="use isolation='container'",
-        )
+        return self.machines if isolation == "vm" else self.containers
 
     def directory(self, identifier: str) -> Path:
         """Return an instance's own directory."""

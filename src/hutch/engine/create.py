@@ -17,7 +17,7 @@ from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load
 from hutch.engine.mounts import resolve_mounts
 from hutch.engine.naming import random_name
-from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
+from hutch.engine.records import INSTANCES, NAMES, WRITABLE_DISK, InstanceRecord, NameRecord
 from hutch.errors import AlreadyExists, InvalidArgument, NotFound
 from hutch.ids import new_instance_id
 from hutch.image.records import IMAGES, ImageRecord
@@ -84,7 +84,7 @@ def create(
         name = check_name(name)
     image = ensure_image(context, reference, pull=pull, platform=platform, progress=progress)
     spec = build(reference, image_defaults(image), command, **(options or {}))
-    return create_from_spec(context, spec, image, name=name, volatile=volatile)
+    return create_from_spec(context, spec, image, name=name, volatile=volatile, progress=progress)
 
 
 def create_from_spec(
@@ -94,6 +94,7 @@ def create_from_spec(
     *,
     name: str | None = None,
     volatile: bool = False,
+    progress: Progress = silent,
 ) -> InstanceRecord:
     """Create an instance from a finished specification."""
     identifier = new_instance_id()
@@ -103,6 +104,10 @@ def create_from_spec(
         spec = msgspec.structs.replace(spec, hostname=os.uname().nodename)
     context.driver(spec.isolation).check(spec)
     _check_references(context, spec)
+    if spec.isolation == "vm":
+        from hutch.engine.machines import prepare_machine
+
+        spec = prepare_machine(context, spec, image, progress)
     directory = context.directory(identifier)
     with disk_errors(f"instance {identifier[:12]}"):
         os.mkdir(directory, 0o700)
@@ -114,6 +119,10 @@ def create_from_spec(
         undo.callback(dispose, context, identifier)
         os.mkdir(directory / "run", 0o700)
         _make_layers(context, identifier, image, spec)
+        if spec.isolation == "vm":
+            from hutch.engine.machines import disk_size
+
+            context.disks.create(str(directory / WRITABLE_DISK), disk_size(spec))
         mounts = resolve_mounts(context, identifier, spec, image, undo)
         record = _insert(
             context,
@@ -191,6 +200,8 @@ def _insert(context: Context, record: InstanceRecord) -> InstanceRecord:
                 tx.insert(NAMES, name, NameRecord(id=record.id))
                 tx.insert(INSTANCES, record.id, named)
                 context.snapshots.note(tx, record.id, record.chain_ids)
+                if record.spec.isolation == "vm":
+                    context.kernels.note(tx, record.id, record.spec.machine.kernel)
                 if tx.get(IMAGES, record.image_id, ImageRecord) is None:
                     raise NotFound(f"image {record.image_name}: was removed meanwhile")
                 tx.event("container", "create", record.id, name=name, image=record.image_name)

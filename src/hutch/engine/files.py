@@ -11,14 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from hutch.drivers.base import Guests, Tree
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh
 from hutch.engine.lookup import load
-from hutch.errors import Denied, NotFound
+from hutch.errors import Denied, NotFound, WrongState
 from hutch.lifecycle import State
+from hutch.spec.model import InstanceSpec
 
 if TYPE_CHECKING:
     from hutch.linux.idmap import IdMapping
+    from hutch.storage.compression import Readable
     from hutch.storage.tree import Stat
 
 __all__ = ["ChunkReader", "Files", "open_root"]
@@ -49,6 +52,106 @@ def open_root(context: Context, identifier: str, *, read_only: bool = True) -> I
         os.close(fd)
 
 
+class HostTree:
+    """The files beneath a directory of this host; see `hutch.drivers.base.Tree`."""
+
+    def __init__(self, root: int, mapping: IdMapping | None) -> None:
+        self._root = root
+        self._mapping = mapping
+
+    def stat(self, path: str, *, follow: bool) -> Stat:
+        """Return what a path is."""
+        from hutch.storage import tree
+
+        return tree.stat(self._root, path, follow=follow)
+
+    def list(self, path: str) -> Sequence[Stat]:
+        """Return what a directory holds."""
+        from hutch.storage import tree
+
+        return tree.list_directory(self._root, path)
+
+    def read(self, path: str, *, limit: int | None) -> bytes:
+        """Return a file's content."""
+        from hutch.storage import tree
+
+        return tree.read(self._root, path, limit=limit)
+
+    def write(
+        self,
+        path: str,
+        data: bytes | Iterator[bytes],
+        *,
+        mode: int | None,
+        owner: tuple[int, int] | None,
+        append: bool,
+        parents: bool,
+    ) -> None:
+        """Write a file."""
+        from hutch.storage import tree
+
+        tree.write(self._root, path, data, mode=mode, owner=owner, append=append, parents=parents)
+
+    def mkdir(self, path: str, *, mode: int, owner: tuple[int, int] | None) -> None:
+        """Make a directory with its parents."""
+        from hutch.storage import tree
+
+        tree.make_directory(self._root, path, mode=mode, owner=owner)
+
+    def remove(self, path: str, *, recursive: bool) -> None:
+        """Remove what is at a path."""
+        from hutch.storage import tree
+
+        tree.remove(self._root, path, recursive=recursive)
+
+    def pack(
+        self, path: str, *, follow: bool, name: str | None, contents_only: bool
+    ) -> Iterator[bytes]:
+        """Yield a file or a tree as a tar."""
+        from hutch.storage import tree
+
+        return tree.pack(
+            self._root,
+            path,
+            follow=follow,
+            name=name,
+            contents_only=contents_only,
+            mapping=self._mapping,
+        )
+
+    def extract(self, path: str, stream: Readable, *, owner: tuple[int, int] | None) -> int:
+        """Unpack a tar into a directory."""
+        from hutch.storage import tree
+
+        return tree.extract(self._root, path, stream, owner=owner, mapping=self._mapping)
+
+
+@contextmanager
+def open_tree(context: Context, identifier: str, *, read_only: bool = True) -> Iterator[Tree]:
+    """Hold the files of an instance: through its guest's agent, or its root on this host."""
+    record = refresh(context, load(context, identifier))
+    driver = context.driver(record.spec.isolation)
+    if isinstance(driver, Guests):
+        if record.state not in (State.RUNNING, State.PAUSED):
+            raise WrongState(
+                f"instance {record.name} is not running",
+                hint="start it first: the files of a virtual machine are reached through it",
+            )
+        yield driver.tree(identifier)
+        return
+    with open_root(context, identifier, read_only=read_only) as root:
+        yield HostTree(root, _mapping(record.spec))
+
+
+def _mapping(spec: InstanceSpec) -> IdMapping | None:
+    """Return the map by which owners inside differ from those on the host."""
+    if spec.userns in ("", "host"):
+        return None
+    from hutch.drivers.container.idmaps import mapping_of
+
+    return mapping_of(spec)
+
+
 class Files:
     """The files of one instance; paths are absolute inside it, and stay inside it: links
     are followed as the instance's own processes would."""
@@ -59,10 +162,8 @@ class Files:
 
     def read(self, path: str, *, limit: int | None = None) -> bytes:
         """Return a file's content; more than `limit` bytes are refused."""
-        from hutch.storage import tree
-
-        with open_root(self._context, self._id) as root:
-            return tree.read(root, path, limit=limit)
+        with open_tree(self._context, self._id) as tree:
+            return tree.read(path, limit=limit)
 
     def read_text(self, path: str, *, limit: int | None = None) -> str:
         """Return a file's content as text (UTF-8)."""
@@ -80,25 +181,19 @@ class Files:
     ) -> None:
         """Write a file; parents are made unless told otherwise. An existing file keeps
         its owner, and its mode unless `mode` is given."""
-        from hutch.storage import tree
-
         content = data.encode() if isinstance(data, str) else data
-        with open_root(self._context, self._id, read_only=False) as root:
-            tree.write(root, path, content, mode=mode, owner=owner, append=append, parents=parents)
+        with open_tree(self._context, self._id, read_only=False) as tree:
+            tree.write(path, content, mode=mode, owner=owner, append=append, parents=parents)
 
     def list(self, path: str = "/") -> Sequence[Stat]:
         """Return what a directory holds, by name."""
-        from hutch.storage import tree
-
-        with open_root(self._context, self._id) as root:
-            return tree.list_directory(root, path)
+        with open_tree(self._context, self._id) as tree:
+            return tree.list(path)
 
     def stat(self, path: str, *, follow: bool = True) -> Stat:
         """Return what a path is; raise `NotFound`."""
-        from hutch.storage import tree
-
-        with open_root(self._context, self._id) as root:
-            return tree.stat(root, path, follow=follow)
+        with open_tree(self._context, self._id) as tree:
+            return tree.stat(path, follow=follow)
 
     def exists(self, path: str) -> bool:
         """Tell whether there is something at a path."""
@@ -110,17 +205,13 @@ class Files:
 
     def mkdir(self, path: str, *, mode: int = 0o755, owner: tuple[int, int] | None = None) -> None:
         """Make a directory with its parents; an existing one is left alone."""
-        from hutch.storage import tree
-
-        with open_root(self._context, self._id, read_only=False) as root:
-            tree.make_directory(root, path, mode=mode, owner=owner)
+        with open_tree(self._context, self._id, read_only=False) as tree:
+            tree.mkdir(path, mode=mode, owner=owner)
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, a link, an empty directory, or with `recursive` a tree."""
-        from hutch.storage import tree
-
-        with open_root(self._context, self._id, read_only=False) as root:
-            tree.remove(root, path, recursive=recursive)
+        with open_tree(self._context, self._id, read_only=False) as tree:
+            tree.remove(path, recursive=recursive)
 
     # ---- trees --------------------------------------------------------------------------
 
@@ -129,10 +220,8 @@ class Files:
     ) -> tuple[Stat, Iterator[bytes]]:
         """Return what a path is, and it (a tree for a directory) as a tar stream whose top
         entry is called `name` (its own name if None)."""
-        from hutch.storage import tree
-
-        with open_root(self._context, self._id) as root:
-            found = tree.stat(root, path, follow=follow)
+        with open_tree(self._context, self._id) as tree:
+            found = tree.stat(path, follow=follow)
         contents_only = path.rstrip("/") in ("", ".")
         return found, self.packed(path, follow=follow, name=name, contents_only=contents_only)
 
@@ -146,37 +235,19 @@ class Files:
     ) -> Iterator[bytes]:
         """Yield a file or a tree as a tar; with `contents_only` a directory's entries
         without the directory."""
-        from hutch.storage import tree
-
-        with open_root(self._context, self._id) as root:
+        with open_tree(self._context, self._id) as tree:
             yield from tree.pack(
-                root,
-                path.rstrip("/") or "/",
-                follow=follow,
-                name=name,
-                contents_only=contents_only,
-                mapping=self._mapping(),
+                path.rstrip("/") or "/", follow=follow, name=name, contents_only=contents_only
             )
-
-    def _mapping(self) -> IdMapping | None:
-        """Return the map by which owners inside differ from those on the host."""
-        spec = load(self._context, self._id).spec
-        if spec.userns in ("", "host"):
-            return None
-        from hutch.drivers.container.idmaps import mapping_of
-
-        return mapping_of(spec)
 
     def copy_in_tar(
         self, path: str, stream: object, *, owner: tuple[int, int] | None = None
     ) -> int:
         """Unpack a tar (compressed or not; an object with `read`, or an iterable of bytes)
         into a directory that exists; return the number of entries."""
-        from hutch.storage import tree
-
         reader = stream if hasattr(stream, "read") else ChunkReader(stream)  # type: ignore[arg-type]
-        with open_root(self._context, self._id, read_only=False) as root:
-            return tree.extract(root, path, reader, owner=owner, mapping=self._mapping())
+        with open_tree(self._context, self._id, read_only=False) as tree:
+            return tree.extract(path, reader, owner=owner)
 
     def copy_in(self, local: str | os.PathLike[str], path: str) -> None:
         """Copy a local file or tree in, as `docker cp` does: into `path` when that is a

@@ -230,6 +230,8 @@ def _erase(
     dispose(context, record.id)
     with context.store.write() as tx:
         context.snapshots.forget(tx, record.id)
+        if record.spec.isolation == "vm":
+            context.kernels.forget(tx, record.id)
         tx.delete(INSTANCES, record.id)
         tx.delete(NAMES, record.name)
         if died:

@@ -109,6 +109,7 @@ def _forget(context: Context, identifier: str) -> bool:
         if record is None:
             return False
         context.snapshots.forget(tx, identifier)
+        context.kernels.forget(tx, identifier)
         tx.delete(INSTANCES, identifier)
         tx.delete(NAMES, record.name)
     release_mounts(context, record, remove_anonymous=record.spec.auto_remove)

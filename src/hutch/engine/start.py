@@ -16,7 +16,7 @@ from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in
-from hutch.engine.records import INSTANCES, InstanceRecord, ResolvedMount
+from hutch.engine.records import INSTANCES, WRITABLE_DISK, InstanceRecord, ResolvedMount
 from hutch.errors import HutchError, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State, move
 from hutch.plan.ops import Plan
@@ -219,6 +219,8 @@ def _launch(
         lower=assets.lower,
         upper=assets.upper,
         work=assets.work,
+        root_disk=_root_disk(context, record),
+        disk=str(directory / WRITABLE_DISK),
         volatile=record.volatile,
         mounts=tuple(mounts),
         join=join,
@@ -227,6 +229,14 @@ def _launch(
         exit_command=context.exit_command(record.id),
         exit_command_always=spec.restart.name != "no",
     )
+
+
+def _root_disk(context: Context, record: InstanceRecord) -> str:
+    """Return the image as a disk, made now where this is its first virtual machine."""
+    if record.spec.isolation != "vm":
+        return ""
+    with context.leases.hold(*record.chain_ids, purpose="root disk"):
+        return context.rootdisks.ensure(record.chain_ids)
 
 
 def _attacher(

@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from hutch.drivers.base import Guests, ProcessRow
 from hutch.engine.context import Context
 from hutch.engine.exec import running
 from hutch.engine.records import InstanceRecord
 from hutch.engine.results import NetworkUsage, ProcessTable
 from hutch.engine.stop import current
-from hutch.errors import InvalidArgument, NotFound, WrongState
+from hutch.errors import InvalidArgument, NotFound, Unsupported, WrongState
 from hutch.lifecycle import State
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["network_stats", "stats", "stats_stream", "top"]
 
 _LIVE = (State.RUNNING, State.PAUSED)
+_TITLES = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD")
 
 
 def _live(context: Context, identifier: str) -> InstanceRecord:
@@ -60,7 +62,8 @@ def network_stats(context: Context, identifier: str) -> tuple[NetworkUsage, ...]
     for line in lines:
         name, _, rest = line.partition(":")
         numbers = [int(word) for word in rest.split()]
-        if name.strip() == "lo" or len(numbers) < 12:
+        # Beside the interfaces, a machine's namespace has the bridges and taps they lead to.
+        if name.strip() == "lo" or name.strip()[:2] in ("br", "ta") or len(numbers) < 12:
             continue
         usage.append(
             NetworkUsage(
@@ -81,13 +84,42 @@ def network_stats(context: Context, identifier: str) -> tuple[NetworkUsage, ...]
 def top(context: Context, identifier: str, ps_args: Sequence[str] = ()) -> ProcessTable:
     """List the processes; with arguments through the host's ps, whose output must have PID."""
     record = running(context, identifier) if not ps_args else _live(context, identifier)
-    pids = sorted(context.driver(record.spec.isolation).processes(identifier))
+    driver = context.driver(record.spec.isolation)
+    if isinstance(driver, Guests):
+        return _guest_table(driver.process_rows(identifier), ps_args)
+    pids = sorted(driver.processes(identifier))
     if ps_args:
         return _ps(pids, ps_args)
     rows = [row for pid in pids if (row := _process_row(pid)) is not None]
-    return ProcessTable(
-        titles=("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"), rows=tuple(rows)
+    return ProcessTable(titles=_TITLES, rows=tuple(rows))
+
+
+def _guest_table(processes: Sequence[ProcessRow], ps_args: Sequence[str]) -> ProcessTable:
+    """Return the processes of a virtual machine, numbered as its own kernel does."""
+    if ps_args:
+        raise Unsupported(
+            "ps_args: the host's ps does not see into a virtual machine",
+            hint="leave the arguments out, or run ps inside with exec",
+        )
+    rows = tuple(
+        (
+            str(process.uid),
+            str(process.pid),
+            str(process.ppid),
+            "0",
+            time.strftime("%H:%M", time.localtime(process.started)),
+            process.tty or "?",
+            _clock(process.cpu_s),
+            process.command,
+        )
+        for process in processes
     )
+    return ProcessTable(titles=_TITLES, rows=rows)
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def _ps(pids: Sequence[int], ps_args: Sequence[str]) -> ProcessTable:
@@ -130,7 +162,7 @@ def _process_row(pid: int) -> tuple[str, ...] | None:
         "0",
         time.strftime("%H:%M", time.localtime(started)),
         "?" if fields[4] == b"0" else f"pts/{int(fields[4]) & 0xFF}",
-        f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}",
+        _clock(seconds),
         (command or b"[" + name + b"]").decode("utf-8", "replace"),
     )
 

@@ -1,0 +1,166 @@
+"""Start `hutch-vmm` and QEMU: descriptors, sandbox, configuration; what every machine has.
+
+An instance's machine, and one that is booted only to become a template, start in the same
+way. The caller brings the argument list of QEMU, made when the descriptors are known.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from hutch.drivers.vm.sandbox import (
+    Descriptors,
+    host_binds,
+    listen_at,
+    machine_user,
+    make_skeleton,
+)
+from hutch.linux.cgroup import Group
+from hutch.plan.ops import Plan, Supervision
+from hutch.plan.vm import SandboxAssets, compile_sandbox
+from hutch.process.launcher import Launcher
+from hutch.process.supervisor import Supervisor
+from hutch.process.vmm import MonitorConfig, MonitorLink, encode_config, vmm_path
+
+__all__ = ["BootRequest", "Booted", "Ports", "boot"]
+
+QMP_SOCKET = "qmp.sock"
+AGENT_SOCKET = "agent.sock"
+CONSOLE_SOCKET = "console.sock"
+_LOG = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """The descriptors that every machine has, as QEMU numbers them: a connected socket for
+    the agent, listening ones for QMP and the console, and the console's log."""
+
+    agent: int
+    qmp: int
+    console: int
+    console_log: int
+
+
+class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What one start needs.
+
+    `directory` is the run directory, where the sockets are made; `logs` where the console's
+    and QEMU's words go. `argv` gets the standard ports and a collector for more descriptors.
+    `config` is the monitor's configuration but for what is decided here. `namespace` holds
+    a network namespace, -1 for a new, empty one.
+    """
+
+    identifier: str
+    root: Path
+    directory: str
+    logs: str
+    supervision: Supervision
+    argv: Callable[[Ports, Descriptors], Sequence[str]]
+    config: MonitorConfig
+    kvm: bool = False
+    seccomp: bytes = b""
+    rows: int = 0
+    columns: int = 0
+    group: Group | None = None
+    namespace: int = -1
+    network: bool = False
+    attach: int = 0
+    env: dict[str, str] | None = None
+    shared: tuple[tuple[str, str], ...] = ()
+
+
+class Booted(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine under way: the supervisor's link, that of the monitor, and the plan."""
+
+    supervisor: Supervisor
+    monitor: MonitorLink
+    plan: Plan
+
+
+def boot(launcher: Launcher, request: BootRequest) -> Booted:
+    """Start the supervisor, which starts `hutch-vmm`, which starts QEMU.
+
+    Returns before any of that has happened: the links, the caller's to close, tell.
+    """
+    with ExitStack() as held, ExitStack() as undo:
+        link, slots = _descriptors(request, held)
+        undo.callback(link.close)
+        inherited = len(slots)
+        namespace = _add(slots, request.namespace)
+        cgroup_files: tuple[str, ...] = ()
+        cgroup_slot = -1
+        if request.group is not None:
+            cgroup_files = request.group.join_files()
+            directory = request.group.open_dir()
+            if directory is not None:
+                held.callback(os.close, directory)
+                cgroup_slot = _add(slots, directory)
+        plan = compile_sandbox(
+            SandboxAssets(
+                supervision=request.supervision,
+                skeleton=str(make_skeleton(request.root / "cache" / "machine-root")),
+                vmm=vmm_path(),
+                binds=host_binds(),
+                shared=request.shared,
+                user=machine_user(request.identifier),
+                kvm=request.kvm,
+                cgroup_files=cgroup_files,
+                cgroup_slot=cgroup_slot,
+                namespace=namespace,
+                network=request.network,
+                inherit=tuple(range(inherited)),
+                slots=len(slots),
+                seccomp=request.seccomp,
+                tty=request.config.tty,
+                rows=request.rows,
+                columns=request.columns,
+            )
+        )
+        supervisor = launcher.start(plan, slots, attach=request.attach, env=request.env)
+        undo.pop_all()
+        return Booted(supervisor=supervisor, monitor=link, plan=plan)
+
+
+def _add(slots: list[int], fd: int) -> int:
+    if fd < 0:
+        return -1
+    slots.append(fd)
+    return len(slots) - 1
+
+
+def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, list[int]]:
+    """Return our end of the link to the monitor, and the descriptors it gets, in order."""
+
+    def holding(fd: int) -> int:
+        held.callback(os.close, fd)
+        return fd
+
+    vmm_end, qemu_end = socket.socketpair()
+    agent = holding(vmm_end.detach())
+    qemu = Descriptors(held)
+    ports = Ports(
+        agent=qemu.add(qemu_end.detach()),
+        qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
+        console=qemu.add(listen_at(request.directory, CONSOLE_SOCKET)),
+        console_log=qemu.add(os.open(f"{request.logs}/console.log", _LOG, 0o600)),
+    )
+    argv = tuple(request.argv(ports, qemu))
+    config = msgspec.structs.replace(request.config, argv=argv, qemu_fds=len(qemu.fds))
+    memory = holding(os.memfd_create("hutch-machine", os.MFD_CLOEXEC))
+    _write_all(memory, encode_config(config))
+    listener = holding(listen_at(request.directory, AGENT_SOCKET))
+    log = holding(os.open(f"{request.logs}/qemu.log", _LOG, 0o600))
+    link, theirs = MonitorLink.create()
+    status = holding(theirs.detach())
+    return link, [memory, agent, listener, status, log, *qemu.fds]
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

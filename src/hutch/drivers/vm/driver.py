@@ -1,0 +1,296 @@
+"""Virtual machines: an image's root as disks, a kernel, QEMU, and the program in the guest.
+
+The supervisor of an instance holds `hutch-vmm` as it holds a container's program; streams,
+signals and the exit code pass through it. What else is asked of the guest goes to its agent.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hutch.drivers import failures
+from hutch.drivers.base import ExecRequest, Launch, ProcessRow, Started
+from hutch.drivers.confinement import Confinement, environment
+from hutch.drivers.users import LayeredReader, resolve_user
+from hutch.drivers.vm import inside
+from hutch.drivers.vm.boot import QMP_SOCKET
+from hutch.drivers.vm.kernels import Kernels
+from hutch.drivers.vm.launching import MachineLauncher, MachineStart
+from hutch.drivers.vm.limits import check_spec, group_limits, memory_of
+from hutch.drivers.vm.machine import load_record
+from hutch.errors import InternalError, NotFound, WrongState
+from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
+from hutch.plan.assets import ResolvedUser
+from hutch.plan.container import SYNC_NETWORK
+from hutch.plan.ops import Plan
+from hutch.plan.vm import GuestAssets, compile_guest, compile_guest_exec
+from hutch.process.guest import Guest
+from hutch.process.launcher import Launcher
+from hutch.process.records import read_pid
+from hutch.process.supervisor import Supervisor
+from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
+
+if TYPE_CHECKING:
+    from hutch.drivers.base import Tree
+
+__all__ = ["VmDriver"]
+
+_BRING_UP_S = 150.0
+
+
+class VmDriver:
+    """The driver of virtual machines on this host; see `hutch.drivers.base.Driver`."""
+
+    def __init__(self, root: Path, launcher: Launcher, kernels: Kernels) -> None:
+        self._root = root
+        self._confinement = Confinement(root)
+        self._machines = MachineLauncher(root, launcher, kernels)
+
+    @cached_property
+    def _hierarchy(self) -> Hierarchy:
+        return detect()
+
+    def check(self, spec: InstanceSpec) -> None:
+        """Raise for what a machine cannot have, and where QEMU is missing."""
+        check_spec(spec)
+        group_limits(spec.resources, memory_of(spec))
+        self._machines.check(spec)
+
+    # ---- start ------------------------------------------------------------------------
+
+    def plan(self, launch: Launch) -> Plan:
+        """Return the plan by which the guest would start the program; nothing is done."""
+        return compile_guest(launch.spec, self._launch_assets(launch))
+
+    def _launch_assets(self, launch: Launch) -> GuestAssets:
+        process = launch.spec.process
+        user = resolve_user(process.user, process.groups, LayeredReader(launch.lower))
+        files = tuple((os.path.basename(m.target), m.target) for m in launch.mounts if m.ours)
+        return self._assets(
+            launch.spec,
+            process,
+            user,
+            hostname=launch.spec.hostname,
+            files=files,
+            volatile=launch.volatile,
+            rows=launch.rows,
+            columns=launch.columns,
+        )
+
+    def _assets(
+        self,
+        spec: InstanceSpec,
+        process: ProcessSpec,
+        user: ResolvedUser,
+        *,
+        hostname: str = "",
+        privileged: bool = False,
+        files: tuple[tuple[str, str], ...] = (),
+        volatile: bool = False,
+        rows: int = 0,
+        columns: int = 0,
+    ) -> GuestAssets:
+        privileged = privileged or spec.security.privileged
+        capabilities = self._confinement.capabilities(spec, privileged=privileged)
+        return GuestAssets(
+            user=user,
+            env=environment(process, user, hostname=hostname),
+            files=files,
+            seccomp=b"" if privileged else self._confinement.seccomp(spec, capabilities),
+            capabilities=capabilities,
+            volatile=volatile,
+            rows=rows,
+            columns=columns,
+        )
+
+    def start(self, launch: Launch) -> Started:
+        """Start the machine and the program in it; on failure nothing of it is left."""
+        with ExitStack() as undo, failures.translated(f"start of {launch.name}"):
+            assets = self._launch_assets(launch)
+            plan = compile_guest(launch.spec, assets)
+            group = self._hierarchy.create(
+                launch.id, group_limits(launch.spec.resources, memory_of(launch.spec))
+            )
+            undo.callback(group.remove)
+            undo.callback(group.kill_all)
+            with ExitStack() as held:
+                started = self._machines.start(launch, plan, assets.user, group, held)
+                undo.callback(started.booted.supervisor.close)
+                held.callback(started.booted.monitor.close)
+                pid = self._bring_up(launch, started, plan)
+            known = read_pid(f"{launch.directory}/run")
+            if known is None or known.pid != pid:
+                raise InternalError(f"the supervisor of {launch.name} left no record of it")
+            undo.pop_all()
+            return Started(
+                pid=pid, start_time=known.start_time, supervisor=started.booted.supervisor
+            )
+
+    def _bring_up(self, launch: Launch, started: MachineStart, plan: Plan) -> int:
+        """Serve the sync point, restore the template, wait until the program runs."""
+        supervisor, monitor = started.booted.supervisor, started.booted.monitor
+        with failures.launching(started.booted.plan, "start"):
+            pid = supervisor.wait_pid()
+            if launch.attach_network is not None:
+                # Only now is the process in the namespace of the taps.
+                supervisor.wait_sync(SYNC_NETWORK)
+                launch.attach_network(pid, started.taps.indexes if started.taps else ())
+                supervisor.go(SYNC_NETWORK)
+            supervisor.wait_started()
+        with failures.machine_failures(f"start of {launch.name}", launch.directory):
+            monitor.wait_qemu()
+            if started.template is not None:
+                self._machines.resume(f"{launch.directory}/run", started.template)
+                monitor.go()
+            monitor.wait_ready(_BRING_UP_S)
+        with failures.launching(plan, "start"):
+            monitor.wait_started(_BRING_UP_S)
+        return pid
+
+    # ---- further processes --------------------------------------------------------------
+
+    def exec(self, request: ExecRequest) -> Supervisor:
+        """Start a process in the guest, in the program's namespaces."""
+        with failures.translated(f"exec in {request.id[:12]}"):
+            guest = self._guest(request.id)
+            privileged = request.privileged or request.spec.security.privileged
+            assets = self._assets(
+                request.spec,
+                request.process,
+                self._exec_user(request),
+                privileged=request.privileged,
+                rows=request.rows,
+                columns=request.columns,
+            )
+            plan = compile_guest_exec(
+                request.process,
+                assets,
+                no_new_privileges=request.spec.security.no_new_privileges and not privileged,
+                linger=request.linger,
+            )
+            supervisor = guest.exec(plan, attach=request.attach)
+        with ExitStack() as undo:
+            undo.callback(supervisor.close)
+            with failures.launching(plan, "exec"):
+                supervisor.wait_started()
+            undo.pop_all()
+        return supervisor
+
+    def _exec_user(self, request: ExecRequest) -> ResolvedUser:
+        """Return the user's numbers: the program's own where it is the same, else as the
+        guest's files have them now."""
+        process, own = request.process, request.spec.process
+        if (process.user, process.groups) == (own.user, own.groups):
+            return load_record(self._directory(request.id)).user
+        tree = self.tree(request.id)
+
+        def read(path: str) -> bytes | None:
+            try:
+                return tree.read(path, limit=4 << 20)
+            except NotFound:
+                return None
+
+        return resolve_user(process.user, process.groups, read)
+
+    def _directory(self, identifier: str) -> str:
+        return str(self._root / "instances" / identifier)
+
+    def _guest(self, identifier: str) -> Guest:
+        return Guest(f"{self._directory(identifier)}/run")
+
+    # ---- what is inside -----------------------------------------------------------------
+
+    def tree(self, identifier: str) -> Tree:
+        """Return the files of a running machine's program."""
+        from hutch.drivers.vm.files import GuestTree
+
+        return GuestTree(self._guest(identifier))
+
+    def process_rows(self, identifier: str) -> list[ProcessRow]:
+        """Return the processes of the program, as the guest numbers them."""
+        return inside.process_rows(self._guest(identifier))
+
+    def stats(self, identifier: str) -> Stats:
+        """Return what the machine costs the host in processor time, and what the guest uses
+        of its memory."""
+        return inside.combined(
+            self._group(identifier).stats(), inside.stats(self._guest(identifier))
+        )
+
+    def processes(self, identifier: str) -> list[int]:
+        """Return the host pids of the monitor and QEMU."""
+        return list(self._group(identifier).pids())
+
+    def oom_kills(self, identifier: str) -> int:
+        """Return how often the host's kernel killed for lack of memory."""
+        try:
+            return self._hierarchy.load(identifier).oom_kills()
+        except NotFound:
+            return 0
+
+    # ---- life ---------------------------------------------------------------------------
+
+    def _group(self, identifier: str) -> Group:
+        try:
+            return self._hierarchy.load(identifier)
+        except NotFound as exc:
+            raise WrongState(
+                f"instance {identifier[:12]} has no control group: it is not running"
+            ) from exc
+
+    def pause(self, identifier: str) -> None:
+        """Stop the machine's processors."""
+        from hutch.qmp import conversation
+        from hutch.qmp.machine import stop
+
+        with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+            stop(monitor)
+
+    def unpause(self, identifier: str) -> None:
+        """Let them run; the guest's clock is set, which stood still."""
+        from hutch.qmp import conversation
+        from hutch.qmp.machine import cont
+
+        with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+            cont(monitor)
+        inside.renew(self._guest(identifier))
+
+    def update(self, identifier: str, resources: Resources) -> None:
+        """Change the host's limits, the guest's limit of processes, and the balloon."""
+        record = load_record(self._directory(identifier))
+        memory = resources.memory or record.memory
+        if memory > record.memory:
+            raise WrongState(
+                f"memory: the machine was started with {record.memory} bytes",
+                hint="stop it, update, and start it again",
+            )
+        self._group(identifier).update(group_limits(resources, memory))
+        inside.limit_processes(self._guest(identifier), resources.pids)
+        self._set_balloon(identifier, memory)
+
+    def _set_balloon(self, identifier: str, memory: int) -> None:
+        from hutch.qmp import conversation
+        from hutch.qmp.devices import set_balloon
+
+        with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+            set_balloon(monitor, memory)
+
+    def kill_all(self, identifier: str) -> None:
+        """Kill the monitor and QEMU."""
+        with suppress(NotFound):
+            self._hierarchy.load(identifier).kill_all()
+
+    def cleanup(self, identifier: str) -> None:
+        """Remove the control group."""
+        with suppress(NotFound):
+            self._hierarchy.load(identifier).remove()
+
+    # ---- what is not an instance's --------------------------------------------------------
+
+    def prune_templates(self) -> int:
+        """Let go of all templates; return how many there were."""
+        return self._machines.templates.prune()

@@ -1,0 +1,338 @@
+"""Put a machine together for one launch: host, kernel, template, disks, network; and boot it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from hutch.drivers.base import Launch
+from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
+from hutch.drivers.vm.host import find_host, require_qemu
+from hutch.drivers.vm.initramfs import Programs, ensure_initramfs
+from hutch.drivers.vm.kernels import KernelRecord, Kernels
+from hutch.drivers.vm.machine import (
+    Host,
+    MachineRecord,
+    machine_argv,
+    machine_type,
+    save_record,
+    shape_of,
+    template_key,
+)
+from hutch.drivers.vm.sandbox import Descriptors
+from hutch.drivers.vm.setup import (
+    ROOT_SERIAL,
+    WRITABLE_SERIAL,
+    late_setup,
+    machine_setup,
+    setup_request,
+)
+from hutch.drivers.vm.templates import Template, Templates
+from hutch.linux.cgroup import Group
+from hutch.network.taps import Taps, create_taps
+from hutch.plan.assets import ResolvedUser
+from hutch.plan.machine.model import Descriptor, Disk, DiskFile, Memory, Nic, Shape, Tap
+from hutch.plan.ops import Plan, Supervision
+from hutch.plan.wire import encode
+from hutch.process.launcher import Launcher, launcher_path
+from hutch.process.vmm import MonitorConfig
+from hutch.spec.model import InstanceSpec
+
+__all__ = ["MachineLauncher", "MachineStart"]
+
+# Only until the guest's own address is set: the device is renamed and addressed by the agent.
+_MAC = "52:54:00:00:00:{:02x}"
+_BOOT_S = 120.0
+
+
+class MachineStart(msgspec.Struct, frozen=True, kw_only=True):
+    """A start under way. `template` is what it goes on from, None for a boot of its own."""
+
+    booted: Booted
+    taps: Taps | None
+    template: Template | None
+    record: MachineRecord
+
+
+class _Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a machine does not depend on the instance."""
+
+    host: Host
+    kernel: KernelRecord
+    vmlinux: Path
+    initramfs: Path
+    shape: Shape
+
+
+class MachineLauncher:
+    """Starts machines; holds what is the same for every launch of this process."""
+
+    def __init__(self, root: Path, launcher: Launcher, kernels: Kernels) -> None:
+        self._root = root
+        self._launcher = launcher
+        self._kernels = kernels
+        self.templates = Templates(root, launcher)
+
+    @cached_property
+    def _programs(self) -> Programs:
+        native = Path(launcher_path()).parent
+        return Programs.load(native / "hutch-agent", native / "hutch-launcher")
+
+    def check(self, spec: InstanceSpec) -> None:
+        """Raise `Unsupported` where the host cannot run machines, or not this one."""
+        require_qemu(self._root, machine_type(spec))
+
+    def _parts(self, spec: InstanceSpec) -> _Parts:
+        kernel = self._kernels.get(spec.machine.kernel or None)
+        vmlinux = self._kernels.vmlinux(kernel)
+        host = find_host(self._root, spec.machine.accel, vmlinux)
+        return _Parts(
+            host=host,
+            kernel=kernel,
+            vmlinux=vmlinux,
+            initramfs=ensure_initramfs(self._kernels, kernel, self._programs),
+            shape=shape_of(spec, host),
+        )
+
+    # ---- an instance's machine ----------------------------------------------------------
+
+    def start(
+        self, launch: Launch, plan: Plan, user: ResolvedUser, group: Group, held: ExitStack
+    ) -> MachineStart:
+        """Begin to start an instance's machine; the caller brings it up and owns the links.
+
+        `held` closes, after the launch, what is only needed for it.
+        """
+        parts = self._parts(launch.spec)
+        nics = len(launch.endpoints)
+        template = None
+        if launch.spec.machine.template:
+            template = self._template(parts, nics)
+            held.callback(os.close, template.memory)
+            held.callback(os.close, template.state)
+        taps = None
+        if nics:
+            taps = create_taps(nics)
+            for fd in (taps.namespace, *taps.taps):
+                held.callback(os.close, fd)
+        record = self._record(parts, template, user)
+        save_record(launch.directory, record)
+        spec = launch.spec
+        setup = machine_setup(
+            launch,
+            modules=parts.kernel.late,
+            resumed=template is not None,
+            files=_files(launch),
+        )
+
+        def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
+            memory = Memory()
+            if template is not None:
+                number = descriptors.add(os.dup(template.memory))
+                memory = Memory(kind="file", path=f"/proc/self/fd/{number}")
+            return machine_argv(
+                parts.host,
+                ports,
+                name=launch.id[:12],
+                shape=parts.shape,
+                memory=memory,
+                kernel=_kernel_paths(parts, descriptors),
+                disks=_disks(launch, descriptors),
+                nics=_nics(taps.taps if taps else (), descriptors),
+                incoming=template is not None,
+            )
+
+        booted = boot(
+            self._launcher,
+            BootRequest(
+                identifier=launch.id,
+                root=self._root,
+                directory=f"{launch.directory}/run",
+                logs=launch.directory,
+                supervision=_supervision(launch),
+                argv=argv,
+                config=MonitorConfig(
+                    argv=(),
+                    setup=setup_request(setup),
+                    plan=encode(plan),
+                    boot_timeout_s=_BOOT_S,
+                    shutdown_timeout_s=spec.stop_timeout_s,
+                    volatile=launch.volatile,
+                    tty=spec.process.tty,
+                    hold=template is not None,
+                ),
+                kvm=parts.host.accelerator == "kvm",
+                rows=launch.rows,
+                columns=launch.columns,
+                group=group,
+                namespace=taps.namespace if taps else -1,
+                network=launch.attach_network is not None,
+                attach=launch.attach,
+            ),
+        )
+        return MachineStart(booted=booted, taps=taps, template=template, record=record)
+
+    def _record(
+        self, parts: _Parts, template: Template | None, user: ResolvedUser
+    ) -> MachineRecord:
+        return MachineRecord(
+            qemu=parts.host.qemu,
+            qemu_version=str(parts.host.version),
+            accelerator=parts.host.accelerator,
+            accelerator_reason=parts.host.reason,
+            kernel=parts.kernel.release,
+            kernel_id=parts.kernel.id,
+            machine=parts.shape.machine,
+            cpu=parts.shape.cpu,
+            memory=parts.shape.memory,
+            vcpus=parts.shape.vcpus,
+            template=template.key if template else "",
+            user=user,
+        )
+
+    def resume(self, directory: str, template: Template) -> None:
+        """Load a template's state into the QEMU of a run directory, and let it run."""
+        from hutch.qmp import conversation
+        from hutch.qmp.machine import cont
+        from hutch.qmp.migration import load_state
+
+        with conversation(f"{directory}/{QMP_SOCKET}") as monitor:
+            load_state(monitor, template.state, ignore_shared=True)
+            cont(monitor)
+
+    # ---- templates ----------------------------------------------------------------------
+
+    def _template(self, parts: _Parts, nics: int) -> Template:
+        key = template_key(parts.host, parts.shape, parts.kernel.id, parts.initramfs, nics)
+        size = parts.shape.memory
+        return self.templates.ensure(
+            key, size, lambda run, memory: self._boot_template(parts, nics, key, run, memory)
+        )
+
+    def _boot_template(self, parts: _Parts, nics: int, key: str, run: Path, memory: int) -> Booted:
+        """Boot a machine with empty disks and unplugged cards, whose agent then waits."""
+
+        def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
+            number = descriptors.add(os.dup(memory))
+            return machine_argv(
+                parts.host,
+                ports,
+                name=f"template-{key[:12]}",
+                shape=parts.shape,
+                memory=Memory(kind="file", path=f"/proc/self/fd/{number}", share=True),
+                kernel=_kernel_paths(parts, descriptors),
+                disks=_empty_disks(descriptors),
+                nics=[Nic(mac=_MAC.format(index)) for index in range(nics)],
+            )
+
+        return boot(
+            self._launcher,
+            BootRequest(
+                identifier=key,
+                root=self._root,
+                directory=str(run),
+                logs=str(run),
+                supervision=Supervision(linger=False, name="hutch-template"),
+                argv=argv,
+                config=MonitorConfig(
+                    argv=(),
+                    setup=setup_request(late_setup(parts.kernel.late)),
+                    boot_timeout_s=_BOOT_S,
+                    volatile=True,
+                ),
+                kvm=parts.host.accelerator == "kvm",
+            ),
+        )
+
+
+def _kernel_paths(parts: _Parts, descriptors: Descriptors) -> tuple[str, str]:
+    """Return kernel and initramfs as QEMU opens them: nothing of the root is in its view."""
+    opened = (
+        descriptors.add(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        for path in (parts.vmlinux, parts.initramfs)
+    )
+    vmlinux, initramfs = (f"/proc/self/fd/{number}" for number in opened)
+    return vmlinux, initramfs
+
+
+def _nics(taps: Sequence[int], descriptors: Descriptors) -> tuple[Nic, ...]:
+    return tuple(
+        Nic(mac=_MAC.format(index), backend=Tap(fds=(descriptors.add(os.dup(fd)),)))
+        for index, fd in enumerate(taps)
+    )
+
+
+def _disks(launch: Launch, descriptors: Descriptors) -> tuple[Disk, ...]:
+    """Return the image's disk, shared by all machines of that image, and the writable one."""
+
+    def opened(path: str, mode: int) -> DiskFile:
+        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return DiskFile(file=Descriptor(descriptors.add(fd)))
+
+    return (
+        Disk(
+            image=opened(launch.root_disk, os.O_RDONLY),
+            serial=ROOT_SERIAL,
+            read_only=True,
+            discard=False,
+        ),
+        Disk(
+            image=opened(launch.disk, os.O_RDWR),
+            serial=WRITABLE_SERIAL,
+            cache="unsafe" if launch.volatile else "writeback",
+            detect_zeroes=True,
+        ),
+    )
+
+
+def _empty_disks(descriptors: Descriptors) -> tuple[Disk, ...]:
+    """Return disks like an instance's, with nothing in them: no driver has looked yet."""
+    made = []
+    for serial, read_only in ((ROOT_SERIAL, True), (WRITABLE_SERIAL, False)):
+        fd = os.memfd_create("hutch-empty", os.MFD_CLOEXEC)
+        os.ftruncate(fd, 1 << 20)
+        if read_only:
+            readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            os.close(fd)
+            fd = readable
+        made.append(
+            Disk(
+                image=DiskFile(file=Descriptor(descriptors.add(fd))),
+                serial=serial,
+                read_only=read_only,
+                discard=not read_only,
+                detect_zeroes=not read_only,
+            )
+        )
+    return tuple(made)
+
+
+def _files(launch: Launch) -> list[tuple[str, bytes]]:
+    """Return the files of ours (hosts, hostname, resolv.conf), which the guest gets as copies."""
+    found = []
+    for mount in launch.mounts:
+        if mount.ours:
+            with open(mount.source, "rb") as file:
+                found.append((os.path.basename(mount.target), file.read()))
+    return found
+
+
+def _supervision(launch: Launch) -> Supervision:
+    spec = launch.spec
+    return Supervision(
+        directory=f"{launch.directory}/run",
+        log_path="" if spec.logs.driver == "none" else f"{launch.directory}/log",
+        log_max_bytes=spec.logs.max_bytes,
+        log_max_files=spec.logs.max_files,
+        stdin_open=spec.process.stdin,
+        stdin_once=spec.process.stdin_once,
+        tty=spec.process.tty,
+        exit_command=launch.exit_command,
+        exit_command_always=launch.exit_command_always,
+        name="hutch-supervisor",
+    )

@@ -1,0 +1,130 @@
+"""What the guest's agent is to do before the program runs: disks, network, files, identity."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+from hutch.drivers.base import Launch
+from hutch.network.model import Endpoint
+from hutch.plan import guest
+from hutch.plan.vm import GUEST_CGROUP, GUEST_FILES
+from hutch.spec.model import InstanceSpec
+
+__all__ = ["ROOT_SERIAL", "WRITABLE_SERIAL", "late_setup", "machine_setup", "renewal"]
+__all__ += ["setup_request"]
+
+ROOT_SERIAL = "root"
+WRITABLE_SERIAL = "writable"
+_MODULES = "/lib/modules"
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
+_ENTROPY = 64
+# These find their devices when they are loaded, so a template must not have loaded them:
+# what it resumes with is another disk and another network.
+_AT_START = frozenset({"virtio_blk", "virtio_net"})
+
+
+def late_setup(modules: Sequence[str]) -> list[guest.SetupOp]:
+    """Return what a template may have done already: loading what serves no device."""
+    return [_insmod(name) for name in modules if name not in _AT_START]
+
+
+def _insmod(name: str) -> guest.SetupOp:
+    return guest.Insmod(path=f"{_MODULES}/{name}.ko", params="")
+
+
+def renewal() -> list[guest.SetupOp]:
+    """Return what makes a clone another machine than its template: entropy and clock."""
+    now = time.time_ns()
+    return [
+        guest.Entropy(data=os.urandom(_ENTROPY)),
+        guest.Clock(seconds=now // 10**9, nanoseconds=now % 10**9),
+    ]
+
+
+def machine_setup(
+    launch: Launch,
+    *,
+    modules: Sequence[str],
+    resumed: bool,
+    files: Sequence[tuple[str, bytes]],
+    shares: Sequence[tuple[str, str]] = (),
+) -> list[guest.SetupOp]:
+    """Return the operations in order. `files` are names beneath `GUEST_FILES` with their
+    contents, `shares` tags of shared directories with their mount points."""
+    network = bool(launch.endpoints)
+    wanted = [name for name in modules if name in _AT_START and (network or name != "virtio_net")]
+    made: list[guest.SetupOp] = renewal()
+    if not resumed:
+        made += late_setup(modules)
+    made += [_insmod(name) for name in wanted]
+    made += _disks(launch)
+    made += _cgroup(launch.spec)
+    made.append(guest.Hostname(name=launch.spec.hostname or launch.name))
+    made += [
+        guest.WriteFile(path=f"{GUEST_FILES}/{name}", mode=0o644, content=content)
+        for name, content in files
+    ]
+    made += [
+        guest.Mount(source=tag, target=path, fstype="virtiofs", flags=0, data="")
+        for tag, path in shares
+    ]
+    made.append(guest.LinkUp(interface="lo"))
+    for number, endpoint in enumerate(launch.endpoints):
+        made += _interface(number, endpoint)
+    return made
+
+
+def _disks(launch: Launch) -> list[guest.SetupOp]:
+    options = "" if not launch.volatile else "nobarrier"
+    return [
+        guest.Disk(serial=ROOT_SERIAL, link="/dev/disk-root"),
+        guest.Mount(
+            source="/dev/disk-root",
+            target="/hutch/image",
+            fstype="erofs",
+            flags=_MS_RDONLY | _MS_NODEV,
+            data="",
+        ),
+        guest.Disk(serial=WRITABLE_SERIAL, link="/dev/disk-writable"),
+        guest.Mount(
+            source="/dev/disk-writable",
+            target="/hutch/rw",
+            fstype="ext4",
+            flags=_MS_NODEV | _MS_NOATIME,
+            data=options,
+        ),
+    ]
+
+
+def _cgroup(spec: InstanceSpec) -> list[guest.SetupOp]:
+    lines = [f"pids.max={spec.resources.pids}"] if spec.resources.pids else []
+    return [guest.Cgroup(path=GUEST_CGROUP, lines="\n".join(lines))]
+
+
+def _interface(number: int, endpoint: Endpoint) -> list[guest.SetupOp]:
+    from hutch.network.addresses import parse_address, parse_mac
+
+    name = endpoint.interface
+    mac = parse_mac(endpoint.mac, field="mac") if endpoint.mac else b""
+    made: list[guest.SetupOp] = [
+        guest.Interface(index=number, name=name, mac=mac, mtu=endpoint.mtu)
+    ]
+    for entry in endpoint.addresses:
+        address = parse_address(entry.address, field="address")
+        made.append(guest.Address(interface=name, address=address, prefix=entry.prefix))
+    made.append(guest.LinkUp(interface=name))
+    if endpoint.default_route:
+        seen: set[int] = set()
+        for entry in endpoint.addresses:
+            gateway = parse_address(entry.gateway, field="gateway")
+            if len(gateway) not in seen:
+                seen.add(len(gateway))
+                made.append(guest.Route(interface=name, gateway=gateway))
+    return made
+
+
+def setup_request(operations: Sequence[guest.SetupOp]) -> bytes:
+    """Return the whole call that carries the operations out."""
+    return guest.encode_call(guest.Call.SETUP, guest.encode_setup(operations))

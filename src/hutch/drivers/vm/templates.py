@@ -1,0 +1,193 @@
+"""Templates: a booted guest with its agent waiting, kept as memory and device state.
+
+The first start of a machine of some kernel and shape boots one; it is saved and ends, and all
+starts go on from there, copy-on-write. Its memory is a sealed memory file: a clone maps it
+privately and cannot write to it, whatever becomes of its QEMU. A process of its own holds
+that file (`hutch-vmm hold`) for as long as somebody asks for it now and then; with the
+process, or with the host, the template goes, and the next start makes another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import msgspec
+
+from hutch.drivers.vm.boot import QMP_SOCKET, Booted
+from hutch.drivers.vm.sandbox import listen_at
+from hutch.errors import HutchError
+from hutch.linux.locks import lock_file
+from hutch.plan import ops
+from hutch.process.launcher import Launcher
+from hutch.process.supervisor import Supervisor
+from hutch.process.vmm import vmm_path
+from hutch.storage.trash import Trash
+
+__all__ = ["Template", "Templates"]
+
+HOLD_SOCKET = "memory.sock"
+# Long enough for a person between two commands, short enough not to keep a host's memory.
+IDLE_S = 3600
+_BOOT_S = 120.0
+_BUILD_WAIT_S = 300.0
+_END_S = 30.0
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+BootTemplate = Callable[[Path, int], Booted]
+"""Boot a machine whose memory is this file, shared; its run directory is the path."""
+
+
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """A template at hand: open descriptors, the caller's to close."""
+
+    key: str
+    memory: int
+    state: int
+
+
+class Templates:
+    """The templates of one root, in `<root>/templates/<key>/`."""
+
+    def __init__(self, root: Path, launcher: Launcher) -> None:
+        self._root = root
+        self._directory = root / "templates"
+        self._launcher = launcher
+
+    def ensure(self, key: str, size: int, boot: BootTemplate) -> Template:
+        """Return the template, booted and saved first where there is none.
+
+        Of several who want the same one, one makes it and the others wait.
+        """
+        found = self._open(key)
+        if found is not None:
+            return found
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        with lock_file(self._directory / f".{key}.lock", timeout_s=_BUILD_WAIT_S):
+            found = self._open(key)
+            if found is not None:
+                return found
+            return self._make(key, size, boot)
+
+    def _open(self, key: str) -> Template | None:
+        """Return the template if it is whole: a state on disk, and a process with its memory."""
+        directory = self._directory / key
+        try:
+            state = os.open(directory / "state", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            memory = _ask_for_memory(directory / "run")
+        except BaseException:
+            os.close(state)
+            raise
+        if memory is None:
+            os.close(state)
+            return None
+        return Template(key=key, memory=memory, state=state)
+
+    def _make(self, key: str, size: int, boot: BootTemplate) -> Template:
+        """Boot, save, seal, and hand the memory to its holder. The key's lock is held."""
+        directory = self._directory / key
+        Trash(self._root).discard(str(directory))
+        run = directory / "run"
+        run.mkdir(mode=0o700, parents=True)
+        with ExitStack() as undo:
+            undo.callback(Trash(self._root).discard, str(directory))
+            memory = os.memfd_create(f"hutch-{key[:8]}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            undo.callback(os.close, memory)
+            os.ftruncate(memory, size)
+            partial = directory / ".state"
+            with open(partial, "xb") as state:
+                self._boot_and_save(run, memory, state.fileno(), boot)
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+            self._hold(run, memory)
+            os.rename(partial, directory / "state")
+            opened = os.open(directory / "state", os.O_RDONLY | os.O_CLOEXEC)
+            undo.pop_all()
+        return Template(key=key, memory=memory, state=opened)
+
+    def _boot_and_save(self, run: Path, memory: int, state: int, boot: BootTemplate) -> None:
+        from hutch.qmp import conversation
+        from hutch.qmp import machine as qmp
+        from hutch.qmp.migration import save_state
+
+        booted = boot(run, memory)
+        with booted.supervisor, booted.monitor:
+            try:
+                booted.supervisor.wait_started()
+                booted.monitor.wait_ready(_BOOT_S)
+                with conversation(run / QMP_SOCKET) as monitor:
+                    qmp.stop(monitor)
+                    save_state(monitor, state, ignore_shared=True)
+            finally:
+                _end(booted.supervisor)
+
+    def _hold(self, run: Path, memory: int) -> None:
+        """Start the process that keeps the memory."""
+        listener = listen_at(str(run), HOLD_SOCKET)
+        try:
+            plan = ops.Plan(
+                child=(
+                    ops.SetsidTty(),
+                    ops.Capabilities(
+                        bounding=0, permitted=0, effective=0, inheritable=0, ambient=0
+                    ),
+                    ops.NoNewPrivs(),
+                    ops.Inherit(slots=(0, 1)),
+                    ops.Exec(argv=(vmm_path(), "hold", str(IDLE_S)), env=()),
+                ),
+                slots=2,
+                supervision=ops.Supervision(directory=str(run), name="hutch-template"),
+            )
+            with self._launcher.start(plan, (memory, listener)) as supervisor:
+                supervisor.wait_started()
+        finally:
+            os.close(listener)
+
+    def prune(self) -> int:
+        """End the holders and remove all templates; return how many there were."""
+        if not self._directory.is_dir():
+            return 0
+        count = 0
+        for directory in self._directory.iterdir():
+            if directory.name.startswith("."):
+                continue
+            with suppress(OSError, HutchError), Supervisor.connect(str(directory / "run")) as link:
+                _end(link)
+            Trash(self._root).discard(str(directory))
+            count += 1
+        return count
+
+
+def _end(link: Supervisor) -> None:
+    """Kill what a supervisor holds, and wait until it has gone."""
+    try:
+        link.shutdown()
+        link.wait(_END_S)
+    except (HutchError, OSError):
+        pass  # it is gone, and what mattered was told before
+
+
+def _ask_for_memory(run: Path) -> int | None:
+    """Return the descriptor of a template's memory, or None where nobody holds it."""
+    try:
+        handle = os.open(run, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+            link.settimeout(_END_S)
+            link.connect(f"/proc/self/fd/{handle}/{HOLD_SOCKET}")
+            _, fds, _, _ = socket.recv_fds(link, 1, 1)
+    except (FileNotFoundError, ConnectionError, TimeoutError):
+        return None
+    finally:
+        os.close(handle)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return fds[0] if fds else None

@@ -1,0 +1,44 @@
+"""What a virtual machine needs before it is made: a guest kernel, and its image as a disk."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hutch.engine.context import Context
+from hutch.errors import NotFound
+from hutch.image.records import ImageRecord
+from hutch.records import Progress, ProgressEvent
+from hutch.spec.model import InstanceSpec
+from hutch.units import parse_bytes
+
+__all__ = ["disk_size", "prepare_machine"]
+
+
+def prepare_machine(
+    context: Context, spec: InstanceSpec, image: ImageRecord, progress: Progress
+) -> InstanceSpec:
+    """Return the specification with its kernel by identifier; see that its disk is made.
+
+    Without a kernel in this root, Debian's is fetched. The caller holds a lease on the
+    image's layers, and notes the use of the kernel with the instance.
+    """
+    wanted = spec.machine.kernel or None
+    try:
+        kernel = context.kernels.get(wanted)
+    except NotFound:
+        if wanted is not None:
+            raise
+        kernel = context.kernels.add_package(progress=progress)
+    if not context.rootdisks.has(image.chain_ids):
+        progress(ProgressEvent(item=spec.image, phase="making its disk"))
+        context.rootdisks.ensure(image.chain_ids, progress=progress)
+    machine = msgspec.structs.replace(spec.machine, kernel=kernel.id)
+    return msgspec.structs.replace(spec, machine=machine)
+
+
+def disk_size(spec: InstanceSpec) -> int:
+    """Return the bytes of a machine's writable disk."""
+    from hutch.storage.disks import DEFAULT_SIZE
+
+    asked = spec.storage_options.get("size")
+    return spec.machine.disk or (parse_bytes(asked) if asked else DEFAULT_SIZE)
