@@ -106,7 +106,7 @@ class Peer:
         assert frame.flag == kind, frame
         return frame.channel
 
-    def bytes(self, channel: int, size: int) -> bytes:
+    def collected(self, channel: int, size: int) -> bytes:
         """Receive exactly so many bytes of a channel, granting them anew."""
         data = b""
         while len(data) < size:
@@ -170,7 +170,7 @@ class Process:
     def __init__(self, peer: Peer, plan: bytes) -> None:
         self.peer = peer
         self.channel = peer.opened(SPAWN)
-        size = struct.unpack("<I", peer.bytes(self.channel, 4))[0]
+        size = struct.unpack("<I", peer.collected(self.channel, 4))[0]
         self.rest = b""
         assert self.read(size) == plan
         assert self.frame() == (fr.ATTACH, 15, b"")
