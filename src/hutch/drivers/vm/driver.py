@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from hutch.drivers import failures
 from hutch.drivers.base import ExecRequest, Launch, ProcessRow, Started
 from hutch.drivers.confinement import Confinement, environment
@@ -26,7 +28,7 @@ from hutch.errors import InternalError, NotFound, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_NETWORK
-from hutch.plan.ops import Plan
+from hutch.plan.ops import HealthProbe, Plan
 from hutch.plan.vm import GuestAssets, compile_guest, compile_guest_exec
 from hutch.process.guest import Guest
 from hutch.process.launcher import Launcher
@@ -118,7 +120,8 @@ class VmDriver:
             undo.callback(group.remove)
             undo.callback(group.kill_all)
             with ExitStack() as held:
-                started = self._machines.start(launch, plan, assets.user, group, held)
+                health = self._health(launch, assets.user)
+                started = self._machines.start(launch, plan, assets.user, group, held, health)
                 undo.callback(started.booted.supervisor.close)
                 held.callback(started.booted.monitor.close)
                 pid = self._bring_up(launch, started, plan)
@@ -129,6 +132,22 @@ class VmDriver:
             return Started(
                 pid=pid, start_time=known.start_time, supervisor=started.booted.supervisor
             )
+
+    def _health(self, launch: Launch, user: ResolvedUser) -> HealthProbe | None:
+        check = launch.spec.health
+        if check is None:
+            return None
+        from hutch.drivers.vm.health import health_probe
+
+        spec = launch.spec
+        process = msgspec.structs.replace(spec.process, argv=check.command, tty=False, stdin=False)
+        plan = compile_guest_exec(
+            process,
+            self._assets(spec, process, user),
+            no_new_privileges=spec.security.no_new_privileges and not spec.security.privileged,
+            linger=False,
+        )
+        return health_probe(check, plan, f"{launch.directory}/run")
 
     def _bring_up(self, launch: Launch, started: MachineStart, plan: Plan) -> int:
         """Serve the sync point, restore the template, wait until the program runs."""

@@ -37,7 +37,7 @@ from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.machine.model import Descriptor, Disk, DiskFile, Memory, Nic, Shape, Tap
-from hutch.plan.ops import Plan, Supervision
+from hutch.plan.ops import HealthProbe, Plan, Supervision
 from hutch.plan.wire import encode
 from hutch.process.launcher import Launcher, launcher_path
 from hutch.process.vmm import MonitorConfig
@@ -102,7 +102,13 @@ class MachineLauncher:
     # ---- an instance's machine ----------------------------------------------------------
 
     def start(
-        self, launch: Launch, plan: Plan, user: ResolvedUser, group: Group, held: ExitStack
+        self,
+        launch: Launch,
+        plan: Plan,
+        user: ResolvedUser,
+        group: Group,
+        held: ExitStack,
+        health: HealthProbe | None = None,
     ) -> MachineStart:
         """Begin to start an instance's machine; the caller brings it up and owns the links.
 
@@ -154,7 +160,7 @@ class MachineLauncher:
                 root=self._root,
                 directory=f"{launch.directory}/run",
                 logs=launch.directory,
-                supervision=_supervision(launch),
+                supervision=_supervision(launch, health),
                 argv=argv,
                 config=MonitorConfig(
                     argv=(),
@@ -322,7 +328,7 @@ def _files(launch: Launch) -> list[tuple[str, bytes]]:
     return found
 
 
-def _supervision(launch: Launch) -> Supervision:
+def _supervision(launch: Launch, health: HealthProbe | None) -> Supervision:
     spec = launch.spec
     return Supervision(
         directory=f"{launch.directory}/run",
@@ -334,5 +340,6 @@ def _supervision(launch: Launch) -> Supervision:
         tty=spec.process.tty,
         exit_command=launch.exit_command,
         exit_command_always=launch.exit_command_always,
+        health=health,
         name="hutch-supervisor",
     )
