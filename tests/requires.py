@@ -45,6 +45,10 @@ def _program(name: str, *elsewhere: str) -> Probe:
     return probe
 
 
+def _file(path: str) -> Probe:
+    return lambda: None if Path(path).exists() else f"{path} is not installed"
+
+
 def _root() -> str | None:
     return None if os.geteuid() == 0 else "needs root"
 
@@ -144,6 +148,7 @@ NEEDS: dict[str, Probe] = {
     "newuidmap": _program("newuidmap"),
     "nftables": _nftables,
     "overlayfs": _overlayfs,
+    "ovmf": _file("/usr/share/OVMF/OVMF_CODE_4M.fd"),
     "podman": _program("podman"),
     "qemu": _program("qemu-system-x86_64"),
     "root": _root,
@@ -152,6 +157,7 @@ NEEDS: dict[str, Probe] = {
     "skopeo": _program("skopeo"),
     "slirp4netns": _program("slirp4netns"),
     "strace": _program("strace"),
+    "swtpm": _program("swtpm"),
     "tar": _program("tar"),
     "tun": _tun,
     "userns": _userns,
@@ -172,10 +178,12 @@ MUST_HOLD = frozenset(
         "netns",
         "nftables",
         "overlayfs",
+        "ovmf",
         "root",
         "seccomp",
         "skopeo",
         "slirp4netns",
+        "swtpm",
         "tar",
         "tun",
         "userns",

@@ -47,6 +47,9 @@ from tests.requires import requires
 
 HERE = Path(__file__).parent
 VERSIONS = {"7.2": QemuVersion(7, 2, 22), "10.0": QemuVersion(10, 0, 2)}
+# Not started here: one needs hardware, one the servers of its directories.
+_ELSEWHERE = {"kvm", "shared-directories"}
+_NEEDS = {"tpm": ("swtpm",), "uefi": ("ovmf",)}
 QEMU = os.environ.get("HUTCH_TEST_QEMU", "qemu-system-x86_64")
 
 
@@ -90,7 +93,13 @@ def _companions(name: str, directory: Path, stack: ExitStack) -> None:
 
 @requires("qemu", "root")
 @pytest.mark.integration
-@pytest.mark.parametrize("name", sorted(set(CONFIGURATIONS) - {"kvm", "shared-directories"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=requires(*_NEEDS.get(name, ())))
+        for name in sorted(set(CONFIGURATIONS) - _ELSEWHERE)
+    ],
+)
 def test_qemu_accepts_it(name: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
         hardware = RealHardware(tmp_path, stack, tiny_guest())
