@@ -139,3 +139,13 @@ def machines(
     yield Machines(static_launcher, vmm, env, directory)
     found = [path.read_text() for path in findings.iterdir()]
     assert not found, found[0]
+
+
+@pytest.fixture(scope="session")
+def static_agent() -> str:
+    return _built("build/hutch-agent", "hutch-agent")
+
+
+@pytest.fixture(scope="session")
+def static_launcher_path() -> str:
+    return _built("build/hutch-launcher", "hutch-launcher")

@@ -282,6 +282,7 @@ class Machines:
         with ExitStack() as stack:
             ours, theirs = socket.socketpair()
             stack.callback(ours.close)
+            ours.settimeout(WAIT_S)
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
             listener.bind(str(self.directory / "agent.sock"))
             stack.callback(os.unlink, self.directory / "agent.sock")
@@ -309,7 +310,6 @@ class Machines:
                 end.close()
             if qemu_has_agent:
                 ours.close()
-            ours.settimeout(WAIT_S)
             stack.callback(_end, supervisor)
             supervisor.wait_started(WAIT_S)
             yield Machine(

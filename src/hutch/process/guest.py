@@ -10,9 +10,9 @@ import _socket  # socket(7) without what the socket module brings along: 2 ms of
 import os
 import time
 from struct import Struct
-from struct import error as StructError
 
 from hutch.errors import OperationTimeout, OutcomeUnknown, Unavailable
+from hutch.plan.guest_answers import decode_answer
 from hutch.plan.ops import Plan
 from hutch.plan.wire import encode
 from hutch.process import frames
@@ -24,7 +24,6 @@ __all__ = ["Channel", "Guest"]
 SOCKET = "agent.sock"
 _CALL, _EXEC, _FILES = 1, 3, 4
 _RECEIVE = 64 << 10
-_ANSWER = Struct("<III")
 _U32 = Struct("<I").pack
 
 
@@ -128,15 +127,12 @@ class Guest:
             channel.send(_U32(op) + payload)
             channel.end()
             answer = channel.receive_all(deadline)
-        try:
-            errno, index, size = _ANSWER.unpack_from(answer)
-        except StructError as exc:
-            raise OutcomeUnknown(f"the machine's agent did not answer call {op}") from exc
-        detail_end = _ANSWER.size + size
-        if errno:
-            detail = answer[_ANSWER.size : detail_end].decode("utf-8", "replace")
-            raise GuestCallFailed(op, index, errno, detail)
-        return answer[detail_end + 1 :]
+        if not answer:
+            raise OutcomeUnknown(f"the machine's agent did not answer call {op}")
+        said = decode_answer(answer)
+        if said.errno:
+            raise GuestCallFailed(op, said.index, said.errno, said.detail)
+        return said.body
 
     def exec(self, plan: Plan | bytes, *, attach: int = 0) -> Supervisor:
         """Start a process beside the main one, whose pidfd is slot 0 of the plan.
