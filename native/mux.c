@@ -15,7 +15,8 @@ struct frame_head {
 
 void mux_init(struct mux *m, int fd, bool host, const struct mux_handler *handler)
 {
-	memset(m, 0, sizeof(*m));
+	/* Neither the table, free from `high` on, nor the buffer: their pages come with their use. */
+	memset(m, 0, offsetof(struct mux, channels));
 	m->fd = fd;
 	m->host = host;
 	m->handler = handler;
