@@ -5,12 +5,6 @@
 
 #include "vmm.h"
 
-void clients_init(struct vmm *v)
-{
-	for (int i = 0; i < MAX_VMM_CLIENTS; i++)
-		v->clients[i].owner = OWNER_CLIENT;
-}
-
 static struct vmm_client *unused(struct vmm *v)
 {
 	for (int i = 0; i < MAX_VMM_CLIENTS; i++)

@@ -268,7 +268,6 @@ int main(int argc, char **argv)
 		return probe_guest(argv[2], argv[3]);
 	block_signals();
 	v->status = FD_STATUS;
-	clients_init(v);
 	v->process.owner = OWNER_PROCESS;
 	if (!config_load(&v->config, &problem))
 		machine_failed(v, PART_CONFIG, 0, 0, EPROTO, problem);

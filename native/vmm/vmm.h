@@ -43,7 +43,7 @@ enum stage {
 };
 
 /* Who a channel belongs to; every owner begins with it. */
-enum owner { OWNER_PROCESS, OWNER_CALL, OWNER_CLIENT };
+enum owner { OWNER_CLIENT, OWNER_PROCESS, OWNER_CALL };
 
 /* The guest's main process, behind a supervisor in the guest. */
 struct process {
@@ -139,7 +139,6 @@ void process_signal(struct vmm *v, int signum);
 void terminal_raw(void);
 
 /* clients.c */
-void clients_init(struct vmm *v);
 bool clients_have_place(const struct vmm *v);
 void clients_accept(struct vmm *v);
 short client_events(const struct vmm_client *c); /* -1: do not watch it */
