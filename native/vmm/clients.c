@@ -26,13 +26,16 @@ void clients_accept(struct vmm *v)
 	struct vmm_client *c = unused(v);
 	int fd = c ? accept4(FD_LISTEN, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK) : -1;
 
-	if (fd < 0)
+	if (fd < 0) {
+		v->turned_away = errno == EMFILE || errno == ENFILE || errno == ENOMEM;
 		return;
+	}
 	*c = (struct vmm_client){ .owner = OWNER_CLIENT, .used = true, .fd = fd };
 }
 
-static void release(struct vmm_client *c)
+static void release(struct vmm *v, struct vmm_client *c)
 {
+	v->turned_away = false;
 	close(c->fd);
 	buffer_free(&c->rest);
 	*c = (struct vmm_client){ .owner = OWNER_CLIENT };
@@ -42,7 +45,7 @@ static void drop(struct vmm *v, struct vmm_client *c)
 {
 	if (c->ch)
 		mux_close(&v->mux, c->ch, 0);
-	release(c);
+	release(v, c);
 }
 
 /* A client that has closed is found when it is written to or read from; one that has only
@@ -135,7 +138,7 @@ static void write_rest(struct vmm *v, struct vmm_client *c)
 		buffer_drop(&c->rest, done);
 	}
 	if (c->used)
-		release(c);
+		release(v, c);
 }
 
 static void can_write(struct vmm *v, struct vmm_client *c)
@@ -184,7 +187,7 @@ static void tell_refusal(const struct vmm_client *c, uint32_t error)
 	(void)!send(c->fd, frame, sizeof(frame), MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-void client_closed(struct vmm_client *c, uint32_t error)
+void client_closed(struct vmm *v, struct vmm_client *c, uint32_t error)
 {
 	if (error && !c->answered && c->ch->kind == MUX_EXEC)
 		tell_refusal(c, error);
@@ -192,5 +195,5 @@ void client_closed(struct vmm_client *c, uint32_t error)
 	c->ch->in = (struct buffer){ 0 };
 	c->ch = NULL;
 	if (!c->rest.len)
-		release(c);
+		release(v, c);
 }

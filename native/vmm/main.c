@@ -57,7 +57,7 @@ static void on_closed(struct mux *m, struct mux_channel *ch, uint32_t error)
 	switch (owner_of(ch)) {
 	case OWNER_PROCESS: process_closed(&the, error); break;
 	case OWNER_CALL: call_over(&the, error); break;
-	default: client_closed(ch->owner, error);
+	default: client_closed(&the, ch->owner, error);
 	}
 }
 
@@ -175,7 +175,7 @@ static void watch_all(struct vmm *v, struct watch *w)
 		watch(w, FD_AGENT, agent, W_AGENT);
 	if (v->status >= 0)
 		watch(w, v->status, POLLIN, W_STATUS);
-	if (v->stage == ST_RUN && !v->agent_gone && clients_have_place(v))
+	if (v->stage == ST_RUN && !v->agent_gone && !v->turned_away && clients_have_place(v))
 		watch(w, FD_LISTEN, POLLIN, W_LISTEN);
 	if (process_wants_stdin(v))
 		watch(w, 0, POLLIN, W_STDIN);

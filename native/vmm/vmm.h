@@ -94,6 +94,7 @@ struct vmm {
 	int qemu_status;
 	int code;             /* to exit with, from ST_SHUTDOWN on */
 	uint32_t turn;
+	bool turned_away;     /* no descriptor for another client: wait until one leaves */
 	struct mux mux;
 	struct process process;
 	struct call call;
@@ -145,7 +146,7 @@ short client_events(const struct vmm_client *c); /* -1: do not watch it */
 void client_event(struct vmm *v, struct vmm_client *c, short events);
 size_t client_data(struct vmm *v, struct vmm_client *c, const uint8_t *data, size_t n);
 void client_eof(struct vmm_client *c);
-void client_closed(struct vmm_client *c, uint32_t error);
+void client_closed(struct vmm *v, struct vmm_client *c, uint32_t error);
 
 /* machine.c: the stages, one after the other, and the ends. */
 void machine_begin(struct vmm *v);

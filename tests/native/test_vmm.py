@@ -89,6 +89,9 @@ def test_ten_megabytes_reach_a_slow_reader_whole(machines: Machines) -> None:
 
         writer = threading.Thread(target=write)
         writer.start()
+        # Nothing is read until nothing moves: the guest waits for credit.
+        wait_until(lambda: process.peer.credit[process.channel] == 0, "a full pipe")
+        assert writer.is_alive()
         seen = []
         for item in machine.supervisor.output(WAIT_S):
             assert isinstance(item, Output)

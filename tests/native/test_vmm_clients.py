@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import struct
@@ -174,7 +175,7 @@ def test_bytes_and_ends_are_passed_on_unchanged(machines: Machines, kind: int) -
         with machine.guest._open(kind) as client:
             channel = machine.peer.opened(kind)
             client.send(b"asked")
-            assert machine.peer.bytes(channel, 5) == b"asked"
+            assert machine.peer.collected(channel, 5) == b"asked"
             client.end()
             assert machine.peer.to_eof(channel) == b""
             machine.peer.data(channel, b"answered")
@@ -316,3 +317,19 @@ def test_a_flood_from_the_guest_starves_nobody(machines: Machines) -> None:
         machine.supervisor.wait(WAIT_S)
         stop.set()
         thread.join(WAIT_S)
+
+
+def test_clients_wait_while_there_is_no_descriptor_for_them(machines: Machines) -> None:
+    with machines.run(plan=b"", volatile=True) as machine, ExitStack() as stack:
+        machine.template()
+        pid = machine.supervisor.wait_pid(WAIT_S)
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        first = stack.enter_context(machine.guest._open(CALL))
+        channel = machine.peer.opened(CALL)
+        fds = [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(fds) + 1, limit[1]))
+        stack.enter_context(machine.guest._open(CALL))
+        machine.peer.data(channel, b"the last")
+        machine.peer.close(channel)
+        assert first.receive_all() == b"the last"
+        machine.peer.opened(CALL)
