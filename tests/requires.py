@@ -77,6 +77,14 @@ def _overlayfs() -> str | None:
     return _run("unshare", "-m", "sh", "-c", script)
 
 
+def _erofs() -> str | None:
+    script = (
+        "mount -t tmpfs t /mnt && mkdir /mnt/a /mnt/b && mkfs.erofs --quiet /mnt/d /mnt/a && "
+        "mount -t erofs -o loop,ro /mnt/d /mnt/b"
+    )
+    return _run("unshare", "-m", "sh", "-c", script)
+
+
 def _seccomp() -> str | None:
     status = Path("/proc/self/status").read_text()
     if "Seccomp:" not in status:
@@ -143,6 +151,9 @@ NEEDS: dict[str, Probe] = {
     "fuse-overlayfs": _program("fuse-overlayfs"),
     "idmapped-mounts": _idmapped_mounts,
     "kvm": _kvm,
+    "erofs": _erofs,
+    "mke2fs": _program("mke2fs"),
+    "mkfs.erofs": _program("mkfs.erofs"),
     "mmdebstrap": _program("mmdebstrap"),
     "netns": _netns,
     "newuidmap": _program("newuidmap"),
@@ -151,6 +162,7 @@ NEEDS: dict[str, Probe] = {
     "ovmf": _file("/usr/share/OVMF/OVMF_CODE_4M.fd"),
     "podman": _program("podman"),
     "qemu": _program("qemu-system-x86_64"),
+    "qemu-img": _program("qemu-img"),
     "root": _root,
     "runc": _program("runc"),
     "seccomp": _seccomp,
@@ -174,11 +186,15 @@ MUST_HOLD = frozenset(
         "docker",
         "docker-registry",
         "dockerd",
+        "mke2fs",
+        "mkfs.erofs",
         "mmdebstrap",
         "netns",
         "nftables",
         "overlayfs",
         "ovmf",
+        "qemu",
+        "qemu-img",
         "root",
         "seccomp",
         "skopeo",

@@ -116,3 +116,11 @@ def test_what_a_user_cannot_have_is_told_with_the_cure(hutch: Hutch) -> None:
 def test_the_hosts_network_can_be_used(hutch: Hutch) -> None:
     done = hutch("run", "--rm", "--network", "host", "busybox", "readlink", "/proc/self/ns/net")
     assert done.stdout.strip() == os.readlink("/proc/self/ns/net"), done.stderr
+
+
+@requires("apt-mirror")
+def test_a_user_adds_a_guest_kernel(hutch: Hutch) -> None:
+    added = hutch("vm", "kernel", "add", "-q")
+    assert added.returncode == 0, added.stderr
+    assert added.stdout.strip() in hutch("vm", "kernel", "ls").stdout
+    assert hutch("vm", "kernel", "rm", added.stdout.strip()).returncode == 0

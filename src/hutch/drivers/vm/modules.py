@@ -141,7 +141,7 @@ def read_modinfo(content: bytes) -> dict[str, list[str]]:
     info: dict[str, list[str]] = {}
     try:
         section = _section(content, b".modinfo")
-    except (struct.error, IndexError) as exc:
+    except (struct.error, OverflowError) as exc:
         raise IntegrityError("kernel module: its sections are damaged") from exc
     for entry in section.split(b"\0"):
         key, equals, value = entry.decode("utf-8", "replace").partition("=")
