@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.cases import Peers
     from bench.stage import Stage
 
-__all__ = ["PULL_CASES", "big_image"]
+__all__ = ["PULL_CASES", "big_image", "stored_layers"]
 
 SIZE = 250 << 20
 LAYERS = 3
@@ -97,6 +97,14 @@ def big_image(directory: Path) -> list[Path]:
     (directory / "index.json").write_bytes(msgspec.json.encode(index))
     (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     return paths
+
+
+def stored_layers(layout: Path) -> list[Path]:
+    """Return the layers of an OCI layout of one image, lowest first."""
+    blobs = layout / "blobs/sha256"
+    entries = msgspec.json.decode((layout / "index.json").read_bytes())["manifests"]
+    manifest = msgspec.json.decode((blobs / entries[0]["digest"][7:]).read_bytes())
+    return [blobs / layer["digest"][7:] for layer in manifest["layers"]]
 
 
 @contextlib.contextmanager
@@ -214,11 +222,7 @@ def unpack(stage: Stage, with_peers: Peers, rounds: int) -> Row:
     layout = stage.directory / "layout"
     if not layout.exists():
         big_image(layout)
-    entries = msgspec.json.decode((layout / "index.json").read_bytes())["manifests"]
-    blobs = layout / "blobs/sha256"
-    manifest = msgspec.json.decode((blobs / entries[0]["digest"][7:]).read_bytes())
-    layers = [blobs / layer["digest"][7:] for layer in manifest["layers"]]
-
+    layers = stored_layers(layout)
     memory = stage.directory / "memory"
     _in_memory(memory)
 

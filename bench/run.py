@@ -13,12 +13,15 @@ from bench.cases import CASES, peers
 from bench.measure import Row, render
 from bench.peers import install_peers
 from bench.pulls import PULL_CASES
+from bench.rootdisks import DISK_CASES
 from bench.stage import enter_namespaces, stage
+
+_CASES = {**CASES, **PULL_CASES, **DISK_CASES}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench ARGS=", description=__doc__)
-    names = ", ".join([*CASES, *PULL_CASES])
+    names = ", ".join(_CASES)
     parser.add_argument("case", nargs="*", help=f"which of {names} (all of them)")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each way")
     parser.add_argument("--json", type=Path, help="also write the samples to this file")
@@ -33,15 +36,14 @@ def main() -> int:
     enter_namespaces()
     for package in install_peers():
         print(f"{package} could not be installed; its cases are left out", file=sys.stderr)
-    wanted: list[str] = arguments.case or [*CASES, *PULL_CASES]
-    cases = {**CASES, **PULL_CASES}
-    if unknown := set(wanted) - set(cases):
+    wanted: list[str] = arguments.case or list(_CASES)
+    if unknown := set(wanted) - set(_CASES):
         print(f"no such case: {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
     rows: list[Row] = []
     with stage() as where, peers(where) as with_peers:
         for name in wanted:
-            found = cases[name](where, with_peers, arguments.rounds)
+            found = _CASES[name](where, with_peers, arguments.rounds)
             for row in found if isinstance(found, list) else [found]:
                 rows.append(row)
                 print(render([row]), flush=True)

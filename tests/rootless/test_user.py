@@ -21,8 +21,8 @@ Hutch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def hutch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hutch]:
-    """Run `hutch` as a user without subordinate ids, on a root of that user's own."""
+def python() -> Iterator[Hutch]:
+    """Run Python as a user without subordinate ids, who has a root of his own."""
     import tempfile
 
     # pytest's own directories are closed to other users.
@@ -36,7 +36,7 @@ def hutch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hutch]:
     os.chmod(home, 0o755)
     for path in (home, *home.rglob("*")):
         os.chown(path, UID, UID, follow_symlinks=False)
-    python = "/usr/bin/python3" if sys.version_info[:2] == _system_python() else sys.executable
+    program = "/usr/bin/python3" if sys.version_info[:2] == _system_python() else sys.executable
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(home),
@@ -46,7 +46,7 @@ def hutch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hutch]:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [python, "-m", "hutch", *arguments],
+            [program, *arguments],
             user=UID,
             group=UID,
             extra_groups=[],
@@ -59,12 +59,22 @@ def hutch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hutch]:
         )
 
     try:
-        done = run("image", "bootstrap", "busybox")
-        assert done.returncode == 0, done.stderr
         yield run
-        assert run("ps", "-aq").stdout == ""
     finally:
         shutil.rmtree(home)
+
+
+@pytest.fixture
+def hutch(python: Hutch) -> Iterator[Hutch]:
+    """Run `hutch` as that user, with the image busybox."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return python("-m", "hutch", *arguments)
+
+    done = run("image", "bootstrap", "busybox")
+    assert done.returncode == 0, done.stderr
+    yield run
+    assert run("ps", "-aq").stdout == ""
 
 
 def _system_python() -> tuple[int, int] | None:
@@ -124,3 +134,41 @@ def test_a_user_adds_a_guest_kernel(hutch: Hutch) -> None:
     assert added.returncode == 0, added.stderr
     assert added.stdout.strip() in hutch("vm", "kernel", "ls").stdout
     assert hutch("vm", "kernel", "rm", added.stdout.strip()).returncode == 0
+
+
+ROOT_DISK = """
+import io, os, tarfile
+from hutch.storage.layers import Layers
+from hutch.storage.rootdisk import RootDisks
+root = os.environ["HUTCH_ROOT"]
+os.mkdir(root)
+layers = Layers(root)
+chain = []
+for names in (["etc/kept", "etc/gone", "var/old"], ["etc/.wh.gone", "var/.wh..wh..opq", "var/new"]):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.uid, entry.mode = 33, 0o640
+            archive.addfile(entry)
+    buffer.seek(0)
+    chain.append(layers.unpack(buffer, parent_chain_id="".join(chain)).chain_id)
+print(RootDisks(root, layers).ensure(chain))
+"""
+
+
+@requires("erofs")
+@pytest.mark.integration
+def test_a_user_makes_a_root_disk_that_belongs_to_root(python: Hutch, tmp_path: Path) -> None:
+    done = python("-c", ROOT_DISK)
+    assert done.returncode == 0, done.stderr
+    subprocess.run(
+        ["mount", "-t", "erofs", "-o", "loop,ro", done.stdout.strip(), str(tmp_path)], check=True
+    )
+    try:
+        found = {str(p.relative_to(tmp_path)): p.stat() for p in tmp_path.rglob("*")}
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert sorted(found) == ["etc", "etc/kept", "var", "var/new"]
+    assert {(status.st_uid, status.st_gid) for status in found.values()} == {(0, 0)}
+    assert found["var/new"].st_mode & 0o7777 == 0o640
