@@ -27,6 +27,7 @@ LIBRARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("engine/networks.py", ("Networks",)),
     ("engine/volumes.py", ("Volumes",)),
     ("engine/kernels.py", ("Kernels",)),
+    ("drivers/vm/kernels.py", ("KernelRecord",)),
     ("spec/options.py", ("RunOptions", "UpdateOptions")),
     ("engine/results.py", ()),
     ("aio.py", ()),

@@ -56,7 +56,13 @@ def df(context: Context) -> DiskUsage:
 
 
 def _kernels(context: Context) -> UsageRow:
-    found = [(bool(context.kernels.users(k.id)), k.size) for k in context.kernels.list()]
+    from hutch.storage.snapshots import measure
+
+    kernels = context.kernels
+    found = [
+        (bool(kernels.users(k.id)), measure(str(kernels.directory(k.id))).bytes)
+        for k in kernels.list()
+    ]
     return UsageRow(
         kind="kernels",
         total=len(found),

@@ -7,6 +7,7 @@ record of what there is.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -240,9 +241,10 @@ def _mkfs(tool: str, chain_id: str, tree: str, target: str) -> None:
     if done.returncode != 0:
         said = (done.stderr + done.stdout).decode(errors="replace")
         if "No space left" in said or _is_full(target):
-            import errno
-
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+        if "Permission denied" in said:
+            # Without root: a file of the image that not even its owner may read.
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), tree)
         lines = [line for line in said.splitlines() if line.strip()] or ["no reason was given"]
         raise IntegrityError(f"root disk {chain_id}: {MKFS}: {lines[0].strip()}")
 
