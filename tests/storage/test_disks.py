@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hutch.errors import InvalidArgument, NotFound, Unsupported, WrongState
@@ -185,6 +185,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 # ---- sparse copies ---------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 64), st.binary(min_size=1, max_size=9)), max_size=8))
 def test_a_copy_has_the_same_bytes_and_holes(pieces: list[tuple[int, bytes]]) -> None:
     import tempfile

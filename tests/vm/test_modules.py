@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hutch.drivers.vm.modules import Modules, read_modinfo
@@ -80,6 +80,7 @@ def test_a_damaged_module_is_told() -> None:
         read_modinfo(whole[:100])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=120), st.integers(0, 400))
 def test_no_damage_breaks_the_reader(junk: bytes, at: int) -> None:
     data = bytearray(module("virtio_net", "a,b"))

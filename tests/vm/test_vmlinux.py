@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hutch.drivers.vm.vmlinux import extract_vmlinux, has_pvh_entry, release_of
@@ -80,6 +80,7 @@ def test_a_kernel_that_unpacks_to_more_than_it_says_is_refused() -> None:
         extract_vmlinux(bzimage(bomb))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 1200))
 def test_no_damage_breaks_the_reader(junk: bytes, at: int) -> None:
     image = bytearray(bzimage(gzip.compress(KERNEL)))
