@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import shutil
 import struct
 import subprocess
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from hutch.drivers.vm.vmlinux import extract_vmlinux, has_pvh_entry, release_of
 from hutch.errors import HutchError, IntegrityError, InvalidArgument, Unsupported
+from tests.requires import requires
 from tests.vm.elves import KERNEL, bzimage, kernel
 
 SIZE = struct.pack("<I", len(KERNEL))
@@ -34,12 +34,10 @@ def test_a_kernel_is_unpacked(name: str) -> None:
     assert extract_vmlinux(bzimage(PACKED[name](KERNEL))) == KERNEL
 
 
+@requires("lz4")
 def test_a_kernel_of_several_lz4_blocks_is_unpacked() -> None:
-    lz4 = shutil.which("lz4")
-    if lz4 is None:
-        pytest.skip("lz4 is not installed")
     plain = KERNEL + bytes(9 << 20)
-    packed = subprocess.run([lz4, "-lc"], input=plain, capture_output=True, check=True).stdout
+    packed = subprocess.run(["lz4", "-lc"], input=plain, capture_output=True, check=True).stdout
     assert extract_vmlinux(bzimage(packed + struct.pack("<I", len(plain)))) == plain
 
 
