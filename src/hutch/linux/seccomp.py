@@ -23,6 +23,7 @@ __all__ = [
 
 _SONAME = "libseccomp.so.2"
 _DIGEST_SIZE = 32
+_FORM = 2  # of the programs made from one profile; another one is another name in the cache
 _RELEVANT_IN_DEFAULT = to_mask(
     f"CAP_{name}"
     for name in (
@@ -78,13 +79,15 @@ def compile_program(
     `Unsupported` where libseccomp is missing.
     """
     from hutch.linux.libseccomp import compile_profile
+    from hutch.linux.seccomp_compact import compact
 
-    return compile_profile(
+    program = compile_profile(
         default_profile() if profile is None else profile,
         capabilities,
         machine=machine or os.uname().machine,
         kernel=kernel or _kernel(os.uname().release),
     )
+    return compact(program)
 
 
 def cached_program(
@@ -123,7 +126,7 @@ def _key(profile: Profile | None, capabilities: int, machine: str, kernel: tuple
         capabilities &= _RELEVANT_IN_DEFAULT
     else:
         what = repr(profile)
-    text = f"{library_version()}|{machine}|{kernel}|{capabilities:x}|{what}"
+    text = f"{_FORM}|{library_version()}|{machine}|{kernel}|{capabilities:x}|{what}"
     return _digest(text.encode()).hex()
 
 
