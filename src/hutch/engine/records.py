@@ -1,7 +1,6 @@
 """The record of an instance in the store, and the tables the engine keeps."""
 
-from __future__ import annotations
-
+# Annotations are not postponed: msgspec would compile each of them when it first decodes.
 import msgspec
 
 from hutch.lifecycle import State

@@ -4,8 +4,7 @@ Tables: `images` (key: image id) holds `ImageRecord`, `image_names` (key: canoni
 reference, by tag or by digest) holds `ImageName`.
 """
 
-from __future__ import annotations
-
+# Annotations are not postponed: msgspec would compile each of them when it first decodes.
 import msgspec
 
 __all__ = [

@@ -1,7 +1,6 @@
 """The records of the network layer: networks, endpoints, and who holds which address or port."""
 
-from __future__ import annotations
-
+# Annotations are not postponed: msgspec would compile each of them when it first decodes.
 import msgspec
 
 __all__ = [

@@ -4,8 +4,7 @@ The format is documented in docs/reference/supervisor.md; native/supervisor.h ha
 same numbers.
 """
 
-from __future__ import annotations
-
+# Annotations are not postponed: msgspec would compile each of them when it first decodes.
 import struct
 
 import msgspec

@@ -1,7 +1,6 @@
 """Read what a supervisor leaves in its instance's run directory, without a connection."""
 
-from __future__ import annotations
-
+# Annotations are not postponed: msgspec would compile each of them when it first decodes.
 import os
 
 import msgspec

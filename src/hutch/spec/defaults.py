@@ -3,8 +3,7 @@
 The specification may not know the image store, so the engine copies these values over.
 """
 
-from __future__ import annotations
-
+# Annotations are not postponed: msgspec would compile each of them when it first decodes.
 import msgspec
 
 __all__ = ["ImageDefaults", "ImageHealth"]

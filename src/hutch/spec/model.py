@@ -4,8 +4,7 @@ Every default that does not depend on the host is filled in here or by `hutch.sp
 which merges the options of a caller with the configuration of an image.
 """
 
-from __future__ import annotations
-
+# Annotations are not postponed: msgspec would compile each of them when it first decodes.
 from typing import Literal
 
 import msgspec
