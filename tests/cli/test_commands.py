@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -156,3 +158,17 @@ def test_usage_errors_have_dockers_exit_codes(capsys: pytest.CaptureFixture[str]
     assert run(["nosuch"]) == 1
     assert run(["-o", "yaml", "ps"]) == 125
     assert "hutch rm INSTANCE [INSTANCE...]" in capsys.readouterr().err
+
+
+def test_what_commands_leave_out_of_msgspec_is_whole_for_who_asks_later() -> None:
+    program = """
+import sys
+from hutch.cli.main import _load_msgspec
+_load_msgspec()
+assert not {"platform", "inspect", "msgspec.inspect", "typing_extensions"} & set(sys.modules)
+import uuid, platform, msgspec, msgspec.inspect
+assert platform.machine()
+assert msgspec.inspect.type_info(int) == msgspec.inspect.IntType()
+assert msgspec.json.decode(msgspec.json.encode(uuid.UUID(int=7)), type=uuid.UUID).int == 7
+"""
+    subprocess.run([sys.executable, "-I", "-c", program], check=True, timeout=30)
