@@ -19,7 +19,7 @@ from hutch.engine.mounts import release_mounts
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord
 from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
-from hutch.process.records import is_alive, is_supervised, read_exit, read_pid
+from hutch.process.records import is_alive, is_child, is_supervised, read_exit, read_pid
 from hutch.records import Transaction
 
 __all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked"]
@@ -67,6 +67,7 @@ def _book_start(context: Context, record: InstanceRecord) -> InstanceRecord:
             state=State.RUNNING,
             pid=started.pid,
             start_time=started.start_time,
+            supervisor=started.supervisor,
             started_ns=time.time_ns(),
             finished_ns=0,
             exit_code=0,
@@ -82,6 +83,8 @@ def _book_start(context: Context, record: InstanceRecord) -> InstanceRecord:
 def _is_running(context: Context, record: InstanceRecord) -> bool:
     if record.boot_id != context.boot_id:
         return False
+    if record.supervisor and is_child(record.pid, record.start_time, record.supervisor):
+        return True
     directory = f"{context.directory(record.id)}/run"
     # A set-user-id program may outlive its supervisor: nobody holds its streams then.
     return read_exit(directory) is None and is_alive(directory) and is_supervised(directory)

@@ -58,6 +58,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     error: str = ""
     pid: int = 0
     start_time: int = 0
+    supervisor: int = 0
     boot_id: str = ""
     restart_count: int = 0
     stopped_by_user: bool = False

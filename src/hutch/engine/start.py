@@ -105,6 +105,7 @@ def _start_locked(
         state=State.RUNNING,
         pid=started.pid,
         start_time=started.start_time,
+        supervisor=started.supervisor.supervisor_pid or 0,
         started_ns=time.time_ns(),
         finished_ns=0,
         exit_code=0,

@@ -8,7 +8,17 @@ import msgspec
 from hutch.decoding import decode_json
 from hutch.process.frames import ExitStatus
 
-__all__ = ["PidRecord", "is_alive", "is_supervised", "read_exit", "read_health", "read_pid"]
+__all__ = [
+    "PidRecord",
+    "ProcessStat",
+    "is_alive",
+    "is_child",
+    "is_supervised",
+    "read_exit",
+    "read_health",
+    "read_pid",
+    "read_stat",
+]
 
 _LIMIT = 1 << 20
 
@@ -29,7 +39,8 @@ def _read(directory: str, name: str) -> bytes | None:
     except FileNotFoundError:
         return None
     try:
-        return os.read(fd, _LIMIT)
+        # The size first: a buffer of the limit is mapped and unmapped each time.
+        return os.read(fd, min(os.fstat(fd).st_size, _LIMIT))
     finally:
         os.close(fd)
 
@@ -52,14 +63,46 @@ def read_health(directory: str) -> dict[str, object] | None:
     return None if data is None else decode_json(data, dict[str, object])
 
 
-def _is_running(pid: int, start_time: int) -> bool:
+class ProcessStat(msgspec.Struct, frozen=True):
+    """What /proc/PID/stat says: the start in clock ticks since boot; ended ones are zombies."""
+
+    parent: int
+    start_time: int
+    ended: bool
+
+
+def read_stat(pid: int) -> ProcessStat | None:
+    """Return who a process is, or None when there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            stat = file.read(4096)
-    except (FileNotFoundError, ProcessLookupError):
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        content = os.read(fd, 4096)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
+    # The command name may hold spaces and parentheses: count from the last ")".
+    fields = content[content.rindex(b")") + 2 :].split(None, 20)
+    return ProcessStat(int(fields[1]), int(fields[19]), fields[0] in (b"Z", b"X"))
+
+
+def _is_running(pid: int, start_time: int) -> bool:
+    stat = read_stat(pid)
+    return stat is not None and stat.start_time == start_time and not stat.ended
+
+
+def is_child(pid: int, start_time: int, parent: int) -> bool:
+    """Tell whether exactly this process runs and is a child of `parent`.
+
+    An instance's process has its supervisor for a parent for as long as that lives, and
+    then another: this one look says of both that they run.
+    """
+    stat = read_stat(pid)
+    if stat is None or stat.ended:
         return False
-    fields = stat.rpartition(b")")[2].split()  # the name may hold anything
-    return len(fields) > 19 and int(fields[19]) == start_time and fields[0] not in (b"Z", b"X")
+    return stat.start_time == start_time and stat.parent == parent
 
 
 def is_alive(directory: str) -> bool:

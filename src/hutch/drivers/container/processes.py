@@ -16,9 +16,11 @@ from hutch.linux.cgroup import Group
 from hutch.plan import flags
 from hutch.plan.assets import ExecAssets
 from hutch.plan.ops import Supervision
+from hutch.process.records import read_stat
 
 if TYPE_CHECKING:
     from hutch.drivers.container.assets import AssetBuilder
+    from hutch.spec.model import InstanceSpec
 
 __all__ = [
     "exec_assets",
@@ -40,14 +42,9 @@ _NAMESPACES = (
 
 
 def process_start_time(pid: int) -> int:
-    """Return field 22 of /proc/PID/stat (clock ticks since boot), 0 if the process is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            content = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    # The command name may hold spaces and parentheses: count from the last ")".
-    return int(content[content.rindex(b")") + 2 :].split()[19])
+    """Return when a process started (clock ticks since boot), 0 if it is gone."""
+    stat = read_stat(pid)
+    return 0 if stat is None else stat.start_time
 
 
 def is_same_process(pid: int, start_time: int) -> bool:
@@ -75,10 +72,29 @@ def open_root(pid: int) -> int:
     return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def foreign_namespaces(pid: int) -> int:
-    """Return the CLONE_NEW* flags of the namespaces in which `pid` differs from us."""
-    wanted = 0
+def _made_namespaces(spec: InstanceSpec) -> int:
+    """Return the CLONE_NEW* flags of the namespaces that were made for an instance."""
+    net = spec.network_mode
+    made = flags.CLONE_NEWNS
+    for flag, mode in (
+        (flags.CLONE_NEWPID, spec.pid_mode),
+        (flags.CLONE_NEWIPC, spec.ipc_mode),
+        # With the network of another instance comes its name.
+        (flags.CLONE_NEWUTS, net if net.startswith("container:") else spec.uts_mode),
+        (flags.CLONE_NEWNET, net),
+    ):
+        if mode != "host" and not mode.startswith("container:"):
+            made |= flag
+    return made | (flags.CLONE_NEWCGROUP if spec.cgroup_mode == "private" else 0)
+
+
+def foreign_namespaces(pid: int, made: int = 0) -> int:
+    """Return the CLONE_NEW* flags of the namespaces in which `pid` differs from us; those
+    that were `made` for it do."""
+    wanted = made
     for name, flag in _NAMESPACES:
+        if made & flag:
+            continue
         theirs = os.stat(f"/proc/{pid}/ns/{name}")
         ours = os.stat(f"/proc/self/ns/{name}")
         if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
@@ -94,7 +110,7 @@ def exec_assets(
     held.callback(os.close, root)
     process = request.process
     user = resolve_user(process.user, process.groups, lambda path: read_beneath(root, path))
-    namespaces = foreign_namespaces(request.pid)
+    namespaces = foreign_namespaces(request.pid, _made_namespaces(request.spec))
     privileged = request.privileged or request.spec.security.privileged
     extra: tuple[int, ...] = ()
     cgroup_slot = -1
