@@ -221,12 +221,11 @@ static void send_state(struct supervisor *s, struct client *c)
 	client_send(s, c, FR_STATE, 0, body, sizeof(body));
 }
 
-static int attach(struct supervisor *s, struct client *c, uint8_t flags)
+void client_attach(struct supervisor *s, struct client *c, uint8_t flags)
 {
 	if ((flags & ATTACH_STDIN) && !(s->plan.flags & HOLD_STDIN))
 		flags &= (uint8_t)~ATTACH_STDIN;
 	c->attach = flags;
-	return 0;
 }
 
 static int control(struct supervisor *s, struct client *c, uint8_t type, uint8_t flag)
@@ -238,7 +237,7 @@ static int control(struct supervisor *s, struct client *c, uint8_t type, uint8_t
 		return fail(EPROTO);
 	switch (type) {
 	case FR_GO: return answer_go(s, (int32_t)get_u32(c->body));
-	case FR_ATTACH: return attach(s, c, flag);
+	case FR_ATTACH: client_attach(s, c, flag); return 0;
 	case FR_DETACH: c->attach = 0; return 0;
 	case FR_RESIZE: return resize(s, c->body);
 	case FR_SIGNAL: return send_signal(s, get_u32(c->body));

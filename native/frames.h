@@ -5,7 +5,7 @@
 /* Frames: u8 type, u8 flag, u16 zero, u32 length, payload. See docs/reference/supervisor.md. */
 enum frame {
 	FR_GO = 1, FR_ATTACH, FR_STDIN, FR_STDIN_EOF, FR_RESIZE, FR_SIGNAL, FR_WAIT, FR_QUERY,
-	FR_LOG_REOPEN, FR_SHUTDOWN, FR_DETACH,
+	FR_LOG_REOPEN, FR_SHUTDOWN, FR_DETACH, FR_PLAN,
 	FR_PID = 65, FR_SYNC, FR_STARTED, FR_FAILED, FR_OUTPUT, FR_GAP, FR_EXIT, FR_STATE, FR_HEALTH,
 	FR_OK, FR_ERR, FR_ACK
 };

@@ -1,4 +1,5 @@
-/* Start: the plan at descriptor 3, the starter's socket at 4, slots from 5 on. */
+/* Start: the starter's socket at descriptor 3, over which the plan and its slots come; or all
+ * of them placed: the plan at 3, the socket at 4, slots from 5 on. */
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -7,7 +8,7 @@
 #include "supervisor.h"
 #include "text.h"
 
-enum { FD_PLAN = 3, FD_STARTER = 4, FD_SLOTS = 5 };
+enum { FD_PLAN = 3, FD_PLACED_STARTER = 4, FD_PLACED_SLOTS = 5, PLAN_FDS = 1 + MAX_SLOTS };
 
 static struct supervisor the;
 
@@ -37,7 +38,7 @@ static void detach(void)
 		close(null);
 }
 
-static void set_up(struct supervisor *s)
+static void set_up(struct supervisor *s, int starter)
 {
 	s->dir = s->listen = s->report = s->pidfd = s->old_pidfd = -1;
 	s->streams[0] = s->streams[1] = s->input = s->terminal = -1;
@@ -48,30 +49,87 @@ static void set_up(struct supervisor *s)
 	s->launch.plan = &s->plan;
 	for (int i = 0; i < MAX_SLOTS; i++)
 		s->launch.slots[i] = -1;
-	fcntl(FD_STARTER, F_SETFD, FD_CLOEXEC);
-	fcntl(FD_STARTER, F_SETFL, O_RDWR | O_NONBLOCK);
-	client_add(s, FD_STARTER, true);
+	fcntl(starter, F_SETFD, FD_CLOEXEC);
+	client_add(s, starter, true);
 }
 
-static uint8_t *load_plan(size_t *len)
+/* Take the descriptors that came with a message; the first is the plan, the others its
+ * slots. Return the plan's, or -1. */
+static int take_descriptors(struct supervisor *s, struct msghdr *msg)
+{
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(msg);
+	int fds[PLAN_FDS];
+	size_t count;
+
+	if (!cmsg || cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS ||
+	    (msg->msg_flags & MSG_CTRUNC))
+		return -1;
+	count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+	if (!count || count > PLAN_FDS)
+		return -1;
+	memcpy(fds, CMSG_DATA(cmsg), count * sizeof(int));
+	for (size_t i = 1; i < count; i++)
+		s->launch.slots[i - 1] = fds[i];
+	return fds[0];
+}
+
+/* Wait for the plan. The starter prepares it while this process comes to be; one that gives
+ * up closes its end, and nothing has been done yet. */
+static int receive_plan(struct supervisor *s, uint8_t *attach)
+{
+	uint8_t head[FRAME_HEAD];
+	struct iovec iov = { .iov_base = head, .iov_len = sizeof(head) };
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(PLAN_FDS * sizeof(int))];
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+			      .msg_controllen = sizeof(control) };
+	ssize_t n;
+
+	do
+		n = recvmsg(s->clients[0].fd, &msg, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+	while (n < 0 && errno == EINTR);
+	if (n <= 0)
+		_exit(0);
+	if (n != FRAME_HEAD || head[0] != FR_PLAN || get_u32(head + 4))
+		return -1;
+	*attach = head[1];
+	return take_descriptors(s, &msg);
+}
+
+/* The descriptors of a starter that had the plan at hand. */
+static int placed_plan(struct supervisor *s)
+{
+	for (int i = 0; i < MAX_SLOTS; i++)
+		if (fcntl(FD_PLACED_SLOTS + i, F_SETFD, FD_CLOEXEC) == 0)
+			s->launch.slots[i] = FD_PLACED_SLOTS + i;
+	return FD_PLAN;
+}
+
+static bool is_socket(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
+}
+
+static uint8_t *load_plan(int fd, size_t *len)
 {
 	struct stat st;
 	uint8_t *data;
 	size_t got = 0;
 
-	if (fstat(FD_PLAN, &st) < 0 || st.st_size <= 0 || st.st_size > MAX_PLAN)
+	if (fstat(fd, &st) < 0 || st.st_size <= 0 || st.st_size > MAX_PLAN)
 		return NULL;
 	data = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE,
 		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (data == MAP_FAILED)
 		return NULL;
 	while (got < (size_t)st.st_size) {
-		ssize_t n = pread(FD_PLAN, data + got, (size_t)st.st_size - got, (off_t)got);
+		ssize_t n = pread(fd, data + got, (size_t)st.st_size - got, (off_t)got);
 		if (n <= 0)
 			return NULL;
 		got += (size_t)n;
 	}
-	close(FD_PLAN);
+	close(fd);
 	*len = got;
 	return data;
 }
@@ -87,14 +145,14 @@ static void free_operations(struct supervisor *s, const uint8_t *plan, size_t le
 		munmap(at.to, len - kept);
 }
 
-static void take_slots(struct supervisor *s)
+/* What the plan does not know of is not handed to its process. */
+static void close_extra_slots(struct supervisor *s)
 {
-	for (uint32_t i = 0; i < s->plan.slots; i++) {
-		int fd = FD_SLOTS + (int)i;
-		if (fcntl(fd, F_SETFD, FD_CLOEXEC) == 0)
-			s->launch.slots[i] = fd;
+	for (uint32_t i = s->plan.slots; i < MAX_SLOTS; i++) {
+		if (s->launch.slots[i] >= 0)
+			close(s->launch.slots[i]);
+		s->launch.slots[i] = -1;
 	}
-	sys_close_range(FD_SLOTS + s->plan.slots, ~0U, 0);
 }
 
 static _Noreturn void step_failed(struct supervisor *s, uint8_t section)
@@ -113,7 +171,6 @@ static _Noreturn void step_failed(struct supervisor *s, uint8_t section)
 
 static void clone_and_report(struct supervisor *s)
 {
-	uint8_t body[8];
 	int stdio[3], ends[2];
 
 	s->launch.what = "stdio";
@@ -129,9 +186,8 @@ static void clone_and_report(struct supervisor *s)
 	if (s->plan.has_id_map &&
 	    (write_id_maps(&s->launch, s->pid) < 0 || tell_child(s, GATE_MAPS) < 0))
 		step_failed(s, SECTION_PREPARE);
-	put_u32(body, (uint32_t)s->pid);
-	put_u32(body + 4, (uint32_t)getpid());
-	tell_starter(s, FR_PID, 0, body, sizeof(body));
+	if (!s->plan.has_fork) /* the process to be is another one */
+		tell_pid(s);
 }
 
 /* Make the files of the run directory while the child works; it runs the program only
@@ -179,17 +235,22 @@ int main(int argc, char **argv)
 {
 	struct supervisor *s = &the;
 	const char *problem = "its size";
-	uint8_t *plan;
+	uint8_t *plan, attach = 0;
+	bool waits;
 	size_t len = 0;
 
 	if (argc == 2 && !strcmp(argv[1], "--userns"))
 		return hold_user_namespace();
 	detach();
-	set_up(s);
-	plan = load_plan(&len);
+	waits = is_socket(FD_PLAN);
+	set_up(s, waits ? FD_PLAN : FD_PLACED_STARTER);
+	sys_close_range((waits ? FD_PLAN : FD_PLACED_SLOTS + MAX_SLOTS - 1) + 1, ~0U, 0);
+	plan = load_plan(waits ? receive_plan(s, &attach) : placed_plan(s), &len);
+	fcntl(s->clients[0].fd, F_SETFL, O_RDWR | O_NONBLOCK);
 	if (!plan || !plan_read(&s->plan, plan, len, &problem))
 		launch_failed(s, SECTION_PLAN, 0, EPROTO, problem);
-	take_slots(s);
+	close_extra_slots(s);
+	client_attach(s, &s->clients[0], attach);
 	client_read(s, &s->clients[0]); /* an ATTACH sent ahead sees the first output */
 	if (run_prepare(&s->launch) < 0)
 		step_failed(s, SECTION_PREPARE);

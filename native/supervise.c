@@ -85,7 +85,7 @@ int answer_go(struct supervisor *s, int32_t number)
 	return tell_child(s, GATE_GO);
 }
 
-static void tell_pid(struct supervisor *s)
+void tell_pid(struct supervisor *s)
 {
 	uint8_t body[8];
 

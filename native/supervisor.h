@@ -80,12 +80,14 @@ _Noreturn void launch_failed(struct supervisor *s, uint8_t section, uint32_t ind
 			     const char *detail);
 int answer_go(struct supervisor *s, int32_t number);
 void starter_left(struct supervisor *s);
+void tell_pid(struct supervisor *s);
 
 /* client.c */
 void client_add(struct supervisor *s, int fd, bool starter);
 void client_accept(struct supervisor *s);
 void client_read(struct supervisor *s, struct client *c);
 void client_flush(struct supervisor *s, struct client *c);
+void client_attach(struct supervisor *s, struct client *c, uint8_t flags);
 void client_drop(struct supervisor *s, struct client *c);
 void client_send(struct supervisor *s, struct client *c, uint8_t type, uint8_t flag,
 		 const void *data, size_t n);

@@ -133,6 +133,35 @@ def test_a_plan_cut_short_is_refused(runner: Runner, rootfs: Path, cut: int) -> 
     assert failure.section == "plan"
 
 
+def named(name: str) -> list[str]:
+    """Return the processes with this argv[0]."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(name.encode() + b"\0"):
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_starter_that_has_no_plan_leaves_nothing(runner: Runner) -> None:
+    name = f"planless-{os.getpid()}"
+    supervisor = runner.launcher.spawn(name, runner.env)
+    wait_until(lambda: named(name), "the process")
+    supervisor.close()
+    supervisor.close()
+    wait_until(lambda: not named(name), "its end")
+
+
+def test_a_starter_must_begin_with_the_plan(runner: Runner) -> None:
+    with runner.launcher.spawn("hurried", runner.env) as supervisor:
+        supervisor.go(1)
+        with pytest.raises(LaunchFailed) as failure:
+            supervisor.wait_started(WAIT_S)
+    assert failure.value.section == "plan"
+
+
 def test_a_plan_without_exec_is_refused(runner: Runner) -> None:
     for child in ((), (ops.Umask(mask=0),), (ops.Exec(argv=("x",), env=()), ops.Umask(mask=0))):
         plan = ops.Plan(child=child)

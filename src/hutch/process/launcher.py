@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from hutch.errors import Unsupported
 from hutch.plan.ops import Plan
 from hutch.plan.wire import encode
-from hutch.process import frames
-from hutch.process.supervisor import Supervisor
+from hutch.process.supervisor import Supervisor, write_all
 
 __all__ = ["Launcher", "launcher_path"]
 
-_FD_PLAN, _FD_STARTER, _FD_SLOTS = 3, 4, 5
-_ABOVE_SLOTS = 128
+_FD_STARTER = 3
 
 
 def launcher_path() -> str:
@@ -43,11 +41,11 @@ class Launcher:
             ) from exc
         fd = os.memfd_create("hutch-launcher", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            _write_all(fd, content)
+            write_all(fd, content)
             seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-            # Out of the way of the descriptors that `start` puts in their places.
-            self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_SLOTS)
+            # Out of the way of the descriptor that `spawn` puts in its place.
+            self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_STARTER + 1)
         finally:
             os.close(fd)
 
@@ -63,6 +61,24 @@ class Launcher:
             os.close(self._fd)
         self._fd = -1
 
+    def spawn(self, name: str, env: Mapping[str, str]) -> Supervisor:
+        """Start the process that waits for a plan; see `Supervisor.launch`.
+
+        It comes to be while its starter makes the plan. Closing the connection without one
+        ends it. `env` is the supervisor's own environment, which only its exit command sees.
+        """
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), _FD_STARTER)]
+            path = f"/proc/self/fd/{self._fd}"
+            pid = os.posix_spawn(path, [name], env, file_actions=actions)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return Supervisor(ours, launcher_pid=pid)
+
     def start(
         self,
         plan: Plan | bytes,
@@ -74,11 +90,9 @@ class Launcher:
     ) -> Supervisor:
         """Start a supervisor that carries out `plan`; return the connection to it.
 
-        `fds` become the plan's slots; they stay the caller's to close. `attach` (see
-        `attach_flags`) attaches before the process can write anything. `env` is the
-        supervisor's own environment, which only its exit command sees (default: this
-        process's if there is an exit command, else empty). Returns before the plan has
-        been carried out: `wait_started` tells.
+        As `spawn` and `Supervisor.launch` with what the plan says: its name, and this
+        process's environment if there is an exit command. Returns before the plan has been
+        carried out: `wait_started` tells.
         """
         if isinstance(plan, Plan):
             held = plan.supervision
@@ -86,40 +100,10 @@ class Launcher:
             if env is None:
                 env = os.environ if held.exit_command else {}
             plan = encode(plan)
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        supervisor = self.spawn(name or "hutch-supervisor", env or {})
         try:
-            if attach:
-                ours.send(frames.encode_frame(frames.ATTACH, flag=attach))
-            pid = self._spawn(plan, theirs.fileno(), fds, name or "hutch-supervisor", env or {})
+            supervisor.launch(plan, fds, attach=attach)
         except BaseException:
-            ours.close()
+            supervisor.close()
             raise
-        finally:
-            theirs.close()
-        return Supervisor(ours, launcher_pid=pid, attached=attach)
-
-    def _spawn(
-        self, plan: bytes, sock: int, fds: Sequence[int], name: str, env: Mapping[str, str]
-    ) -> int:
-        memory = os.memfd_create("hutch-plan", os.MFD_CLOEXEC)
-        moved = [memory]
-        try:
-            _write_all(memory, plan)
-            sources = [memory, sock, *fds]
-            actions = []
-            for target, source in enumerate(sources, _FD_PLAN):
-                # An earlier dup2 would overwrite a source among the targets.
-                if _FD_PLAN <= source < target:
-                    source = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_SLOTS)
-                    moved.append(source)
-                actions.append((os.POSIX_SPAWN_DUP2, source, target))
-            return os.posix_spawn(f"/proc/self/fd/{self._fd}", [name], env, file_actions=actions)
-        finally:
-            for fd in moved:
-                os.close(fd)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+        return supervisor

@@ -6,7 +6,7 @@ import _socket  # socket(7) without what the socket module brings along: 2 ms of
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from struct import pack
 from threading import Condition, Lock
 from typing import TypeVar
@@ -28,7 +28,7 @@ from hutch.process.frames import (
     Synced,
 )
 
-__all__ = ["Supervisor", "attach_flags"]
+__all__ = ["Supervisor", "attach_flags", "write_all"]
 
 STDIN_WINDOW = 64 << 10
 _RECEIVE = 128 << 10
@@ -72,8 +72,9 @@ class Supervisor:
         self._health: str | None = None
         self._failure: LaunchFailed | None = None
         self._eof = False
-        # The launcher's ATTACH was sent ahead; nobody waits for its answer.
-        self._unasked = 1 if attached else 0
+        self._planless = launcher_pid is not None
+        # An ATTACH that was sent ahead; nobody waits for its answer.
+        self._unasked = int(bool(attached))
         self.attached = attached
 
     @classmethod
@@ -109,8 +110,18 @@ class Supervisor:
 
     def close(self) -> None:
         """Close the connection; the launch's first process is reaped."""
+        if self._planless and self._sock.fileno() >= 0:
+            self._dismiss()
         self._sock.close()
         self._reap()
+
+    def _dismiss(self) -> None:
+        """Let a process go that has got no plan; when this returns, it has ended."""
+        try:
+            self._sock.shutdown(_socket.SHUT_WR)
+            self._sock.recv(1)
+        except OSError:
+            pass  # it has ended already
 
     def _reap(self) -> None:
         pid, self._launcher_pid = self._launcher_pid, None
@@ -264,6 +275,25 @@ class Supervisor:
         return None
 
     # ---- the launch -------------------------------------------------------------------
+
+    def launch(self, plan: bytes, fds: Sequence[int] = (), *, attach: int = 0) -> None:
+        """Hand over the plan for which a spawned supervisor waits, once.
+
+        `fds` become the plan's slots; they stay the caller's to close. `attach` (see
+        `attach_flags`) attaches before the process can write anything.
+        """
+        memory = os.memfd_create("hutch-plan", os.MFD_CLOEXEC)
+        try:
+            write_all(memory, plan)
+            message = frames.encode_frame(frames.PLAN, flag=attach)
+            rights = pack(f"{1 + len(fds)}i", memory, *fds)
+            self.attached = attach
+            self._sock.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # that it ended before its time is told by the first wait
+        finally:
+            os.close(memory)
+        self._planless = False
 
     def wait_pid(self, timeout_s: float | None = 60.0) -> int:
         """Wait until the process exists and return its id on the host.
@@ -478,6 +508,13 @@ class Supervisor:
     def _end_input(self) -> None:
         if self.attached & frames.ATTACH_STDIN:
             self.close_stdin()
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it to a file."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _deadline(timeout_s: float | None) -> float | None:

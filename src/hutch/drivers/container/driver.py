@@ -27,6 +27,7 @@ from hutch.errors import NotFound, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
 from hutch.plan.container import SYNC_IDMAP, SYNC_NETWORK, compile_container, compile_exec
 from hutch.plan.ops import Plan
+from hutch.plan.wire import encode
 from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
 from hutch.spec.model import InstanceSpec, Resources
@@ -62,6 +63,9 @@ class ContainerDriver:
     def start(self, launch: Launch) -> Started:
         """Start the container; on failure nothing of it is left."""
         with ExitStack() as undo, failures.translated(f"start of {launch.name}"):
+            # It comes to be while we prepare what it will do.
+            supervisor = self._launcher.spawn("hutch-supervisor", _exit_environment())
+            undo.callback(supervisor.close)
             group = self._create_group(launch)
             undo.callback(group.remove)
             undo.callback(group.kill_all)
@@ -71,9 +75,7 @@ class ContainerDriver:
                 )
                 plan = compile_container(prepared.spec, prepared.assets)
                 plan = with_health(plan, prepared.spec, prepared.assets, group)
-                supervisor = self._launcher.start(
-                    plan, prepared.fds, attach=launch.attach, env=_exit_environment()
-                )
+                supervisor.launch(encode(plan), prepared.fds, attach=launch.attach)
             undo.callback(supervisor.close)
             with failures.launching(plan, "start"):
                 pid = self._bring_up(launch, prepared.assets.map_at_sync, supervisor)
@@ -105,6 +107,8 @@ class ContainerDriver:
     def exec(self, request: ExecRequest) -> Supervisor:
         """Start a process in a running container."""
         with ExitStack() as undo, failures.translated(f"exec in {request.id[:12]}"):
+            supervisor = self._launcher.spawn("hutch-exec", {})
+            undo.callback(supervisor.close)
             with ExitStack() as held:
                 pidfd = held.enter_context(open_process(request.pid, request.start_time))
                 group = self._group(request.id)
@@ -115,8 +119,7 @@ class ContainerDriver:
                     no_new_privileges=request.spec.security.no_new_privileges
                     and not (request.privileged or request.spec.security.privileged),
                 )
-                supervisor = self._launcher.start(plan, (pidfd, *extra), attach=request.attach)
-            undo.callback(supervisor.close)
+                supervisor.launch(encode(plan), (pidfd, *extra), attach=request.attach)
             with failures.launching(plan, "exec"):
                 supervisor.wait_started()
             undo.pop_all()
