@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -174,4 +173,8 @@ def _kill(link: Supervisor) -> None:
 
 def join_command(command: Sequence[str] | str) -> str:
     """Return a command as one line for messages."""
-    return command if isinstance(command, str) else shlex.join(command)
+    if isinstance(command, str):
+        return command
+    import shlex
+
+    return shlex.join(command)

@@ -13,7 +13,6 @@ import msgspec
 
 from hutch.drivers.base import Launch, LaunchMount
 from hutch.drivers.confinement import Confinement, apparmor, environment
-from hutch.drivers.container import rootless
 from hutch.drivers.limits import resolve_devices
 from hutch.drivers.users import LayeredReader, resolve_user
 from hutch.errors import NotFound
@@ -89,6 +88,8 @@ class AssetBuilder:
         reader = LayeredReader((launch.rootfs,) if launch.rootfs else (launch.upper, *launch.lower))
         user = resolve_user(spec.process.user, spec.process.groups, reader)
         if os.geteuid() != 0:
+            from hutch.drivers.container import rootless
+
             rootless.check_user(user)
         privileged = spec.security.privileged
         capabilities = self.confinement.capabilities(spec, privileged=privileged)
@@ -164,6 +165,8 @@ class AssetBuilder:
         self, spec: InstanceSpec, fds: list[int], held: ExitStack
     ) -> tuple[tuple[Idmap, ...], tuple[Idmap, ...], int]:
         if os.geteuid() != 0:
+            from hutch.drivers.container import rootless
+
             uids, gids = rootless.own_maps()
             return uids, gids, -1
         if spec.userns in ("", "host"):
@@ -173,6 +176,8 @@ class AssetBuilder:
 
     def map_ids(self, launch: Launch, pid: int) -> None:
         """Map the ids of a child's user namespace where the launcher may not (rootless)."""
+        from hutch.drivers.container import rootless
+
         rootless.write_maps(pid)
 
 

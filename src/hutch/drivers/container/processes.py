@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from hutch.drivers.base import ExecRequest
 from hutch.drivers.confinement import apparmor, environment
-from hutch.drivers.container.rootless import has_one_id
 from hutch.drivers.users import read_beneath, resolve_user
 from hutch.errors import WrongState
 from hutch.linux.cgroup import Group
@@ -102,6 +101,12 @@ def foreign_namespaces(pid: int, made: int = 0) -> int:
     return wanted
 
 
+def _has_one_id() -> bool:
+    from hutch.drivers.container.rootless import has_one_id
+
+    return has_one_id()
+
+
 def exec_assets(
     builder: AssetBuilder, request: ExecRequest, pidfd: int, group: Group, held: ExitStack
 ) -> tuple[ExecAssets, tuple[int, ...]]:
@@ -137,7 +142,7 @@ def exec_assets(
         capabilities=capabilities,
         apparmor=apparmor(request.spec, privileged=privileged),
         slots=1 + len(extra),
-        skip_setgroups=os.geteuid() != 0 and has_one_id(),
+        skip_setgroups=os.geteuid() != 0 and _has_one_id(),
         rows=request.rows,
         columns=request.columns,
     )
