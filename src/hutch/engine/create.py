@@ -17,7 +17,7 @@ from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load
 from hutch.engine.mounts import resolve_mounts
 from hutch.engine.naming import random_name
-from hutch.engine.records import INSTANCES, NAMES, WRITABLE_DISK, InstanceRecord, NameRecord
+from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
 from hutch.errors import AlreadyExists, InvalidArgument, NotFound
 from hutch.ids import new_instance_id
 from hutch.image.records import IMAGES, ImageRecord
@@ -26,6 +26,7 @@ from hutch.spec.build import build, check_name
 from hutch.spec.defaults import ImageDefaults
 from hutch.spec.model import InstanceSpec
 from hutch.storage.faults import disk_errors
+from hutch.storage.snapshots import DISK_FILE
 
 __all__ = ["create", "ensure_image"]
 
@@ -104,10 +105,26 @@ def create_from_spec(
         spec = msgspec.structs.replace(spec, hostname=os.uname().nodename)
     context.driver(spec.isolation).check(spec)
     _check_references(context, spec)
-    if spec.isolation == "vm":
-        from hutch.engine.machines import prepare_machine
+    with ExitStack() as leased:
+        if spec.isolation == "vm":
+            from hutch.engine.machines import prepare_machine
 
-        spec = prepare_machine(context, spec, image, progress)
+            # Its disk is made of layers that no record of the instance holds yet.
+            leased.enter_context(context.leases.hold(*image.chain_ids, purpose="machine"))
+            spec = prepare_machine(context, spec, image, progress)
+        return _make(context, identifier, spec, image, name=name, volatile=volatile)
+
+
+def _make(
+    context: Context,
+    identifier: str,
+    spec: InstanceSpec,
+    image: ImageRecord,
+    *,
+    name: str | None,
+    volatile: bool,
+) -> InstanceRecord:
+    """Make the instance's directory and what is in it, then its record."""
     directory = context.directory(identifier)
     with disk_errors(f"instance {identifier[:12]}"):
         os.mkdir(directory, 0o700)
@@ -122,7 +139,7 @@ def create_from_spec(
         if spec.isolation == "vm":
             from hutch.engine.machines import disk_size
 
-            context.disks.create(str(directory / WRITABLE_DISK), disk_size(spec))
+            context.disks.create(str(directory / DISK_FILE), disk_size(spec))
         mounts = resolve_mounts(context, identifier, spec, image, undo)
         record = _insert(
             context,

@@ -6,14 +6,11 @@ import msgspec
 from hutch.lifecycle import State
 from hutch.spec.model import InstanceSpec
 
-__all__ = ["EXECS", "INSTANCES", "NAMES", "WRITABLE_DISK", "InstanceRecord", "NameRecord"]
-__all__ += ["ResolvedMount"]
+__all__ = ["EXECS", "INSTANCES", "NAMES", "InstanceRecord", "NameRecord", "ResolvedMount"]
 
 INSTANCES = "instances"
 NAMES = "instance_names"
 EXECS = "execs"
-# In the directory of an instance that is a virtual machine.
-WRITABLE_DISK = "disk.raw"
 
 
 class NameRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,13 +16,14 @@ from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in
-from hutch.engine.records import INSTANCES, WRITABLE_DISK, InstanceRecord, ResolvedMount
+from hutch.engine.records import INSTANCES, InstanceRecord, ResolvedMount
 from hutch.errors import HutchError, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State, move
 from hutch.plan.ops import Plan
 from hutch.process.supervisor import Supervisor
 from hutch.spec.model import NetworkAttachment
 from hutch.storage.faults import disk_errors
+from hutch.storage.snapshots import DISK_FILE
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint
@@ -221,7 +222,7 @@ def _launch(
         upper=assets.upper,
         work=assets.work,
         root_disk=_root_disk(context, record),
-        disk=str(directory / WRITABLE_DISK),
+        disk=str(directory / DISK_FILE),
         volatile=record.volatile,
         mounts=tuple(mounts),
         join=join,
