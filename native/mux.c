@@ -95,7 +95,7 @@ static void release(struct mux *m, struct mux_channel *ch)
 		m->high--;
 }
 
-void mux_reset(struct mux *m)
+static void drop_all(struct mux *m)
 {
 	for (uint32_t i = m->high; i--; ) {
 		struct mux_channel *ch = &m->channels[i];
@@ -109,7 +109,6 @@ void mux_reset(struct mux *m)
 	}
 	buffer_free(&m->out);
 	m->greeted = m->starved = false;
-	m->in_len = 0;
 	m->problem = NULL;
 }
 
@@ -119,7 +118,8 @@ void mux_hello(struct mux *m, uint64_t nonce)
 {
 	uint8_t body[HELLO_LEN];
 
-	mux_reset(m);
+	drop_all(m);
+	m->in_len = 0;
 	m->nonce = nonce;
 	put_u64(body, nonce);
 	put_u32(body + 8, MUX_VERSION);
@@ -129,10 +129,8 @@ void mux_hello(struct mux *m, uint64_t nonce)
 static void welcome(struct mux *m, const uint8_t *hello)
 {
 	uint8_t body[WELCOME_LEN];
-	size_t left = m->in_len;
 
-	mux_reset(m);
-	m->in_len = left; /* what follows the HELLO stays */
+	drop_all(m);
 	memcpy(body, hello, 8);
 	put_u32(body + 8, MUX_VERSION);
 	put_u32(body + 12, MUX_CHANNELS);
@@ -337,10 +335,28 @@ static size_t parse(struct mux *m, const uint8_t *data, size_t n)
 	return MUX_HEAD + head.length;
 }
 
+static void consume(struct mux *m)
+{
+	size_t done = 0, step;
+
+	do {
+		step = parse(m, m->in + done, m->in_len - done);
+		done += step;
+	} while (step && !m->problem);
+	m->in_len -= done;
+	memmove(m->in, m->in + done, m->in_len);
+}
+
+void mux_reset(struct mux *m)
+{
+	drop_all(m);
+	while (consume(m), m->problem)
+		drop_all(m);
+}
+
 enum mux_result mux_read(struct mux *m)
 {
 	ssize_t got = read(m->fd, m->in + m->in_len, sizeof(m->in) - m->in_len);
-	size_t done = 0, step;
 
 	if (got < 0 && (errno == EINTR || errno == EAGAIN))
 		return MUX_OK;
@@ -350,12 +366,7 @@ enum mux_result mux_read(struct mux *m)
 		return MUX_GONE;
 	}
 	m->in_len += (size_t)got;
-	do {
-		step = parse(m, m->in + done, m->in_len - done);
-		done += step;
-	} while (step && !m->problem);
-	m->in_len -= done;
-	memmove(m->in, m->in + done, m->in_len);
+	consume(m);
 	return m->problem ? MUX_BROKEN : MUX_OK;
 }
 

@@ -82,8 +82,8 @@ void mux_init(struct mux *m, int fd, bool host, const struct mux_handler *handle
 /* Host: say HELLO. Channels of before are dropped; mux_open works after `greeted`. */
 void mux_hello(struct mux *m, uint64_t nonce);
 
-/* Drop every channel (their owners hear `closed`) and what is to be written, and wait for the
- * next HELLO. What a guest does with a broken peer. */
+/* Drop every channel (their owners hear `closed`) and what is to be written, and look for the
+ * next HELLO, in what has been read already too. What a guest does with a broken peer. */
 void mux_reset(struct mux *m);
 
 /* Read once and deal with the frames that came. MUX_GONE: end of file or an error (errno, 0 for

@@ -14,6 +14,7 @@ import pytest
 from hutch.plan import ops
 from hutch.process import Launcher
 from tests.native.boxes import Runner
+from tests.native.guests import Peer, serving
 from tests.native.machines import Machines
 
 APPLETS = """
@@ -142,6 +143,7 @@ def machines(
 
 
 @pytest.fixture(scope="session")
+<<<<<<< HEAD
 def static_agent() -> str:
     return _built("build/hutch-agent", "hutch-agent")
 
@@ -149,3 +151,25 @@ def static_agent() -> str:
 @pytest.fixture(scope="session")
 def static_launcher_path() -> str:
     return _built("build/hutch-launcher", "hutch-launcher")
+=======
+def agent_programs() -> tuple[str, str]:
+    """The guest's agent and its launcher, checked; for a test to serve over a socket."""
+    return (
+        _built("build/hutch-agent-asan", "hutch-agent-asan"),
+        _built("build/hutch-launcher-asan", "hutch-launcher-asan"),
+    )
+
+
+@pytest.fixture
+def peer(
+    agent_programs: tuple[str, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Peer]:
+    """The host's end of a channel to an agent, after HELLO. Its files are in tmp_path/root."""
+    agent, launcher = agent_programs
+    root = tmp_path / "root"
+    root.mkdir()
+    findings = tmp_path_factory.mktemp("findings")
+    with serving(agent, launcher=launcher, root=root, findings=findings) as peer:
+        peer.hello()
+        yield peer
+>>>>>>> 124f84c (native: a reset of the mux looks for the HELLO in what was read already)

@@ -10,14 +10,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from hutch.plan import guest, guest_answers
+from hutch.plan import guest, guest_answers, ops
+from hutch.plan.wire import encode
+from hutch.process import frames
 
 HELLO, OPEN, DATA, EOF, CLOSE, CREDIT = range(1, 7)
 CALL, SPAWN, EXEC, FILES = range(1, 5)
 WINDOW = 65536
 PAYLOAD = 32768
-WAIT_S = 30.0
+PADDING = b"\xff" * (PAYLOAD + 12)  # ends any frame under way and begins none
+WAIT_S = 10.0
+ATTACH_ALL = (
+    frames.ATTACH_STDIN | frames.ATTACH_STDOUT | frames.ATTACH_STDERR | frames.ATTACH_LOSSLESS
+)
 
 _HEAD = struct.Struct("<IBBHI")
 
@@ -39,6 +46,7 @@ class Peer:
         self.next_id = 1
         self.channels: dict[int, Channel] = {}
         self.start_ns = 0
+        self.pid = 0
 
     def send(self, data: bytes) -> None:
         self.sock.settimeout(WAIT_S)
@@ -110,7 +118,7 @@ class Channel:
         self.peer, self.number = peer, number
         self.credit, self.owed, self.granted = WINDOW, 0, WINDOW
         self.received = bytearray()
-        self.ended, self.error = False, -1
+        self.ended, self.closing, self.error = False, False, -1
         self.generous = True  # give credit for what arrives
 
     def take(self, kind: int, payload: bytes) -> None:
@@ -131,7 +139,8 @@ class Channel:
             assert kind == CLOSE
             (self.error,) = struct.unpack("<I", payload)
             del self.peer.channels[self.number]
-            self.peer.send(frame(self.number, CLOSE, bytes(4)))
+            if not self.closing:
+                self.peer.send(frame(self.number, CLOSE, bytes(4)))
 
     def grant(self) -> None:
         self.peer.send(frame(self.number, CREDIT, struct.pack("<I", self.owed)))
@@ -169,15 +178,62 @@ class Channel:
         self.received.clear()
         return data
 
+    def close(self) -> None:
+        """Close it from this side and wait for the agent's answer."""
+        self.closing = True
+        self.peer.send(frame(self.number, CLOSE, bytes(4)))
+        self.rest()
+
     def closed(self) -> int:
         self.rest()
         return self.error
 
-    # A supervisor's frames.
-
     def supervisor_frame(self) -> tuple[int, int, bytes]:
         kind, flag, _, size = struct.unpack("<BBHI", self.read(8))
         return kind, flag, self.read(size)
+
+
+class Ran(NamedTuple):
+    """What a process behind a SPAWN or EXEC channel did."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Remote:
+    """A process started over a channel; speaks with its supervisor."""
+
+    def __init__(self, peer: Peer, kind: int, plan: ops.Plan, attach: int = 0) -> None:
+        self.channel = peer.open(kind)
+        data = encode(plan)
+        ahead = frames.encode_frame(frames.ATTACH, flag=attach) if attach else b""
+        self.channel.write(struct.pack("<I", len(data)) + data + ahead)
+        self.output = {1: b"", 2: b""}
+
+    def until(self, wanted: int) -> bytes:
+        """Return the payload of the next frame of this type; collect output on the way."""
+        while True:
+            kind, flag, payload = self.channel.supervisor_frame()
+            if kind == frames.OUTPUT:
+                self.output[flag] += payload
+            if kind == wanted:
+                return payload
+            assert kind != frames.FAILED, payload
+
+    def until_output(self, wanted: bytes, stream: int = 1) -> None:
+        while wanted not in self.output[stream]:
+            self.until(frames.OUTPUT)
+
+    def say(self, kind: int, payload: bytes = b"", flag: int = 0) -> None:
+        self.channel.write(frames.encode_frame(kind, payload, flag))
+
+    def wait(self) -> Ran:
+        """Wait for the exit, and for the end of the channel."""
+        code: int = struct.unpack_from("<i", self.until(frames.EXIT))[0]
+        self.channel.eof()
+        assert self.channel.closed() == 0
+        return Ran(code, self.output[1], self.output[2])
 
 
 @contextmanager
@@ -197,7 +253,9 @@ def serving(
     theirs.close()
     try:
         with ours:
-            yield Peer(ours)
+            peer = Peer(ours)
+            peer.pid = process.pid
+            yield peer
         assert process.wait(WAIT_S) == 0, "the agent ended badly"
     finally:
         process.kill()

@@ -22,7 +22,7 @@ _ANSWER_S = 20.0
 def stats(guest: Guest) -> answers.Stats:
     """Return the guest's own figures."""
     return answers.decode_stats(
-        guest.call(protocol.Call.STATS, protocol.group_argument(), timeout_s=_ANSWER_S)
+        guest.call(protocol.Call.STATS, protocol.group_argument(GUEST_CGROUP), timeout_s=_ANSWER_S)
     )
 
 
