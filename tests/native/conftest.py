@@ -143,7 +143,6 @@ def machines(
 
 
 @pytest.fixture(scope="session")
-<<<<<<< HEAD
 def static_agent() -> str:
     return _built("build/hutch-agent", "hutch-agent")
 
@@ -151,7 +150,9 @@ def static_agent() -> str:
 @pytest.fixture(scope="session")
 def static_launcher_path() -> str:
     return _built("build/hutch-launcher", "hutch-launcher")
-=======
+
+
+@pytest.fixture(scope="session")
 def agent_programs() -> tuple[str, str]:
     """The guest's agent and its launcher, checked; for a test to serve over a socket."""
     return (
@@ -172,4 +173,3 @@ def peer(
     with serving(agent, launcher=launcher, root=root, findings=findings) as peer:
         peer.hello()
         yield peer
->>>>>>> 124f84c (native: a reset of the mux looks for the HELLO in what was read already)
