@@ -16,10 +16,11 @@ import pytest
 from hutch.plan import guest, guest_answers, ops
 from hutch.process import frames
 from tests.native import guests
+from tests.native.boxes import box
 from tests.native.guests import ATTACH_ALL, Peer, Ran, Remote
 from tests.requires import requires
 
-pytestmark = [requires("root", "cc"), pytest.mark.integration]
+pytestmark = [requires("root", "busybox", "cc"), pytest.mark.integration]
 
 ENV = ("PATH=/usr/bin:/bin",)
 
@@ -77,15 +78,10 @@ def test_an_exec_runs_beside_the_main_process(peer: Peer, main: Remote) -> None:
     assert peer.open(guests.EXEC).closed() == errno.ESRCH
 
 
-def test_a_terminal_has_a_size_and_changes_it(peer: Peer) -> None:
-    script = "trap 'stty size; exit 0' WINCH; stty size; while :; do sleep 0.01; done"
-    child = (
-        ops.SetsidTty(tty=True, rows=24, columns=80),
-        ops.Exec(argv=("/bin/sh", "-c", script), env=ENV),
-    )
+def test_a_terminal_has_a_size_and_changes_it(peer: Peer, rootfs: Path) -> None:
+    script = "trap 'stty size; exit' WINCH; stty size; while :; do sleep 0.01; done"
     held = ops.Supervision(tty=True, stdin_open=True, linger=False)
-    plan = ops.Plan(supervision=held, child=child)
-    remote = start(peer, plan)
+    remote = start(peer, box(rootfs, ["sh", "-c", script], held=held, tty=True))
     remote.until_output(b"24 80\r\n")
     remote.say(frames.RESIZE, struct.pack("<HH", 50, 132))
     remote.until_output(b"50 132\r\n")
