@@ -25,8 +25,8 @@ pytestmark = [requires("root", "busybox", "cc"), pytest.mark.integration]
 ENV = ("PATH=/usr/bin:/bin",)
 
 
-def shell(script: str, *, slots: int = 0, **held: bool) -> ops.Plan:
-    supervision = ops.Supervision(linger=False, **held)
+def shell(script: str, *, slots: int = 0, stdin_open: bool = False) -> ops.Plan:
+    supervision = ops.Supervision(linger=False, stdin_open=stdin_open)
     child = (ops.Exec(argv=("/bin/sh", "-c", script), env=ENV),)
     return ops.Plan(supervision=supervision, child=child, slots=slots)
 
