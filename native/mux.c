@@ -114,16 +114,37 @@ static void drop_all(struct mux *m)
 
 /* HELLO. */
 
-void mux_hello(struct mux *m, uint64_t nonce)
+static void say_hello(struct mux *m, uint64_t nonce)
 {
 	uint8_t body[HELLO_LEN];
 
-	drop_all(m);
 	m->in_len = 0;
 	m->nonce = nonce;
 	put_u64(body, nonce);
 	put_u32(body + 8, MUX_VERSION);
 	send_frame(m, 0, MUX_HELLO, 0, body, sizeof(body));
+}
+
+void mux_hello(struct mux *m, uint64_t nonce)
+{
+	drop_all(m);
+	say_hello(m, nonce);
+}
+
+void mux_hello_again(struct mux *m, uint64_t nonce)
+{
+	const size_t n = MUX_HEAD + MUX_PAYLOAD;
+	char *at;
+
+	drop_all(m);
+	at = buffer_room(&m->out, n, MUX_OUT);
+	if (!at) {
+		m->problem = "no memory for an answer";
+		return;
+	}
+	memset(at, 0xff, n);
+	m->out.len += n;
+	say_hello(m, nonce);
 }
 
 static void welcome(struct mux *m, const uint8_t *hello)

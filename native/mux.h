@@ -82,6 +82,10 @@ void mux_init(struct mux *m, int fd, bool host, const struct mux_handler *handle
 /* Host: say HELLO. Channels of before are dropped; mux_open works after `greeted`. */
 void mux_hello(struct mux *m, uint64_t nonce);
 
+/* The same, to a guest that may have been stopped in the middle of a frame, as the twin of a
+ * running one: what ends any frame and begins none goes first. */
+void mux_hello_again(struct mux *m, uint64_t nonce);
+
 /* Drop every channel (their owners hear `closed`) and what is to be written, and look for the
  * next HELLO, in what has been read already too. What a guest does with a broken peer. */
 void mux_reset(struct mux *m);

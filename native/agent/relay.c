@@ -7,11 +7,11 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 
+#include "../frames.h"
 #include "../text.h"
 #include "agent.h"
 
-enum { FD_PLAN = 3, FD_STARTER = 4, FD_SLOT = 5, FD_ROOT = 3, TURNS = 4,
-       FRAME_HEAD = 8, FRAME_PID = 65 };
+enum { FD_PLAN = 3, FD_STARTER = 4, FD_SLOT = 5, FD_ROOT = 3, TURNS = 4 };
 
 struct relay {
 	struct watch watch; /* of our end of the socket; fd -1: the plan is not here yet */
@@ -57,7 +57,7 @@ static void look_for_pid(struct relay *r, const uint8_t *at, size_t n)
 {
 	while (n) {
 		size_t head = FRAME_HEAD;
-		if (r->head_len >= FRAME_HEAD && r->head[0] == FRAME_PID && r->left >= 4)
+		if (r->head_len >= FRAME_HEAD && r->head[0] == FR_PID && r->left >= 4)
 			head = FRAME_HEAD + 4;
 		if (r->head_len < head) {
 			r->head[r->head_len++] = *at++;
