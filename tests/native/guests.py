@@ -21,7 +21,7 @@ CALL, SPAWN, EXEC, FILES = range(1, 5)
 WINDOW = 65536
 PAYLOAD = 32768
 PADDING = b"\xff" * (PAYLOAD + 12)  # ends any frame under way and begins none
-WAIT_S = 10.0
+WAIT_S = 30.0
 ATTACH_ALL = (
     frames.ATTACH_STDIN | frames.ATTACH_STDOUT | frames.ATTACH_STDERR | frames.ATTACH_LOSSLESS
 )
@@ -47,6 +47,7 @@ class Peer:
         self.channels: dict[int, Channel] = {}
         self.start_ns = 0
         self.pid = 0
+        self.wait_s = WAIT_S
 
     def send(self, data: bytes) -> None:
         self.sock.settimeout(WAIT_S)
@@ -57,7 +58,7 @@ class Peer:
         self.send(frame(0, HELLO, nonce + struct.pack("<I", 1)))
         head = _HEAD.pack(0, HELLO, 0, 0, 24) + nonce
         self.channels.clear()
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + self.wait_s
         while (at := self.buffer.find(head)) < 0 or len(self.buffer) < at + 36:
             self._receive(deadline)
         version, channels, self.start_ns = struct.unpack_from("<IIQ", self.buffer, at + 20)
@@ -73,7 +74,7 @@ class Peer:
 
     def turn(self, deadline: float | None = None) -> None:
         """Take one frame."""
-        deadline = deadline or time.monotonic() + WAIT_S
+        deadline = deadline or time.monotonic() + self.wait_s
         while len(self.buffer) < 12:
             self._receive(deadline)
         channel, kind, flag, zero, size = _HEAD.unpack_from(self.buffer)
