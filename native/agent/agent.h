@@ -95,6 +95,7 @@ int make_dirs(const char *path, uint32_t mode, bool last); /* errno or 0; `last`
 int make_symlink(const char *target, const char *path);
 int put_file(const char *path, uint32_t mode, const void *data, size_t n);
 int put_value(const char *path, const char *value); /* into a file of the kernel's */
+bool climbs(const char *path); /* has `..` in it */
 ssize_t get_file(const char *path, char *buffer, size_t cap); /* with a NUL; -1 and errno */
 
 /* cgroup.c */

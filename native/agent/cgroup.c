@@ -82,7 +82,7 @@ bool cgroup_path(char *buffer, size_t cap, const char *group)
 	text_add(&t, top);
 	text_add(&t, "/");
 	text_add(&t, group + (*group == '/'));
-	return !strstr(buffer, "/../") && t.len + 1 < cap;
+	return !climbs(group) && t.len + 1 < cap;
 }
 
 int cgroup_create(const char *group, const char *lines, const char **what)

@@ -6,6 +6,14 @@
 #include "../text.h"
 #include "agent.h"
 
+bool climbs(const char *path)
+{
+	for (const char *at = path; (at = strstr(at, "..")); at += 2)
+		if ((at == path || at[-1] == '/') && (!at[2] || at[2] == '/'))
+			return true;
+	return false;
+}
+
 int make_dirs(const char *path, uint32_t mode, bool last)
 {
 	char copy[PATH_MAX];

@@ -156,7 +156,7 @@ static int sysctl(struct reader *r, const char **what)
 
 	text_add(&t, "/proc/sys/");
 	text_add(&t, key);
-	if (strstr(path, "/../") || t.len + 1 >= sizeof(path))
+	if (climbs(key) || t.len + 1 >= sizeof(path))
 		return EINVAL;
 	return put_value(path, read_str(r));
 }

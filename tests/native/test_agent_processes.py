@@ -194,7 +194,9 @@ def test_setup_stops_at_the_first_failure_and_names_it(peer: Peer, tmp_path: Pat
         (guest.LinkUp(interface="hutch-none"), errno.ENODEV),
         (guest.LinkUp(interface="a" * 20), errno.ENAMETOOLONG),
         (guest.Sysctl(key="kernel/../../../tmp/x", value="1"), errno.EINVAL),
+        (guest.Sysctl(key="..", value="1"), errno.EINVAL),
         (guest.Cgroup(path="../x"), errno.EINVAL),
+        (guest.Cgroup(path="x/.."), errno.EINVAL),
         (guest.Cgroup(path=""), errno.EINVAL),
     ],
 )
