@@ -125,7 +125,7 @@ def test_a_layout_directory_is_written_and_read(root: Root, other: Root, tmp_pat
         ["test/image:1"], target, images=root.images, content=root.content, format="oci-dir"
     )
     assert load(other, target)[0].id == made.id
-    with pytest.raises(InvalidArgument, match="not empty"):
+    with pytest.raises(InvalidArgument, match="not an empty directory"):
         save_images(
             ["test/image:1"], target, images=root.images, content=root.content, format="oci-dir"
         )

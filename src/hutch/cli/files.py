@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from hutch.cli.command import Command
 from hutch.cli.options import UsageError
 from hutch.cli.output import is_tty, print_json, write_bytes
 from hutch.cli.session import Invocation
+from hutch.storage.output import open_output
 
 __all__ = ["COMMANDS"]
 
@@ -72,7 +72,7 @@ def _diff(invocation: Invocation) -> int:
 def _export(invocation: Invocation) -> int:
     target = invocation.options.get("output")
     instance = invocation.engine.get(invocation.arguments[0])
-    if target is None:
+    if target in (None, "-"):
         if is_tty(1):
             raise UsageError(
                 "the archive will not be written to a terminal",
@@ -82,18 +82,9 @@ def _export(invocation: Invocation) -> int:
         for chunk in instance.export():
             write_bytes(chunk)
         return 0
-    partial = f"{target}.part{os.getpid()}"
-    try:
-        with open(partial, "xb") as file:
-            for chunk in instance.export():
-                file.write(chunk)
-        os.replace(partial, target)
-    except BaseException:
-        try:
-            os.unlink(partial)
-        except FileNotFoundError:
-            pass
-        raise
+    with open_output(target) as file:
+        for chunk in instance.export():
+            file.write(chunk)
     return 0
 
 

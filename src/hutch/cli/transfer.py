@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 from hutch.cli.command import Command
@@ -46,7 +44,7 @@ def _save(invocation: Invocation) -> int:
     target = invocation.options.get("output")
     form = invocation.options.get("archive_format", "docker")
     images = invocation.engine.images
-    if target is None:
+    if target in (None, "-"):
         if is_tty(1):
             raise UsageError(
                 "the archive will not be written to a terminal",
@@ -56,22 +54,8 @@ def _save(invocation: Invocation) -> int:
         images.save(invocation.arguments, sys.stdout.buffer, format=form)
         sys.stdout.buffer.flush()
         return 0
-    if form == "oci-dir":
-        images.save(invocation.arguments, target, format=form)
-        return 0
-    with ExitStack() as undo:
-        partial = f"{target}.part{os.getpid()}"
-        undo.callback(_unlink, partial)
-        images.save(invocation.arguments, partial, format=form)
-        os.replace(partial, target)
+    images.save(invocation.arguments, target, format=form)
     return 0
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _load(invocation: Invocation) -> int:

@@ -152,14 +152,17 @@ class Images:
         or `oci-dir`."""
         from hutch.image.archive import save_images
 
-        save_images(
-            [names] if isinstance(names, str) else names,
-            target,
-            images=self._catalog,
-            content=self._context.content,
-            format=format,
-            progress=progress,
-        )
+        wanted = [names] if isinstance(names, str) else list(names)
+        with self._context.leases.hold(purpose="save") as lease:
+            lease.add(*(digest for name in wanted for digest in self._catalog.get(name).digests))
+            save_images(
+                wanted,
+                target,
+                images=self._catalog,
+                content=self._context.content,
+                format=format,
+                progress=progress,
+            )
 
     def import_(
         self,

@@ -19,7 +19,7 @@ from hutch.oci.reference import parse
 from hutch.oci.types import MediaType
 from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.content import ContentStore
-from hutch.storage.faults import disk_errors
+from hutch.storage.output import new_directory, open_output
 from hutch.storage.tarstream import DIR, REG
 from hutch.storage.tarwrite import END, header, padding
 
@@ -52,8 +52,9 @@ def save_images(
     """Write images to a stream or a path: one archive, or with `oci-dir` a directory.
 
     An image given by reference goes by that name there; one given by its id has none.
-    Nothing is written where an image or a blob is missing; a file is removed again where
-    writing it fails. The caller holds a lease, or the images stay as nothing removes them.
+    Nothing is written where an image or a blob is missing; a file or directory that cannot
+    be written whole stays as it was. The caller holds a lease, or the images stay as
+    nothing removes them.
     """
     if format not in FORMATS:
         raise InvalidArgument(
@@ -68,7 +69,8 @@ def save_images(
         return
     chunks = _archive(wanted, digests, content, docker=format == "docker")
     if isinstance(target, (str, os.PathLike)):
-        _write_file(os.fspath(target), chunks, progress)
+        with open_output(target) as file:
+            _write(file, chunks, progress)
     else:
         _write(target, chunks, progress)
 
@@ -99,31 +101,18 @@ def _write(target: Writable, chunks: Iterable[bytes], progress: Progress) -> Non
             progress(ProgressEvent(item="archive", phase="saving", done=done))
 
 
-def _write_file(path: str, chunks: Iterable[bytes], progress: Progress) -> None:
-    with disk_errors(path):
-        try:
-            with open(path, "wb") as file:
-                _write(file, chunks, progress)
-        except BaseException:
-            if os.path.isfile(path):
-                os.unlink(path)
-            raise
-
-
 def _save_layout(
     wanted: Sequence[Wanted], digests: dict[str, int], path: str, content: ContentStore
 ) -> None:
-    if os.path.isdir(path) and os.listdir(path):
-        raise InvalidArgument(f"{path}: not empty", field="output")
-    with disk_errors(path):
+    with new_directory(path) as directory:
         for digest in digests:
-            name = f"{path}/{_blob(digest)}"
+            name = f"{directory}/{_blob(digest)}"
             os.makedirs(os.path.dirname(name), exist_ok=True)
             with content.open(digest) as source, open(name, "wb") as target:
                 while data := source.read(_CHUNK):
                     target.write(data)
         for name, text in (("oci-layout", _LAYOUT), ("index.json", _index(wanted))):
-            with open(f"{path}/{name}", "wb") as target:
+            with open(f"{directory}/{name}", "wb") as target:
                 target.write(text)
 
 
