@@ -12,7 +12,7 @@ from hutch.storage.tarstream import DIR, LNK, REG, SYM
 from hutch.storage.tarwrite import END, header, padding
 from hutch.storage.unpack import UnpackLimits, UnpackOptions, UnpackResult, unpack
 
-__all__ = ["directory", "end", "file", "hard_link", "symlink", "unpack_bytes"]
+__all__ = ["directory", "end", "file", "hard_link", "raw_header", "symlink", "unpack_bytes"]
 
 
 def file(name: str | bytes, data: bytes = b"", *, mode: int = 0o644, **more: Any) -> bytes:
@@ -29,6 +29,32 @@ def symlink(name: str | bytes, target: str | bytes) -> bytes:
 
 def hard_link(name: str | bytes, target: str | bytes) -> bytes:
     return header(_name(name), LNK, linkname=_name(target))
+
+
+_FIELDS = {
+    "name": slice(0, 100),
+    "mode": slice(100, 108),
+    "uid": slice(108, 116),
+    "gid": slice(116, 124),
+    "size": slice(124, 136),
+    "mtime": slice(136, 148),
+    "linkname": slice(157, 257),
+    "magic": slice(257, 265),
+    "devmajor": slice(329, 337),
+    "devminor": slice(337, 345),
+    "prefix": slice(345, 500),
+}
+
+
+def raw_header(kind: bytes, **fields: bytes) -> bytes:
+    """Return a header with these bytes in its fields, whatever they mean, and a good checksum."""
+    block = bytearray(header(b"x", kind))
+    for name, value in fields.items():
+        place = _FIELDS[name]
+        block[place] = value[: place.stop - place.start].ljust(place.stop - place.start, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
 
 
 def end() -> bytes:

@@ -16,15 +16,23 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hutch.errors import Exhausted, HutchError, IntegrityError
-from hutch.storage.tarstream import CHR, DIR, FIFO, REG, SYM
+from hutch.storage.tarstream import CHR, DIR, FIFO, LNK, REG, SYM
 from hutch.storage.tarwrite import END, header
 from hutch.storage.unpack import UnpackLimits, UnpackOptions
 from tests.requires import requires
-from tests.storage.tars import directory, file, hard_link, python_tar, symlink, unpack_bytes
+from tests.storage.tars import (
+    directory,
+    file,
+    hard_link,
+    python_tar,
+    raw_header,
+    symlink,
+    unpack_bytes,
+)
 
 COMPRESSORS = {
     "plain": bytes,
@@ -381,6 +389,52 @@ def test_no_mixture_of_entries_reaches_outside(parts: list[bytes], tmp_path: Pat
     assert (work / "outside/a").read_bytes() == b"precious"
     assert (work / "outside/a").stat().st_nlink == 1
     shutil.rmtree(work)
+
+
+numbers = st.one_of(
+    st.binary(min_size=12, max_size=12),
+    st.integers(0, (1 << 88) - 1).map(lambda n: b"\x80" + n.to_bytes(11, "big")),
+    st.integers(0, (1 << 56) - 1).map(lambda n: b"\x80" + n.to_bytes(7, "big")),
+    st.integers(0, 8**7 - 1).map(lambda n: b"%07o\0" % n),
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kind=st.sampled_from([REG, LNK, SYM, b"3", b"4", DIR, FIFO, b"S", b"\0", b"7"]),
+    fields=st.dictionaries(
+        st.sampled_from(["mode", "uid", "gid", "mtime", "devmajor", "devminor", "size"]), numbers
+    ),
+    texts=st.dictionaries(
+        st.sampled_from(["name", "linkname", "prefix", "magic"]), st.binary(max_size=155)
+    ),
+)
+@example(kind=b"3", fields={"devmajor": b"\x80" + (1 << 50).to_bytes(7, "big")}, texts={})
+@example(kind=b"4", fields={"devminor": b"\x80" + (1 << 32).to_bytes(7, "big")}, texts={})
+def test_any_header_is_unpacked_or_refused(
+    kind: bytes, fields: dict[str, bytes], texts: dict[str, bytes], tmp_path: Path
+) -> None:
+    try:
+        unpack_bytes(raw_header(kind, **fields, **texts) + END, tmp_path / os.urandom(8).hex())
+    except HutchError as error:
+        assert isinstance(error, (IntegrityError, Exhausted)), error
+
+
+@requires("root")
+@pytest.mark.parametrize("size", [5_000, 65_000, 70_000])
+def test_an_attribute_too_large_for_the_file_system_is_not_a_full_disk(
+    size: int, tmp_path: Path
+) -> None:
+    entry = header(b"x", REG, pax={b"SCHILY.xattr.user.a": bytes(size)})
+    try:
+        unpack_bytes(entry + END, tmp_path / "out")
+    except Exhausted as error:
+        assert f"'user.a' of {size} bytes" in error.message
+        assert "prune" not in str(error.hint)
+    else:
+        assert os.getxattr(tmp_path / "out/x", "user.a") == bytes(size)
 
 
 # ---- limits ------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _META = b".wh..wh."
+_MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
+_TOO_LARGE = (errno.ENOSPC, errno.E2BIG, errno.ERANGE)
 _DAMAGED = (
     errno.ELOOP,
     errno.ENAMETOOLONG,
@@ -130,7 +132,7 @@ class Extractor:
             if error.errno in _DAMAGED and not (error.errno == errno.EPERM and os.geteuid()):
                 raise IntegrityError(f"{what}: {(error.strerror or '').lower()}") from error
             raise explain(error, what) from error
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise IntegrityError(f"{self._label}: {_show(name)}: {error}") from error
         finally:
             self._dirs.forget()
@@ -322,7 +324,10 @@ class Extractor:
 
     def _node(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
         form = {CHR: stat.S_IFCHR, BLK: stat.S_IFBLK, FIFO: stat.S_IFIFO}[entry.type]
-        device = os.makedev(entry.devmajor, entry.devminor) if entry.type != FIFO else 0
+        major, minor = (entry.devmajor, entry.devminor) if entry.type != FIFO else (0, 0)
+        if major > _MAX_MAJOR or minor > _MAX_MINOR:
+            raise IntegrityError(f"{_show(name)}: device number {major}:{minor} out of range")
+        device = os.makedev(major, minor)
         try:
             self._mknod(dir_fd, base, form | 0o600, device)
         except FileExistsError:
@@ -425,6 +430,13 @@ class Extractor:
                     error.errno == errno.EPERM and self._options.userxattr
                 ):
                     continue
+                if error.errno in _TOO_LARGE and _has_room(fd):
+                    # Ext4 keeps the attributes of a file in one block, and calls that full.
+                    raise Exhausted(
+                        f"extended attribute {_show(key)} of {len(value)} bytes: more than the"
+                        " file system of the root keeps with a file",
+                        hint="use a root on another file system, such as xfs or btrfs",
+                    ) from error
                 raise
 
     def _touch(self, dir_fd: int, base: bytes, mtime_ns: int) -> None:
@@ -448,6 +460,11 @@ class Extractor:
                     os.close(fd)
             else:
                 self._touch(dir_fd, base, mtime_ns)
+
+
+def _has_room(fd: int) -> bool:
+    status = os.fstatvfs(fd)
+    return status.f_bavail * status.f_frsize > 1 << 20
 
 
 def _show(name: bytes) -> str:
