@@ -620,6 +620,16 @@ def test_an_image_for_another_system_is_refused(registry: Registry, root: Root) 
         fetch(root, f"{registry.host}/windows:v1")
 
 
+@pytest.mark.parametrize("platform", ["windows/amd64", "linux/arm64"])
+def test_a_platform_that_is_asked_for_and_not_there_is_refused(
+    platform: str, registry: Registry, root: Root
+) -> None:
+    registry.put_image("one-platform", "v1", make_image({"a": b"1"}))
+    with pytest.raises(NotFound, match=f"not for {platform}"):
+        fetch(root, f"{registry.host}/one-platform:v1", platform=platform)
+    assert nothing_recorded(root)
+
+
 def test_a_full_disk_is_exhausted_and_leaves_no_image(registry: Registry, tmp_path: Path) -> None:
     registry.put_image("full", "v1", make_image({"big": BIG}))
     small = tmp_path / "small"

@@ -192,6 +192,17 @@ def test_something_else_than_a_registry_is_told(proxy: Proxy, open_repository: A
         open_repository("x", proxy.host).manifest("v1")
 
 
+@pytest.mark.parametrize("target", ["v1", "sha256:" + "0" * 64])
+def test_a_web_page_is_no_manifest(target: str, proxy: Proxy, open_repository: Any) -> None:
+    """A proxy's or a wireless network's log-in page answers 200 to everything."""
+    headers = {"Content-Type": "text/html; charset=utf-8"}
+    page = Fault(status=200, headers=headers, forward=False, body=b"<html>log in")
+    proxy.rule = lambda asked: page
+    with pytest.raises(Unavailable, match="is a web page") as caught:
+        open_repository("x", proxy.host).manifest(target)
+    assert proxy.host in str(caught.value.hint)
+
+
 def test_the_wait_grows_and_keeps_to_its_limit() -> None:
     class Clockless(threading.Event):
         def __init__(self) -> None:

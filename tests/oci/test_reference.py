@@ -116,6 +116,13 @@ def test_upper_case_has_a_cure() -> None:
     assert "debian" in str(failure.value.hint)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https", "docker", "oci"])
+def test_an_address_has_a_cure(scheme: str) -> None:
+    with pytest.raises(InvalidArgument, match="is an address") as failure:
+        parse(f"{scheme}://registry.lan:5000/x:1")
+    assert failure.value.hint == f"leave out {scheme}://, as in registry.lan:5000/x:1"
+
+
 def test_something_else_than_text_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="expected a reference, got int"):
         parse(5)  # type: ignore[arg-type]

@@ -87,6 +87,11 @@ def test_a_large_document_is_not_read() -> None:
         decode_config(b" " * (17 << 20))
 
 
+def test_what_is_no_json_is_said_so() -> None:
+    with pytest.raises(InvalidArgument, match="manifest: not JSON: JSON is malformed"):
+        decode_manifest(b"<html>")
+
+
 def test_a_deep_document_is_refused() -> None:
     for deep in (b"[" * 100_000, b'{"a":' * 100_000, b'{"manifests":' + b"[" * 100_000):
         for decode in (decode_manifest, decode_index, decode_config):

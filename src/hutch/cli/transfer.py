@@ -22,7 +22,7 @@ def _pull(invocation: Invocation) -> int:
             name, platform=invocation.options.get("platform"), progress=progress
         )
     record = result.record
-    shown = next((familiar(n) for n in record.names if familiar(n).startswith(name)), name)
+    shown = result.reference.familiar()
     if invocation.json:
         print_json({"Id": record.id, "Name": shown, "Digests": list(record.repo_digests)})
     else:

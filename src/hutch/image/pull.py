@@ -270,7 +270,8 @@ def _check_platform(
     found = normalize(image.os or "", image.architecture or "", image.variant)
     if found.os != "linux":
         raise Unsupported(f"image {name}: is for {found.os}, and this host runs linux")
-    if strict and found.architecture and found.architecture != platform.architecture:
+    other = (found.os, found.architecture) != (platform.os, platform.architecture)
+    if strict and found.architecture and other:
         raise NotFound(
             f"image {name}: is for {found}, not for {platform}",
             hint=f"there is only {found}; leave --platform out",

@@ -134,6 +134,13 @@ class Repository:
     def _manifest(self, transport: Transport, target: str, size: int | None) -> FetchedManifest:
         what = f"manifest {self._name(target)}"
         response = self._get(transport, f"manifests/{quote(target, safe=':')}", what)
+        if response.headers.get("content-type", "").startswith("text/html"):
+            response.discard()
+            raise Unavailable(
+                f"{what}: the answer is a web page, not a manifest",
+                hint=f"is {transport.endpoint.host} a registry? a proxy or a login page may"
+                " stand before it",
+            )
         data = response.read(MAX_MANIFEST_BYTES)
         stated = target if is_digest(target) else response.headers.get("docker-content-digest", "")
         algorithm = stated.partition(":")[0] if is_digest(stated) else "sha256"

@@ -99,6 +99,13 @@ def parse(text: str, *, field: str = "image") -> Reference:
         raise InvalidArgument("is empty", field=field, hint="name an image, such as debian:latest")
     if len(text) > _MAX_TEXT:
         raise InvalidArgument(f"longer than {_MAX_TEXT} characters", field=field)
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        raise InvalidArgument(
+            f"is an address, not a reference: {text!r}",
+            field=field,
+            hint=f"leave out {scheme}://, as in {rest}" if rest else None,
+        )
     if len(text) == 64 and is_hex(text):
         raise InvalidArgument(f"is an image id, not a reference: {text!r}", field=field)
     rest, at, digest = text.partition("@")

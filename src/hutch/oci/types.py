@@ -311,7 +311,7 @@ def _decode(data: bytes, kind: type[T], limit: int, what: str) -> T:
 
 def _sentence(exc: Exception) -> str:
     text = str(exc)[:300]
-    return text[:1].lower() + text[1:]
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _bad(what: str, path: str, problem: str) -> InvalidArgument:
