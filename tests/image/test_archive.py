@@ -54,7 +54,7 @@ def save(root: Root, *names: str, format: str = "docker") -> bytes:
 def load(root: Root, source: Any, **more: Any) -> list[ImageRecord]:
     if isinstance(source, bytes):
         source = io.BytesIO(source)
-    return load_images(source, **root.parts(), **more)
+    return load_images(source, **root.parts(), collector=root.collector(), **more)
 
 
 def tree(root: Root, record: ImageRecord) -> list[str]:
@@ -311,3 +311,53 @@ def test_any_damage_gives_an_image_or_an_error_of_ours(data: st.DataObject, root
         load(root, bytes(archive))
     except HutchError:
         pass
+
+
+def test_a_load_that_fails_takes_nothing_from_another(root: Root) -> None:
+    """Two loads share a blob; the one that brought it fails while the other goes on."""
+    good = docker_archive()
+    bad = docker_archive(config=b"nonsense")
+    shared = digest(file("f", b"one") + end())
+    results: list[list[ImageRecord]] = []
+
+    class Slow(io.BytesIO):
+        """Lets the other load run once the layer of this one is in the store."""
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            if not data and not results:
+                assert root.content.has(shared)
+                results.append(load(root, good))
+            return data
+
+    with pytest.raises(HutchError):
+        load(root, Slow(bad))
+    assert len(results) == 1 and results[0][0].names
+    for kept in results[0][0].digests:
+        assert root.content.has(kept)
+    assert {blob.digest for blob in root.content.list()} == set(results[0][0].digests)
+
+
+def test_a_load_that_fails_late_leaves_no_layers(root: Root) -> None:
+    """The first of two images is whole; the second turns out bad when it is unpacked."""
+    layers = [file("a", b"1") + end(), file("../b", b"2") + end()]
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [digest(layer) for layer in layers]},
+        }
+    ).encode()
+    manifest = [{"Config": "c.json", "RepoTags": ["x:1"], "Layers": ["1.tar", "2.tar"]}]
+    data = file("1.tar", layers[0]) + file("2.tar", layers[1]) + file("c.json", config)
+    with pytest.raises(IntegrityError, match="leaves the root"):
+        load(root, data + file("manifest.json", json.dumps(manifest).encode()) + end())
+    assert list(root.content.list()) == [] and list(root.layers.list()) == []
+
+
+@pytest.mark.parametrize("cut", [700, 2000])
+def test_a_damaged_archive_is_named(cut: int, root: Root, tmp_path: Path) -> None:
+    path = tmp_path / "cut.tar"
+    path.write_bytes(docker_archive()[:cut])
+    with pytest.raises(IntegrityError, match=f"^archive {path}: tar stream"):
+        load(root, path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.oci.digest import digest_of
 from hutch.records import Transaction
 from hutch.storage.content import ContentStore
 from hutch.storage.gc import Collector
@@ -165,3 +166,21 @@ def test_usage_tells_what_could_be_freed(stored: Stored) -> None:
     assert (usage.volumes.total, usage.volumes.active) == (1, 0)
     running = stored.collector.usage(stored.snapshots, stored.volumes, running=["one"])
     assert running.instances.reclaimable == 0
+
+
+def test_collection_may_be_narrowed(stored: Stored) -> None:
+    first, second = stored.content.put(b"first"), stored.content.put(b"second")
+    stored.collector.collect(only={first})
+    assert not stored.content.has(first) and stored.content.has(second)
+
+
+def test_interrupted_downloads_go_when_asked(stored: Stored) -> None:
+    lost, busy = digest_of(b"lost"), digest_of(b"busy")
+    with stored.content.writer(lost, 100) as writer:
+        writer.write(b"part")
+    with stored.content.writer(busy, 100) as writer:
+        writer.write(b"part")
+        assert stored.collector.collect().bytes == 0
+        assert stored.collector.collect(parts=True).bytes == 4
+        assert os.path.exists(stored.content.part_path(busy))
+    assert not os.path.exists(stored.content.part_path(lost))

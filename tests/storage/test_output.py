@@ -81,9 +81,11 @@ def test_a_full_disk_is_told_and_nothing_stays(tmp_path: Path) -> None:
     small.mkdir()
     mount.mount("tmpfs", str(small), "tmpfs", 0, "size=64k")
     try:
-        with pytest.raises(Exhausted, match=str(small / "a.tar")) as caught:
-            with open_output(small / "a.tar") as stream:
-                stream.write(bytes(1 << 20))
+        with (
+            pytest.raises(Exhausted, match=str(small / "a.tar")) as caught,
+            open_output(small / "a.tar") as stream,
+        ):
+            stream.write(bytes(1 << 20))
         assert caught.value.hint is not None
         with pytest.raises(Exhausted), new_directory(small / "layout") as directory:
             Path(directory, "blob").write_bytes(bytes(1 << 20))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from hutch.engine.context import Context
 from hutch.engine.records import INSTANCES, InstanceRecord
+from hutch.errors import Exhausted, HutchError, Unavailable
 from hutch.image.catalog import ImageUser, Removed
 from hutch.image.records import HistoryRecord, ImageRecord
 from hutch.lifecycle import State
@@ -73,16 +75,19 @@ class Images:
         from hutch.image.pull import pull
 
         context = self._context
-        return pull(
-            reference,
-            images=self._catalog,
-            content=context.content,
-            layers=context.layers,
-            leases=context.leases,
-            config=context.registry,
-            platform=platform,
-            progress=progress,
-        )
+        # What an interrupted pull brought serves the next one; on a full disk, or past a
+        # limit, it would only stand in the way.
+        with self._freeing(Exhausted):
+            return pull(
+                reference,
+                images=self._catalog,
+                content=context.content,
+                layers=context.layers,
+                leases=context.leases,
+                config=context.registry,
+                platform=platform,
+                progress=progress,
+            )
 
     def push(self, reference: str, *, progress: Progress = silent) -> PushResult:
         """Push an image to the registry that its reference names."""
@@ -131,14 +136,16 @@ class Images:
         from hutch.image.archive import load_images
 
         context = self._context
-        return load_images(
-            source,
-            images=self._catalog,
-            content=context.content,
-            layers=context.layers,
-            leases=context.leases,
-            progress=progress,
-        )
+        with self._freeing(Exhausted):
+            return load_images(
+                source,
+                images=self._catalog,
+                content=context.content,
+                layers=context.layers,
+                leases=context.leases,
+                collector=context.collector,
+                progress=progress,
+            )
 
     def save(
         self,
@@ -178,18 +185,19 @@ class Images:
         from hutch.image.importer import import_image
 
         context = self._context
-        return import_image(
-            source,
-            images=self._catalog,
-            content=context.content,
-            layers=context.layers,
-            leases=context.leases,
-            reference=reference,
-            changes=changes,
-            message=message,
-            platform=platform,
-            progress=progress,
-        )
+        with self._freeing(BaseException):
+            return import_image(
+                source,
+                images=self._catalog,
+                content=context.content,
+                layers=context.layers,
+                leases=context.leases,
+                reference=reference,
+                changes=changes,
+                message=message,
+                platform=platform,
+                progress=progress,
+            )
 
     def bootstrap(
         self,
@@ -198,25 +206,26 @@ class Images:
         variant: str = "minbase",
         packages: Sequence[str] = (),
         mirror: str | None = None,
+        keyring: str | None = None,
         reference: str | None = None,
         progress: Progress = silent,
     ) -> ImageRecord:
         """Make an image from a distribution's own packages (`debian:bookworm`, `busybox`)."""
-        import tempfile
         from pathlib import Path
 
         from hutch.image.bootstrap import bootstrap_tar, parse_base
         from hutch.image.importer import import_image
         from hutch.storage.faults import disk_errors
+        from hutch.storage.scratch import clean_scratch, scratch_directory
 
-        base = parse_base(what, variant=variant, packages=packages, mirror=mirror)
+        base = parse_base(what, variant=variant, packages=packages, mirror=mirror, keyring=keyring)
         context = self._context
-        scratch = context.root / "tmp"
-        with disk_errors(f"bootstrap of {base.reference}"):
-            scratch.mkdir(mode=0o700, exist_ok=True)
+        purpose = f"bootstrap of {base.reference}"
+        clean_scratch(context.root, context.trash)
         with (
-            disk_errors(f"bootstrap of {base.reference}"),
-            tempfile.TemporaryDirectory(dir=scratch) as workspace,
+            self._freeing(BaseException),
+            disk_errors(purpose),
+            scratch_directory(context.root, context.trash, purpose=purpose) as workspace,
             bootstrap_tar(base, Path(workspace), progress=progress) as tar,
         ):
             return import_image(
@@ -243,14 +252,38 @@ class Images:
 
         removed = prune(self._catalog, unused=all_images, only=parse_filters(filters or {}))
         return ImagePrune(
-            untagged=removed.untagged, deleted=removed.deleted, reclaimed=self._collect()
+            untagged=removed.untagged,
+            deleted=removed.deleted,
+            reclaimed=self._collect(parts=True),
         )
 
-    def _collect(self) -> int:
-        """Free what no image needs any more, unless work on images is under way."""
-        from hutch.errors import Unavailable
+    @contextmanager
+    def _freeing(self, kind: type[BaseException]) -> Iterator[None]:
+        """Free what the work of the block brought in, where it fails like that.
 
+        A failure to free is passed over: the next collection does it.
+        """
         try:
-            return self._context.collector.collect().bytes
+            yield
+        except kind as error:
+            full = isinstance(error, Exhausted)
+            if full:
+                # The records have to be written to free anything: make room for that.
+                self._context.trash.drain()
+            with suppress(HutchError, OSError):
+                self._collect(parts=full)
+            raise
+
+    def _collect(self, *, parts: bool = False) -> int:
+        """Free what no image needs any more, unless work on images is under way."""
+        from hutch.storage.scratch import clean_scratch
+
+        context = self._context
+        clean_scratch(context.root, context.trash)
+        # Before the records are asked for anything: on a full disk they need some of that.
+        freed = context.content.clean_ingest(older_than_s=-1.0) if parts else 0
+        try:
+            context.leases.end_over()
+            return freed + context.collector.collect(parts=parts).bytes
         except Unavailable:
-            return 0
+            return freed

@@ -12,6 +12,7 @@ from hutch.engine.results import DiskUsage, PruneReport, SystemInfo, UsageRow
 from hutch.engine.stop import remove
 from hutch.errors import Busy, HutchError, NotFound, Unavailable, WrongState
 from hutch.lifecycle import State
+from hutch.storage.scratch import clean_scratch
 
 __all__ = ["collect_garbage", "df", "info", "prune", "prune_instances"]
 
@@ -25,14 +26,16 @@ def df(context: Context) -> DiskUsage:
     usage = context.collector.usage(context.snapshots, context.volumes, running=running)
     used = {record.image_id for record in records}
     images = context.images.all()
-    in_use = {chain for image in images if image.id in used for chain in image.chain_ids}
+    active = [image for image in images if image.id in used]
+    in_use = {name for image in active for name in (*image.chain_ids, *image.digests)}
     idle = sum(layer.size for layer in context.layers.list() if layer.chain_id not in in_use)
     idle += sum(disk.size for disk in context.rootdisks.list() if disk.chain_id not in in_use)
+    idle += sum(blob.size for blob in context.content.list() if blob.digest not in in_use)
     rows = [
         UsageRow(
             kind="images",
             total=len(images),
-            active=sum(image.id in used for image in images),
+            active=len(active),
             size=usage.layers.size + usage.blobs.size + usage.disks.size,
             reclaimable=idle,
         ),
@@ -77,6 +80,7 @@ def collect_garbage(context: Context) -> int:
     """Free blobs, layers and root disks that nothing names and what dead processes left;
     bytes freed."""
     known = [record.id for record in all_records(context)]
+    clean_scratch(context.root, context.trash)
     context.collector.reconcile(context.snapshots, known)
     context.volumes.reconcile(known)
     context.kernels.reconcile()

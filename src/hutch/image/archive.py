@@ -1,14 +1,13 @@
 """Load images from archives: OCI layouts (a directory or a tar) and Docker archives.
 
 The tar is read once and in order, so it may come through a pipe, compressed or not: every
-file in it becomes a blob by its own digest, and what no image needs is removed at the end.
+file in it becomes a blob by its own digest, and what no image needs is freed at the end.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from typing import TypeVar
 
 import msgspec
@@ -37,6 +36,7 @@ from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.beneath import normalise
 from hutch.storage.compression import Readable, decompress, detect
 from hutch.storage.content import ContentStore
+from hutch.storage.gc import Collector
 from hutch.storage.layers import Layers
 from hutch.storage.leases import Lease, Leases
 from hutch.storage.tarstream import LNK, REG, SYM, TarReader
@@ -66,6 +66,7 @@ def load_images(
     content: ContentStore,
     layers: Layers,
     leases: Leases,
+    collector: Collector,
     references: Sequence[str] = (),
     platform: str | None = None,
     progress: Progress = silent,
@@ -74,37 +75,56 @@ def load_images(
 
     `source` is a stream, or the path of an archive or of an OCI layout directory. Raises
     `InvalidArgument` where it is neither kind of archive, `IntegrityError` where content
-    does not match its digest, and `NotFound` where a wanted reference is not in it.
+    does not match its digest, and `NotFound` where a wanted reference is not in it. The
+    phase `loaded` of `progress` is told for each name an image came by, or for its id.
     """
     wanted = parse_platform(platform) if platform else host_platform()
-    with ExitStack() as stack:
-        lease = stack.enter_context(leases.hold(purpose="load"))
-        archive = _Archive(content)
-        try:
-            if isinstance(source, (str, os.PathLike)):
-                if os.path.isdir(source):
-                    _read_directory(archive, os.fspath(source))
-                else:
-                    _read_tar(archive, stack.enter_context(open_archive(source)), progress)
-            else:
-                _read_tar(archive, source, progress)
+    archive = _Archive(content, layers)
+    try:
+        with leases.hold(purpose="load") as lease:
+            _read(archive, source, progress)
             found = _Loader(archive, wanted, references, lease).images()
             return [_register(one, archive, images, layers, lease, progress) for one in found]
-        except OSError as error:
-            raise InvalidArgument(f"archive: {(error.strerror or str(error)).lower()}") from error
-        finally:
-            archive.forget_unused()
+    finally:
+        _forget_unused(archive, collector)
+
+
+def _read(archive: _Archive, source: Readable | str | os.PathLike[str], progress: Progress) -> None:
+    label = "archive"
+    try:
+        if not isinstance(source, (str, os.PathLike)):
+            _read_tar(archive, source, progress)
+        elif os.path.isdir(source):
+            _read_directory(archive, os.fspath(source))
+        else:
+            label = f"archive {os.fspath(source)}"
+            with open_archive(source) as file:
+                _read_tar(archive, file, progress)
+    except IntegrityError as error:
+        raise IntegrityError(f"{label}: {error.message}", hint=error.hint) from error
+    except OSError as error:
+        raise InvalidArgument(f"{label}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _forget_unused(archive: _Archive, collector: Collector) -> None:
+    """Free what came with the archive and no image has, nor somebody else by now."""
+    try:
+        collector.collect(only=archive.new)
+    except (HutchError, OSError):
+        # Whatever failed before is what the caller has to hear of; the next collection
+        # frees these too.
+        pass
 
 
 class _Archive:
     """The files of an archive by name, each a blob in the content store."""
 
-    def __init__(self, content: ContentStore) -> None:
+    def __init__(self, content: ContentStore, layers: Layers) -> None:
         self.content = content
+        self._layers = layers
         self._files: dict[str, tuple[str, int]] = {}
         self._links: dict[str, str] = {}
-        self._new: set[str] = set()
-        self.used: set[str] = set()
+        self.new: set[str] = set()
 
     def add(self, name: str, chunks: Iterable[bytes]) -> None:
         """Take a file in."""
@@ -115,7 +135,7 @@ class _Archive:
                 blob.write(chunk)
             digest = blob.digest
             if not self.content.has(digest):
-                self._new.add(digest)
+                self.new.add(digest)
             done = blob.commit()
         self._files[name] = (done.digest, done.size)
 
@@ -132,6 +152,11 @@ class _Archive:
                 break
             name = self._links[name]
         raise InvalidArgument(f"archive: has no {name[:200]!r}")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no file came."""
+        return not self._files
 
     def has(self, name: str) -> bool:
         return name in self._files or name in self._links
@@ -158,10 +183,9 @@ class _Archive:
                 f"archive: blob {descriptor.digest} has digest {digest} and {size} bytes"
             )
 
-    def forget_unused(self) -> None:
-        """Remove the blobs that came with the archive and that no image needs."""
-        for digest in self._new - self.used:
-            self.content.delete(digest)
+    def note_layers(self, chain_ids: Iterable[str]) -> None:
+        """Remember which of these layers are not there yet."""
+        self.new.update(chain for chain in chain_ids if not self._layers.has(chain))
 
 
 def _blob_name(digest: str) -> str:
@@ -245,6 +269,9 @@ class _Loader:
             found = list(self._layout())
         elif archive.has("manifest.json"):
             found = [self._docker(image) for image in self._docker_images()]
+        elif archive.is_empty:
+            # Most likely the program before in the pipe has failed.
+            raise InvalidArgument("archive: is empty")
         else:
             raise InvalidArgument(
                 "archive: neither an OCI layout (index.json) nor a Docker archive (manifest.json)",
@@ -382,6 +409,7 @@ def _register(
 ) -> ImageRecord:
     manifest = decode_manifest(image.manifest, image.media_type)
     content = archive.content
+    lease.add(*(blob.digest for blob in (manifest.config, *manifest.layers)))
     # A Docker archive's layers lie under names of their own: look for blobs by digest.
     for blob in (manifest.config, *manifest.layers):
         if not content.has(blob.digest) or content.size(blob.digest) != blob.size:
@@ -390,11 +418,13 @@ def _register(
     check_layers(manifest, decode_config(config), what="archive")
     record = build_record(manifest=image.manifest, media_type=image.media_type, config=config)
     lease.add(*record.digests, *record.chain_ids)
+    archive.note_layers(record.chain_ids)
     progress(ProgressEvent(item=record.id, phase="extracting"))
     done = unpack_stored(record.layers, content, layers)
+    if not content.has(digest_of(image.manifest)):
+        archive.new.add(digest_of(image.manifest))
     content.put(image.manifest)
-    archive.used.update(record.digests)
-    return register_image(
+    record = register_image(
         images,
         manifest=image.manifest,
         media_type=image.media_type,
@@ -403,3 +433,8 @@ def _register(
         names=image.names,
         action="load",
     )
+    for name in image.names:
+        progress(ProgressEvent(item=parse(name).familiar(), phase="loaded"))
+    if not image.names:
+        progress(ProgressEvent(item=record.id, phase="loaded"))
+    return record

@@ -6,7 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from io import FileIO
+from typing import Any
 
 import msgspec
 
@@ -39,10 +40,10 @@ def now_text(epoch_s: float | None = None) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)
 
 
-def open_archive(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open an archive for reading; raise `NotFound` where there is none."""
+def open_archive(path: str | os.PathLike[str]) -> FileIO:
+    """Open an archive for reading, unbuffered; raise `NotFound` where there is none."""
     try:
-        return open(path, "rb")
+        return open(path, "rb", buffering=0)
     except FileNotFoundError:
         raise NotFound(f"{os.fspath(path)}: no such file") from None
     except OSError as error:
@@ -88,6 +89,9 @@ class _Tee:
         self._head = b""
         while len(self._head) < 6 and (data := stream.read(CHUNK)):
             self._head += data
+        if not self._head:
+            # Most likely the program before in the pipe has failed.
+            raise InvalidArgument("is empty", field="source")
         kind = detect(self._head)
         self.media_type = _ZSTD if kind == "zstd" else _GZIP
         self._plain: Iterator[bytes] | None = None

@@ -181,7 +181,7 @@ class NewBlob:
         """Make it a blob, safe on the disk."""
         digest = self.digest
         with disk_errors(f"blob {digest}"):
-            if self._store.has(digest):
+            if self._store.renew(digest):
                 os.unlink(self._path)
             else:
                 self._store.publish(self._fd, self._path, digest)
@@ -287,6 +287,15 @@ class ContentStore:
             for chunk in chunks:
                 blob.write(chunk)
             return blob.commit()
+
+    def renew(self, digest: str) -> bool:
+        """Let a blob count as made now, so that a lease begun before protects it; return
+        whether there is one."""
+        try:
+            os.utime(self.path(digest))
+        except FileNotFoundError:
+            return False
+        return True
 
     def publish(self, fd: int, path: str, digest: str) -> None:
         """Give the finished file `path` (open as `fd`) its name among the blobs."""

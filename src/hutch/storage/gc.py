@@ -8,7 +8,7 @@ after, never in between. Deleting what was taken away happens later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 import msgspec
 
@@ -91,22 +91,35 @@ class Collector:
             marked.add(disk_key(snapshot.chain_ids))
         return marked
 
-    def collect(self, *, dry_run: bool = False) -> Collected:
-        """Free what nothing names; with `dry_run` only tell what that would be."""
+    def collect(
+        self, *, dry_run: bool = False, only: Set[str] | None = None, parts: bool = False
+    ) -> Collected:
+        """Free what nothing names; with `dry_run` only tell what that would be.
+
+        `only` narrows it to these digests and chainIDs. With `parts` interrupted downloads
+        go whatever their age, unless somebody writes them just now.
+        """
         blobs: list[str] = []
         layers: list[str] = []
         disks: list[str] = []
         freed = 0
+        if not dry_run and only is None:
+            age = {"older_than_s": -1.0} if parts else {}
+            freed += self._content.clean_ingest(**age)
         with self._records.write() as transaction:
             named, since = leased(transaction)
             marked = self._marked(transaction) | named
             for blob in self._content.list():
+                if only is not None and blob.digest not in only:
+                    continue
                 if blob.digest not in marked and blob.changed_at < since - _CLOCK_S:
                     blobs.append(blob.digest)
                     freed += blob.size
                     if not dry_run:
                         self._trash.discard(self._content.path(blob.digest))
             for layer in self._layers.list():
+                if only is not None and layer.chain_id not in only:
+                    continue
                 made_at = self._layers.made_at(layer.chain_id)
                 if layer.chain_id not in marked and made_at < since - _CLOCK_S:
                     layers.append(layer.chain_id)
@@ -114,12 +127,12 @@ class Collector:
                     if not dry_run:
                         self._layers.remove(layer.chain_id)
             for chain_id, size in self._idle_disks(marked, named, since):
+                if only is not None and chain_id not in only:
+                    continue
                 disks.append(chain_id)
                 freed += size
                 if self._disks is not None and not dry_run:
                     self._disks.remove(chain_id)
-        if not dry_run:
-            freed += self._content.clean_ingest()
         return Collected(blobs=tuple(blobs), layers=tuple(layers), disks=tuple(disks), bytes=freed)
 
     def _idle_disks(

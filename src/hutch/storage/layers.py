@@ -164,10 +164,18 @@ class Layers:
             os.rename(tmp, os.path.dirname(self.path(layer.chain_id)))
         except OSError:
             # Without a diffID beforehand two may have made the same layer: the first stays.
-            if not self.has(layer.chain_id):
+            if not self._renew(layer.chain_id):
                 raise
             self._trash.discard(tmp)
         return layer
+
+    def _renew(self, chain_id: str) -> bool:
+        """Let a layer count as made now, so that a lease begun before protects it."""
+        try:
+            os.utime(os.path.dirname(self.path(chain_id)))
+        except FileNotFoundError:
+            return False
+        return True
 
     def settle(self, chain_ids: Sequence[str]) -> None:
         """Give directories that a layer uses without describing them their parent's mode,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 
+from hutch.errors import Exhausted
 from hutch.ids import new_id
 from hutch.records import Records, Transaction
 
@@ -60,13 +61,15 @@ class Leases:
 
     def __init__(self, records: Records) -> None:
         self._records = records
+        self._over: list[str] = []
 
     @contextmanager
     def hold(self, *references: str, purpose: str = "", ttl_s: float = _TTL_S) -> Iterator[Lease]:
         """Protect `references`, and what is made in the block, until it ends.
 
         Take the lease before looking whether a thing is there: what is there afterwards
-        stays there.
+        stays there. Where the disk is too full to end it, it ends by `end_over`, or with
+        the process.
         """
         key = new_id()
         record = LeaseRecord(
@@ -83,8 +86,18 @@ class Leases:
         try:
             yield Lease(self._records, key, record, ttl_s)
         finally:
+            self._over.append(key)
+            with suppress(Exhausted):
+                self.end_over()
+
+    def end_over(self) -> None:
+        """End the leases whose block is over."""
+        keys = tuple(self._over)
+        if keys:
             with self._records.write() as transaction:
-                transaction.delete(LEASES, key)
+                for key in keys:
+                    transaction.delete(LEASES, key)
+            self._over = [key for key in self._over if key not in keys]
 
     def list(self) -> Iterable[LeaseRecord]:
         """Return the leases in force."""
