@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from hutch.cli.options import Option, UsageError, parse
@@ -30,6 +32,8 @@ _STAND_INS: dict[str, dict[str, object] | None] = {
     "msgspec.inspect": {},
     "msgspec._json_schema": {"schema": None, "schema_components": None},
 }
+# The modules of commands that leave files or processes behind unless they end in order.
+_UNDONE = ("transfer", "files")
 _TRAILING: tuple[Option, ...] = (
     ("output", "o", "text", "FORMAT", "Write `table` or `json`"),
     ("help", "", "flag", "", "Show this help"),
@@ -122,6 +126,30 @@ def _dispatch(argv: list[str], found: list[str]) -> int:
     return _invoke(words, command, settings, values, positionals, "output" not in taken)
 
 
+@contextmanager
+def _ended_by_exception() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP undo what is half done, as Ctrl-C does; a second one kills."""
+    import signal
+
+    def end(number: int, _frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    # What nohup(1) or a parent has ignored stays ignored.
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) == signal.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _load_msgspec() -> None:
     """Load msgspec without those parts of it that no command uses: 13 ms in all.
 
@@ -174,7 +202,10 @@ def _invoke(
         root=root if isinstance(root, str) else None,
         output=str(output),
     ) as invocation:
-        return command.handler(invocation)
+        if TABLE[words][0] not in _UNDONE:
+            return command.handler(invocation)
+        with _ended_by_exception():
+            return command.handler(invocation)
 
 
 def find_command(rest: list[str]) -> tuple[str, list[str]]:

@@ -79,7 +79,9 @@ class _Bars:
         try:
             columns, rows = os.get_terminal_size(2)
         except OSError:
-            columns, rows = 80, 24
+            columns, rows = 0, 0
+        # A terminal that was never told its size says 0.
+        columns, rows = columns or 80, rows or 24
         shown = list(self._items.values())[-max(rows - 1, 1) :]
         text = f"\x1b[{self._drawn}A" if self._drawn else ""
         for event in shown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from hutch.cli.command import Command
 from hutch.cli.object_shapes import familiar
@@ -11,6 +11,10 @@ from hutch.cli.options import UsageError
 from hutch.cli.output import is_tty, print_json
 from hutch.cli.progress import pull_progress
 from hutch.cli.session import Invocation
+from hutch.records import ProgressEvent
+
+if TYPE_CHECKING:
+    from io import BufferedReader
 
 __all__ = ["COMMANDS"]
 
@@ -61,23 +65,30 @@ def _save(invocation: Invocation) -> int:
 def _load(invocation: Invocation) -> int:
     source = invocation.options.get("input")
     given: BinaryIO | str = source if source and source != "-" else _stdin("load", "-i FILE")
+    loaded: list[str] = []
+
+    def take(event: ProgressEvent) -> None:
+        if event.phase == "loaded":
+            loaded.append(event.item)
+        else:
+            progress(event)
+
     with pull_progress(quiet=invocation.flag("quiet")) as progress:
-        records = invocation.engine.images.load(given, progress=progress)
+        records = invocation.engine.images.load(given, progress=take)
     if invocation.json:
         print_json([{"Id": record.id, "Names": list(record.names)} for record in records])
         return 0
-    for record in records:
-        for name in record.names or ():
-            print(f"Loaded image: {familiar(name)}")
-        if not record.names:
-            print(f"Loaded image ID: {record.id}")
+    for name in loaded:
+        print(f"Loaded image ID: {name}" if name.startswith("sha256:") else f"Loaded image: {name}")
     return 0
 
 
 def _stdin(command: str, cure: str) -> BinaryIO:
     if is_tty(0):
         raise UsageError(f"{command}: stdin is a terminal", hint=f"use {cure}", exit_code=1)
-    return sys.stdin.buffer
+    # Unbuffered: BufferedReader fills its answer by several read(2), and a signal that comes
+    # between two of them is not looked at while the next one waits for a slow writer.
+    return cast("BinaryIO", cast("BufferedReader", sys.stdin.buffer).raw)
 
 
 def _import(invocation: Invocation) -> int:
@@ -107,6 +118,7 @@ def _bootstrap(invocation: Invocation) -> int:
             invocation.arguments[0],
             packages=packages,
             mirror=values.get("mirror"),
+            keyring=values.get("keyring"),
             reference=values.get("tag"),
             progress=progress,
             **extra,
@@ -192,6 +204,7 @@ COMMANDS = {
         high=1,
         options=(
             ("include", "", "list", "PACKAGE,…", "The same as --package"),
+            ("keyring", "", "text", "FILE", "Keys of the archive, instead of the host's"),
             ("mirror", "", "text", "URL", "Take packages from here instead of apt's sources"),
             ("package", "p", "list", "PACKAGE,…", "Install these as well"),
             _QUIET,

@@ -233,16 +233,20 @@ def _release_epoch(sources: Sequence[Source], suite: str, workspace: Path) -> in
 
 
 def _wrapper() -> list[str]:
-    """Return what to put before mmdebstrap: as root, a mount namespace that dies with it.
+    """Return what to put before mmdebstrap, so that it and all it starts die with us.
 
-    The new root is built in memory there where there is plenty: dpkg's many synchronous
-    writes then cost nothing, and nothing stays however it ends.
+    As root it is the first process of a mount and process namespace of its own: what it
+    mounts and starts there goes with it. The new root is built in memory where there is
+    plenty: dpkg's many synchronous writes then cost nothing.
     """
+    # The signal comes to the one process it is set for, and the namespace's end to the rest.
+    tied = ["setpriv", "--pdeathsig", "KILL"]
     if os.geteuid() != 0:
-        return []
+        return tied
     plenty = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") > _TMPFS_MEMORY
     script = _IN_MEMORY if plenty else 'exec "$@"'
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    namespaces = ["--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+    return [*tied, "unshare", *namespaces, "--propagation", "private", "sh", "-c", script, "sh"]
 
 
 def _mmdebstrap(
