@@ -186,6 +186,23 @@ def _archive() -> bytes:
     return tar(files)
 
 
+@requires("mmdebstrap")
+@pytest.mark.parametrize("size", ["120m"])
+def test_a_full_disk_ends_a_bootstrap_and_nothing_else(
+    size: str, small: Callable[[str], Cli]
+) -> None:
+    cli = small(size)
+    # A group of its own, as mmdebstrap would hang up on the one it is in.
+    done = subprocess.run(
+        [*cli.argv, "image", "bootstrap", "-q", "debian:bookworm"],
+        capture_output=True,
+        process_group=0,
+    )
+    assert done.returncode == 1, done
+    assert b"no space left" in done.stderr and b"\nhint: free " in done.stderr
+    assert left(cli.root) == []
+
+
 @requires("docker-registry")
 def test_prune_frees_an_interrupted_pull(registry: Registry, proxy: Proxy, empty: Cli) -> None:
     image = make_image(LAYERS[0])

@@ -10,6 +10,7 @@ from, so that apt works inside, but holds none of the host's credentials.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from hutch.image.apt import (
 from hutch.image.busybox import busybox_program, write_busybox_tar
 from hutch.image.records import RuntimeConfig
 from hutch.records import Progress, ProgressEvent, silent
+from hutch.storage.faults import explain
 
 __all__ = ["VARIANTS", "BaseImage", "bootstrap_tar", "parse_base"]
 
@@ -177,7 +179,16 @@ def _write_suite(
         command, env=_environment(workspace, epoch), stdout_fd=tar.fileno(), timeout_s=3600
     )
     if done.returncode != 0:
-        raise _failure(base, done.stderr.decode(errors="replace"))
+        output = done.stderr.decode(errors="replace")
+        if "No space left on device" in output or _is_full(tar.fileno()):
+            raise explain(OSError(errno.ENOSPC, "no space left on device"), base.reference)
+        raise _failure(base, output)
+
+
+def _is_full(fd: int) -> bool:
+    """Tell whether the disk of the tar is full: whoever fails to write to it may not say so."""
+    status = os.fstatvfs(fd)
+    return status.f_bavail * status.f_frsize < 1 << 20
 
 
 def _require_mmdebstrap() -> str:
@@ -240,7 +251,8 @@ def _wrapper() -> list[str]:
     plenty: dpkg's many synchronous writes then cost nothing.
     """
     # The signal comes to the one process it is set for, and the namespace's end to the rest.
-    tied = ["setpriv", "--pdeathsig", "KILL"]
+    # A session of its own: mmdebstrap hangs up on its whole process group where it fails.
+    tied = ["setpriv", "--pdeathsig", "KILL", "setsid"]
     if os.geteuid() != 0:
         return tied
     plenty = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") > _TMPFS_MEMORY
@@ -312,7 +324,8 @@ def _directory_entry(name: str, epoch: int) -> bytes:
 def _failure(base: BaseImage, output: str) -> Unavailable | Unsupported:
     """Return the error that tells what mmdebstrap said, with the cure of the usual ones."""
     lines = [line for line in output.splitlines() if line.startswith("E:")]
-    said = "; ".join(line[2:].strip() for line in lines[:3]) or "no reason was given"
+    last = [line.strip() for line in output.splitlines() if line.strip()][-1:]
+    said = "; ".join(line[2:].strip() for line in lines[:3]) or (last or ["no reason was given"])[0]
     if "NO_PUBKEY" in output or "not signed" in output:
         return Unsupported(
             f"{base.reference}: the host has no key of this archive: {said}",
