@@ -596,6 +596,19 @@ def test_a_bomb_is_stopped_at_the_limit(registry: Registry, root: Root) -> None:
     assert list(root.layers.list()) == []
 
 
+def test_layers_small_each_and_large_together_meet_the_limit(
+    registry: Registry, root: Root
+) -> None:
+    layers = [{f"zeros{n}": bytes(1 << 20)} for n in range(6)]
+    registry.put_image("many-bombs", "v1", make_image(*layers))
+    config = msgspec.structs.replace(FAST, max_unpacked_bytes=3 << 20, parallel=2)
+    with pytest.raises(Exhausted, match="more than 3145728 bytes") as caught:
+        pull(f"{registry.host}/many-bombs:v1", **root.parts(), config=config)
+    assert "max_unpacked_bytes" in str(caught.value.hint)
+    assert nothing_recorded(root)
+    assert sum(layer.size for layer in root.layers.list()) < 6 << 20
+
+
 def test_an_image_over_the_stated_size_is_not_begun(
     registry: Registry, root: Root, proxy: Proxy
 ) -> None:

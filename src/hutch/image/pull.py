@@ -20,6 +20,7 @@ from hutch.image.records import ImageRecord
 from hutch.image.register import check_layers, register_image
 from hutch.image.registry import FetchedManifest, Repository
 from hutch.image.registry_config import RegistryConfig
+from hutch.image.unpacking import Budget
 from hutch.oci.digest import chain_ids, digest_of
 from hutch.oci.platform import WantedPlatform, choose, host_platform, normalize, parse_platform
 from hutch.oci.reference import Reference, parse
@@ -228,9 +229,14 @@ class _Pull:
 
     def _layers(self, jobs: list[_Job]) -> list[Layer]:
         """Fetch and unpack the layers, a few at a time; the first failure stops the rest."""
+        budget = Budget(
+            self.config.max_unpacked_bytes,
+            hint="if the image is to be trusted, raise max_unpacked_bytes of registries.json",
+        )
         calls = [
             partial(
-                fetch_layer,
+                _fetch,
+                budget,
                 job,
                 self.repository,
                 self.content,
@@ -245,6 +251,18 @@ class _Pull:
         )
         self.layers.settle([layer.chain_id for layer in unpacked])
         return unpacked
+
+
+def _fetch(
+    budget: Budget,
+    job: _Job,
+    repository: Repository,
+    content: ContentStore,
+    layers: Layers,
+    meter: Meter,
+    stop: threading.Event,
+) -> Layer:
+    return budget.spend(fetch_layer(job, repository, content, layers, meter, stop))
 
 
 def _jobs(manifest: Manifest, image: ImageConfig) -> list[_Job]:

@@ -51,7 +51,8 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     taken (loopback may always speak plain HTTP). `mirrors`: per registry, tried in order
     before it, each `host[:port][/prefix]` or a URL. `ca_dirs`: directories of
     `<host[:port]>/*.crt`, `*.cert` and `*.key`. `credentials` by host go before those of
-    `auth_files`; None there means the places Docker and Podman use.
+    `auth_files`; None there means the places Docker and Podman use. `max_image_bytes`
+    counts an image as it comes, `max_unpacked_bytes` what its layers unpack to.
     """
 
     insecure: tuple[str, ...] = ()
@@ -65,6 +66,7 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_wait_s: float = 60.0
     parallel: int = 4
     max_image_bytes: int = 128 << 30
+    max_unpacked_bytes: int = 256 << 30
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
