@@ -8,12 +8,12 @@
  * background (unless -f) and only then does the starting process end: with 0 when names are
  * served, 3 when the port is taken, 4 when another one serves this directory, else 1.
  */
+#include "../background.h"
 #include "server.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -22,13 +22,10 @@
 #include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define HOSTS_FILE_MAX (8u << 20)
-#define NOBODY 65534
 enum { EXIT_TAKEN = 3, EXIT_SERVED = 4 };
 
 struct arguments {
@@ -210,18 +207,6 @@ static _Noreturn void serve(void)
     }
 }
 
-static void drop_privileges(void)
-{
-    struct rlimit files = {1024, 1024}, none = {0, 0};
-    setrlimit(RLIMIT_NOFILE, &files);
-    setrlimit(RLIMIT_CORE, &none);
-    if (getuid() == 0 && (setgroups(0, NULL) < 0 || setresgid(NOBODY, NOBODY, NOBODY) < 0 ||
-                          setresuid(NOBODY, NOBODY, NOBODY) < 0))
-        die(1, "setuid");
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-}
-
 static void parse_arguments(int argc, char **argv, struct arguments *out)
 {
     int option;
@@ -282,19 +267,6 @@ static void watch_directory(const char *directory)
         die(1, "inotify");
 }
 
-static void go_to_background(void)
-{
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    pid_t pid = fork();
-    if (null < 0 || pid < 0)
-        die(1, "fork");
-    if (pid > 0)
-        _exit(0);
-    setsid();
-    for (int fd = 0; fd < 3; fd++)
-        dup2(null, fd);
-}
-
 int main(int argc, char **argv)
 {
     struct arguments arguments = {0};
@@ -311,8 +283,9 @@ int main(int argc, char **argv)
     open_listeners(arguments.device);
     if (chdir("/") < 0)
         die(1, "chdir");
-    drop_privileges();
-    if (!arguments.foreground)
-        go_to_background();
+    if (drop_privileges(1024) < 0)
+        die(1, "setuid");
+    if (!arguments.foreground && go_to_background() < 0)
+        die(1, "fork");
     serve();
 }

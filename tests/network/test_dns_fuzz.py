@@ -24,7 +24,8 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A name server that ends at the first wrong memory access."""
     program = tmp_path_factory.mktemp("asan") / "hutch-dns"
     flags = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-fsanitize=address,undefined"]
-    sources = [str(path) for path in sorted((NATIVE / "dns").glob("*.c"))]
+    sources = [str(NATIVE / "background.c")]
+    sources += [str(path) for path in sorted((NATIVE / "dns").glob("*.c"))]
     subprocess.run(
         ["gcc", *flags, "-fno-sanitize-recover=all", "-o", str(program), *sources], check=True
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from hutch.errors import Busy, InvalidArgument, Unsupported
 from hutch.ids import new_id, short_id
 from hutch.linux import nft
+from hutch.network.proxies import PortProxies
 from hutch.spec.model import NetworkAttachment, PortMapping
 from tests.network.boxes import TIMEOUT_S, Lab, listener, meets
 from tests.requires import requires
@@ -126,6 +131,102 @@ def test_a_port_is_free_again_after_the_end(lab: Lab) -> None:
         meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
 
 
+@pytest.mark.parametrize("host_ip", ["", "::", "::1"])
+def test_a_port_is_reached_from_the_ipv6_loopback(lab: Lab, host_ip: str) -> None:
+    box = lab.start(ports=web(host_ip=host_ip))
+    with box.listen(80) as server:
+        meets(server, socket.create_connection(("::1", 8080), timeout=5))
+
+
+def test_an_ipv6_instance_is_reached_from_the_ipv6_loopback(lab: Lab) -> None:
+    lab.networks.create("six", ipv6=True)
+    box = lab.start("six", ports=web(host_ip="::1"))
+    with box.listen(80, host="::") as server:
+        meets(server, socket.create_connection(("::1", 8080), timeout=5))
+
+
+def test_udp_is_relayed_from_the_ipv6_loopback(lab: Lab) -> None:
+    box = lab.start(ports=web(protocol="udp"))
+    with box.listen(80, socket.SOCK_DGRAM) as server:
+        for number in (b"1", b"2"):
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
+                client.settimeout(TIMEOUT_S)
+                for word in (b"ping", b"again"):
+                    client.sendto(word + number, ("::1", 8080))
+                    data, peer = server.recvfrom(16)
+                    server.sendto(data[::-1], peer)
+                    answer, where = client.recvfrom(16)
+                    assert answer == (word + number)[::-1]
+                    assert where[:2] == ("::1", 8080)
+
+
+def test_a_relayed_connection_ends_one_way_at_a_time(lab: Lab) -> None:
+    box = lab.start(ports=web())
+    sent = os.urandom(1 << 20)
+    with box.listen(80) as server, socket.create_connection(("::1", 8080), timeout=5) as client:
+        accepted, _ = server.accept()
+
+        def echo() -> None:
+            with accepted, accepted.makefile("rwb") as stream:
+                stream.write(stream.read())  # only now that the other side has ended
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(echo)
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
+            with client.makefile("rb") as stream:
+                assert stream.read() == sent
+            done.result(TIMEOUT_S)
+
+
+def test_a_relayed_connection_is_refused_where_nobody_listens_inside(lab: Lab) -> None:
+    lab.start(ports=web())
+    with (
+        socket.create_connection(("::1", 8080), timeout=5) as client,
+        pytest.raises(ConnectionResetError),
+    ):
+        if client.recv(1) == b"":
+            raise ConnectionResetError
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_published_port_is_held(lab: Lab, protocol: str, host: str) -> None:
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    box = lab.start(ports=web(protocol=protocol))
+    with pytest.raises(OSError, match="in use"):
+        listener(host, 8080, kind)
+    lab.networks.detach(box.id)
+    listener(host, 8080, kind).close()
+
+
+def test_ports_are_given_back_when_the_instance_dies(lab: Lab) -> None:
+    box = lab.start(ports=web())
+    os.kill(box.pid, signal.SIGKILL)
+    [held] = PortProxies(lab.root / "networks").known()
+    with open(lab.root / "networks" / f"proxy-{held}", "r+b") as file:
+        # The proxy goes by itself; nobody of ours has to be there to see the end.
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_UN)
+    listener("127.0.0.1", 8080).close()
+    assert lab.networks.reconcile(lambda _: False) == [box.id]
+    assert PortProxies(lab.root / "networks").known() == []
+
+
+def test_a_port_taken_between_check_and_start_is_told(lab: Lab) -> None:
+    box = lab.box()
+    [endpoint] = lab.networks.prepare(box.id, BRIDGE, ports=web())
+    with listener("127.0.0.1", 8080), pytest.raises(Busy, match="8080/tcp"):
+        lab.networks.attach(endpoint, box.pid)
+    assert PortProxies(lab.root / "networks").known() == []
+
+
+def test_port_53_leaves_room_for_the_name_servers(lab: Lab) -> None:
+    lab.start(ports=web(host_port=53, protocol="udp"))
+    net = lab.networks.create("net").name
+    assert lab.start(net).endpoints[0].dns
+
+
 @pytest.mark.parametrize(
     ("mapping", "error", "text"),
     [
@@ -137,8 +238,6 @@ def test_a_port_is_free_again_after_the_end(lab: Lab) -> None:
             InvalidArgument,
             "77",
         ),
-        (PortMapping(container_port=80, host_ip="::1"), Unsupported, "loopback"),
-        (PortMapping(container_port=80, host_ip="::"), InvalidArgument, "family"),
         (PortMapping(container_port=80, protocol="sctp"), Unsupported, "sctp"),
     ],
 )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hutch.errors import Busy
 
-__all__ = ["lock_file"]
+__all__ = ["lock_file", "lock_holder"]
+
+_FLOCK = "hh4xqqi4x"  # struct flock: type, whence, start, length, pid
 
 
 @contextmanager
@@ -42,6 +45,17 @@ def lock_file(
         # Not by closing alone: a child being spawned may hold a copy for a moment.
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
+
+
+def lock_holder(fd: int) -> int:
+    """Return the process that keeps a record lock (fcntl(2), F_SETLK) on the file, 0 for none.
+
+    The kernel's word, and so true at this moment; the descriptor must be writable.
+    """
+    question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    answer = fcntl.fcntl(fd, fcntl.F_GETLK, question)
+    kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
 
 
 def _lock(fd: int, operation: int, deadline: float | None, name: str) -> None:

@@ -170,6 +170,8 @@ def port_elements(lease: PortLease) -> list[tuple[str, str, str]]:
             if lease.host_ip == ("0.0.0.0" if family == 6 else "::"):
                 continue
             found.append((f"ports{family}_any", service, value))
+        elif lease.host_ip == "::1":
+            continue  # there is no route_localnet for IPv6: hutch.network.proxies relays it
         elif (":" in lease.host_ip) == (family == 6):
             found.append((f"ports{family}", f"{lease.host_ip} . {service}", value))
     return found

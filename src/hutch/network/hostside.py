@@ -26,6 +26,7 @@ from hutch.network.model import (
     PublishedPort,
     Sysctl,
 )
+from hutch.network.proxies import PortProxies
 from hutch.records import Records
 
 __all__ = ["HostSide", "choosing_subnets"]
@@ -59,6 +60,7 @@ class HostSide:
         self._directory = root / "networks"
         self._records = records
         self._names = NameServers(self._directory, records)
+        self._proxies = PortProxies(self._directory)
         self._verified = -1
         self.table = firewall.table_name(root)
 
@@ -86,6 +88,7 @@ class HostSide:
             # The near side, and a bridge that had no member, carry packets only when a work
             # queue has noticed; a packet before that is lost, and sent again after a second.
             route.request(rtnetlink.get_link(index), rtnetlink.get_link(link.index))
+        self._proxies.start(endpoint, pid)
         self.open_ports(endpoint)
         if endpoint.dns:
             self.refresh_names([endpoint.network_id], start=True)
@@ -173,6 +176,18 @@ class HostSide:
         with self.lock():
             if not firewall.remove_ports(self.table, gone) and firewall.is_intact(self.table):
                 self.replace_table()
+
+    def release_ports(self, endpoints: Iterable[Endpoint]) -> None:
+        """Hold the ports of these endpoints no longer; before the records let others have them."""
+        for endpoint in endpoints:
+            if endpoint.ports:
+                self._proxies.stop(endpoint.id)
+
+    def release_ports_of_others(self, endpoint_ids: Collection[str]) -> None:
+        """Hold no ports but those of these endpoints."""
+        for endpoint_id in self._proxies.known():
+            if endpoint_id not in endpoint_ids:
+                self._proxies.stop(endpoint_id)
 
     # ---- bridges and the table --------------------------------------------------------
 
@@ -277,6 +292,7 @@ class HostSide:
         with self.lock(), RouteSocket() as route:
             for network_id in self._names.known():
                 self._names.stop(network_id)
+            self.release_ports_of_others(())
             links = route.links()
             ours = {link.index for link in links if link.name in names}
             if not ours and os.geteuid() != 0:

@@ -219,6 +219,8 @@ class Networks:
         if any(a.name == DEFAULT_NETWORK for a in attachments):
             self._settle_default()
         elsewhere = self._host.ports_of_others() if ports else []
+        if ports:
+            self._host.release_ports(self.endpoints(instance_id))
         with self._records.write() as tx:
             stale = self._release_all(tx, instance_id)
             networks = [find(tx, attachment.name) for attachment in attachments]
@@ -313,6 +315,7 @@ class Networks:
             held = endpoints.endpoints_of(tx, instance_id)
         if not held:
             return
+        self._host.release_ports(held)
         with self._records.write() as tx:
             freed = self._release_all(tx, instance_id)
         self._host.close_ports(freed)
@@ -413,6 +416,7 @@ class Networks:
                     dropped.add(endpoint.instance_id)
             remaining = [endpoint for _, endpoint in tx.items(ENDPOINTS, Endpoint)]
             _drop_orphans(tx, {endpoint.id for endpoint in remaining})
+        self._host.release_ports_of_others({endpoint.id for endpoint in remaining})
         self._host.repair(
             {endpoint.network for endpoint in remaining},
             {endpoint.host_interface for endpoint in remaining},

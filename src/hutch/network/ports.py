@@ -11,6 +11,7 @@ from hutch.errors import Busy, Denied, Exhausted, HutchError, InvalidArgument, U
 from hutch.ids import short_id
 from hutch.network.addresses import parse_address
 from hutch.network.model import PORTS, Endpoint, PortLease, PublishedPort
+from hutch.network.proxies import bindings
 from hutch.records import Transaction
 from hutch.spec.model import PortMapping
 
@@ -78,19 +79,8 @@ def _check(mapping: PortMapping, endpoint: Endpoint, field: str) -> None:
     ):
         if not lowest <= value <= 65535:
             raise InvalidArgument(f"out of range: {value}", field=f"{field}.{name}")
-    if not mapping.host_ip:
-        return
-    address = parse_address(mapping.host_ip, field=f"{field}.host_ip")
-    if mapping.host_ip == "::1":
-        raise Unsupported(
-            f"{field}.host_ip: the IPv6 loopback address cannot be redirected",
-            hint="publish on 127.0.0.1, the kernel has no route_localnet for IPv6",
-        )
-    if (len(address) == 16 and not endpoint.ipv6) or (len(address) == 4 and not endpoint.ipv4):
-        raise InvalidArgument(
-            f"{mapping.host_ip}: network {endpoint.network} has no address of that family",
-            field=f"{field}.host_ip",
-        )
+    if mapping.host_ip:
+        parse_address(mapping.host_ip, field=f"{field}.host_ip")
 
 
 def _overlaps(one: str, other: str) -> bool:
@@ -167,13 +157,9 @@ def choose_port(
 def check_port_free(port: PublishedPort, *, field: str) -> None:
     """Raise `Busy` where a process of the host holds the port.
 
-    Nothing is held afterwards: a process that binds the port later gets no traffic from
-    outside while the port is published, for the redirection comes first.
+    It is held from the moment the instance is attached; see `hutch.network.proxies`.
     """
-    addresses = [port.host_ip] if port.host_ip not in _EVERY else ["0.0.0.0"]
-    if port.host_ip == "::":
-        addresses = ["::"]
-    for address in addresses:
+    for address in bindings(port) or ("0.0.0.0",):
         _try_bind(address, port, field)
 
 

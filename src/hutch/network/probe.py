@@ -11,6 +11,7 @@ from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import firewall, foreign, user
 from hutch.network.dns import dns_path
 from hutch.network.model import NetworkRecord, PortLease, SubnetRecord
+from hutch.network.proxies import proxy_path
 
 __all__ = ["examine"]
 
@@ -37,8 +38,9 @@ _SAMPLE_PORT = PortLease(
 
 
 def examine() -> list[Finding]:
-    """Return findings about bridges, NAT, forwarding, names and user-mode networking."""
-    return [*_in_a_new_namespace(), _forwarding(), *_filters(), _names(), _user_mode()]
+    """Return findings about bridges, NAT, forwarding, names, ports, user-mode networking."""
+    programs = (_names(), _proxy(), _user_mode())
+    return [*_in_a_new_namespace(), _forwarding(), *_filters(), *programs]
 
 
 def _finding(
@@ -133,6 +135,11 @@ def _filters() -> Iterator[Finding]:
 def _names() -> Finding:
     failure = None if os.access(dns_path(), os.X_OK) else f"{dns_path()} is missing"
     return _finding("name server", failure, "build it with `make -C native install`")
+
+
+def _proxy() -> Finding:
+    failure = None if os.access(proxy_path(), os.X_OK) else f"{proxy_path()} is missing"
+    return _finding("port proxy", failure, "build it with `make -C native install`")
 
 
 def _user_mode() -> Finding:
