@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -75,7 +75,7 @@ def test_connections_come_and_go_in_every_way(checked: Path, tmp_path: Path) -> 
         def serve() -> None:
             for number in range(59):
                 accepted, _ = server.accept()
-                with accepted:
+                with accepted, suppress(OSError):  # a client may leave at any time
                     if number % 3 == 0:  # leave with data unread: a reset
                         continue
                     while data := accepted.recv(4096):
@@ -86,13 +86,11 @@ def test_connections_come_and_go_in_every_way(checked: Path, tmp_path: Path) -> 
             thread.start()
             for number in range(59):
                 with connect(outside) as client:
-                    try:
+                    with suppress(OSError):
                         client.sendall(b"x" * 20000)
                         if number % 2:
                             client.shutdown(socket.SHUT_WR)
                             client.recv(100)
-                    except OSError:
-                        pass
             thread.join(TIMEOUT_S)
             assert not thread.is_alive()
 
