@@ -114,6 +114,13 @@ def test_a_wrong_definition_names_the_field(
     assert len(lab.networks.list()) == 3
 
 
+def test_an_overlap_is_told_by_the_name_of_the_network(lab: Lab) -> None:
+    lab.networks.create("front", subnets=["10.9.0.0/24"])
+    lab.start("front")  # now its bridge has an address of the host in that subnet
+    with pytest.raises(InvalidArgument, match="network front"):
+        lab.networks.create("back", subnets=["10.9.0.0/16"])
+
+
 def test_another_driver_is_refused(lab: Lab) -> None:
     with pytest.raises(Unsupported, match="overlay"):
         lab.networks.create("net", driver="overlay")

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hutch.errors import Busy, InvalidArgument, Unsupported
+from hutch.errors import Busy, Exhausted, InvalidArgument, NotFound, Unsupported
 from hutch.ids import new_id, short_id
 from hutch.linux import nft
 from hutch.network.proxies import PortProxies
@@ -253,3 +253,42 @@ def test_nothing_is_published_from_an_internal_network(lab: Lab) -> None:
     lab.networks.create("inner", internal=True)
     with pytest.raises(InvalidArgument, match="internal"):
         lab.networks.prepare(new_id(), [NetworkAttachment(name="inner")], ports=web())
+
+
+def test_the_first_free_port_of_a_range_is_taken(lab: Lab) -> None:
+    wanted = [PortMapping(container_port=80, host_port=8080, host_port_end=8082)]
+    with listener("127.0.0.1", 8080):
+        boxes = [lab.start(ports=wanted) for _ in range(2)]
+        assert [b.endpoints[0].ports[0].host_port for b in boxes] == [8081, 8082]
+        with pytest.raises(Exhausted, match="8080 to 8082"):
+            lab.start(ports=wanted)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_ports_move_to_the_network_that_is_left(lab: Lab, host: str) -> None:
+    first, second = lab.networks.create("first").name, lab.networks.create("second").name
+    box = lab.start(first, second, ports=web())
+    lab.networks.disconnect(box.id, first, box.pid)
+    [left] = lab.networks.endpoints(box.id)
+    assert (left.network, [port.host_port for port in left.ports]) == (second, [8080])
+    with box.listen(80) as server:
+        meets(server, socket.create_connection((host, 8080), timeout=5))
+        if host == "127.0.0.1":
+            gateway = left.addresses[0].gateway
+            meets(server, box.connect(gateway, 8080))
+
+
+def test_an_instance_without_a_way_out_publishes_once_it_has_one(lab: Lab) -> None:
+    first, second = lab.networks.create("first").name, lab.networks.create("second").name
+    box = lab.start(first, ports=web())
+    lab.networks.disconnect(box.id, first, box.pid)
+    assert lab.networks.endpoints(box.id) == []
+    lab.networks.connect(box.id, NetworkAttachment(name=second), box.pid, ports=web())
+    with box.listen(80) as server:
+        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+
+
+def test_an_instance_of_a_removed_network_names_it(lab: Lab) -> None:
+    none = lab.networks.get("none").id[:1]
+    with pytest.raises(NotFound, match="any more"):
+        lab.networks.prepare(new_id(), [NetworkAttachment(name=none)])

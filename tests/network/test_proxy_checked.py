@@ -85,12 +85,11 @@ def test_connections_come_and_go_in_every_way(checked: Path, tmp_path: Path) -> 
         with relaying(checked, tmp_path / "lock", f"tcp,::1,{outside},127.0.0.1,{inside}"):
             thread.start()
             for number in range(59):
-                with connect(outside) as client:
-                    with suppress(OSError):
-                        client.sendall(b"x" * 20000)
-                        if number % 2:
-                            client.shutdown(socket.SHUT_WR)
-                            client.recv(100)
+                with connect(outside) as client, suppress(OSError):
+                    client.sendall(b"x" * 20000)
+                    if number % 2:
+                        client.shutdown(socket.SHUT_WR)
+                        client.recv(100)
             thread.join(TIMEOUT_S)
             assert not thread.is_alive()
 

@@ -297,3 +297,8 @@ def test_signals_have_names_and_numbers(given: str | int, number: int) -> None:
 def test_bad_signals_are_refused(given: str | int) -> None:
     with pytest.raises(InvalidArgument):
         parse_signal(given)
+
+
+def test_a_range_of_host_ports_for_one_port_is_a_choice() -> None:
+    [port] = parse_ports("9000-9010:80")
+    assert (port.host_port, port.host_port_end, port.container_port) == (9000, 9010, 80)

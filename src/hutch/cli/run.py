@@ -55,6 +55,8 @@ def _attaches_stdin(values: dict[str, Any]) -> bool:
 
 def _options(values: dict[str, Any], *, attached: bool) -> dict[str, Any]:
     options = engine_options(values)
+    if options.get("network") == ["host"] and (values.get("publish") or values.get("publish_all")):
+        warn("published ports have no effect with --network host")
     if attached and values.get("interactive") and not values.get("tty"):
         options["stdin_once"] = True  # a terminal, though, may be detached from and come back
     return options

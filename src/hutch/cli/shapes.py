@@ -223,6 +223,8 @@ def _port_bindings(spec: InstanceSpec) -> dict[str, list[dict[str, str]]]:
     bindings: dict[str, list[dict[str, str]]] = {}
     for port in spec.ports:
         host_port = str(port.host_port) if port.host_port else ""
+        if port.host_port_end:
+            host_port += f"-{port.host_port_end}"
         bindings.setdefault(f"{port.container_port}/{port.protocol}", []).append(
             {"HostIp": port.host_ip, "HostPort": host_port}
         )

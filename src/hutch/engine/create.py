@@ -104,7 +104,7 @@ def create_from_spec(
     elif not spec.hostname and spec.network_mode == "host":
         spec = msgspec.structs.replace(spec, hostname=os.uname().nodename)
     context.driver(spec.isolation).check(spec)
-    _check_references(context, spec)
+    spec = _with_references(context, spec)
     with ExitStack() as leased:
         if spec.isolation == "vm":
             from hutch.engine.machines import prepare_machine
@@ -193,18 +193,25 @@ def _root_owner(spec: InstanceSpec) -> tuple[int, int] | None:
     return remapped_root()
 
 
-def _check_references(context: Context, spec: InstanceSpec) -> None:
-    """Refuse a specification that names instances or networks which do not exist."""
-    for field, mode in (
-        ("network", spec.network_mode),
-        ("pid", spec.pid_mode),
-        ("ipc", spec.ipc_mode),
-    ):
+def _with_references(context: Context, spec: InstanceSpec) -> InstanceSpec:
+    """Refuse a specification that names instances or networks which do not exist; put the
+    names of networks that were given by their identifiers."""
+    for mode in (spec.network_mode, spec.pid_mode, spec.ipc_mode):
         if mode.startswith("container:"):
             find_id(context, mode.removeprefix("container:"))
-        elif field == "network" and mode not in ("none", "host", "bridge"):
-            for attachment in spec.networks:
-                context.networks.get(attachment.name)
+    return _with_networks(context, spec)
+
+
+def _with_networks(context: Context, spec: InstanceSpec) -> InstanceSpec:
+    wanted = tuple(
+        a
+        if a.name == "bridge"
+        else msgspec.structs.replace(a, name=context.networks.get(a.name).name)
+        for a in spec.networks
+    )
+    if wanted == spec.networks:
+        return spec
+    return msgspec.structs.replace(spec, networks=wanted, network_mode=wanted[0].name)
 
 
 def _insert(context: Context, record: InstanceRecord) -> InstanceRecord:

@@ -18,6 +18,7 @@ from hutch.engine.start import attachments, uses_networks
 from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound
 from hutch.lifecycle import State
 from hutch.spec.model import NetworkAttachment
+from hutch.spec.networks import check_attachment
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint, NetworkRecord
@@ -119,6 +120,7 @@ class Networks:
             ipv6=ip6,
             mac=mac_address,
         )
+        check_attachment(attachment, "network")
         identifier = self._identifier(instance)
         context = self._context
         with instance_lock(context, identifier):
@@ -140,6 +142,8 @@ class Networks:
                     pid=record.pid,
                     name=record.name,
                     hostname=record.spec.hostname,
+                    ports=record.spec.ports,
+                    dns=record.spec.dns,
                 )
             self._store(record, (*held, attachment))
             self._rewrite(identifier)

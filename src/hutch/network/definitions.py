@@ -156,11 +156,12 @@ def _subnets(
     tx: Transaction, request: NetworkRequest, host: list[tuple[str, Subnet]]
 ) -> tuple[SubnetRecord, ...]:
     """Return the network's subnets, those asked for and those chosen, in that order."""
-    taken = list(host)
+    taken: list[tuple[str, Subnet]] = []
     for _, network in tx.items(NETWORKS, NetworkRecord):
         for record in network.subnets:
             subnet = parse_subnet(record.subnet, field="subnet")
             taken.append((f"network {network.name}", subnet))
+    taken += host  # after them: a network's name says more than that of its bridge
     wanted: list[Subnet] = []
     for number, text in enumerate(request.subnets):
         subnet = _asked_subnet(text, f"subnets[{number}]", taken)

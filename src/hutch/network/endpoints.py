@@ -25,7 +25,7 @@ from hutch.network.model import (
     PortLease,
     PublishedPort,
 )
-from hutch.network.ports import port_key, reserve_ports
+from hutch.network.ports import move_port, port_key, reserve_ports
 from hutch.records import Transaction
 from hutch.spec.model import NetworkAttachment, PortMapping
 
@@ -191,11 +191,13 @@ def route_messages(endpoint: Endpoint) -> tuple[bytes, ...]:
     return tuple(messages)
 
 
-def promote(tx: Transaction, instance_id: str) -> Endpoint | None:
-    """Let the instance's next endpoint that leads outside give the default route."""
+def promote(tx: Transaction, instance_id: str, ports: Sequence[PortLease] = ()) -> Endpoint | None:
+    """Let the instance's next endpoint that leads outside give the default route, and let
+    these ports, which another one has given back, lead to it."""
     for endpoint in endpoints_of(tx, instance_id):
         if not endpoint.internal:
-            successor = msgspec.structs.replace(endpoint, default_route=True)
+            published = tuple(move_port(tx, lease, endpoint) for lease in ports)
+            successor = msgspec.structs.replace(endpoint, default_route=True, ports=published)
             tx.put(ENDPOINTS, endpoint_key(instance_id, endpoint.network_id), successor)
             return successor
     return None

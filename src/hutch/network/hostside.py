@@ -93,6 +93,17 @@ class HostSide:
         if endpoint.dns:
             self.refresh_names([endpoint.network_id], start=True)
 
+    def publish(self, endpoint: Endpoint, pid: int) -> None:
+        """Open the ports that an endpoint has got after its attachment."""
+        if not endpoint.ports:
+            return
+        with RouteSocket() as route:
+            link = route.link(endpoint.host_interface)
+            if link is not None:
+                route.request(rtnetlink.set_hairpin(link.index))
+        self._proxies.start(endpoint, pid)
+        self.open_ports(endpoint)
+
     def refresh_names(self, network_ids: Collection[str], *, start: bool = False) -> None:
         """Tell the name servers who the members of these networks are now."""
         if network_ids:

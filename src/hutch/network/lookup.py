@@ -6,7 +6,7 @@ from hutch.errors import InvalidArgument, NotFound
 from hutch.network.model import NETWORKS, NetworkRecord
 from hutch.records import Transaction
 
-__all__ = ["find"]
+__all__ = ["find", "named"]
 
 
 def find(tx: Transaction, reference: str) -> NetworkRecord:
@@ -22,3 +22,14 @@ def find(tx: Transaction, reference: str) -> NetworkRecord:
     if not found:
         raise NotFound(f"no network {reference!r}", hint="hutch network ls shows those there are")
     return found[0]
+
+
+def named(tx: Transaction, name: str) -> NetworkRecord:
+    """Return the network of exactly that name, as an instance remembers it."""
+    network = tx.get(NETWORKS, name, NetworkRecord)
+    if network is None:
+        raise NotFound(
+            f"no network {name!r} any more",
+            hint=f"hutch network create {name}, or disconnect the instance from it",
+        )
+    return network

@@ -13,7 +13,7 @@ from hutch.ids import short_id
 from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import endpoints, netns
 from hutch.network.hostside import HostSide, choosing_subnets
-from hutch.network.lookup import find
+from hutch.network.lookup import find, named
 from hutch.network.model import (
     ADDRESSES,
     BUILTIN_NETWORKS,
@@ -223,7 +223,7 @@ class Networks:
             self._host.release_ports(self.endpoints(instance_id))
         with self._records.write() as tx:
             stale = self._release_all(tx, instance_id)
-            networks = [find(tx, attachment.name) for attachment in attachments]
+            networks = [named(tx, attachment.name) for attachment in attachments]
             made = self._create_all(
                 tx,
                 networks,
@@ -334,11 +334,17 @@ class Networks:
         *,
         name: str = "",
         hostname: str = "",
+        ports: Sequence[PortMapping] = (),
         dns: Sequence[str] = (),
     ) -> Endpoint:
-        """Connect a running instance (its process `pid`) to one more network."""
+        """Connect a running instance (its process `pid`) to one more network.
+
+        Where it leads outside and no other one does, it gives the default route and publishes
+        the `ports`.
+        """
         network = self.get(attachment.name)
         self._check_attachable([network])
+        elsewhere = self._host.ports_of_others() if ports else []
         with self._records.write() as tx:
             held = endpoints.endpoints_of(tx, instance_id)
             if any(e.network_id == network.id for e in held):
@@ -347,6 +353,7 @@ class Networks:
                 )
             numbers = {int(e.interface.removeprefix("eth")) for e in held}
             number = next(n for n in range(len(numbers) + 1) if n not in numbers)
+            is_outward = not network.internal and not any(e.default_route for e in held)
             endpoint = endpoints.create_endpoint(
                 tx,
                 network,
@@ -355,7 +362,9 @@ class Networks:
                 name=name,
                 hostname=hostname,
                 number=number,
-                default_route=not network.internal and not any(e.default_route for e in held),
+                default_route=is_outward,
+                ports=ports if is_outward and not any(e.ports for e in held) else (),
+                elsewhere=elsewhere,
                 dns=dns,
             )
             tx.event("network", "connect", network.name, instance=instance_id)
@@ -363,8 +372,10 @@ class Networks:
             self.attach(endpoint, pid)
         except BaseException:
             self._host.remove_link(endpoint.host_interface)
+            self._host.release_ports([endpoint])
             with self._records.write() as tx:
-                endpoints.release_endpoint(tx, endpoint)
+                freed = endpoints.release_endpoint(tx, endpoint)
+            self._host.close_ports(freed)
             raise
         if not endpoint.dns:  # its names are told to the networks it was in before
             self._host.refresh_names({e.network_id for e in held if e.dns})
@@ -373,15 +384,19 @@ class Networks:
     def disconnect(self, instance_id: str, reference: str, pid: int | None) -> Endpoint:
         """Disconnect an instance from a network, live where `pid` names its process.
 
-        The default route moves to another network that leads outside, if there is one.
+        The default route and the published ports move to another network that leads outside,
+        if there is one.
         """
         network = self.get(reference)
         successor: Endpoint | None = None
+        self._host.release_ports(
+            e for e in self.endpoints(instance_id) if e.network_id == network.id
+        )
         with self._records.write() as tx:
             endpoint = endpoints.find_endpoint(tx, instance_id, network)
             freed = endpoints.release_endpoint(tx, endpoint)
             if endpoint.default_route:
-                successor = endpoints.promote(tx, instance_id)
+                successor = endpoints.promote(tx, instance_id, freed)
             tx.event("network", "disconnect", network.name, instance=instance_id)
         self._host.close_ports(freed)
         self._host.remove_link(endpoint.host_interface)
@@ -389,6 +404,7 @@ class Networks:
         self._host.refresh_names(left | ({network.id} if network.dns else set()))
         if successor is not None and pid is not None:
             netns.configure(pid, endpoints.route_messages(successor), ignore=(errno.EEXIST,))
+            self._host.publish(successor, pid)
         return endpoint
 
     # ---- after crashes ----------------------------------------------------------------

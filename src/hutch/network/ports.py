@@ -7,6 +7,8 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from hutch.errors import Busy, Denied, Exhausted, HutchError, InvalidArgument, Unsupported
 from hutch.ids import short_id
 from hutch.network.addresses import parse_address
@@ -15,7 +17,7 @@ from hutch.network.proxies import bindings
 from hutch.records import Transaction
 from hutch.spec.model import PortMapping
 
-__all__ = ["check_port_free", "choose_port", "port_key", "reserve_ports"]
+__all__ = ["candidates", "check_port_free", "choose_port", "move_port", "port_key", "reserve_ports"]
 
 _EPHEMERAL = range(32768, 61000)
 _TYPES = {"tcp": _socket.SOCK_STREAM, "udp": _socket.SOCK_DGRAM}
@@ -50,8 +52,8 @@ def reserve_ports(
         )
         port = (
             _fixed(tx, port, elsewhere, field)
-            if mapping.host_port
-            else _chosen(tx, port, elsewhere)
+            if mapping.host_port and not mapping.host_port_end
+            else _chosen(tx, port, elsewhere, candidates(mapping))
         )
         lease = PortLease(
             instance_id=endpoint.instance_id,
@@ -65,6 +67,20 @@ def reserve_ports(
         tx.put(PORTS, port_key(port), lease)
         taken.append(port)
     return tuple(taken)
+
+
+def move_port(tx: Transaction, lease: PortLease, endpoint: Endpoint) -> PublishedPort:
+    """Let a port that was just given back lead to another endpoint of the same instance."""
+    port = PublishedPort(
+        container_port=lease.target_port,
+        host_port=lease.host_port,
+        host_ip=lease.host_ip,
+        protocol=lease.protocol,
+    )
+    targets = tuple(address.address for address in endpoint.addresses)
+    moved = msgspec.structs.replace(lease, endpoint_id=endpoint.id, targets=targets)
+    tx.put(PORTS, port_key(port), moved)
+    return port
 
 
 def _check(mapping: PortMapping, endpoint: Endpoint, field: str) -> None:
@@ -122,25 +138,36 @@ def _fixed(
 
 
 def _chosen(
-    tx: Transaction, port: PublishedPort, elsewhere: Sequence[PublishedPort]
+    tx: Transaction, port: PublishedPort, elsewhere: Sequence[PublishedPort], among: Sequence[int]
 ) -> PublishedPort:
     return choose_port(
         port,
+        among,
         lambda candidate: (
             _conflict(tx, candidate) is not None or _is_elsewhere(candidate, elsewhere)
         ),
     )
 
 
-def choose_port(
-    port: PublishedPort, is_taken: Callable[[PublishedPort], bool] = lambda _: False
-) -> PublishedPort:
-    """Return the port with a free host port, searched from a random one upwards."""
+def candidates(mapping: PortMapping) -> Sequence[int]:
+    """Return the ports of the host among which one may be chosen, in order of preference:
+    those that were asked for, else the ephemeral ones from a random one upwards."""
+    if mapping.host_port:
+        return range(mapping.host_port, mapping.host_port_end + 1)
     start = int.from_bytes(os.urandom(2), "little") % len(_EPHEMERAL)
-    for step in range(len(_EPHEMERAL)):
+    return [*_EPHEMERAL[start:], *_EPHEMERAL[:start]]
+
+
+def choose_port(
+    port: PublishedPort,
+    among: Sequence[int],
+    is_taken: Callable[[PublishedPort], bool] = lambda _: False,
+) -> PublishedPort:
+    """Return the port with the first host port of these that is free."""
+    for number in among:
         candidate = PublishedPort(
             container_port=port.container_port,
-            host_port=_EPHEMERAL[(start + step) % len(_EPHEMERAL)],
+            host_port=number,
             host_ip=port.host_ip,
             protocol=port.protocol,
         )
@@ -151,7 +178,7 @@ def choose_port(
         except Busy:
             continue
         return candidate
-    raise Exhausted(f"no free {port.protocol} port is left between 32768 and 60999")
+    raise Exhausted(f"no {port.protocol} port from {min(among)} to {max(among)} is free")
 
 
 def check_port_free(port: PublishedPort, *, field: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hutch.decoding import decode_json
 from hutch.errors import Busy, InternalError, Unsupported
 from hutch.network.model import Endpoint, EndpointAddress, PublishedPort
-from hutch.network.ports import check_port_free, choose_port
+from hutch.network.ports import candidates, check_port_free, choose_port
 from hutch.spec.model import PortMapping
 
 if TYPE_CHECKING:
@@ -140,10 +140,10 @@ def _publish(directory: Path, mapping: PortMapping, field: str) -> PublishedPort
         host_ip=mapping.host_ip,
         protocol=mapping.protocol,
     )
-    if port.host_port:
+    if port.host_port and not mapping.host_port_end:
         check_port_free(port, field=field)
     else:
-        port = choose_port(port)
+        port = choose_port(port, candidates(mapping))
     arguments = {
         "proto": port.protocol,
         "host_addr": port.host_ip or "0.0.0.0",

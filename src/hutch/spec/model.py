@@ -90,10 +90,12 @@ class NetworkAttachment(Value, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PortMapping(Value, frozen=True, kw_only=True, omit_defaults=True):
-    """One published port. `host_port` 0 means any free one; `host_ip` "" means all."""
+    """One published port. `host_port` 0 means any free one, with `host_port_end` the first
+    free one from `host_port` to that; `host_ip` "" means all."""
 
     container_port: int
     host_port: int = 0
+    host_port_end: int = 0
     host_ip: str = ""
     protocol: str = "tcp"
 

@@ -39,7 +39,7 @@ def parse_networks(given: Mapping[str, Any]) -> tuple[str, tuple[NetworkAttachme
 
 def _attachment(value: object, field: str) -> NetworkAttachment:
     if isinstance(value, NetworkAttachment):
-        _check_attachment(value, field)
+        check_attachment(value, field)
         return value
     if isinstance(value, Mapping):
         parts = [f"{k}={v}" for k, v in value.items() if not isinstance(v, (list, tuple))]
@@ -51,7 +51,7 @@ def _attachment(value: object, field: str) -> NetworkAttachment:
         if "=" not in given:
             name = "bridge" if given == "default" else given
             attachment = NetworkAttachment(name=name)
-            _check_attachment(attachment, field)
+            check_attachment(attachment, field)
             return attachment
         parts = split_csv(given, field)
     return _long_attachment(parts, field)
@@ -83,7 +83,7 @@ def _long_attachment(parts: Iterable[str], field: str) -> NetworkAttachment:
     if single["name"] == "default":
         single["name"] = "bridge"
     attachment = NetworkAttachment(aliases=tuple(aliases), **single)
-    _check_attachment(attachment, field)
+    check_attachment(attachment, field)
     return attachment
 
 
@@ -95,7 +95,8 @@ def _is_user_defined(name: str) -> bool:
     return not _is_lone(name) and name != "bridge"
 
 
-def _check_attachment(attachment: NetworkAttachment, field: str) -> None:
+def check_attachment(attachment: NetworkAttachment, field: str) -> None:
+    """Raise `InvalidArgument` where an attachment asks for what its network cannot give."""
     name = text(attachment.name, f"{field}.name", empty=False)
     if name == "container:":
         raise InvalidArgument("names no instance", field=field, hint="write container:NAME")
@@ -239,7 +240,7 @@ def parse_ports(value: object, field: str = "publish") -> tuple[PortMapping, ...
     unique = dict.fromkeys(result)
     for port in unique:
         key = (port.host_ip, port.host_port, port.protocol)
-        if port.host_port and key in taken:
+        if port.host_port and not port.host_port_end and key in taken:
             raise InvalidArgument(
                 f"host port {port.host_port}/{port.protocol} is published twice", field=field
             )
@@ -267,6 +268,8 @@ def _port_entry(value: object, field: str) -> list[PortMapping]:
     if isinstance(value, PortMapping):
         integer(value.container_port, f"{field}.container_port", low=1, high=_MAX_PORTS)
         integer(value.host_port, f"{field}.host_port", low=0, high=_MAX_PORTS)
+        low = value.host_port if value.host_port_end else 0
+        integer(value.host_port_end, f"{field}.host_port_end", low=low, high=_MAX_PORTS)
         _protocol(value.protocol, field)
         if value.host_ip:
             ip_address(value.host_ip, f"{field}.host_ip")
@@ -278,11 +281,21 @@ def _port_entry(value: object, field: str) -> list[PortMapping]:
     host_ip = ip_address(address, field) if address else ""
     inside = _port_range(container, given, field)
     outside = _port_range(host, given, field) if host else range(0)
+    if len(inside) == 1 and len(outside) > 1:
+        return [
+            PortMapping(
+                container_port=inside[0],
+                host_port=outside[0],
+                host_port_end=outside[-1],
+                host_ip=host_ip,
+                protocol=protocol,
+            )
+        ]
     if outside and len(outside) != len(inside):
         raise InvalidArgument(
             f"ranges of different lengths in {given!r}",
             field=field,
-            hint="publish as many host ports as container ports",
+            hint="publish as many host ports as container ports, or one container port",
         )
     return [
         PortMapping(

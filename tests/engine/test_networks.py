@@ -1,0 +1,61 @@
+"""Networks as an engine's user meets them: names, what is refused, live changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hutch.engine import Engine
+from hutch.errors import InvalidArgument, NotFound
+from tests.requires import requires
+
+pytestmark = requires("root", "cgroup", "overlayfs", "seccomp", "busybox", "nftables")
+
+
+@pytest.fixture
+def net(engine: Engine) -> Iterator[str]:
+    name = engine.networks.create("net").name
+    yield name
+    engine.networks.remove(name)
+
+
+def test_a_network_may_be_given_by_its_identifier(engine: Engine, net: str) -> None:
+    box = engine.create("busybox", ["true"], network=engine.networks.get(net).id[:12])
+    with box:
+        assert box.info().spec.network_mode == net
+        assert [a.name for a in box.info().spec.networks] == [net]
+
+
+def test_a_second_network_that_does_not_exist_is_refused_at_once(engine: Engine) -> None:
+    with pytest.raises(NotFound, match="nowhere"):
+        engine.create("busybox", ["true"], network=["bridge", "nowhere"])
+
+
+def test_an_instance_whose_network_was_removed_says_so(engine: Engine) -> None:
+    engine.networks.create("gone")
+    with engine.create("busybox", ["true"], network="gone") as box:
+        engine.networks.remove("gone")
+        with pytest.raises(NotFound, match="'gone' any more"):
+            box.start()
+
+
+@pytest.mark.parametrize("options", [{"aliases": ["db"]}, {"ip": "172.17.3.4"}, {"ip6": "fd00::4"}])
+def test_what_the_default_bridge_cannot_give_is_refused(
+    engine: Engine, options: dict[str, str]
+) -> None:
+    with (
+        engine.start("busybox", ["sleep", "1000"], network="none") as box,
+        pytest.raises(InvalidArgument, match="user-defined"),
+    ):
+        engine.networks.connect("bridge", box, **options)
+
+
+def test_its_own_name_servers_go_with_an_instance_into_a_further_network(
+    engine: Engine, net: str
+) -> None:
+    with engine.start("busybox", ["sleep", "1000"], network="none", dns=["192.0.2.53"]) as box:
+        engine.networks.connect(net, box)
+        [endpoint] = engine.networks.members(net)
+        assert endpoint.upstreams == ("192.0.2.53",)
+        engine.networks.disconnect(net, box)
