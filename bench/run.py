@@ -14,7 +14,7 @@ from bench.measure import Row, render
 from bench.peers import install_peers
 from bench.pulls import PULL_CASES
 from bench.rootdisks import DISK_CASES
-from bench.stage import enter_namespaces, stage
+from bench.stage import enter_namespaces, is_inside, stage
 
 _CASES = {**CASES, **PULL_CASES, **DISK_CASES}
 
@@ -33,9 +33,11 @@ def main() -> int:
     if os.geteuid() != 0:
         print("the bench needs root: its peers do", file=sys.stderr)
         return 1
+    if not is_inside():
+        # Before the namespaces: in there, apt reaches no mirror nor a proxy on the loopback.
+        for package in install_peers():
+            print(f"{package} could not be installed; its cases are left out", file=sys.stderr)
     enter_namespaces()
-    for package in install_peers():
-        print(f"{package} could not be installed; its cases are left out", file=sys.stderr)
     wanted: list[str] = arguments.case or list(_CASES)
     if unknown := set(wanted) - set(_CASES):
         print(f"no such case: {', '.join(sorted(unknown))}", file=sys.stderr)

@@ -16,16 +16,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["IMAGE", "Stage", "enter_namespaces", "stage"]
+__all__ = ["IMAGE", "Stage", "enter_namespaces", "is_inside", "stage"]
 
 IMAGE = "bench"
 _INSIDE = "HUTCH_BENCH_INSIDE"
 _CGROUPS_LEFT = ("docker", "libpod_parent")
 
 
+def is_inside() -> bool:
+    """Tell whether this program runs in the namespaces already."""
+    return os.environ.get(_INSIDE) == "1"
+
+
 def enter_namespaces() -> None:
     """Start this program again in namespaces of its own, unless it is there already."""
-    if os.environ.get(_INSIDE) == "1":
+    if is_inside():
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         return
     os.environ[_INSIDE] = "1"

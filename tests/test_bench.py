@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from bench import run as bench_run
 from bench.measure import Action, Row, Samples, Skip, measure, render
 
 
 def row(hutch: list[float], other: list[float], unit: str = "ms", **targets: float) -> Row:
     ways = {"hutch": Samples(seconds=hutch), "peer": Samples(seconds=other)}
     return Row(case="a case", ways=ways, targets=targets, unit=unit)
+
+
+def test_peers_are_installed_before_the_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In there, apt reaches no mirror."""
+    order: list[str] = []
+
+    class Entered(Exception):
+        pass
+
+    def enter() -> None:
+        raise Entered
+
+    def install() -> list[str]:
+        order.append("installed")
+        return []
+
+    monkeypatch.setattr(bench_run.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(sys, "argv", ["bench.run"])
+    monkeypatch.delenv("HUTCH_BENCH_INSIDE", raising=False)
+    monkeypatch.setattr(bench_run, "enter_namespaces", enter)
+    monkeypatch.setattr(bench_run, "install_peers", install)
+    with pytest.raises(Entered):
+        bench_run.main()
+    assert order == ["installed"]
 
 
 def test_ways_take_turns_and_warm_ups_do_not_count() -> None:
