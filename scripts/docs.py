@@ -30,7 +30,10 @@ LIBRARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("drivers/vm/kernels.py", ("KernelRecord",)),
     ("spec/options.py", ("RunOptions", "UpdateOptions")),
     ("engine/results.py", ()),
-    ("aio.py", ()),
+    ("aio/__init__.py", ()),
+    ("aio/engine.py", ()),
+    ("aio/instance.py", ()),
+    ("aio/session.py", ()),
     ("testing.py", ()),
     ("errors.py", ()),
 )
@@ -69,6 +72,10 @@ def _members(node: ast.ClassDef) -> Iterator[str]:
             default = f" = {ast.unparse(item.value)}" if item.value is not None else ""
             if not item.target.id.startswith("_"):
                 yield f"- `{item.target.id}: {ast.unparse(item.annotation)}{default}`\n"
+        elif isinstance(item, ast.Assign) and isinstance(item.value, ast.Call):
+            # In hutch.aio: `info = threaded(engine.Instance.info)`.
+            name, same = ast.unparse(item.targets[0]), ast.unparse(item.value.args[0])
+            yield f"- `await {name}(…)`: as `{same.removeprefix('engine.').removeprefix('Sync')}`\n"
         elif isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
             if item.name.startswith("_") and item.name != "__init__":
                 continue
@@ -95,10 +102,8 @@ def python_page() -> str:
     parts = [NOTE, "# Python library\n"]
     for name, wanted in LIBRARY:
         path = SOURCE / name
-        if not path.exists():
-            continue
         module = ast.parse(path.read_text())
-        dotted = "hutch." + name.removesuffix(".py").replace("/", ".")
+        dotted = "hutch." + name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         parts += [f"## {dotted}\n", f"{ast.get_docstring(module) or ''}\n"]
         for node in module.body:
             shown = getattr(node, "name", "_")
