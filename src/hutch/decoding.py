@@ -1,4 +1,4 @@
-"""Decode JSON into msgspec types, from any thread.
+"""Decode JSON into msgspec types, from any thread; encode what users gave.
 
 msgspec 0.22 works out a type's fields when it is first decoded, and two threads that do so
 at once crash the interpreter (seen as a segmentation fault in `get_class_annotations`). So
@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["decode_json", "prepare"]
+from hutch.errors import InvalidArgument
+
+__all__ = ["decode_json", "encode_json", "prepare"]
 
 T = TypeVar("T")
 
@@ -35,3 +37,37 @@ def decode_json(data: bytes | str, kind: type[T]) -> T:
     """Return `data` as `kind`; raise `msgspec.DecodeError` as `msgspec.json.decode` does."""
     found: T = prepare(kind).decode(data)
     return found
+
+
+def encode_json(value: Any) -> bytes:
+    """Return `value` as JSON; raise `InvalidArgument` naming the field whose text is no Unicode.
+
+    Arguments and file names of Linux are bytes; Python hands on those that are not UTF-8 as
+    lone surrogates, which JSON cannot hold.
+    """
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        field = _not_unicode(value, "")
+        raise InvalidArgument("is not UTF-8 text", field=field.removeprefix(".")) from None
+
+
+def _not_unicode(value: Any, path: str) -> str:
+    """Return where in a value the first text is that cannot be encoded, "" for nowhere."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return path
+        return ""
+    members: list[tuple[str, Any]] = []
+    if isinstance(value, msgspec.Struct):
+        members = [(f".{name}", getattr(value, name)) for name in value.__struct_fields__]
+    elif isinstance(value, dict):
+        for key in value:
+            if found := _not_unicode(key, path):
+                return found
+        members = [(f".{key}", member) for key, member in value.items()]
+    elif isinstance(value, list | tuple):
+        members = [(f"[{i}]", member) for i, member in enumerate(value)]
+    return next((found for name, m in members if (found := _not_unicode(m, path + name))), "")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hutch import errors
+from hutch import __version__, errors
 from hutch.cli.completion import COMMANDS as COMPLETION
 from hutch.cli.exitcodes import EXIT_CODES, exit_code, report
 from hutch.cli.help import command_page, overview
@@ -115,7 +115,7 @@ _SAMPLES = {"flag": True, "int": 1, "list": ["x"], "text": "x"}
 def test_every_option_of_run_is_one_of_the_engine(option: Any, tmp_path: Any) -> None:
     text = tmp_path / "file"
     text.write_text("A=1\n")
-    value: Any = _SAMPLES[option[2]]
+    value: Any = "local" if option[0] == "volume-driver" else _SAMPLES[option[2]]
     if option[0].endswith("-file"):
         value = [str(text)]
     options = engine_options({option[0].replace("-", "_"): value})
@@ -172,3 +172,44 @@ assert msgspec.inspect.type_info(int) == msgspec.inspect.IntType()
 assert msgspec.json.decode(msgspec.json.encode(uuid.UUID(int=7)), type=uuid.UUID).int == 7
 """
     subprocess.run([sys.executable, "-I", "-c", program], check=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["run", "--gpus", "all", "x"], "--device"),
+        (["create", "--link=db", "x"], "network create"),
+        (["container", "run", "--runtime", "runc", "x"], "--isolation"),
+        (["start", "--checkpoint", "c", "x"], "checkpoints"),
+        (["image", "save", "--platform", "linux/arm64", "x"], "hutch pull --platform"),
+        (["rmi", "--platform", "linux/arm64", "x"], "hutch pull --platform"),
+        (["network", "create", "--aux-address", "a=1", "x"], "--ip-range"),
+        (["network", "create", "--ipam-driver", "dhcp", "x"], "only default"),
+        (["network", "create", "--ipv4=false", "x"], "every network has IPv4"),
+        (["volume", "create", "--secret", "a=b"], "cluster"),
+        (["run", "--volume-driver", "nfs", "x"], "only local"),
+        (["build", "."], "hutch commit"),
+        (["login"], "config.json"),
+        (["swarm", "init"], "no cluster"),
+        (["volume", "update", "x"], "cluster"),
+        (["compose", "up"], "hutch run"),
+    ],
+)
+def test_what_docker_has_and_hutch_has_not_is_refused_with_a_reason(
+    argv: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(argv) in (1, 125)
+    said = capsys.readouterr().err
+    assert why in said
+    assert "unknown" not in said
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [("{{.Version}}", "VERSION"), ("{{.Server.Version}}", "VERSION"), ("json", '"VERSION"')],
+)
+def test_the_version_is_shown_by_a_template(
+    template: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["version", "-f", template]) == 0
+    assert shown.replace("VERSION", __version__) in capsys.readouterr().out

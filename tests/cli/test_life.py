@@ -245,3 +245,57 @@ def test_an_interrupted_pull_leaves_no_image(cli: Any) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith((b"hutch: ", b"hint: "))
     assert "no/such" not in cli.out("images")
+
+
+def test_sizes_are_shown_where_asked_for(cli: Any, name: str) -> None:
+    start(cli, name)
+    cli.out("exec", name, "sh", "-c", "head -c 100000 /dev/urandom > /x")
+    line = cli.out("ps", "-s", "--filter", f"name={name}").splitlines()[1]
+    assert "(virtual " in line
+    (shape,) = json.loads(cli.out("inspect", "-s", name))
+    assert shape["SizeRw"] >= 100000
+    assert shape["SizeRootFs"] > shape["SizeRw"]
+
+
+def test_restart_takes_a_signal(cli: Any, name: str) -> None:
+    script = "trap 'echo asked; exit 0' USR1; echo ready; while :; do sleep 0.05; done"
+    args = ("run", "-d", "--network", "none", "--name", name, "busybox", "sh", "-c", script)
+    cli.out(*args)
+    wait_until(lambda: "ready" in cli.out("logs", name))
+    cli.out("restart", "-s", "USR1", "-t", "20", name)
+    assert "asked" in cli.out("logs", name)
+
+
+@pytest.mark.parametrize(("options", "is_link"), [((), True), (("-L",), False)])
+def test_a_link_is_copied_as_one_or_followed(
+    cli: Any, name: str, tmp_path: Path, options: tuple[str, ...], is_link: bool
+) -> None:
+    start(cli, name)
+    (tmp_path / "file").write_text("here")
+    (tmp_path / "link").symlink_to("file")
+    cli.out("cp", *options, str(tmp_path / "link"), f"{name}:/tmp/link")
+    kind = "symbolic link" if is_link else "regular file"
+    assert kind in cli.out("exec", name, "stat", "-c", "%F", "/tmp/link")
+    cli.out("exec", name, "sh", "-c", "echo there > /file; ln -s /file /link")
+    cli.out("cp", *options, f"{name}:/link", str(tmp_path / "out"))
+    assert (tmp_path / "out").is_symlink() == is_link
+
+
+def test_names_that_are_no_utf8_are_refused_by_their_field_or_shown(cli: Any, name: str) -> None:
+    start(cli, name)
+    bad = "\udcff"  # how Python hands on the byte 255
+    wrong: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("spec.process.argv[1]", ("run", "--rm", "--network", "none", "busybox", "echo", bad)),
+        ("spec.labels.a", ("create", "-l", f"a={bad}", "busybox")),
+        ("labels.a", ("volume", "create", "--label", f"a={bad}", f"{name}-v")),
+        ("history", ("commit", "-m", bad, name)),
+    )
+    for field, args in wrong:
+        done = cli(*args)
+        assert done.returncode in (1, 125)
+        assert field in done.stderr.decode()
+        assert "is not UTF-8" in done.stderr.decode()
+    assert cli("volume", "inspect", f"{name}-v").returncode == 1
+    assert cli("exec", name, "touch", f"/x{bad}").returncode == 0
+    assert b"A /x\xff\n" in cli("diff", name).stdout
+    assert {"kind": "A", "path": "/x�"} in json.loads(cli.out("diff", "-o", "json", name))

@@ -97,6 +97,7 @@ class Instance(Proxy):
     rename = threaded(engine.Instance.rename)
     update = threaded(engine.Instance.update)
     stats = threaded(engine.Instance.stats)
+    disk_size = threaded(engine.Instance.disk_size)
     network_stats = threaded(engine.Instance.network_stats)
     top = threaded(engine.Instance.top)
     diff = threaded(engine.Instance.diff)

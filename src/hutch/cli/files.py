@@ -42,11 +42,11 @@ def _copy_out(invocation: Invocation, name: str, path: str, target: str) -> int:
     if target == "-":
         if is_tty(1):
             raise UsageError("the archive will not be written to a terminal", exit_code=1)
-        _, stream = instance.copy_out(path)
+        _, stream = instance.files.copy_out_tar(path, follow=invocation.flag("follow_link"))
         for chunk in stream:
             write_bytes(chunk)
         return 0
-    instance.files.copy_out(path, target)
+    instance.files.copy_out(path, target, follow=invocation.flag("follow_link"))
     return 0
 
 
@@ -55,7 +55,7 @@ def _copy_in(invocation: Invocation, source: str, name: str, path: str) -> int:
     if source == "-":
         instance.copy_in(path, sys.stdin.buffer)
         return 0
-    instance.files.copy_in(source, path)
+    instance.files.copy_in(source, path, follow=invocation.flag("follow_link"))
     return 0
 
 
@@ -111,6 +111,7 @@ COMMANDS = {
         high=2,
         options=(
             ("archive", "a", "flag", "", "Accepted: owners are always kept where possible"),
+            ("follow-link", "L", "flag", "", "Copy what SOURCE leads to where it is a link"),
             ("quiet", "q", "flag", "", "Accepted, without effect"),
         ),
         epilog="A directory is copied with all in it; SOURCE/. means only what is in it. "

@@ -20,7 +20,12 @@ Finder = Callable[[Invocation, str], dict[str, Any]]
 def _instance(invocation: Invocation, name: str) -> dict[str, Any]:
     from hutch.cli.shapes import instance_shape
 
-    return instance_shape(invocation.engine.get(name).info())
+    instance = invocation.engine.get(name)
+    shape = instance_shape(instance.info())
+    if invocation.flag("size"):
+        size = instance.disk_size()
+        shape |= {"SizeRw": size.writable, "SizeRootFs": size.total}
+    return shape
 
 
 def _image(invocation: Invocation, name: str) -> dict[str, Any]:
@@ -100,8 +105,12 @@ _FORMAT = (FORMAT[0], "f", *FORMAT[2:])
 def _command(noun: str, example: str, *, typed: bool = False) -> Command:
     options: tuple[Any, ...] = (
         _FORMAT,
-        ("size", "s", "flag", "", "Accepted, without effect"),
+        ("size", "s", "flag", "", "Show the sizes of instances as well"),
     )
+    if noun == "networks":
+        options = (_FORMAT, ("verbose", "v", "flag", "", "Accepted, without effect"))
+    if noun in ("volumes", "images"):
+        options = (_FORMAT,)
     if typed:
         options = (*options, ("type", "", "text", "KIND", "container, image, network or volume"))
     return Command(

@@ -11,8 +11,8 @@ from hutch.cli.session import Invocation
 
 __all__ = ["COMMANDS"]
 
-_TIME: Option = ("time", "t", "text", "SECONDS", "Time until it is killed")
-_TIMEOUT: Option = ("timeout", "", "text", "SECONDS", "The same as --time")
+_TIMEOUT: Option = ("timeout", "t", "text", "SECONDS", "Time until it is killed; -1 for none")
+_TIME: Option = ("time", "", "text", "SECONDS", "The same as --timeout")
 _SIGNAL: Option = ("signal", "s", "text", "SIGNAL", "Signal to send")
 
 
@@ -49,10 +49,10 @@ def _start_attached(invocation: Invocation) -> int:
 def _timeout(invocation: Invocation) -> float | None:
     from hutch.units import parse_duration
 
-    text = invocation.options.get("time", invocation.options.get("timeout"))
+    text = invocation.options.get("timeout", invocation.options.get("time"))
     if text is None:
         return None
-    return 315_360_000.0 if text == "-1" else parse_duration(text, field="time")
+    return 315_360_000.0 if text == "-1" else parse_duration(text, field="timeout")
 
 
 def _stop(invocation: Invocation) -> int:
@@ -68,7 +68,9 @@ def _restart(invocation: Invocation) -> int:
     timeout = _timeout(invocation)
 
     def restart(name: str) -> None:
-        invocation.engine.get(name).restart(timeout=timeout)
+        invocation.engine.get(name).restart(
+            timeout=timeout, signal=invocation.options.get("signal")
+        )
 
     return invocation.each(invocation.arguments, restart)
 
@@ -196,7 +198,7 @@ COMMANDS = {
         (_SIGNAL, _TIME, _TIMEOUT),
     ),
     "restart": _simple(
-        _restart, "Stop and start instances.", "hutch restart web", (_TIME, _TIMEOUT)
+        _restart, "Stop and start instances.", "hutch restart web", (_SIGNAL, _TIME, _TIMEOUT)
     ),
     "kill": _simple(
         _kill, "Send a signal (KILL) to instances.", "hutch kill -s HUP web", (_SIGNAL,)
@@ -209,7 +211,7 @@ COMMANDS = {
         "hutch rm -f web",
         (
             ("force", "f", "flag", "", "Kill those that run"),
-            ("link", "", "flag", "", "Accepted, without effect"),
+            ("link", "l", "flag", "", "Accepted, without effect"),
             ("volumes", "v", "flag", "", "Remove their anonymous volumes as well"),
         ),
     ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.cli.command import FILTER, FORMAT, NO_TRUNC, QUIET, Command
 from hutch.cli.options import UsageError
-from hutch.cli.output import ago, local_time, print_json, show_rows, table_lines
+from hutch.cli.output import Column, ago, local_time, print_json, show_rows, table_lines
 from hutch.cli.session import Invocation
 from hutch.ids import short_id
 from hutch.units import format_bytes
@@ -42,9 +42,18 @@ def _ps(invocation: Invocation) -> int:
         infos = infos[:last]
     full = invocation.flag("no_trunc")
     rows = [_ps_row(info, full) for info in infos]
+    columns: tuple[Column, ...] = _PS_COLUMNS
+    if invocation.flag("size"):
+        columns = (*columns, ("SIZE", "Size"))
+        rows = [row | _size(invocation, info) for row, info in zip(rows, infos, strict=True)]
     if invocation.json or invocation.options.get("format") == "json":
         rows = [row | {"ID": info.id} for row, info in zip(rows, infos, strict=True)]
-    return show_rows(invocation, rows, _PS_COLUMNS, identifier="ID")
+    return show_rows(invocation, rows, columns, identifier="ID")
+
+
+def _size(invocation: Invocation, info: InstanceInfo) -> dict[str, str]:
+    size = invocation.engine.get(info.id).disk_size()
+    return {"Size": f"{format_bytes(size.writable)} (virtual {format_bytes(size.total)})"}
 
 
 def _ps_row(info: InstanceInfo, full: bool) -> dict[str, Any]:
@@ -244,6 +253,7 @@ COMMANDS = {
             ("latest", "l", "flag", "", "Show the last one created"),
             NO_TRUNC,
             QUIET,
+            ("size", "s", "flag", "", "Show what their files take: written (with the image)"),
         ),
         examples=(
             "hutch ps -a",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from hutch.cli.options import Option, UsageError, parse
+from hutch.cli.options import Option, UnknownOption, UsageError, parse
 from hutch.cli.table import ALIASES, GROUPS, HIDDEN, TABLE
 
 if TYPE_CHECKING:
@@ -115,9 +115,12 @@ def _dispatch(argv: list[str], found: list[str]) -> int:
     extra = tuple(
         (o[0], "" if o[1] in taken else o[1], *o[2:]) for o in _TRAILING if o[0] not in taken
     )
-    values, positionals = parse(
-        (*command.options, *extra), arguments, interspersed=command.interspersed
-    )
+    try:
+        values, positionals = parse(
+            (*command.options, *extra), arguments, interspersed=command.interspersed
+        )
+    except UnknownOption as exc:
+        raise _refused(words, exc) from None
     if values.pop("help", False) or settings.get("help"):
         from hutch.cli.help import show_command
 
@@ -148,6 +151,14 @@ def _ended_by_exception() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _refused(words: str, exc: UnknownOption) -> UsageError:
+    """Return a better error for an option that Docker has and hutch has not."""
+    from hutch.cli.refused import refused_option
+
+    why = refused_option(words, exc.name)
+    return exc if why is None else UsageError(f"--{exc.name} is not supported", hint=why)
 
 
 def _load_msgspec() -> None:
@@ -234,9 +245,13 @@ def group_of(rest: list[str]) -> str:
 def _unknown(rest: list[str]) -> UsageError:
     from difflib import get_close_matches
 
+    from hutch.cli.refused import refused_command
+
     wrong = " ".join(rest[: len(group_of(rest).split()) + 1])
+    if (why := refused_command(wrong)) is not None:
+        return UsageError(f"`hutch {wrong}` is not supported", hint=why, exit_code=1)
     known = [words for words in TABLE if words not in HIDDEN]
-    near = get_close_matches(wrong, known, 1, 0.5)
+    near = get_close_matches(wrong, known, 1, 0.6)
     hint = f"did you mean `hutch {near[0]}`?" if near else "`hutch --help` lists the commands"
     return UsageError(f"unknown command: {wrong!r}", hint=hint, exit_code=1)
 

@@ -6,6 +6,7 @@ from hutch.cli.command import FILTER, FORMAT, NO_TRUNC, QUIET, Command
 from hutch.cli.options import UsageError
 from hutch.cli.output import print_json, show_rows, stamp
 from hutch.cli.prompt import confirm
+from hutch.cli.run_options import accept_only
 from hutch.cli.session import Invocation
 from hutch.ids import short_id
 
@@ -27,6 +28,10 @@ def pairs(entries: list[str], option: str) -> dict[str, str]:
 
 def _create(invocation: Invocation) -> int:
     values = invocation.options
+    accept_only(values, "ipam_driver", "default")
+    accept_only(values, "scope", "local")
+    if values.get("ipv4") is False:
+        raise UsageError("--ipv4=false: every network has IPv4", hint="add --ipv6 for both")
     network = invocation.engine.networks.create(
         invocation.arguments[0],
         driver=values.get("driver", "bridge"),
@@ -109,9 +114,12 @@ COMMANDS = {
             ("gateway", "", "list", "ADDRESS", "Gateway of a subnet"),
             ("internal", "", "flag", "", "No way out"),
             ("ip-range", "", "list", "SUBNET", "Give addresses out of this part only"),
+            ("ipam-driver", "", "text", "NAME", "default"),
+            ("ipv4", "", "flag", "", "Accepted: every network has IPv4 (true)"),
             ("ipv6", "", "flag", "", "IPv6 as well"),
             ("label", "", "list", "KEY=VALUE", "Set a label"),
             ("opt", "o", "list", "KEY=VALUE", "mtu=… or bridge=…"),
+            ("scope", "", "text", "NAME", "local"),
             ("subnet", "", "list", "SUBNET", "Addresses of the network"),
         ),
         examples=(

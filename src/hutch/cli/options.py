@@ -10,7 +10,7 @@ from typing import Any
 
 from hutch.errors import HutchError
 
-__all__ = ["Option", "UsageError", "destination", "parse"]
+__all__ = ["Option", "UnknownOption", "UsageError", "destination", "parse"]
 
 # (long name, short letter or "", kind, placeholder, help)
 # kinds: flag; text and int (last one wins); list (every one counts)
@@ -26,6 +26,14 @@ class UsageError(HutchError):
     def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 125) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+
+
+class UnknownOption(UsageError):
+    """An option that the command does not have; `name` is without its dashes."""
+
+    def __init__(self, message: str, *, name: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
 
 
 def destination(name: str) -> str:
@@ -70,7 +78,7 @@ def _long(
     name, equals, value = word.partition("=")
     option = longs.get(name)
     if option is None:
-        raise UsageError(f"unknown option: --{name}", hint=_near(name, list(longs)))
+        raise UnknownOption(f"unknown option: --{name}", name=name, hint=_near(name, list(longs)))
     if option[2] == "flag":
         _store(values, option, value if equals else "true", f"--{name}")
         return i
@@ -90,7 +98,7 @@ def _shorts(
     for position, letter in enumerate(letters):
         option = shorts.get(letter)
         if option is None:
-            raise UsageError(f"unknown option: -{letter} in -{letters}")
+            raise UnknownOption(f"unknown option: -{letter} in -{letters}", name=letter)
         rest = letters[position + 1 :]
         if option[2] == "flag":
             if rest.startswith("="):

@@ -18,10 +18,23 @@ def to_json(value: object, *, indent: bool = True) -> str:
     """Return JSON text of plain values and Structs."""
     import msgspec
 
-    data = msgspec.json.encode(value, order="deterministic" if not indent else None)
+    order: Any = "deterministic" if not indent else None
+    try:
+        data = msgspec.json.encode(value, order=order)
+    except UnicodeEncodeError:  # a file's name may be any bytes
+        data = msgspec.json.encode(_readable(msgspec.to_builtins(value)), order=order)
     if indent:
         data = msgspec.json.format(data, indent=4)
     return data.decode()
+
+
+def _readable(value: Any) -> Any:
+    """Return plain values with a replacement for what is no Unicode, as Docker has it."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {_readable(k): _readable(v) for k, v in value.items()}
+    return [_readable(v) for v in value] if isinstance(value, list) else value
 
 
 def print_json(value: object) -> None:

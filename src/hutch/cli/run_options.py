@@ -7,7 +7,7 @@ from typing import Any
 
 from hutch.cli.options import Option, UsageError
 
-__all__ = ["CREATE_OPTIONS", "RESOURCES", "engine_options", "read_env_file"]
+__all__ = ["CREATE_OPTIONS", "RESOURCES", "accept_only", "engine_options", "read_env_file"]
 
 RESOURCES: tuple[Option, ...] = (
     ("blkio-weight", "", "int", "10-1000", "Share of block input and output"),
@@ -42,6 +42,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("device-write-bps", "", "list", "DEVICE:RATE", "Limit writing, bytes a second"),
     ("device-write-iops", "", "list", "DEVICE:RATE", "Limit writing, operations a second"),
     ("disk", "", "text", "SIZE", "Writable disk of a virtual machine, such as 20G"),
+    ("disable-content-trust", "", "flag", "", "Accepted: signatures are not checked (true)"),
     ("dns", "", "list", "IP", "Name server"),
     ("dns-option", "", "list", "OPTION", "Option of the resolver"),
     ("dns-opt", "", "list", "OPTION", "The same as --dns-option"),
@@ -106,6 +107,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("uts", "", "text", "MODE", "private or host"),
     ("vm", "", "flag", "", "Run it as a virtual machine"),
     ("volume", "v", "list", "[SOURCE:]TARGET[:OPTIONS]", "Mount a host path or a volume"),
+    ("volume-driver", "", "text", "NAME", "local"),
     ("volumes-from", "", "list", "INSTANCE", "Mount the volumes of another instance"),
     ("workdir", "w", "text", "PATH", "Working directory inside"),
 )
@@ -130,8 +132,8 @@ _RENAMED = {
     "volume": "volumes",
 }
 _OURS = frozenset(
-    ("attach", "cidfile", "detach", "detach_keys", "dry_run", "env_file", "label_file",
-     "no_template", "quiet", "sig_proxy", "vm")
+    ("attach", "cidfile", "detach", "detach_keys", "disable_content_trust", "dry_run", "env_file",
+     "label_file", "no_template", "quiet", "sig_proxy", "vm", "volume_driver")
 )  # fmt: skip
 _MAX_FILE = 1 << 20
 
@@ -139,6 +141,9 @@ _MAX_FILE = 1 << 20
 def engine_options(values: dict[str, Any]) -> dict[str, Any]:
     """Return the options for `Engine.create`; files named are read, paths made whole."""
     options: dict[str, Any] = {}
+    accept_only(values, "volume_driver", "local")
+    if values.get("disable_content_trust") is False:
+        raise UsageError("--disable-content-trust=false: signatures are not checked")
     for key, value in values.items():
         if key in _OURS:
             continue
@@ -163,6 +168,14 @@ def engine_options(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("no_template"):
         options["template"] = False
     return options
+
+
+def accept_only(values: dict[str, Any], key: str, *accepted: str) -> None:
+    """Refuse an option that Docker has unless it asks for what there is anyway."""
+    value = values.get(key)
+    if value is not None and value not in accepted:
+        option = key.replace("_", "-")
+        raise UsageError(f"--{option}: only {' or '.join(accepted)} is there, got {value!r}")
 
 
 def _environment(values: dict[str, Any]) -> list[str]:

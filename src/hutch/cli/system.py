@@ -54,8 +54,15 @@ def _info(invocation: Invocation) -> int:
 def _version(invocation: Invocation) -> int:
     from hutch import __version__
 
-    if invocation.json:
+    template = invocation.options.get("format")
+    if invocation.json or template == "json":
         print_json({"Version": __version__})
+    elif template:
+        from hutch.cli.template import Template
+
+        # Docker has one of its client and one of its server; here they are one.
+        own = {"Version": __version__}
+        print(Template(template).render(own | {"Client": own, "Server": own}))
     else:
         print(f"hutch {__version__}")
     return 0
@@ -223,7 +230,12 @@ COMMANDS = {
     "system df": _DF,
     "events": _EVENTS,
     "system events": _EVENTS,
-    "version": Command(handler=_version, summary="Show the version.", options=(FORMAT,)),
+    "version": Command(
+        handler=_version,
+        summary="Show the version.",
+        options=(("format", "f", *FORMAT[2:]),),
+        examples=("hutch version -f '{{.Version}}'",),
+    ),
     "system prune": Command(
         handler=_prune,
         summary="Remove everything that nothing uses.",

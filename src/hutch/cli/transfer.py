@@ -35,12 +35,32 @@ def _pull(invocation: Invocation) -> int:
 
 
 def _push(invocation: Invocation) -> int:
+    if invocation.flag("all_tags"):
+        return _push_all(invocation)
     with pull_progress(quiet=invocation.flag("quiet")) as progress:
         result = invocation.engine.images.push(invocation.arguments[0], progress=progress)
     if invocation.json:
         print_json(result)
     else:
         print(f"{invocation.arguments[0]}: digest: {result.digest}")
+    return 0
+
+
+def _push_all(invocation: Invocation) -> int:
+    """Push every tag of a repository."""
+    repository = invocation.arguments[0]
+    names = [
+        name
+        for image in invocation.engine.images.list({"reference": [repository]})
+        for name in map(familiar, image.names)
+        if name.rpartition(":")[0] == repository
+    ]
+    if not names:
+        raise UsageError(f"{repository}: no image has a tag in it", exit_code=1)
+    for name in sorted(names):
+        with pull_progress(quiet=invocation.flag("quiet")) as progress:
+            result = invocation.engine.images.push(name, progress=progress)
+        print(f"{name}: digest: {result.digest}")
     return 0
 
 
@@ -132,13 +152,14 @@ def _bootstrap(invocation: Invocation) -> int:
 
 
 _QUIET = ("quiet", "q", "flag", "", "Show no progress")
+_TRUST = ("disable-content-trust", "", "flag", "", "Accepted: signatures are not checked (true)")
 _PULL = Command(
     handler=_pull,
     summary="Fetch an image from a registry.",
     arguments="NAME[:TAG|@DIGEST]",
     low=1,
     high=1,
-    options=(("platform", "", "text", "OS/ARCH", "Platform of the image"), _QUIET),
+    options=(("platform", "", "text", "OS/ARCH", "Platform of the image"), _QUIET, _TRUST),
     examples=("hutch pull debian:bookworm", "hutch pull localhost:5000/tool@sha256:…"),
 )
 _PUSH = Command(
@@ -147,8 +168,8 @@ _PUSH = Command(
     arguments="NAME[:TAG]",
     low=1,
     high=1,
-    options=(_QUIET,),
-    examples=("hutch push localhost:5000/tool:1",),
+    options=(("all-tags", "a", "flag", "", "Every tag of the repository"), _QUIET, _TRUST),
+    examples=("hutch push localhost:5000/tool:1", "hutch push -a localhost:5000/tool"),
 )
 _SAVE = Command(
     handler=_save,

@@ -39,15 +39,16 @@ def target_of(source: str, source_is_dir: bool, target: str, target_kind: str) -
     return parent or "/", base
 
 
-def copy_in(files: Files, local: str, path: str) -> None:
+def copy_in(files: Files, local: str, path: str, *, follow: bool = False) -> None:
     """Copy a local file or tree into an instance."""
+    follow = follow or local.endswith(("/", "/."))
     try:
-        status = os.stat(local)
+        status = os.stat(local, follow_symlinks=follow)
     except OSError as exc:
         raise NotFound(f"{local}: {(exc.strerror or '').lower()}") from exc
     is_dir = stat.S_ISDIR(status.st_mode)
     directory, name = target_of(local, is_dir, path, _kind(files, path))
-    files.copy_in_tar(directory, _pack_local(local, is_dir, name))
+    files.copy_in_tar(directory, _pack_local(local, is_dir, name, follow))
 
 
 def _kind(files: Files, path: str) -> str:
@@ -58,11 +59,14 @@ def _kind(files: Files, path: str) -> str:
     return "dir" if stat.S_ISDIR(found.mode) else "file"
 
 
-def _pack_local(local: str, is_dir: bool, name: str) -> Iterator[bytes]:
+def _pack_local(local: str, is_dir: bool, name: str, follow: bool) -> Iterator[bytes]:
     from hutch.storage import tree
 
     # A descriptor of the parent is the root: links in the tree are copied, not followed.
     real = os.path.realpath(local)
+    if not follow and os.path.islink(local):
+        parent_of, own = os.path.split(os.path.abspath(local))
+        real = os.path.join(os.path.realpath(parent_of), own)
     parent = os.open(os.path.dirname(real) or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield from tree.pack(
@@ -75,13 +79,13 @@ def _pack_local(local: str, is_dir: bool, name: str) -> Iterator[bytes]:
         os.close(parent)
 
 
-def copy_out(files: Files, path: str, local: str) -> None:
+def copy_out(files: Files, path: str, local: str, *, follow: bool = False) -> None:
     """Copy a file or tree of an instance to the host."""
     from hutch.engine.files import ChunkReader
     from hutch.storage import tree
 
     plain = path[:-2] or "/" if path.endswith("/.") else path
-    found = files.stat(plain, follow=False)
+    found = files.stat(plain, follow=follow)
     is_dir = _is_directory(files, plain, found)
     kind = "dir" if os.path.isdir(local) else "file" if os.path.lexists(local) else ""
     directory, name = target_of(path, is_dir, os.path.abspath(local) + _slash(local), kind)
@@ -90,7 +94,9 @@ def copy_out(files: Files, path: str, local: str) -> None:
     except OSError as exc:
         raise NotFound(f"{directory}: {(exc.strerror or '').lower()}") from exc
     try:
-        chunks = files.packed(plain, name=name or None, contents_only=is_dir and not name)
+        chunks = files.packed(
+            plain, follow=follow, name=name or None, contents_only=is_dir and not name
+        )
         owner = None if os.geteuid() == 0 else (os.getuid(), os.getgid())
         tree.extract(root, "/", ChunkReader(chunks), owner=owner)
     finally:

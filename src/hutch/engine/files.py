@@ -249,18 +249,19 @@ class Files:
         with open_tree(self._context, self._id, read_only=False) as tree:
             return tree.extract(path, reader, owner=owner)
 
-    def copy_in(self, local: str | os.PathLike[str], path: str) -> None:
+    def copy_in(self, local: str | os.PathLike[str], path: str, *, follow: bool = False) -> None:
         """Copy a local file or tree in, as `docker cp` does: into `path` when that is a
-        directory, else under that name."""
+        directory, else under that name. A link is copied as one, or what it leads to with
+        `follow`."""
         from hutch.engine.copying import copy_in
 
-        copy_in(self, os.fspath(local), path)
+        copy_in(self, os.fspath(local), path, follow=follow)
 
-    def copy_out(self, path: str, local: str | os.PathLike[str]) -> None:
-        """Copy a file or tree out, as `docker cp` does."""
+    def copy_out(self, path: str, local: str | os.PathLike[str], *, follow: bool = False) -> None:
+        """Copy a file or tree out, as `docker cp` does; `follow` as in `copy_in`."""
         from hutch.engine.copying import copy_out
 
-        copy_out(self, path, os.fspath(local))
+        copy_out(self, path, os.fspath(local), follow=follow)
 
 
 class ChunkReader:

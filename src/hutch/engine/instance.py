@@ -11,6 +11,7 @@ from hutch.engine.results import (
     Change,
     CommandError,
     Completed,
+    DiskSize,
     InstanceInfo,
     NetworkUsage,
     ProcessTable,
@@ -104,9 +105,9 @@ class Instance:
         """Let them go on."""
         stopping.unpause(self._context, self.id)
 
-    def restart(self, timeout: float | None = None) -> None:
-        """Stop it if it runs, then start it."""
-        stopping.restart(self._context, self.id, timeout_s=timeout)
+    def restart(self, timeout: float | None = None, signal: str | int | None = None) -> None:
+        """Stop it if it runs, then start it; `timeout` and `signal` are those of `stop`."""
+        stopping.restart(self._context, self.id, timeout_s=timeout, signal=signal)
 
     def remove(self, force: bool = False, volumes: bool = False) -> None:
         """Remove it; `force` kills it first, `volumes` removes its anonymous volumes."""
@@ -243,6 +244,12 @@ class Instance:
         from hutch.engine.usage import stats
 
         return stats(self._context, self.id)
+
+    def disk_size(self) -> DiskSize:
+        """Return what its files take."""
+        from hutch.engine.usage import disk_size
+
+        return disk_size(self._context, self.id)
 
     def network_stats(self) -> tuple[NetworkUsage, ...]:
         """Return the traffic of its network interfaces."""

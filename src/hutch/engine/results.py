@@ -12,6 +12,7 @@ __all__ = [
     "Change",
     "Completed",
     "CommandError",
+    "DiskSize",
     "DiskUsage",
     "Event",
     "HealthState",
@@ -105,6 +106,13 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     def labels(self) -> dict[str, str]:
         """The labels of the instance, those of its image included."""
         return self.spec.labels
+
+
+class DiskSize(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance's files take, in bytes: what it wrote, and that with its image."""
+
+    writable: int
+    total: int
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

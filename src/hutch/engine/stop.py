@@ -183,9 +183,15 @@ def unpause(context: Context, identifier: str) -> None:
         _thaw(context, record)
 
 
-def restart(context: Context, identifier: str, *, timeout_s: float | None = None) -> None:
+def restart(
+    context: Context,
+    identifier: str,
+    *,
+    timeout_s: float | None = None,
+    signal: str | int | None = None,
+) -> None:
     """Stop it if it runs, then start it again."""
-    stop(context, identifier, timeout_s=timeout_s)
+    stop(context, identifier, timeout_s=timeout_s, signal=signal)
     link = start(context, identifier)
     if link is not None:
         link.close()

@@ -11,7 +11,7 @@ from hutch.drivers.base import Guests, ProcessRow
 from hutch.engine.context import Context
 from hutch.engine.exec import running
 from hutch.engine.records import InstanceRecord
-from hutch.engine.results import NetworkUsage, ProcessTable
+from hutch.engine.results import DiskSize, NetworkUsage, ProcessTable
 from hutch.engine.stop import current
 from hutch.errors import InvalidArgument, NotFound, Unsupported, WrongState
 from hutch.lifecycle import State
@@ -19,7 +19,7 @@ from hutch.lifecycle import State
 if TYPE_CHECKING:
     from hutch.linux.cgroup import Stats
 
-__all__ = ["network_stats", "stats", "stats_stream", "top"]
+__all__ = ["disk_size", "network_stats", "stats", "stats_stream", "top"]
 
 _LIVE = (State.RUNNING, State.PAUSED)
 _TITLES = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD")
@@ -36,6 +36,15 @@ def stats(context: Context, identifier: str) -> Stats:
     """Return one reading of the counters."""
     record = _live(context, identifier)
     return context.driver(record.spec.isolation).stats(identifier)
+
+
+def disk_size(context: Context, identifier: str) -> DiskSize:
+    """Return what an instance's files take."""
+    record = current(context, identifier)
+    layers = {layer.chain_id: layer.size for layer in context.layers.list()}
+    shared = sum(layers.get(chain, 0) for chain in record.chain_ids)
+    writable = context.snapshots.usage(record.id).bytes
+    return DiskSize(writable=writable, total=writable + shared)
 
 
 def stats_stream(context: Context, identifier: str, interval_s: float) -> Iterator[Stats]:

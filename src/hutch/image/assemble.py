@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from hutch.decoding import encode_json
 from hutch.errors import InvalidArgument, NotFound
 from hutch.image.catalog import Images
 from hutch.image.records import ImageRecord
@@ -197,7 +198,7 @@ def store_image(
 ) -> ImageRecord:
     """Store configuration and manifest of an image whose layers are in the store, and
     record it. The caller holds a lease."""
-    data = msgspec.json.encode(config)
+    data = encode_json(config)
     manifest = {
         "schemaVersion": 2,
         "mediaType": MediaType.OCI_MANIFEST,
@@ -211,7 +212,7 @@ def store_image(
             for blob in blobs
         ],
     }
-    text = msgspec.json.encode(manifest)
+    text = encode_json(manifest)
     content.put(data)
     content.put(text)
     return register_image(

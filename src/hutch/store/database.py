@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from hutch.decoding import decode_json, prepare
+from hutch.decoding import decode_json, encode_json, prepare
 from hutch.errors import AlreadyExists, Exhausted, HutchError, Unavailable, Unsupported
 
 __all__ = ["EventRow", "Store", "StoreTransaction"]
@@ -64,14 +64,14 @@ class StoreTransaction:
         self._connection.execute(
             "INSERT INTO records VALUES (?, ?, ?)"
             " ON CONFLICT (tbl, key) DO UPDATE SET value = excluded.value",
-            (table, key, msgspec.json.encode(value)),
+            (table, key, encode_json(value)),
         )
 
     def insert(self, table: str, key: str, value: msgspec.Struct) -> None:
         """Store a new record; raise `AlreadyExists` where the key is taken."""
         try:
             self._connection.execute(
-                "INSERT INTO records VALUES (?, ?, ?)", (table, key, msgspec.json.encode(value))
+                "INSERT INTO records VALUES (?, ?, ?)", (table, key, encode_json(value))
             )
         except sqlite3.IntegrityError:
             raise AlreadyExists(f"{table}: {key!r} exists already") from None
@@ -97,7 +97,7 @@ class StoreTransaction:
         self._connection.execute(
             "INSERT INTO events (time_ns, kind, action, subject, attributes)"
             " VALUES (?, ?, ?, ?, ?)",
-            (time.time_ns(), kind, action, subject, msgspec.json.encode(attributes)),
+            (time.time_ns(), kind, action, subject, encode_json(attributes)),
         )
 
 
