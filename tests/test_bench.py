@@ -29,7 +29,7 @@ def test_peers_are_installed_before_the_namespaces(monkeypatch: pytest.MonkeyPat
         order.append("installed")
         return []
 
-    monkeypatch.setattr(bench_run.os, "geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(sys, "argv", ["bench.run"])
     monkeypatch.delenv("HUTCH_BENCH_INSIDE", raising=False)
     monkeypatch.setattr(bench_run, "enter_namespaces", enter)
