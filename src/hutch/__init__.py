@@ -10,17 +10,19 @@ The names here are loaded when first used, so that importing `hutch` costs next 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hutch import errors
+    from hutch import aio, errors
     from hutch.engine import (
         CommandError,
         Completed,
         Engine,
         Event,
+        Gap,
         Instance,
         InstanceInfo,
+        Output,
         Session,
     )
     from hutch.errors import HutchError
@@ -31,11 +33,14 @@ __all__ = [
     "Instance",
     "Completed",
     "Session",
+    "Output",
+    "Gap",
     "InstanceInfo",
     "Event",
     "RegistryConfig",
     "HutchError",
     "CommandError",
+    "aio",
     "errors",
     "__version__",
 ]
@@ -47,6 +52,8 @@ _HOME = {
     "Instance": "hutch.engine",
     "Completed": "hutch.engine",
     "Session": "hutch.engine",
+    "Output": "hutch.engine",
+    "Gap": "hutch.engine",
     "InstanceInfo": "hutch.engine",
     "Event": "hutch.engine",
     "CommandError": "hutch.engine",
@@ -55,16 +62,18 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of these
 
-    if name in ("errors", "aio", "testing"):
-        return import_module(f"hutch.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'hutch' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name in ("errors", "aio", "testing"):
+            return import_module(f"hutch.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'hutch' has no attribute {name!r}")
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ from hutch.engine.facade import Engine
 from hutch.engine.instance import Instance
 from hutch.engine.results import CommandError, Completed, Event, InstanceInfo
 from hutch.engine.session import Session
+from hutch.process.frames import Gap, Output
 
 __all__ = [
     "Engine",
@@ -15,4 +16,6 @@ __all__ = [
     "InstanceInfo",
     "Event",
     "Session",
+    "Output",
+    "Gap",
 ]
