@@ -138,6 +138,12 @@ def test_completion_scripts_are_written(capsys: pytest.CaptureFixture[str]) -> N
         (["network", ""], "connect"),
         (["run", "--priv"], "--privileged"),
         (["--"], "--root"),
+        (["-o", "json", "ps", "--f"], "--format"),
+        (["ps", "-o", ""], "json"),
+        (["run", "--pull", ""], "missing"),
+        (["run", "--pull", "=", "m"], "missing"),
+        (["run", "--name", "x", "-e", "a", "--priv"], "--privileged"),
+        (["container", "r"], "run"),
     ],
 )
 def test_words_are_completed(

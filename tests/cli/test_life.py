@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -299,3 +301,29 @@ def test_names_that_are_no_utf8_are_refused_by_their_field_or_shown(cli: Any, na
     assert cli("exec", name, "touch", f"/x{bad}").returncode == 0
     assert b"A /x\xff\n" in cli("diff", name).stdout
     assert {"kind": "A", "path": "/x�"} in json.loads(cli.out("diff", "-o", "json", name))
+
+
+def test_objects_are_completed_where_they_belong(cli: Any, name: str) -> None:
+    start(cli, name)
+
+    def offered(*words: str) -> list[str]:
+        return str(cli.out("_complete", "--", *words)).splitlines()
+
+    assert name in offered("rm", "-f", "")
+    assert "busybox:latest" in offered("run", "--rm", "--name", "x", "-it", "")
+    assert offered("run", "busybox", "") == []
+    assert "none" in offered("run", "--network", "")
+    assert "none" in offered("network", "connect", "")
+    assert name in offered("network", "connect", "bridge", "")
+    assert name in offered("inspect", "")
+    assert offered("exec", "-it", name, "") == []
+    assert offered("exec", name, "ls", "-") == []
+    assert offered("network", "create", "") == []
+
+
+@pytest.mark.parametrize("shell", [s for s in ("bash", "zsh", "fish") if shutil.which(s)])
+def test_a_completion_script_is_good_syntax(cli: Any, shell: str, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text(cli.out("completion", shell))
+    done = subprocess.run([shell, "-n", str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
