@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hutch import aio, errors
+    from hutch import errors
     from hutch.engine import (
         CommandError,
         Completed,
@@ -40,7 +40,6 @@ __all__ = [
     "RegistryConfig",
     "HutchError",
     "CommandError",
-    "aio",
     "errors",
     "__version__",
 ]

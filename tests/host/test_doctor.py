@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hutch.engine.examination import examine_host
 from hutch.host.doctor import examine, render_table
 from hutch.host.findings import Finding, Report, State
 from tests.requires import missing, requires
@@ -15,7 +16,7 @@ from tests.requires import missing, requires
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return examine(tmp_path_factory.mktemp("root"))
+    return examine_host(tmp_path_factory.mktemp("root"))
 
 
 pytestmark = requires("root")
@@ -31,7 +32,7 @@ def test_a_host_that_runs_this_suite_can_run_containers(report: Report) -> None:
         ("overlay", "overlayfs"),
         ("user namespaces", "userns"),
         ("net namespace", "netns"),
-        ("nf_tables", "nftables"),
+        ("nat", "nftables"),
         ("mmdebstrap", "mmdebstrap"),
         ("slirp4netns", "slirp4netns"),
     ],

@@ -20,9 +20,10 @@ def _doctor(invocation: Invocation) -> int:
     from pathlib import Path
 
     from hutch.engine.context import default_root
-    from hutch.host.doctor import examine, render_table
+    from hutch.engine.examination import examine_host
+    from hutch.host.doctor import render_table
 
-    report = examine(Path(invocation.root) if invocation.root else default_root())
+    report = examine_host(Path(invocation.root) if invocation.root else default_root())
     if invocation.json:
         print_json({"usable": report.usable, "findings": report.findings})
     else:

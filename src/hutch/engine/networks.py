@@ -15,7 +15,7 @@ from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import all_records, find_id, load, load_in
 from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.engine.start import attachments, uses_networks
-from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound
+from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unsupported
 from hutch.lifecycle import State
 from hutch.spec.model import NetworkAttachment
 from hutch.spec.networks import check_attachment
@@ -53,6 +53,11 @@ class Networks:
         options: Mapping[str, str] | None = None,
     ) -> NetworkRecord:
         """Create a network; without subnets a free one is chosen."""
+        if self._context.rootless:
+            raise Unsupported(
+                f"network {name}: networks of one's own need root",
+                hint="use the default network, none or host",
+            )
         return self._networks.create(
             name,
             driver=driver,

@@ -28,10 +28,13 @@ Probed = dict[str, str | None]
 
 
 def examine(root: Path, *, proc: Path = Path("/proc")) -> Report:
-    """Try everything and return what was found; never raises for what the host lacks."""
+    """Try everything but networks (`hutch.network.probe` does) and return what was found;
+    never raises for what the host lacks."""
     facts = gather_facts()
-    own = _probe("own")
     user = _probe("userns")
+    own = _probe("own")
+    if not facts.privileged and _of(user, "user") is None:
+        own |= user  # containers of an ordinary user start inside such a namespace
     findings: list[Finding] = []
     sections: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: _kernel(facts, own),
@@ -39,7 +42,6 @@ def examine(root: Path, *, proc: Path = Path("/proc")) -> Report:
         lambda: _storage(own),
         lambda: _security(facts),
         lambda: _cgroups(facts),
-        lambda: _network(facts, proc),
         lambda: _rootless(user, proc),
         _programs,
         lambda: _machines(root),
@@ -200,57 +202,6 @@ def _controllers(cgroup_root: Path = Path("/sys/fs/cgroup")) -> dict[str, str]:
         if (cgroup_root / name / "cgroup.procs").exists():
             found[name] = "v1"
     return found
-
-
-def _network(facts: Facts, proc: Path) -> Iterator[Finding]:
-    yield from _network_probes()
-    try:
-        forwarding = (proc / "sys/net/ipv4/ip_forward").read_text().strip() == "1"
-    except OSError:
-        forwarding = False
-    yield finding_of(
-        "network",
-        "ip_forward",
-        None if forwarding else "off; hutch turns it on with the first bridge network",
-        good="on",
-        worst=State.DEGRADED,
-        cure=None if facts.privileged else "sysctl net.ipv4.ip_forward=1",
-    )
-
-
-def _network_probes() -> Iterator[Finding]:
-    """Make a bridge, a veth pair and an nftables table in a namespace that is thrown away."""
-    unshare, ip, nft = (find_program(name) for name in ("unshare", "ip", "nft"))
-    for name, program, arguments in (
-        ("bridge", ip, ("link", "add", "probe0", "type", "bridge")),
-        ("veth", ip, ("link", "add", "probe1", "type", "veth", "peer", "name", "probe2")),
-        ("nf_tables", nft, ("add", "table", "inet", "probe")),
-    ):
-        if unshare is None or program is None:
-            failure: str | None = "could not be tried: iproute2 or nftables is not installed"
-        else:
-            failure = _failure([unshare, "-n", program, *arguments])
-        yield finding_of(
-            "network",
-            name,
-            failure,
-            cure=f"modprobe {name}; networks other than none and host need it",
-            worst=State.DEGRADED,
-        )
-
-
-def _failure(command: list[str]) -> str | None:
-    from hutch.errors import HutchError
-    from hutch.process.run import run_command
-
-    try:
-        done = run_command(command, timeout_s=10)
-    except (OSError, HutchError) as exc:
-        return str(exc)
-    if done.returncode == 0:
-        return None
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit status {done.returncode}"
 
 
 def _rootless(user: Probed, proc: Path) -> Iterator[Finding]:

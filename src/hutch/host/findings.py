@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -41,6 +42,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def usable(self) -> bool:
         """Tell whether nothing that containers need is missing."""
         return not any(f.needed and f.state is State.MISSING for f in self.findings)
+
+    def with_section(self, findings: Iterable[Finding], *, before: str) -> Report:
+        """Return the report with more findings, ahead of those of the area `before`."""
+        own = self.findings
+        place = next((i for i, f in enumerate(own) if f.area == before), len(own))
+        return Report(findings=(*own[:place], *findings, *own[place:]))
 
     def get(self, name: str) -> Finding:
         """Return the finding of that name; `KeyError` where none was examined."""
