@@ -139,6 +139,21 @@ def test_signals_are_handed_on(cli: Any, name: str) -> None:
     assert (out, process.returncode) == (b"got\n", 9)
 
 
+def test_who_asks_three_times_gets_the_prompt_back(cli: Any, name: str) -> None:
+    script = "trap 'echo asked' INT; echo ready; while :; do sleep 0.05; done"
+    process = cli.spawn(*QUICK, "--name", name, "busybox", "sh", "-c", script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == b"asked\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert b"left running" in said
+    assert cli.out("inspect", "-f", "{{.State.Status}}", name) == "running\n"
+
+
 def test_a_closed_pipe_is_quiet_and_ends_it(cli: Any, name: str) -> None:
     process = cli.spawn(*QUICK, "--name", name, "busybox", "yes")
     assert process.stdout is not None

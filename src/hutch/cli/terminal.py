@@ -21,6 +21,7 @@ __all__ = ["Streams", "detach_keys", "relay", "terminal_size"]
 
 _CHUNK = 32768
 _DEFAULT_KEYS = b"\x10\x11"  # ctrl-p, ctrl-q
+_PATIENCE = 3  # of who presses Ctrl-C for a program that takes no notice; as Docker has it
 _PROXIED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGALRM")
 
 
@@ -103,6 +104,7 @@ class _Relay:
         self._signals = signals
         self._stdin_open = streams.stdin
         self._detached = False
+        self._asked = 0
 
     def run(self) -> bool:
         """Work until the program has ended or was detached from; return the latter."""
@@ -178,6 +180,13 @@ class _Relay:
                     self._session.signal(number)
             except OSError:
                 continue  # it has just ended
+            self._asked += number in (signal.SIGINT, signal.SIGTERM)
+        if self._asked >= _PATIENCE:
+            raise UsageError(
+                f"the program has been asked to end {self._asked} times: it is left running",
+                hint="`hutch ps` names it, `hutch rm -f` ends it",
+                exit_code=1,
+            )
 
 
 class _KeyFilter:
