@@ -13,7 +13,7 @@ import pytest
 from hutch.errors import InvalidArgument, Unavailable
 from hutch.ids import new_id, short_id
 from hutch.network import resolv
-from hutch.spec.model import NetworkAttachment
+from hutch.spec.model import NetworkAttachment, PortMapping
 from tests.network.boxes import TIMEOUT_S, Box, Lab, listener
 from tests.requires import requires
 
@@ -101,6 +101,15 @@ def test_instances_that_share_an_alias_take_turns(lab: Lab, net: str) -> None:
     asker = lab.start(net)
     pair = [lab.start(NetworkAttachment(name=net, aliases=("pool",))) for _ in range(2)]
     assert dig(asker, "pool") == sorted(box.ipv4 for box in pair)
+
+
+@pytest.mark.parametrize("kind", ["udp", "tcp"])
+def test_a_published_port_53_does_not_take_the_networks_own_queries(
+    lab: Lab, net: str, kind: str
+) -> None:
+    lab.start(ports=[PortMapping(container_port=53, host_port=53, protocol=kind)])
+    asker, web = lab.start(net), lab.start(net, name="web")
+    assert dig(asker, "web", *(["+tcp"] if kind == "tcp" else [])) == [web.ipv4]
 
 
 def test_a_name_goes_with_its_instance(lab: Lab, net: str) -> None:

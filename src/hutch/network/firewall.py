@@ -41,6 +41,8 @@ _SETS = """\
 	set within { type ifname . ifname; }
 	set outward4 { type ifname . ipv4_addr; flags interval; }
 	set outward6 { type ifname . ipv6_addr; flags interval; }
+	set resolver4 { type ifname . ipv4_addr; }
+	set resolver6 { type ifname . ipv6_addr; }
 	set hairpin4 { type ifname . ipv4_addr; flags interval; }
 	set hairpin6 { type ifname . ipv6_addr; flags interval; }
 """
@@ -62,9 +64,12 @@ _DNAT = """\
 		fib daddr type local ip6 daddr != ::1 dnat ip6 to meta l4proto . th dport map @ports6_any
 """
 
+# A network's own queries to its name server are never those for a published port 53.
 _NAT = f"""\
 	chain inbound {{
 		type nat hook prerouting priority dstnat; policy accept;
+		th dport 53 iifname . ip daddr @resolver4 meta l4proto {{ tcp, udp }} accept
+		th dport 53 iifname . ip6 daddr @resolver6 meta l4proto {{ tcp, udp }} accept
 {_DNAT}	}}
 	chain local {{
 		type nat hook output priority -100; policy accept;
@@ -136,6 +141,13 @@ def ruleset(table: str, networks: Iterable[NetworkRecord], ports: Iterable[PortL
             for record in network.subnets
             if (":" in record.subnet) == (family == 6)
         ]
+        resolvers = [
+            f"{_quoted(network)} . {record.gateway}"
+            for network in bridged
+            for record in network.subnets
+            if network.dns and (":" in record.subnet) == (family == 6)
+        ]
+        fill(f"resolver{family}", resolvers)
         masqueraded = [text for n, text in pairs if not n.internal and is_masqueraded(n)]
         fill(f"hairpin{family}", [text for _, text in pairs])
         fill(f"outward{family}", masqueraded)
