@@ -302,3 +302,8 @@ def test_bad_signals_are_refused(given: str | int) -> None:
 def test_a_range_of_host_ports_for_one_port_is_a_choice() -> None:
     [port] = parse_ports("9000-9010:80")
     assert (port.host_port, port.host_port_end, port.container_port) == (9000, 9010, 80)
+
+
+def test_host_port_0_is_any_free_one() -> None:
+    assert parse_ports("0:80") == parse_ports("80")
+    assert parse_ports("127.0.0.1:0:80") == parse_ports("127.0.0.1::80")

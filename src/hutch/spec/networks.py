@@ -280,7 +280,7 @@ def _port_entry(value: object, field: str) -> list[PortMapping]:
     address, host, container = _split_port(rest, given, field)
     host_ip = ip_address(address, field) if address else ""
     inside = _port_range(container, given, field)
-    outside = _port_range(host, given, field) if host else range(0)
+    outside = range(0) if host in ("", "0") else _port_range(host, given, field)
     if len(inside) == 1 and len(outside) > 1:
         return [
             PortMapping(
