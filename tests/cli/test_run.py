@@ -43,7 +43,6 @@ def test_the_exit_code_is_that_of_the_program(cli: Any, command: list[str], code
         ("run", "--rm", "--restart", "always", "busybox"),
         ("run", "-v", "x:y:z:w", "busybox"),
         ("run", "--pull", "never", "no/such:image"),
-        ("run", "--vm", "busybox"),
         ("run", "Not A Reference"),
         ("run", "--nope", "busybox"),
     ],
