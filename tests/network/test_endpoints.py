@@ -186,6 +186,21 @@ def test_reconcile_drops_the_dead_and_keeps_the_living(lab: Lab) -> None:
         assert route.link(living.endpoints[0].host_interface) is not None
 
 
+@pytest.mark.parametrize("by", ["reconcile", "start"])
+def test_who_lives_on_is_in_the_bridge_that_replaces_one_taken_away(lab: Lab, by: str) -> None:
+    box = lab.start(ports=[PortMapping(container_port=80, host_port=8080)])
+    with RouteSocket() as route:
+        link = route.link(box.endpoints[0].bridge)
+        assert link is not None
+        route.request(rtnetlink.delete_link(link.index))
+    if by == "reconcile":
+        lab.networks.reconcile(lambda _: True)
+    neighbour = lab.start()
+    with box.listen(80) as server:
+        meets(server, neighbour.connect(box.ipv4, 80))
+        meets(server, box.connect(box.endpoints[0].addresses[0].gateway, 8080))
+
+
 def test_reconcile_after_a_reboot_of_the_host_makes_all_anew(lab: Lab) -> None:
     lab.networks.create("net", ipv6=True)
     box = lab.start("net", ports=[PortMapping(container_port=80, host_port=8080)])

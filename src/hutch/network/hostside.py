@@ -17,6 +17,7 @@ from hutch.network.addresses import parse_mac
 from hutch.network.dns import NameServers
 from hutch.network.endpoints import container_messages
 from hutch.network.model import (
+    ENDPOINTS,
     HOST,
     NETWORKS,
     PORTS,
@@ -218,8 +219,22 @@ class HostSide:
             link = bridge.create_bridge(
                 route, network, self._remember, note=sweep.note_of(self._root)
             )
+            self._take_back(route, network, link)
             self._pass_filters([network.bridge])
             return link
+
+    def _take_back(self, route: RouteSocket, network: NetworkRecord, link: LinkInfo) -> None:
+        """Put the interfaces of members that live on to the bridge that is new."""
+        with self._records.read() as tx:
+            members = [e for _, e in tx.items(ENDPOINTS, Endpoint) if e.network_id == network.id]
+        for endpoint in members:
+            near = route.link(endpoint.host_interface)
+            if near is None or near.master == link.index:
+                continue
+            messages = [rtnetlink.set_link(near.index, master=link.index, up=True)]
+            if endpoint.ports:
+                messages.append(rtnetlink.set_hairpin(near.index))
+            route.request(*messages, ignore=(errno.ENODEV,))
 
     def _pass_filters(self, bridges: Collection[str]) -> None:
         """Keep the filters of others from dropping what this root's table accepts."""
