@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -200,7 +200,9 @@ class Process:
 
     def exit(self, code: int) -> None:
         self.tell(fr.EXIT, struct.pack("<iiQQ", code, 0, 1, 2))
-        self.peer.close(self.channel)
+        # A monitor that tidies nothing up may have ended at the word.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.peer.close(self.channel)
 
 
 class Machine(msgspec.Struct, kw_only=True):

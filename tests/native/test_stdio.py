@@ -378,7 +378,9 @@ def test_a_full_disk_cuts_no_record_and_no_output(
         assert (status.code, out) == (0, b"".join(lines))
         kept = [record.data for record in read_log(held.log_path)]
         assert 0 < len(kept) < 4000
-        assert set(kept) <= set(lines)
+        # A busy supervisor reads several lines at once, the last of them perhaps in part.
+        text = b"\n" + b"".join(lines)
+        assert all(data in text for data in kept)
         assert (run_dir / "log").read_bytes().endswith(b"\n")
     finally:
         wait_until(lambda: subprocess.run(["umount", str(run_dir)]).returncode == 0, "umount")
