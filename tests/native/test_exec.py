@@ -83,7 +83,10 @@ def test_an_exec_follows_the_process_that_fork_made(
     with runner.start(exec_plan("exec sleep 100"), [target[1]]) as supervisor:
         supervisor.wait_started(WAIT_S)
         assert supervisor.pid is not None
-        assert b"sleep" in Path(f"/proc/{supervisor.pid}/cmdline").read_bytes()
+        # Started means that execve(2) closed the report pipe; the kernel fills in the new
+        # command line a little later, and reads as empty until then.
+        cmdline = Path(f"/proc/{supervisor.pid}/cmdline")
+        wait_until(lambda: b"sleep" in cmdline.read_bytes(), "the program to be sleep")
         supervisor.signal(signal.SIGKILL)
         assert supervisor.wait(WAIT_S).signal == signal.SIGKILL
 

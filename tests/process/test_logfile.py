@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hutch.process import LogRecord, read_log
+from hutch.process import LogRecord, logfile, read_log
 
 
 def line(number: int, text: str = "", letter: str = "o") -> bytes:
@@ -176,6 +176,44 @@ def test_following_goes_through_rotations(log: Path) -> None:
     ended.set()
     thread.join(20)
     assert seen == list(range(300))
+
+
+def renames(log: Path) -> Iterator[None]:
+    """Rotate as the supervisor does, for ever, one step at a time; each file has one record."""
+    number = 3
+    while True:
+        for index in range(8, 0, -1):
+            source = f"{log}.{index - 1}" if index > 1 else str(log)
+            if os.path.exists(source):
+                os.rename(source, f"{log}.{index}")
+                yield
+        number += 1
+        write(log, range(number, number + 1))
+        yield
+
+
+@pytest.mark.parametrize("before", range(9))
+@pytest.mark.parametrize("steps", range(1, 11))
+def test_a_rotation_while_the_files_are_opened_hides_none(
+    log: Path, monkeypatch: pytest.MonkeyPatch, before: int, steps: int
+) -> None:
+    """Take `steps` of rotations when the reader has opened `before` files."""
+    for index, suffix in enumerate([".3", ".2", ".1", ""]):
+        write(Path(f"{log}{suffix}"), range(index, index + 1))
+    rotation, opened, plain = renames(log), 0, logfile._open
+
+    def open_and_rotate(path: str) -> int | None:
+        nonlocal opened
+        if opened == before:
+            for _ in range(steps):
+                next(rotation)
+        opened += 1
+        return plain(path)
+
+    monkeypatch.setattr(logfile, "_open", open_and_rotate)
+    seen = numbers(read_log(str(log), follow=True, stop=lambda: True))
+    assert seen == list(range(len(seen)))
+    assert seen[-1] >= 3
 
 
 def test_a_follower_closes_its_files(log: Path) -> None:

@@ -71,14 +71,6 @@ def _open(path: str) -> int | None:
         return None
 
 
-def _names(path: str) -> list[str]:
-    """Return the log's files that exist, newest first."""
-    names = [path]
-    while os.path.exists(f"{path}.{len(names)}"):
-        names.append(f"{path}.{len(names)}")
-    return names
-
-
 class _File:
     """One file of the log, read forward line by line; half a line waits for its rest."""
 
@@ -93,8 +85,7 @@ class _File:
             yield from lines
 
     def identity(self) -> tuple[int, int]:
-        stat = os.fstat(self.fd)
-        return stat.st_dev, stat.st_ino
+        return _identity(os.fstat(self.fd))
 
 
 def _lines(
@@ -118,20 +109,58 @@ def _lines(
 
 
 def _open_all(path: str) -> list[int]:
-    """Open the log's files, oldest first, none twice even while they are rotated."""
+    """Open the log's files, oldest first, each once and none left out while they are rotated."""
+    while True:
+        newest = _open(path)  # held open, so that its inode number cannot come again
+        try:
+            fds = _scan(path)
+            # One rotation under way is borne; a whole one may have reordered what was seen.
+            if _is_newest(path, newest):
+                return fds
+        finally:
+            if newest is not None:
+                os.close(newest)
+        for fd in fds:
+            os.close(fd)
+
+
+def _scan(path: str) -> list[int]:
+    """Open the files from the newest to the oldest; return them the other way round.
+
+    In a rotation a file's number only grows, the oldest file's first. So who counts up meets
+    every file, some twice, where who counts down passes a file that is moved past him. Half
+    way through a rotation one number is free.
+    """
     fds: list[int] = []
-    seen: set[int] = set()
-    for name in reversed(_names(path)):
-        fd = _open(name)
+    seen: set[tuple[int, int]] = set()
+    free = number = 0
+    while free < 2:
+        fd = _open(f"{path}.{number}" if number else path)
+        number += 1
         if fd is None:
+            free += 1
             continue
-        inode = os.fstat(fd).st_ino
-        if inode in seen:
+        free = 0
+        identity = _identity(os.fstat(fd))
+        if identity in seen:
             os.close(fd)
         else:
-            seen.add(inode)
+            seen.add(identity)
             fds.append(fd)
-    return fds
+    return fds[::-1]
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+def _is_newest(path: str, fd: int | None) -> bool:
+    """Tell whether the log's newest file is the open one; None stands for no file."""
+    try:
+        newest = os.stat(path)
+    except FileNotFoundError:
+        return fd is None
+    return fd is not None and _identity(newest) == _identity(os.fstat(fd))
 
 
 def _ends_line(line: bytes) -> bool:
@@ -209,16 +238,13 @@ def _follow(path: str, current: _File | None, stop: Callable[[], bool] | None) -
 
 def _next_file(path: str, current: _File | None) -> _File | None:
     """Return the file that came after `current` when the log has been rotated."""
-    fds = _open_all(path)
-    files = [_File(fd) for fd in fds]
-    chosen: _File | None = None
-    if current is None:
-        chosen = files[0] if files else None
-    elif files and files[-1].identity() != current.identity():
-        identities = [file.identity() for file in files]
-        known = current.identity()
-        chosen = files[identities.index(known) + 1] if known in identities else files[0]
-    for file in files:
-        if file is not chosen:
-            os.close(file.fd)
-    return chosen
+    if _is_newest(path, None if current is None else current.fd):
+        return None
+    files = [_File(fd) for fd in _open_all(path)]
+    identities = [file.identity() for file in files]
+    at = 0  # the oldest that is left, where `current` is no longer kept
+    if current is not None and current.identity() in identities:
+        at = identities.index(current.identity()) + 1
+    for file in files[:at] + files[at + 1 :]:
+        os.close(file.fd)
+    return files[at] if at < len(files) else None
