@@ -16,7 +16,8 @@ import pytest
 from hutch.errors import IntegrityError, NotFound
 from hutch.storage import tree
 from hutch.storage.layers import Layer, Layers, chain_id_of
-from hutch.storage.snapshots import Snapshots, open_merged
+from hutch.storage.merged import open_merged
+from hutch.storage.snapshots import Snapshots
 from hutch.storage.trash import Trash
 from hutch.store.database import Store
 from tests.requires import requires

@@ -24,8 +24,9 @@ from hutch.storage.content import ContentStore
 from hutch.storage.gc import Collector
 from hutch.storage.layers import Layers
 from hutch.storage.leases import Leases
+from hutch.storage.merged import open_merged
 from hutch.storage.rootdisk import RootDisk, RootDisks, disk_key
-from hutch.storage.snapshots import OverlayAssets, Snapshots, open_merged
+from hutch.storage.snapshots import OverlayAssets, Snapshots
 from hutch.storage.tarwrite import header
 from hutch.storage.trash import Trash
 from hutch.storage.volumes import Volumes

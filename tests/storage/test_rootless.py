@@ -18,7 +18,8 @@ from tests.storage.tars import directory, end, file
 IN_NAMESPACE = """
 import io, os, sys
 from hutch.storage.layers import Layers
-from hutch.storage.snapshots import OverlayAssets, open_merged
+from hutch.storage.merged import open_merged
+from hutch.storage.snapshots import OverlayAssets
 from hutch.storage import tree
 layers = Layers(sys.argv[1])
 low = layers.unpack(open(sys.argv[2], "rb"))

@@ -75,7 +75,7 @@ def cgroup_mode(cgroup_root: Path = Path("/sys/fs/cgroup")) -> str:
 def _overlay_lowerdir_append() -> tuple[bool, bool]:
     """Return whether overlay can be configured, and whether `lowerdir+` is understood.
 
-    Nothing is mounted: the option is handed to a context that is then dropped. Without
+    Nothing is mounted: the option is tried on a context that is then dropped. Without
     the privilege to open one both are False, and the caller is to ask in its user namespace.
     """
     from hutch.linux import mount
@@ -85,12 +85,9 @@ def _overlay_lowerdir_append() -> tuple[bool, bool]:
     except OSError:
         return False, False
     try:
-        mount.fsconfig_set_string(fd, "lowerdir+", "/")
-    except OSError:
-        return True, False
+        return True, mount.overlay_takes_layers(fd)
     finally:
         os.close(fd)
-    return True, True
 
 
 def _works(call: str) -> bool:

@@ -22,7 +22,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One capability of the host: what was tried, what came of it, and what would help.
 
     `area` groups findings for people (`kernel`, `storage`, `network`, …). `needed` tells
-    whether containers as root need it; without it, only what the detail says is lost.
+    whether containers of this user need it; without it, only what the detail says is lost.
     """
 
     area: str

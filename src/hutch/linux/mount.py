@@ -23,6 +23,7 @@ __all__ = [
     "mount_setattr",
     "move_mount",
     "open_tree",
+    "overlay_takes_layers",
     "umount2",
 ]
 
@@ -195,6 +196,25 @@ def fsmount(fd: int, attr: int = 0) -> int:
     if mount_fd < 0:
         raise_errno()
     return mount_fd
+
+
+def overlay_takes_layers(fd: int) -> bool:
+    """Return whether the overlay being configured takes its layers one by one, by `lowerdir+`.
+
+    One that does (from Linux 6.8) refuses an empty name, in other words than an unknown key.
+    Before the new mount API came to overlay (6.5) any key was taken and looked at later.
+    """
+    try:
+        fsconfig_set_string(fd, "lowerdir+", "")
+    except OSError:
+        pass
+    else:
+        return False
+    try:
+        said = os.read(fd, 256)  # the context's messages; see fsopen(2)
+    except OSError:
+        said = b""
+    return b"nknown parameter" not in said
 
 
 def is_mount_point(path: str) -> bool:

@@ -52,7 +52,8 @@ def _mount(lower: Sequence[str], target: str) -> None:
     """Attach the overlay in a new mount namespace of this thread."""
     from hutch.linux import mount as linux
     from hutch.linux.namespaces import CLONE_NEWNS, unshare
-    from hutch.storage.snapshots import OverlayAssets, open_merged
+    from hutch.storage.merged import open_merged
+    from hutch.storage.snapshots import OverlayAssets
 
     fd = open_merged(OverlayAssets(lower=tuple(lower[1:]), upper=lower[0], work=""))
     try:

@@ -24,7 +24,6 @@ __all__ = [
     "Snapshots",
     "Usage",
     "measure",
-    "open_merged",
 ]
 
 SNAPSHOTS = "snapshots"
@@ -198,36 +197,3 @@ def measure(path: str) -> Usage:
             # It may go while we look; a path may also have grown past PATH_MAX.
             continue
     return Usage(bytes=blocks * 512, inodes=inodes)
-
-
-def open_merged(assets: OverlayAssets, *, read_only: bool = True) -> int:
-    """Mount a stopped instance's overlay, attached nowhere, and return its descriptor.
-
-    The mount ends when the descriptor (the caller's) and all opened through it are closed.
-    """
-    from hutch.linux import mount as linux
-    from hutch.storage.unpack import default_options
-
-    context = linux.fsopen("overlay")
-    held: list[int] = []
-
-    def short(path: str) -> str:
-        # fsconfig takes 255 bytes of a string, and a root may lie deeper.
-        held.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        return f"/proc/self/fd/{held[-1]}"
-
-    try:
-        for path in (assets.upper, *assets.lower) if read_only else assets.lower:
-            linux.fsconfig_set_string(context, "lowerdir+", short(path))
-        if not read_only:
-            linux.fsconfig_set_string(context, "upperdir", short(assets.upper))
-            linux.fsconfig_set_string(context, "workdir", short(assets.work))
-        if default_options().userxattr:
-            linux.fsconfig_set_flag(context, "userxattr")
-        linux.fsconfig_create(context)
-        attributes = linux.MOUNT_ATTR_RDONLY if read_only else 0
-        return linux.fsmount(context, attributes | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOSUID)
-    finally:
-        for fd in held:
-            os.close(fd)
-        os.close(context)
