@@ -90,6 +90,20 @@ struct opened {
 	int count;
 };
 
+/* Attach a detached mount: before Linux 6.15 overlay takes layers only from mounts of the
+ * caller's namespace (clone_private_mount). This one is our own, and what is mounted on its
+ * root hides nothing from who has the root already. */
+static int attach(int mount)
+{
+	int error, root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int result = root < 0 ? -1 : sys_move_mount(mount, root);
+
+	error = errno;
+	if (root >= 0)
+		close(root);
+	return result < 0 ? fail(error) : 0;
+}
+
 /* Name a directory for mount(2)'s options by descriptor: short, and free of commas and
  * colons. */
 static int add_directory(struct launch *l, struct text *t, const char *path, struct opened *o)
@@ -99,6 +113,8 @@ static int add_directory(struct launch *l, struct text *t, const char *path, str
 	l->what = path;
 	if (*path == '@') {
 		fd = slot_get(l, atoi(path + 1));
+		if (fd >= 0 && attach(fd) < 0)
+			return -1;
 	} else {
 		if (o->count == (int)(sizeof(o->fds) / sizeof(o->fds[0])))
 			return fail(E2BIG);
@@ -207,6 +223,15 @@ static int keep_overlay(struct launch *l, int32_t slot, int mount)
 	return 0;
 }
 
+/* Whether a layer is a detached mount, which kernels before 6.15 want attached. */
+static bool has_mounts(struct reader r)
+{
+	for (uint32_t n = read_count(&r); n; n--)
+		if (*read_str(&r) == '@')
+			return true;
+	return false;
+}
+
 int op_overlay(struct launch *l, struct reader *r)
 {
 	int32_t slot = read_i32(r);
@@ -214,18 +239,23 @@ int op_overlay(struct launch *l, struct reader *r)
 
 	if (fs < 0)
 		return -1;
-	if (!takes_layers(fs)) {
+	if (takes_layers(fs)) {
+		struct reader body = *r;
+		if (configure(l, fs, &body) < 0)
+			fs_failed(l, fs);
+		else
+			mount = fs_mount(l, fs, read_u64(&body));
+		error = errno;
 		close(fs);
-		mount = old_overlay(l, r);
-		r->at = r->end; /* the other process has read the rest */
-		return keep_overlay(l, slot, mount);
+		if (mount >= 0 || error != EINVAL || !has_mounts(*r)) {
+			*r = body;
+			errno = error;
+			return keep_overlay(l, slot, mount);
+		}
+	} else {
+		close(fs);
 	}
-	if (configure(l, fs, r) < 0)
-		fs_failed(l, fs);
-	else
-		mount = fs_mount(l, fs, read_u64(r));
-	error = errno;
-	close(fs);
-	errno = error;
+	mount = old_overlay(l, r);
+	r->at = r->end; /* the other process has read the rest */
 	return keep_overlay(l, slot, mount);
 }

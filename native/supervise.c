@@ -192,6 +192,28 @@ static void on_report(struct supervisor *s)
 	}
 }
 
+/* The loop may see the end of the process before it sees that a client has died. */
+static bool is_gone(const struct client *c)
+{
+	struct pollfd peer = { .fd = c->fd };
+
+	return c->fd < 0 || c->ended ||
+	       (poll(&peer, 1, 0) > 0 && (peer.revents & (POLLHUP | POLLERR)));
+}
+
+/* Whether somebody who knows of the exit sees to what follows from it. */
+static bool is_seen_to(struct supervisor *s)
+{
+	const struct client *starter = starter_of(s);
+
+	if (!(s->plan.flags & HOLD_EXIT_ALWAYS) && !s->starter_gone && starter && !is_gone(starter))
+		return true;
+	for (int i = 0; i < MAX_CLIENTS; i++)
+		if (s->clients[i].used && s->clients[i].claims && !is_gone(&s->clients[i]))
+			return true;
+	return false;
+}
+
 static void spawn_exit_command(struct supervisor *s)
 {
 	extern char **environ;
@@ -200,13 +222,8 @@ static void spawn_exit_command(struct supervisor *s)
 	char *argv[65];
 	pid_t pid;
 
-	if (!count || count > 64)
+	if (!count || count > 64 || is_seen_to(s))
 		return;
-	if (!s->starter_gone && !(s->plan.flags & HOLD_EXIT_ALWAYS))
-		return;
-	for (int i = 0; i < MAX_CLIENTS; i++)
-		if (s->clients[i].used && s->clients[i].fd >= 0 && s->clients[i].claims)
-			return;
 	for (uint32_t i = 0; i < count; i++) {
 		union { const char *from; char *to; } word = { .from = read_str(&r) };
 		argv[i] = word.to;

@@ -47,8 +47,11 @@ def launcher_file(static_launcher: Launcher) -> str:
     return str(Path(__file__).parents[2] / "native" / "build" / "hutch-launcher")
 
 
-def start_and_kill_starter(launcher: str, plan: ops.Plan, at: str, tmp_path: Path) -> list[int]:
-    """Start `plan` from a process that is killed when the launch has come to `at`."""
+def start_and_kill_starter(
+    launcher: str, plan: ops.Plan, at: str, tmp_path: Path, *, stop: bool = False
+) -> list[int]:
+    """Start `plan` from a process that is killed when the launch has come to `at`; with
+    `stop` the supervisor stands still when that happens."""
     file = tmp_path / "plan"
     file.write_bytes(wire.encode(plan))
     starter = subprocess.Popen(
@@ -58,6 +61,8 @@ def start_and_kill_starter(launcher: str, plan: ops.Plan, at: str, tmp_path: Pat
     )
     assert starter.stdout is not None and starter.stdin is not None
     pids = [int(word) for word in starter.stdout.readline().split()]
+    if stop:
+        os.kill(pids[1], signal.SIGSTOP)
     starter.kill()
     starter.wait()
     starter.stdout.close()
@@ -191,6 +196,20 @@ def test_the_exit_command_runs_when_nobody_is_told(
     (rootfs / "go").touch()
     wait_until(note.exists, "the exit command")
     assert read_exit(held.directory) is not None
+
+
+def test_a_starter_that_dies_with_its_process_is_absent(
+    launcher_file: str, rootfs: Path, held: ops.Supervision, tmp_path: Path
+) -> None:
+    """The supervisor learns of both ends at the same moment."""
+    note = tmp_path / "note"
+    held = msgspec.structs.replace(held, exit_command=("/bin/busybox", "touch", str(note)))
+    plan = box(rootfs, ["sleep", "1000"], held=held)
+    pid, supervisor = start_and_kill_starter(launcher_file, plan, "started", tmp_path, stop=True)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not exists(pid), "the process to end")
+    os.kill(supervisor, signal.SIGCONT)
+    wait_until(note.exists, "the exit command")
 
 
 @pytest.mark.parametrize("always", [False, True])

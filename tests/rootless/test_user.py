@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +23,17 @@ UID = 54321
 Hutch = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def python() -> Iterator[Hutch]:
-    """Run Python as a user without subordinate ids, who has a root of his own."""
+NOBODY = 65534
+# In a mount namespace where /etc/subuid and /etc/subgid give the user nobody a range.
+WITH_RANGE = """
+mount --make-rprivate / && mount --bind "$1" /etc/subuid && mount --bind "$1" /etc/subgid &&
+shift && exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
+"""
+
+
+@contextmanager
+def installed(uid: int, prefix: list[str], **identity: Any) -> Iterator[Hutch]:
+    """Run Python as a user who has a copy of hutch and a root of his own; nothing is left."""
     import tempfile
 
     # pytest's own directories are closed to other users.
@@ -35,7 +46,7 @@ def python() -> Iterator[Hutch]:
         shutil.copytree(Path(package).parent, home / "lib" / name)
     os.chmod(home, 0o755)
     for path in (home, *home.rglob("*")):
-        os.chown(path, UID, UID, follow_symlinks=False)
+        os.chown(path, uid, uid, follow_symlinks=False)
     program = "/usr/bin/python3" if sys.version_info[:2] == _system_python() else sys.executable
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -46,10 +57,8 @@ def python() -> Iterator[Hutch]:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [program, *arguments],
-            user=UID,
-            group=UID,
-            extra_groups=[],
+            [*prefix, program, *arguments],
+            **identity,
             env=environment,
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -65,7 +74,14 @@ def python() -> Iterator[Hutch]:
 
 
 @pytest.fixture
-def hutch(python: Hutch) -> Iterator[Hutch]:
+def python() -> Iterator[Hutch]:
+    """Run Python as a user without subordinate ids, who has a root of his own."""
+    with installed(UID, [], user=UID, group=UID, extra_groups=[]) as run:
+        yield run
+
+
+@contextmanager
+def with_busybox(python: Hutch) -> Iterator[Hutch]:
     """Run `hutch` as that user, with the image busybox."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -75,6 +91,23 @@ def hutch(python: Hutch) -> Iterator[Hutch]:
     assert done.returncode == 0, done.stderr
     yield run
     assert run("ps", "-aq").stdout == ""
+
+
+@pytest.fixture
+def hutch(python: Hutch) -> Iterator[Hutch]:
+    """Run `hutch` as a user without subordinate ids."""
+    with with_busybox(python) as run:
+        yield run
+
+
+@pytest.fixture
+def hutch_with_range(tmp_path: Path) -> Iterator[Hutch]:
+    """Run `hutch` as a user with 65,536 subordinate ids."""
+    ranges = tmp_path / "ranges"
+    ranges.write_text("nobody:700000:65536\n")
+    prefix = ["unshare", "-m", "sh", "-c", WITH_RANGE, "sh", str(ranges)]
+    with installed(NOBODY, prefix) as python, with_busybox(python) as run:
+        yield run
 
 
 def _system_python() -> tuple[int, int] | None:
@@ -122,6 +155,33 @@ def test_what_a_user_cannot_have_is_told_with_the_cure(hutch: Hutch) -> None:
         done = hutch(*arguments)
         assert done.returncode in (1, 125)
         assert word in done.stderr and "hint:" in done.stderr
+
+
+def test_files_are_copied_of_and_into_a_stopped_container(hutch: Hutch, tmp_path: Path) -> None:
+    def ok(*arguments: str) -> str:
+        done = hutch(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    ok("create", "--name", "box", "--network", "none", "busybox", "cat", "/etc/passwd", "/in/f")
+    ok("cp", "/etc/hostname", "box:/copied")
+    assert ok("cp", "box:/copied", "-").count(Path("/etc/hostname").read_text()) == 1
+    ok("start", "box")
+    assert ok("wait", "box") == "1\n"  # there is no /in/f
+    assert "box" in ok("ps", "-a")
+    ok("rm", "box")
+
+
+def test_what_belongs_to_subordinate_ids_is_removed_too(hutch_with_range: Hutch) -> None:
+    script = "mkdir -m 700 /d && echo secret > /d/f && chown -R 1000:1000 /d && id -u nobody"
+    done = hutch_with_range("run", "--name", "box", "--network", "none", "busybox", "sh", "-c",
+                            script)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "65534\n"), done.stderr
+    done = hutch_with_range("rm", "box")
+    assert done.returncode == 0, done.stderr
+    directory = hutch_with_range("info", "-o", "json")
+    root = Path(json.loads(directory.stdout)["root"])
+    assert os.listdir(root / "trash") == []
 
 
 def test_the_doctor_speaks_of_what_that_user_can_do(hutch: Hutch) -> None:

@@ -184,7 +184,11 @@ class Context:
         """What is deleted in the background."""
         from hutch.storage.trash import Trash
 
-        return Trash(self.root)
+        if not self.rootless:
+            return Trash(self.root)
+        from hutch.drivers.container.own_ids import remove_trees
+
+        return Trash(self.root, remove_foreign=remove_trees)
 
     @cached_property
     def collector(self) -> Collector:

@@ -43,7 +43,10 @@ def open_root(context: Context, identifier: str, *, read_only: bool = True) -> I
             os.close(fd)
             raise Denied(f"instance {record.name}: its root file system is read-only")
     else:
-        from hutch.storage.merged import open_merged
+        if context.rootless:
+            from hutch.drivers.container.own_ids import open_merged
+        else:
+            from hutch.storage.merged import open_merged
 
         fd = open_merged(context.snapshots.load(identifier, record.chain_ids), read_only=read_only)
     try:

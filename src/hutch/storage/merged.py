@@ -29,64 +29,59 @@ def open_merged(assets: OverlayAssets, *, read_only: bool = True) -> int:
 
     attributes = linux.MOUNT_ATTR_RDONLY if read_only else 0
     attributes |= linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOSUID
-    with ExitStack() as stack:
-
-        def short(path: str) -> str:
-            # fsconfig(2) takes 255 bytes of a string, mount(2) a page of options, and a
-            # root may lie deeper. A descriptor has no comma or colon in it either.
-            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
-            return f"/proc/self/fd/{fd}"
-
-        lower = [short(p) for p in ((assets.upper, *assets.lower) if read_only else assets.lower)]
-        options: list[tuple[str, str | None]] = []
-        if not read_only:
-            options += [("upperdir", short(assets.upper)), ("workdir", short(assets.work))]
-        if default_options().userxattr:
-            options.append(("userxattr", None))
-        context = linux.fsopen("overlay")
-        stack.callback(os.close, context)
+    lower = (assets.upper, *assets.lower) if read_only else assets.lower
+    options: list[tuple[str, str]] = [("lowerdir+", path) for path in lower]
+    if not read_only:
+        options += [("upperdir", assets.upper), ("workdir", assets.work)]
+    flags = ("userxattr",) if default_options().userxattr else ()
+    context = linux.fsopen("overlay")
+    try:
         if not linux.overlay_takes_layers(context):
-            return _mount_apart(lower, options, attributes)
-        for layer in lower:
-            linux.fsconfig_set_string(context, "lowerdir+", layer)
-        for key, value in options:
-            if value is None:
-                linux.fsconfig_set_flag(context, key)
-            else:
-                linux.fsconfig_set_string(context, key, value)
-        linux.fsconfig_create(context)
+            return _in_thread(lambda: _mount_apart(options, flags, attributes))
+        with ExitStack() as stack:
+            for key, path in options:
+                linux.fsconfig_set_string(context, key, _short(path, stack))
+            for flag in flags:
+                linux.fsconfig_set_flag(context, flag)
+            linux.fsconfig_create(context)
         return linux.fsmount(context, attributes)
+    finally:
+        os.close(context)
 
 
-def _mount_apart(lower: list[str], options: list[tuple[str, str | None]], attributes: int) -> int:
+def _short(path: str, stack: ExitStack) -> str:
+    """Name a directory by a descriptor: fsconfig(2) takes 255 bytes of a string, mount(2) a
+    page of options without a comma or colon in a path, and a root may lie deeper."""
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return f"/proc/self/fd/{fd}"
+
+
+def _mount_apart(options: list[tuple[str, str]], flags: tuple[str, ...], attributes: int) -> int:
     """Mount by mount(2), for overlay before Linux 6.8, and take the mount off its place.
 
-    A thread of its own has a mount namespace of its own while it lives, so nobody else
-    sees the place; see unshare(2), CLONE_NEWNS.
+    The calling thread gets a mount namespace of its own, so nobody else sees the place; the
+    directories are opened in there, for overlay takes none of another namespace.
     """
-    parts = ["lowerdir=" + ":".join(lower)]
-    parts += [key if value is None else f"{key}={value}" for key, value in options]
-    text = ",".join(parts)
-    if len(text) >= _PAGE:
-        raise Unsupported(
-            f"an image of {len(lower)} layers cannot be mounted by this kernel",
-            hint="run Linux 6.8 or later, or an image with fewer layers",
-        )
-
-    def mount() -> int:
-        unshare(CLONE_NEWNS)
-        linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    unshare(CLONE_NEWNS)
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    with ExitStack() as stack:
+        layers = [_short(path, stack) for key, path in options if key == "lowerdir+"]
+        others = [f"{key}={_short(path, stack)}" for key, path in options if key != "lowerdir+"]
+        text = ",".join([f"lowerdir={':'.join(layers)}", *others, *flags])
+        if len(text) >= _PAGE:
+            raise Unsupported(
+                f"an image of {len(layers)} layers cannot be mounted by this kernel",
+                hint="run Linux 6.8 or later, or an image with fewer layers",
+            )
         linux.mount("overlay", "/proc", "overlay", 0, text)
-        fd = linux.open_tree(linux.AT_FDCWD, "/proc", linux.OPEN_TREE_CLONE)
-        try:
-            linux.mount_setattr(fd, "", attr_set=attributes)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    return _in_thread(mount)
+    fd = linux.open_tree(linux.AT_FDCWD, "/proc", linux.OPEN_TREE_CLONE)
+    try:
+        linux.mount_setattr(fd, "", attr_set=attributes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _in_thread(work: Callable[[], int]) -> int:

@@ -9,7 +9,11 @@ from hutch.storage.removal import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    # Given a directory and names in it.
+    RemoveTrees = Callable[[str, tuple[str, ...]], None]
 
 __all__ = ["Trash"]
 
@@ -21,8 +25,10 @@ class Trash:
     What a dying process leaves is deleted by the next `empty`.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, remove_foreign: RemoveTrees | None = None) -> None:
+        """Take `remove_foreign` for trees in which something is not ours to remove."""
         self._path = os.path.join(os.fspath(root), "trash")
+        self._remove_foreign = remove_foreign
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._more = False
@@ -73,14 +79,30 @@ class Trash:
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             return 0
-        count = 0
         try:
-            for name in os.listdir(fd):
-                try:
-                    remove_tree(name, dir_fd=fd)
-                    count += 1
-                except OSError:
-                    continue
+            names = os.listdir(fd)
+            foreign = [name for name in names if not self._remove(name, fd)]
+            if foreign and self._remove_foreign is not None:
+                self._try_foreign(self._remove_foreign, tuple(foreign))
+            return len(names) - len(set(names) & set(os.listdir(fd)))
         finally:
             os.close(fd)
-        return count
+
+    @staticmethod
+    def _remove(name: str, dir_fd: int) -> bool:
+        """Remove a tree; return False for one in which something belongs to others."""
+        try:
+            remove_tree(name, dir_fd=dir_fd)
+        except PermissionError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def _try_foreign(self, remove: RemoveTrees, names: tuple[str, ...]) -> None:
+        from hutch.errors import HutchError
+
+        try:
+            remove(self._path, names)
+        except (OSError, HutchError):
+            pass

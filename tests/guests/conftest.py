@@ -1,0 +1,3 @@
+"""What stands in `inside` runs in a guest, not here."""
+
+collect_ignore = ["inside"]
