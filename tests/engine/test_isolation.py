@@ -264,7 +264,7 @@ def test_an_unknown_user_is_refused(sh: Sh) -> None:
 
 
 def test_groups_are_added(sh: Sh) -> None:
-    assert "groups=34,35" in sh("id", user="12:13", group_add=["34", "35"]).replace("(", "=(")
+    assert "groups=13,34,35" in sh("id", user="12:13", group_add=["34", "35"]).replace("(", "=(")
 
 
 def test_the_working_directory_is_made(sh: Sh) -> None:
@@ -391,3 +391,8 @@ def test_copies_of_a_remapped_container_have_the_ids_inside(engine: Engine, tmp_
     done = engine.run("committed", ["stat", "-c", "%u:%g", "/in"], network="none")
     engine.images.remove(image.id, force=True)
     assert done.text == "7:8\n"
+
+
+def test_more_processors_than_the_host_has_are_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidArgument, match=f"cpus.*this host has {os.cpu_count()}"):
+        engine.create("busybox", ["true"], cpus=(os.cpu_count() or 1) + 1)

@@ -16,6 +16,9 @@ __all__ = ["device_rules", "limits", "resolve_devices"]
 def limits(resources: Resources, devices: tuple[DeviceRule, ...] | None = None) -> Limits:
     """Return the limits; what the specification leaves at nothing stays unset."""
     r = resources
+    available = os.cpu_count() or 1
+    if r.cpus > available:
+        raise InvalidArgument(f"this host has {available}, got {r.cpus:g}", field="cpus")
     return Limits(
         cpus=r.cpus or None,
         cpu_quota_us=r.cpu_quota_us or None,

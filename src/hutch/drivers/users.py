@@ -90,7 +90,8 @@ def resolve_user(
     """Return numbers for `user` (`""` is root) with the groups its name belongs to.
 
     A numeric id needs no entry in the password file; a name does. Groups named in `user`
-    replace the primary one; `groups` are added to the supplementary ones.
+    replace the primary one; `groups` are added to the supplementary ones, among which the
+    primary one is too.
     """
     name, _, group = user.partition(":")
     name = name or "0"
@@ -117,7 +118,9 @@ def resolve_user(
             if entry[0] in line[3].split(",") and line[2].isdecimal()
         ]
     extra += [_group(groupfile, item, "group_add") for item in groups]
-    return ResolvedUser(uid=uid, gid=gid, groups=tuple(dict.fromkeys(extra)), home=home)
+    # The primary group too: without it, taking a group away would let its members in where
+    # the file's mode shuts that group out (CVE-2022-36109).
+    return ResolvedUser(uid=uid, gid=gid, groups=tuple(dict.fromkeys((gid, *extra))), home=home)
 
 
 def _entries(content: bytes | None, fields: int) -> list[list[str]]:
