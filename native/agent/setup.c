@@ -136,7 +136,10 @@ static int mount_at(struct reader *r, const char **what)
 
 	if (error)
 		return error;
-	return mount(source, target, fstype, flags, *data ? data : NULL) < 0 ? errno : 0;
+	if (mount(source, target, fstype, flags, *data ? data : NULL) == 0)
+		return 0;
+	/* That is how virtiofs says that it knows no such tag: the device may be on its way. */
+	return errno == EINVAL && !strcmp(fstype, "virtiofs") ? SETUP_WAIT : errno;
 }
 
 static int write_whole(struct reader *r, const char **what)

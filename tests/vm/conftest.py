@@ -1,4 +1,4 @@
-"""Fixtures of the tests of virtual machines: Debian's kernel, fetched once a session."""
+"""Fixtures of the tests of virtual machines: Debian's kernel and an engine, once a session."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hutch.drivers.vm.kernels import KernelRecord, Kernels
+from hutch.engine import Engine
 from hutch.store.database import Store
 
 
@@ -37,3 +38,14 @@ def kernels(hutch_root: Path) -> Iterator[Kernels]:
     store = Store.open(hutch_root / "hutch.db")
     yield Kernels(hutch_root, store)
     store.close()
+
+
+@pytest.fixture(scope="session")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine with the image `busybox`; kernel and templates stay for the session."""
+    root = tmp_path_factory.mktemp("machines") / "root"
+    with Engine(root) as engine:
+        engine.images.bootstrap("busybox")
+        yield engine
+        engine._context.driver("vm").prune_templates()  # type: ignore[attr-defined]
+        engine._context.networks.teardown()

@@ -18,7 +18,11 @@ from hutch.spec.model import BindMount, InstanceSpec, ProcessSpec, Resources, Vo
 __all__ = [
     "GUEST_CGROUP",
     "GUEST_FILES",
+    "GUEST_SHARES",
     "GuestAssets",
+    "GuestBind",
+    "PLAIN",
+    "PROTECTED",
     "SandboxAssets",
     "compile_guest",
     "compile_guest_exec",
@@ -26,6 +30,7 @@ __all__ = [
 ]
 
 GUEST_FILES = "/run/hutch"
+GUEST_SHARES = "/hutch/shares"
 GUEST_CGROUP = "instance"
 _GUEST_JOIN = (f"/sys/fs/cgroup/{GUEST_CGROUP}/cgroup.procs",)
 _GUEST_NAMESPACES = (
@@ -35,8 +40,8 @@ _GUEST_NAMESPACES = (
     | flags.CLONE_NEWUTS
     | flags.CLONE_NEWCGROUP
 )
-_PROTECTED = flags.MOUNT_ATTR_RDONLY | flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NODEV
-_PLAIN = flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NODEV | flags.MOUNT_ATTR_NOEXEC
+PROTECTED = flags.MOUNT_ATTR_RDONLY | flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NODEV
+PLAIN = flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NODEV | flags.MOUNT_ATTR_NOEXEC
 _NODES = (("null", 1, 3), ("zero", 1, 5), ("random", 1, 8), ("urandom", 1, 9))
 VMM = "/hutch-vmm"
 
@@ -71,17 +76,25 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
     isolated: bool = True
 
 
+class GuestBind(msgspec.Struct, frozen=True, kw_only=True):
+    """A shared directory or file: where the guest has it, and where the program does."""
+
+    path: str
+    target: str
+    read_only: bool = False
+    is_dir: bool = True
+
+
 class GuestAssets(msgspec.Struct, frozen=True, kw_only=True):
     """What the plan inside the guest needs; paths are the guest's.
 
-    `files` are the names beneath `GUEST_FILES` with their targets; `binds` are (path in the
-    guest, target, read-only) of shared directories.
+    `files` are the names beneath `GUEST_FILES` with their targets.
     """
 
     user: ResolvedUser
     env: tuple[str, ...]
     files: tuple[tuple[str, str], ...] = ()
-    binds: tuple[tuple[str, str, bool], ...] = ()
+    binds: tuple[GuestBind, ...] = ()
     seccomp: bytes = b""
     capabilities: int = 0
     volatile: bool = False
@@ -131,15 +144,15 @@ def _sandbox_root(
         ops.Propagation(path="/", flags=flags.MS_REC | flags.MS_PRIVATE),
         ops.RootDir(path=assets.skeleton),
     ]
-    shown = [(*bind, _PROTECTED) for bind in (*assets.binds, (assets.vmm, VMM))]
-    shown += [(*bind, _PLAIN) for bind in assets.shared]
+    shown = [(*bind, PROTECTED) for bind in (*assets.binds, (assets.vmm, VMM))]
+    shown += [(*bind, PLAIN) for bind in assets.shared]
     for number, (source, target, attr) in enumerate(shown):
         slot = assets.slots + number
         prepare.append(
             ops.OpenTree(slot=slot, path=source, attr=attr, propagation=flags.MS_PRIVATE)
         )
         child.append(ops.MoveMount(slot=slot, target=target))
-    child.append(ops.Mount(fstype="proc", target="/proc", source="proc", attr=_PLAIN))
+    child.append(ops.Mount(fstype="proc", target="/proc", source="proc", attr=PLAIN))
     child += _devices(assets)
     child += [
         ops.ReadOnly(paths=READONLY_PATHS),
@@ -220,8 +233,13 @@ def compile_guest(spec: InstanceSpec, assets: GuestAssets) -> ops.Plan:
         for name, target in assets.files
     )
     shared = tuple(
-        BindAsset(target=target, path=path, attr=flags.MOUNT_ATTR_RDONLY if read_only else 0)
-        for path, target, read_only in assets.binds
+        BindAsset(
+            target=bind.target,
+            path=bind.path,
+            is_dir=bind.is_dir,
+            attr=flags.MOUNT_ATTR_RDONLY if bind.read_only else 0,
+        )
+        for bind in assets.binds
     )
     return compile_container(
         _guest_spec(spec),

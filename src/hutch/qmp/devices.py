@@ -13,6 +13,7 @@ from hutch.qmp.monitor import Monitor
 
 __all__ = [
     "UNPLUG_S",
+    "chardev_add",
     "device_add",
     "device_del",
     "netdev_add",
@@ -64,6 +65,13 @@ def device_del(monitor: Monitor, id: str, *, timeout_s: float = UNPLUG_S) -> Non
         ) from None
     if event.name == "DEVICE_UNPLUG_GUEST_ERROR":
         raise WrongState(f"qemu: the guest refuses to let the device {id} go")
+
+
+def chardev_add(monitor: Monitor, id: str, fdname: str) -> None:
+    """Add a character device at a connected socket that was handed over (`send_fd`)."""
+    address = {"type": "fd", "data": {"str": fdname}}
+    backend = {"type": "socket", "data": {"addr": address, "server": False}}
+    monitor.execute("chardev-add", {"id": id, "backend": backend})
 
 
 def netdev_add(monitor: Monitor, kind: str, *, id: str, **properties: Any) -> None:

@@ -24,12 +24,13 @@ from hutch.drivers.vm.kernels import Kernels
 from hutch.drivers.vm.launching import MachineLauncher, MachineStart
 from hutch.drivers.vm.limits import check_spec, group_limits, memory_of
 from hutch.drivers.vm.machine import load_record
+from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.errors import InternalError, NotFound, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_NETWORK
 from hutch.plan.ops import HealthProbe, Plan
-from hutch.plan.vm import GuestAssets, compile_guest, compile_guest_exec
+from hutch.plan.vm import GuestAssets, GuestBind, compile_guest, compile_guest_exec
 from hutch.process.guest import Guest
 from hutch.process.launcher import Launcher
 from hutch.process.records import read_pid
@@ -59,6 +60,7 @@ class VmDriver:
     def check(self, spec: InstanceSpec) -> None:
         """Raise for what a machine cannot have, and where QEMU is missing."""
         check_spec(spec)
+        check_mounts(spec)
         group_limits(spec.resources, memory_of(spec))
         self._machines.check(spec)
 
@@ -78,6 +80,7 @@ class VmDriver:
             user,
             hostname=launch.spec.hostname,
             files=files,
+            binds=guest_binds(launch),
             volatile=launch.volatile,
             rows=launch.rows,
             columns=launch.columns,
@@ -92,6 +95,7 @@ class VmDriver:
         hostname: str = "",
         privileged: bool = False,
         files: tuple[tuple[str, str], ...] = (),
+        binds: tuple[GuestBind, ...] = (),
         volatile: bool = False,
         rows: int = 0,
         columns: int = 0,
@@ -102,6 +106,7 @@ class VmDriver:
             user=user,
             env=environment(process, user, hostname=hostname),
             files=files,
+            binds=binds,
             seccomp=b"" if privileged else self._confinement.seccomp(spec, capabilities),
             capabilities=capabilities,
             volatile=volatile,
@@ -160,10 +165,12 @@ class VmDriver:
                 launch.attach_network(pid, started.taps.indexes if started.taps else ())
                 supervisor.go(SYNC_NETWORK)
             supervisor.wait_started()
+        if started.shares is not None:
+            started.shares.wait_started()
         with failures.machine_failures(f"start of {launch.name}", launch.directory):
             monitor.wait_qemu()
             if started.template is not None:
-                self._machines.resume(f"{launch.directory}/run", started.template)
+                self._machines.resume(f"{launch.directory}/run", started.template, started.shares)
                 monitor.go()
             monitor.wait_ready(_BRING_UP_S)
         with failures.launching(plan, "start"):

@@ -32,12 +32,24 @@ from hutch.drivers.vm.setup import (
     machine_setup,
     setup_request,
 )
+from hutch.drivers.vm.shares import TAG, ShareServer, copy_memory, plug, serve, shared
 from hutch.drivers.vm.templates import Template, Templates
 from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
-from hutch.plan.machine.model import Descriptor, Disk, DiskFile, Memory, Nic, Shape, Tap
+from hutch.plan.machine.model import (
+    MICROVM,
+    Descriptor,
+    Disk,
+    DiskFile,
+    Memory,
+    Nic,
+    Shape,
+    Share,
+    Tap,
+)
 from hutch.plan.ops import HealthProbe, Plan, Supervision
+from hutch.plan.vm import GUEST_SHARES
 from hutch.plan.wire import encode
 from hutch.process.launcher import Launcher, launcher_path
 from hutch.process.vmm import MonitorConfig
@@ -56,6 +68,7 @@ class MachineStart(msgspec.Struct, frozen=True, kw_only=True):
     booted: Booted
     taps: Taps | None
     template: Template | None
+    shares: ShareServer | None
     record: MachineRecord
 
 
@@ -117,16 +130,21 @@ class MachineLauncher:
         parts = self._parts(launch.spec)
         nics = len(launch.endpoints)
         template = None
-        if launch.spec.machine.template:
+        # A machine without hot-plug has the device from the start, which no template can.
+        pluggable = parts.shape.machine != MICROVM or not shared(launch)
+        if launch.spec.machine.template and pluggable:
             template = self._template(parts, nics)
             held.callback(os.close, template.memory)
             held.callback(os.close, template.state)
+        shares = serve(self._launcher, self._root, launch, group, held)
         taps = None
         if nics:
             taps = create_taps(nics)
             for fd in (taps.namespace, *taps.taps):
                 held.callback(os.close, fd)
-        record = self._record(parts, template, user)
+        record = msgspec.structs.replace(
+            self._record(parts, template, user), shares=len(shared(launch))
+        )
         save_record(launch.directory, record)
         spec = launch.spec
         setup = machine_setup(
@@ -134,13 +152,13 @@ class MachineLauncher:
             modules=parts.kernel.late,
             resumed=template is not None,
             files=_files(launch),
+            shares=((TAG, GUEST_SHARES),) if shares else (),
         )
 
         def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
-            memory = Memory()
+            memory = Memory(kind="memfd" if shares else "plain")
             if template is not None:
-                number = descriptors.add(os.dup(template.memory))
-                memory = Memory(kind="file", path=f"/proc/self/fd/{number}")
+                memory = _resumed_memory(template, parts.shape, shares, descriptors)
             return machine_argv(
                 parts.host,
                 ports,
@@ -150,6 +168,7 @@ class MachineLauncher:
                 kernel=_kernel_paths(parts, descriptors),
                 disks=_disks(launch, descriptors),
                 nics=_nics(taps.taps if taps else (), descriptors),
+                shares=_shares(shares, descriptors) if template is None else (),
                 incoming=template is not None,
             )
 
@@ -168,7 +187,8 @@ class MachineLauncher:
                     plan=encode(plan),
                     boot_timeout_s=_BOOT_S,
                     shutdown_timeout_s=spec.stop_timeout_s,
-                    volatile=launch.volatile,
+                    # What it has mapped of a share must get there, if nothing else has to.
+                    volatile=launch.volatile and shares is None,
                     tty=spec.process.tty,
                     hold=template is not None,
                 ),
@@ -181,7 +201,9 @@ class MachineLauncher:
                 attach=launch.attach,
             ),
         )
-        return MachineStart(booted=booted, taps=taps, template=template, record=record)
+        return MachineStart(
+            booted=booted, taps=taps, template=template, shares=shares, record=record
+        )
 
     def _record(
         self, parts: _Parts, template: Template | None, user: ResolvedUser
@@ -201,7 +223,7 @@ class MachineLauncher:
             user=user,
         )
 
-    def resume(self, directory: str, template: Template) -> None:
+    def resume(self, directory: str, template: Template, shares: ShareServer | None) -> None:
         """Load a template's state into the QEMU of a run directory, and let it run."""
         from hutch.qmp import conversation
         from hutch.qmp.machine import cont
@@ -209,6 +231,8 @@ class MachineLauncher:
 
         with conversation(f"{directory}/{QMP_SOCKET}") as monitor:
             load_state(monitor, template.state, ignore_shared=True)
+            if shares is not None:
+                plug(monitor, shares)
             cont(monitor)
 
     # ---- templates ----------------------------------------------------------------------
@@ -271,6 +295,22 @@ def _nics(taps: Sequence[int], descriptors: Descriptors) -> tuple[Nic, ...]:
         Nic(mac=_MAC.format(index), backend=Tap(fds=(descriptors.add(os.dup(fd)),)))
         for index, fd in enumerate(taps)
     )
+
+
+def _resumed_memory(
+    template: Template, shape: Shape, shares: ShareServer | None, descriptors: Descriptors
+) -> Memory:
+    """Return a template's memory: mapped privately, or a copy that a server can share."""
+    copy = os.dup(template.memory) if shares is None else copy_memory(template.memory, shape.memory)
+    number = descriptors.add(copy)
+    return Memory(kind="file", path=f"/proc/self/fd/{number}", share=shares is not None)
+
+
+def _shares(server: ShareServer | None, descriptors: Descriptors) -> tuple[Share, ...]:
+    if server is None:
+        return ()
+    number = descriptors.add(os.dup(server.socket))
+    return (Share(tag=TAG, socket=Descriptor(number)),)
 
 
 def _disks(launch: Launch, descriptors: Descriptors) -> tuple[Disk, ...]:

@@ -9,7 +9,7 @@ import msgspec
 from hutch.drivers.limits import limits as resource_limits
 from hutch.errors import InvalidArgument, Unsupported
 from hutch.linux.cgroup import DEFAULT_DEVICES, DeviceRule, Limits
-from hutch.spec.model import InstanceSpec, Resources, VolumeMount
+from hutch.spec.model import BindMount, InstanceSpec, Resources
 
 __all__ = ["DEFAULT_MEMORY", "check_spec", "group_limits", "memory_of", "vcpus_of"]
 
@@ -71,8 +71,8 @@ def check_spec(spec: InstanceSpec) -> None:
     if vcpus_of(spec) > _MAX_VCPUS:
         raise InvalidArgument(f"must be at most {_MAX_VCPUS}", field="cpus")
     for index, mount in enumerate(spec.mounts):
-        if isinstance(mount, VolumeMount) and mount.subpath:
-            raise _only_container(f"mounts[{index}].subpath")
+        if isinstance(mount, BindMount) and mount.propagation.endswith("shared"):
+            raise _only_container(f"mounts[{index}].propagation")
 
 
 def _only_container(field: str) -> Unsupported:

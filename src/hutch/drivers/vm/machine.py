@@ -28,6 +28,7 @@ from hutch.plan.machine.model import (
     Memory,
     Nic,
     Shape,
+    Share,
 )
 from hutch.plan.machine.version import QemuVersion
 from hutch.spec.model import InstanceSpec
@@ -67,6 +68,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: int
     template: str
     user: ResolvedUser
+    shares: int = 0
 
 
 def save_record(directory: str, record: MachineRecord) -> None:
@@ -117,6 +119,7 @@ def machine_argv(
     kernel: tuple[str, str],
     disks: Sequence[Disk],
     nics: Sequence[Nic],
+    shares: Sequence[Share] = (),
     incoming: bool = False,
 ) -> tuple[str, ...]:
     """Return QEMU's argument list; `kernel` are the paths of vmlinux and initramfs in QEMU."""
@@ -130,6 +133,7 @@ def machine_argv(
         console=Console(listen=Descriptor(ports.console), log=Descriptor(ports.console_log)),
         disks=tuple(disks),
         nics=tuple(nics),
+        shares=tuple(shares),
         root_ports=0 if shape.machine == MICROVM else _ROOT_PORTS,
         incoming=incoming,
     )
