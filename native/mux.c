@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { HELLO_LEN = 12, WELCOME_LEN = 24, CREDIT_MAX = 1 << 30 };
+enum { HELLO_LEN = 12, WELCOME_LEN = 24, CREDIT_MAX = 1 << 30, HEAD_FLAG = 5 };
 
 struct frame_head {
 	uint32_t channel, length;
@@ -114,7 +114,7 @@ static void drop_all(struct mux *m)
 
 /* HELLO. */
 
-static void say_hello(struct mux *m, uint64_t nonce)
+static void say_hello(struct mux *m, uint64_t nonce, uint8_t flag)
 {
 	uint8_t body[HELLO_LEN];
 
@@ -122,13 +122,13 @@ static void say_hello(struct mux *m, uint64_t nonce)
 	m->nonce = nonce;
 	put_u64(body, nonce);
 	put_u32(body + 8, MUX_VERSION);
-	send_frame(m, 0, MUX_HELLO, 0, body, sizeof(body));
+	send_frame(m, 0, MUX_HELLO, flag, body, sizeof(body));
 }
 
 void mux_hello(struct mux *m, uint64_t nonce)
 {
 	drop_all(m);
-	say_hello(m, nonce);
+	say_hello(m, nonce, 0);
 }
 
 void mux_hello_again(struct mux *m, uint64_t nonce)
@@ -144,14 +144,15 @@ void mux_hello_again(struct mux *m, uint64_t nonce)
 	}
 	memset(at, 0xff, n);
 	m->out.len += n;
-	say_hello(m, nonce);
+	say_hello(m, nonce, MUX_KEEP);
 }
 
-static void welcome(struct mux *m, const uint8_t *hello)
+static void welcome(struct mux *m, const uint8_t *hello, uint8_t flag)
 {
 	uint8_t body[WELCOME_LEN];
 
 	drop_all(m);
+	m->keep = flag == MUX_KEEP;
 	memcpy(body, hello, 8);
 	put_u32(body + 8, MUX_VERSION);
 	put_u32(body + 12, MUX_CHANNELS);
@@ -184,12 +185,14 @@ static size_t scan(struct mux *m, const uint8_t *data, size_t n)
 	put_head(head, 0, MUX_HELLO, 0, body);
 	for (size_t at = 0; at < n; at++) {
 		size_t part = n - at < MUX_HEAD ? n - at : MUX_HEAD;
+		if (part > HEAD_FLAG)
+			head[HEAD_FLAG] = !m->host && data[at + HEAD_FLAG] == MUX_KEEP;
 		if (memcmp(data + at, head, part) != 0)
 			continue;
 		if (n - at < MUX_HEAD + body)
 			return at; /* the rest is still to come */
 		if (!m->host)
-			welcome(m, data + at + MUX_HEAD);
+			welcome(m, data + at + MUX_HEAD, data[at + HEAD_FLAG]);
 		else if (get_u64(data + at + MUX_HEAD) == m->nonce)
 			welcomed(m, data + at + MUX_HEAD);
 		else
@@ -306,7 +309,8 @@ static const char *on_frame(struct mux *m, struct frame_head head, const uint8_t
 {
 	struct mux_channel *ch;
 
-	if (head.zero || (head.flag && head.type != MUX_OPEN))
+	if (head.zero || (head.flag && head.type != MUX_OPEN &&
+			  !(head.type == MUX_HELLO && head.flag == MUX_KEEP)))
 		return "a head with unknown bits";
 	if (head.type == MUX_OPEN)
 		return head.length ? "an OPEN with a payload"
@@ -314,7 +318,7 @@ static const char *on_frame(struct mux *m, struct frame_head head, const uint8_t
 	if (head.type == MUX_HELLO) {
 		if (m->host || head.channel || head.length != HELLO_LEN)
 			return "a HELLO out of place";
-		welcome(m, body);
+		welcome(m, body, head.flag);
 		return NULL;
 	}
 	ch = head.channel ? find(m, head.channel) : NULL;

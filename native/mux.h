@@ -15,10 +15,11 @@
 #include "wire.h"
 
 enum mux_type { MUX_HELLO = 1, MUX_OPEN, MUX_DATA, MUX_EOF, MUX_CLOSE, MUX_CREDIT };
-enum mux_kind { MUX_CALL = 1, MUX_SPAWN, MUX_EXEC, MUX_FILES };
+enum mux_kind { MUX_CALL = 1, MUX_SPAWN, MUX_EXEC, MUX_FILES, MUX_ADOPT };
 
 enum {
 	MUX_VERSION = 1,
+	MUX_KEEP = 1,             /* flag of a HELLO: the main link is to be kept */
 	MUX_HEAD = 12,            /* u32 channel, u8 type, u8 flag, u16 zero, u32 length */
 	MUX_PAYLOAD = 32 << 10,   /* of one frame */
 	MUX_CHANNELS = 512,
@@ -63,6 +64,7 @@ struct mux {
 	bool host;
 	bool greeted;          /* HELLO has gone both ways; until then bytes are scanned for it */
 	bool starved;          /* some channel waits for the queue */
+	bool keep;             /* guest: the last HELLO had MUX_KEEP */
 	const struct mux_handler *handler;
 	void *owner;
 	const char *problem;   /* after MUX_BROKEN: what the peer did */
@@ -82,8 +84,8 @@ void mux_init(struct mux *m, int fd, bool host, const struct mux_handler *handle
 /* Host: say HELLO. Channels of before are dropped; mux_open works after `greeted`. */
 void mux_hello(struct mux *m, uint64_t nonce);
 
-/* The same, to a guest that may have been stopped in the middle of a frame, as the twin of a
- * running one: what ends any frame and begins none goes first. */
+/* The same with MUX_KEEP, to a guest that may have been stopped in the middle of a frame, as
+ * the twin of a running one: what ends any frame and begins none goes first. */
 void mux_hello_again(struct mux *m, uint64_t nonce);
 
 /* Drop every channel (their owners hear `closed`) and what is to be written, and look for the

@@ -21,8 +21,10 @@ struct agent {
 	uint32_t spawns, main_spawn; /* how many; which one `main_pid` is of */
 	pid_t main_pid;
 	int main_fd;            /* its pidfd, or -1 */
+	struct relay *main;     /* the main link: to its supervisor, or NULL */
 	struct relay *dead;     /* to be freed at the end of the turn */
 	struct call *waiting;   /* calls that wait for a device */
+	struct call *quiescing; /* the one that waits for the main link to be quiet */
 };
 
 extern struct agent the;
@@ -43,10 +45,15 @@ void serve(int fd);
 int relay_open(struct mux_channel *ch);
 size_t relay_data(struct mux_channel *ch, const uint8_t *data, size_t n);
 void relay_eof(struct mux_channel *ch);
-void relay_closed(struct mux_channel *ch);
+void relay_closed(struct mux_channel *ch, bool reset);
 void relay_ready(struct mux_channel *ch);
 void relay_free_dead(void);
+void relay_greeted(void);
 bool main_is_alive(void);
+
+/* The main link stands still, or outlives its channel. */
+int main_quiesce(void); /* 0, ESRCH, or EINPROGRESS: call_quiet follows */
+void main_resume(void);
 
 /* call.c */
 int call_open(struct mux_channel *ch);
@@ -56,6 +63,7 @@ void call_closed(struct mux_channel *ch);
 void call_ready(struct mux_channel *ch);
 void call_device_came(void);      /* try again what waits for a device */
 int call_timeout_ms(void);        /* until the first of them gives up; -1: none */
+void call_quiet(int error);       /* the main link is quiet, or has ended */
 
 /* answer.c: append to an answer; what does not fit or finds no memory is left out, and the
  * channel is closed with ENOMEM. */
@@ -74,6 +82,7 @@ enum setup_code {
 	SETUP_ENTROPY = 1, SETUP_CLOCK, SETUP_HOSTNAME, SETUP_INSMOD, SETUP_DISK, SETUP_MOUNT,
 	SETUP_MKDIR, SETUP_WRITE_FILE, SETUP_INTERFACE, SETUP_ADDRESS, SETUP_LINK_UP,
 	SETUP_ROUTE, SETUP_SYSCTL, SETUP_SYMLINK, SETUP_CGROUP, SETUP_RESIZE, SETUP_ONLINE,
+	SETUP_REWRITE, SETUP_FLUSH,
 	SETUP_COUNT
 };
 
@@ -89,11 +98,13 @@ int setup_interface(struct reader *r, const char **what);
 int setup_address(struct reader *r, const char **what);
 int setup_link_up(struct reader *r, const char **what);
 int setup_route(struct reader *r, const char **what);
+int setup_flush(struct reader *r, const char **what);
 
 /* paths.c */
 int make_dirs(const char *path, uint32_t mode, bool last); /* errno or 0; `last`: itself too */
 int make_symlink(const char *target, const char *path);
 int put_file(const char *path, uint32_t mode, const void *data, size_t n);
+int rewrite_file(const char *path, const void *data, size_t n); /* the same inode */
 int put_value(const char *path, const char *value); /* into a file of the kernel's */
 bool climbs(const char *path); /* has `..` in it */
 ssize_t get_file(const char *path, char *buffer, size_t cap); /* with a NUL; -1 and errno */

@@ -7,7 +7,7 @@
 #include "agent.h"
 
 enum { CALL_SETUP = 1, CALL_PING, CALL_SHUTDOWN, CALL_STATS, CALL_FREEZE, CALL_THAW,
-       CALL_PROCESSES };
+       CALL_PROCESSES, CALL_QUIESCE, CALL_RESUME };
 
 #define DEVICE_NS 10000000000u
 
@@ -55,6 +55,8 @@ void call_closed(struct mux_channel *ch)
 	struct call *c = ch->owner;
 
 	stop_waiting(c);
+	if (the.quiescing == c)
+		the.quiescing = NULL;
 	drop_request(c);
 	buffer_free(&c->answer.bytes);
 	free(c);
@@ -198,6 +200,27 @@ static int freeze(const char *path, bool frozen)
 	return error;
 }
 
+void call_quiet(int error)
+{
+	struct call *c = the.quiescing;
+
+	the.quiescing = NULL;
+	if (c)
+		answer(c, error, 0, "");
+}
+
+/* Let the main link stand still: what it has said is on its way to the host before the answer,
+ * for both go through one queue. */
+static void quiesce(struct call *c)
+{
+	int error = the.quiescing ? EBUSY : main_quiesce();
+
+	if (error == EINPROGRESS)
+		the.quiescing = c;
+	else
+		answer(c, error, 0, "");
+}
+
 static const char *rest_str(struct reader *r)
 {
 	return r->at == r->end ? "" : read_str(r);
@@ -225,6 +248,8 @@ static void run(struct call *c, uint32_t code, struct reader *r)
 		error = freeze(text, code == CALL_FREEZE);
 	else if (code == CALL_PROCESSES)
 		error = processes(&c->answer, text);
+	else if (code == CALL_RESUME)
+		main_resume();
 	else if (code != CALL_PING)
 		error = ENOSYS;
 	answer(c, error, 0, error ? what : "");
@@ -244,6 +269,8 @@ void call_eof(struct mux_channel *ch)
 	code = read_u32(&r);
 	if (code == CALL_SETUP)
 		begin_setup(c, &r);
+	else if (code == CALL_QUIESCE && r.at == r.end)
+		quiesce(c);
 	else
 		run(c, code, &r);
 }

@@ -74,6 +74,19 @@ int put_file(const char *path, uint32_t mode, const void *data, size_t n)
 	return error;
 }
 
+int rewrite_file(const char *path, const void *data, size_t n)
+{
+	int error = 0, fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno;
+	/* Cut last: a reader meanwhile finds the old end, not nothing. */
+	if (write_all(fd, data, n) < 0 || ftruncate(fd, (off_t)n) < 0)
+		error = errno;
+	close(fd);
+	return error;
+}
+
 int put_value(const char *path, const char *value)
 {
 	int error = 0, fd = open(path, O_WRONLY | O_CLOEXEC);

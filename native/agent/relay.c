@@ -1,5 +1,9 @@
 /* Channels that are a stream to a process: SPAWN and EXEC to a launcher, FILES to the helper.
- * Bytes go between the channel and a socket unchanged; only the process id is read in passing. */
+ * Bytes go between the channel and a socket unchanged; only the process id is read in passing.
+ *
+ * The main link, to the supervisor of the main process, may outlive its channel: a machine that
+ * goes on somewhere else (a twin, one that was suspended or has migrated) has another monitor,
+ * which adopts it. Quiet, it stands between two frames and is not read. */
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -15,7 +19,7 @@ enum { FD_PLAN = 3, FD_STARTER = 4, FD_SLOT = 5, FD_ROOT = 3, TURNS = 4 };
 
 struct relay {
 	struct watch watch; /* of our end of the socket; fd -1: the plan is not here yet */
-	struct mux_channel *ch; /* NULL: over */
+	struct mux_channel *ch; /* NULL: over, or the main link without a channel */
 	struct relay *next;
 	int plan;
 	uint32_t plan_len, plan_left;
@@ -23,7 +27,9 @@ struct relay {
 	uint32_t spawn;     /* the number of a SPAWN, 0 otherwise */
 	uint32_t left;      /* of the supervisor's frame under way */
 	uint8_t head_len, head[FRAME_HEAD + 4];
-	bool reading, eof;
+	bool reading;
+	bool quiet;         /* the main link: stop at the end of a frame */
+	struct buffer rest; /* of a channel that it lost: still to be sent to the process */
 };
 
 /* The main process. */
@@ -35,11 +41,11 @@ bool main_is_alive(void)
 	return the.main_fd >= 0 && poll(&p, 1, 0) == 0;
 }
 
-static void note_main(uint32_t spawn, pid_t pid)
+static void note_main(struct relay *r, pid_t pid)
 {
 	int fd;
 
-	if (spawn < the.main_spawn || pid <= 0)
+	if (r->spawn < the.main_spawn || pid <= 0)
 		return;
 	fd = sys_pidfd_open(pid);
 	if (fd < 0)
@@ -49,7 +55,8 @@ static void note_main(uint32_t spawn, pid_t pid)
 		close(the.main_fd);
 	the.main_fd = fd;
 	the.main_pid = pid;
-	the.main_spawn = spawn;
+	the.main_spawn = r->spawn;
+	the.main = r;
 }
 
 /* Follow the supervisor's frames as far as is needed to see a PID among them. */
@@ -66,7 +73,7 @@ static void look_for_pid(struct relay *r, const uint8_t *at, size_t n)
 				r->left = get_u32(r->head + 4);
 			if (r->head_len == FRAME_HEAD + 4) {
 				r->left -= 4;
-				note_main(r->spawn, (pid_t)get_u32(r->head + FRAME_HEAD));
+				note_main(r, (pid_t)get_u32(r->head + FRAME_HEAD));
 				r->head[0] = 0;
 			}
 		} else {
@@ -98,11 +105,17 @@ static void end(struct relay *r)
 		close(r->watch.fd);
 	}
 	forget_plan(r);
+	buffer_free(&r->rest);
 	r->watch.fd = -1;
-	r->ch->owner = NULL;
+	if (r->ch)
+		r->ch->owner = NULL;
 	r->ch = NULL;
 	r->next = the.dead;
 	the.dead = r;
+	if (r == the.main) {
+		the.main = NULL;
+		call_quiet(ESRCH);
+	}
 }
 
 static void end_with(struct relay *r, int error)
@@ -125,7 +138,43 @@ void relay_free_dead(void)
 /* Without room to read it is not watched at all: an end of file would be told for ever. */
 static void watch_again(struct relay *r)
 {
-	watch_set(&r->watch, (r->reading ? EPOLLIN : 0) | (r->ch->in.len ? EPOLLOUT : 0));
+	bool writing = r->rest.len || (r->ch && r->ch->in.len);
+
+	watch_set(&r->watch, (r->reading ? EPOLLIN : 0) | (writing ? EPOLLOUT : 0));
+}
+
+static bool between_frames(const struct relay *r)
+{
+	return !r->head_len;
+}
+
+/* How much may be read before the end of the frame under way. */
+static size_t left_of_frame(const struct relay *r)
+{
+	return r->head_len < FRAME_HEAD ? (size_t)(FRAME_HEAD - r->head_len) : r->left;
+}
+
+/* Send what is left of a channel of before; true when nothing is. */
+static bool flush_rest(struct relay *r)
+{
+	while (r->rest.len) {
+		ssize_t sent = send(r->watch.fd, r->rest.data + r->rest.off, r->rest.len,
+				    MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (sent < 0 && (errno == EAGAIN || errno == EINTR))
+			return false;
+		buffer_drop(&r->rest, sent < 0 ? r->rest.len : (size_t)sent);
+	}
+	return true;
+}
+
+/* A quiet link is read to the end of the frame that was under way. */
+static bool has_settled(struct relay *r)
+{
+	if (!r->quiet || !between_frames(r))
+		return false;
+	r->reading = false;
+	call_quiet(0);
+	return true;
 }
 
 /* From the process to the host. */
@@ -133,11 +182,16 @@ static void pump(struct relay *r)
 {
 	for (int i = 0; i < TURNS; i++) {
 		size_t room;
-		uint8_t *at = mux_space(&the.mux, r->ch, &room);
+		uint8_t *at;
 		ssize_t n;
+		if (has_settled(r))
+			return;
+		at = mux_space(&the.mux, r->ch, &room);
 		r->reading = at != NULL;
 		if (!at)
 			return;
+		if (r->quiet && room > left_of_frame(r))
+			room = left_of_frame(r);
 		n = recv(r->watch.fd, at, room, MSG_DONTWAIT);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			return;
@@ -148,20 +202,21 @@ static void pump(struct relay *r)
 		if (r->spawn)
 			look_for_pid(r, at, (size_t)n);
 		mux_commit(&the.mux, r->ch, (size_t)n);
-		if ((size_t)n < room)
+		if ((size_t)n < room && !r->quiet)
 			return;
 	}
+	has_settled(r);
 }
 
 static void socket_ready(struct watch *w, uint32_t events)
 {
 	struct relay *r = (struct relay *)w; /* its first member */
 
-	if (events & EPOLLOUT)
+	if ((events & EPOLLOUT) && flush_rest(r) && r->ch)
 		mux_pull(&the.mux, r->ch);
 	if (r->ch && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
 		pump(r);
-	if (r->ch)
+	if (r->watch.fd >= 0)
 		watch_again(r);
 }
 
@@ -171,6 +226,69 @@ void relay_ready(struct mux_channel *ch)
 
 	r->reading = true;
 	watch_again(r);
+}
+
+/* The main link, standing still or without a channel. */
+
+int main_quiesce(void)
+{
+	struct relay *r = the.main;
+
+	if (!r || !r->ch)
+		return ESRCH;
+	r->quiet = true;
+	if (!between_frames(r))
+		return EINPROGRESS;
+	r->reading = false;
+	watch_again(r);
+	return 0;
+}
+
+void main_resume(void)
+{
+	struct relay *r = the.main;
+
+	if (!r || !r->quiet)
+		return;
+	r->quiet = false;
+	r->reading = r->ch != NULL;
+	watch_again(r);
+}
+
+static bool lose_channel(struct relay *r)
+{
+	if (r != the.main || r->watch.fd < 0)
+		return false;
+	if (!r->rest.len) {
+		r->rest = r->ch->in;
+		r->ch->in = (struct buffer){ 0 };
+	} else if (r->ch->in.len && !buffer_put(&r->rest, r->ch->in.data + r->ch->in.off,
+						r->ch->in.len, 2 * MUX_WINDOW)) {
+		return false;
+	}
+	r->ch->owner = NULL;
+	r->ch = NULL;
+	r->reading = r->quiet = false;
+	watch_again(r);
+	return true;
+}
+
+/* A HELLO has come. One that does not ask to keep the main link ends it with all others. */
+void relay_greeted(void)
+{
+	if (the.main && !the.main->ch && !the.mux.keep)
+		end(the.main);
+}
+
+static int adopt(struct mux_channel *ch)
+{
+	if (!the.main || the.main->ch)
+		return ESRCH;
+	ch->owner = the.main;
+	the.main->ch = ch;
+	the.main->reading = true;
+	watch_again(the.main);
+	return 0;
 }
 
 /* Starting the process. */
@@ -280,6 +398,8 @@ int relay_open(struct mux_channel *ch)
 	struct relay *r;
 	int error = 0;
 
+	if (ch->kind == MUX_ADOPT)
+		return adopt(ch);
 	if (ch->kind < MUX_SPAWN || ch->kind > MUX_FILES)
 		return EPROTONOSUPPORT;
 	if (ch->kind == MUX_EXEC && !main_is_alive())
@@ -357,6 +477,8 @@ size_t relay_data(struct mux_channel *ch, const uint8_t *data, size_t n)
 		if (done == n || r->watch.fd < 0)
 			return done;
 	}
+	if (!flush_rest(r))
+		return done;
 	sent = send(r->watch.fd, data + done, n - done, MSG_DONTWAIT | MSG_NOSIGNAL);
 	if (sent < 0 && errno != EAGAIN && errno != EINTR)
 		return n; /* it listens no more: its own end tells the host */
@@ -376,7 +498,8 @@ void relay_eof(struct mux_channel *ch)
 		shutdown(r->watch.fd, SHUT_WR);
 }
 
-void relay_closed(struct mux_channel *ch)
+void relay_closed(struct mux_channel *ch, bool reset)
 {
-	end(ch->owner);
+	if (!reset || !lose_channel(ch->owner))
+		end(ch->owner);
 }

@@ -49,11 +49,16 @@ static void eof(struct mux *m, struct mux_channel *ch)
 static void closed(struct mux *m, struct mux_channel *ch, uint32_t error)
 {
 	(void)m;
-	(void)error;
 	if (ch->kind == MUX_CALL)
 		call_closed(ch);
 	else
-		relay_closed(ch);
+		relay_closed(ch, error == ECONNRESET);
+}
+
+static void greeted(struct mux *m)
+{
+	(void)m;
+	relay_greeted();
 }
 
 static void ready(struct mux *m, struct mux_channel *ch)
@@ -67,6 +72,7 @@ static void ready(struct mux *m, struct mux_channel *ch)
 
 static const struct mux_handler handler = {
 	.opened = opened, .data = data, .eof = eof, .closed = closed, .ready = ready,
+	.greeted = greeted,
 };
 
 /* The host may come back (a virtio port outlives its peers); a test's socket does not. */

@@ -17,7 +17,7 @@ static const char *const shapes[SETUP_COUNT] = {
 	[SETUP_MKDIR] = "su", [SETUP_WRITE_FILE] = "sub", [SETUP_INTERFACE] = "usbu",
 	[SETUP_ADDRESS] = "sbu", [SETUP_LINK_UP] = "s", [SETUP_ROUTE] = "sb",
 	[SETUP_SYSCTL] = "ss", [SETUP_SYMLINK] = "ss", [SETUP_CGROUP] = "ss",
-	[SETUP_RESIZE] = "s", [SETUP_ONLINE] = "",
+	[SETUP_RESIZE] = "s", [SETUP_ONLINE] = "", [SETUP_REWRITE] = "sb", [SETUP_FLUSH] = "s",
 };
 
 static bool fits(const struct op *op)
@@ -73,11 +73,28 @@ static int clock_set(struct reader *r)
 	return clock_settime(CLOCK_REALTIME, &now) < 0 ? errno : 0;
 }
 
+/* The main process has a name space of its own for it: the twin of a machine is renamed. */
+static int hostname_of_main(const char *name)
+{
+	int error = 0, own = open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC);
+
+	if (own < 0)
+		return errno;
+	if (setns(the.main_fd, CLONE_NEWUTS) < 0 || sethostname(name, strlen(name)) < 0)
+		error = errno;
+	if (setns(own, CLONE_NEWUTS) < 0 && !error)
+		error = errno;
+	close(own);
+	return error;
+}
+
 static int hostname(struct reader *r, const char **what)
 {
 	const char *name = *what = read_str(r);
 
-	return sethostname(name, strlen(name)) < 0 ? errno : 0;
+	if (sethostname(name, strlen(name)) < 0)
+		return errno;
+	return main_is_alive() ? hostname_of_main(name) : 0;
 }
 
 int insmod(const char *path, const char *params)
@@ -149,6 +166,15 @@ static int write_whole(struct reader *r, const char **what)
 	const uint8_t *content = read_bytes(r, &len);
 
 	return put_file(path, mode, content, len);
+}
+
+static int rewrite(struct reader *r, const char **what)
+{
+	const char *path = *what = read_str(r);
+	uint32_t len;
+	const uint8_t *content = read_bytes(r, &len);
+
+	return rewrite_file(path, content, len);
 }
 
 static int sysctl(struct reader *r, const char **what)
@@ -239,6 +265,8 @@ int setup_run(const struct op *op, const char **what)
 		first = *what = read_str(r);
 		return cgroup_create(first, read_str(r), what);
 	case SETUP_ONLINE: return online(what);
+	case SETUP_REWRITE: return rewrite(r, what);
+	case SETUP_FLUSH: return setup_flush(r, what);
 	default: return ENOSYS; /* Resize is reserved */
 	}
 }

@@ -13,7 +13,7 @@
 #include "../text.h"
 #include "agent.h"
 
-enum { MOST_LINKS = 32, MAC_BYTES = 6 };
+enum { MOST_LINKS = 32, MOST_ADDRESSES = 256, MAC_BYTES = 6 };
 
 struct found {
 	char device[PATH_MAX / 4]; /* in sysfs: sorts in PCI order */
@@ -114,6 +114,45 @@ int setup_interface(struct reader *r, const char **what)
 int setup_link_up(struct reader *r, const char **what)
 {
 	return link_set_up(*what = read_str(r)) < 0 ? errno : 0;
+}
+
+/* Down, a device loses its routes and its IPv6 addresses; those of IPv4 go one by one. */
+static int forget_addresses(int fd, struct ifreq *q)
+{
+	if (ioctl(fd, SIOCGIFFLAGS, q) < 0)
+		return errno;
+	q->ifr_flags &= (short)~IFF_UP;
+	if (ioctl(fd, SIOCSIFFLAGS, q) < 0)
+		return errno;
+	for (int i = 0; i < MOST_ADDRESSES; i++) {
+		memset(&q->ifr_ifru, 0, sizeof(q->ifr_ifru));
+		q->ifr_addr.sa_family = AF_INET;
+		if (ioctl(fd, SIOCGIFADDR, q) < 0)
+			return errno == EADDRNOTAVAIL ? 0 : errno;
+		memset(&q->ifr_ifru, 0, sizeof(q->ifr_ifru));
+		q->ifr_addr.sa_family = AF_INET; /* and no address: the present one goes */
+		if (ioctl(fd, SIOCSIFADDR, q) < 0)
+			return errno;
+	}
+	return EBUSY;
+}
+
+int setup_flush(struct reader *r, const char **what)
+{
+	const char *name = *what = read_str(r);
+	struct ifreq request;
+	int fd, error;
+
+	if (!*name || strlen(name) >= IFNAMSIZ)
+		return EINVAL;
+	memset(&request, 0, sizeof(request));
+	strcpy(request.ifr_name, name);
+	fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return errno;
+	error = forget_addresses(fd, &request);
+	close(fd);
+	return error;
 }
 
 /* A netlink message: head, one fixed part, attributes. */

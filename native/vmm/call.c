@@ -1,21 +1,21 @@
-/* Our own calls to the agent: SETUP before the start, SHUTDOWN at the end. */
+/* Our own calls to the agent: SETUP before the start, SHUTDOWN at the end, what quiet.c asks. */
 #include "vmm.h"
 
-void call_start(struct vmm *v, const uint8_t *request, size_t n)
+void call_start(struct vmm *v, struct call *call, call_done *done, const uint8_t *request,
+		size_t n)
 {
-	v->call = (struct call){ .owner = OWNER_CALL, .request = request, .left = n };
-	v->call.ch = mux_open(&v->mux, MUX_CALL);
-	if (!v->call.ch) {
-		call_over(v, (uint32_t)errno);
+	*call = (struct call){ .owner = OWNER_CALL, .done = done, .request = request, .left = n };
+	call->ch = mux_open(&v->mux, MUX_CALL);
+	if (!call->ch) {
+		call_over(v, call, (uint32_t)errno);
 		return;
 	}
-	v->call.ch->owner = &v->call;
-	call_pump(v);
+	call->ch->owner = call;
+	call_pump(v, call);
 }
 
-void call_pump(struct vmm *v)
+void call_pump(struct vmm *v, struct call *call)
 {
-	struct call *call = &v->call;
 	size_t sent;
 
 	if (!call->ch || !call->request)
@@ -29,9 +29,8 @@ void call_pump(struct vmm *v)
 	mux_eof(&v->mux, call->ch);
 }
 
-size_t call_data(struct vmm *v, const uint8_t *data, size_t n)
+size_t call_data(struct call *call, const uint8_t *data, size_t n)
 {
-	struct call *call = &v->call;
 	size_t room = sizeof(call->answer) - call->answer_len;
 
 	if (room > n)
@@ -41,9 +40,15 @@ size_t call_data(struct vmm *v, const uint8_t *data, size_t n)
 	return n;
 }
 
-static void setup_answered(struct vmm *v, uint32_t error)
+void call_over(struct vmm *v, struct call *call, uint32_t error)
 {
-	struct call *call = &v->call;
+	call->ch = NULL;
+	call->request = NULL;
+	call->done(v, call, error);
+}
+
+static void setup_answered(struct vmm *v, const struct call *call, uint32_t error)
+{
 	struct reader r = { .at = call->answer, .end = call->answer + call->answer_len };
 	uint32_t failed = read_u32(&r), index = read_u32(&r), len = read_u32(&r);
 	char text[MAX_TEXT];
@@ -64,12 +69,7 @@ static void setup_answered(struct vmm *v, uint32_t error)
 	machine_failed(v, PART_SETUP, 0, index, (int)failed, text);
 }
 
-void call_over(struct vmm *v, uint32_t error)
+void call_setup(struct vmm *v)
 {
-	v->call.ch = NULL;
-	v->call.request = NULL;
-	if (v->stage == ST_SETUP)
-		setup_answered(v, error);
-	else if (v->stage == ST_SHUTDOWN)
-		machine_put_away(v);
+	call_start(v, &v->call, setup_answered, v->config.setup, v->config.setup_len);
 }

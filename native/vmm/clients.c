@@ -37,6 +37,8 @@ static void release(struct vmm *v, struct vmm_client *c)
 {
 	v->turned_away = false;
 	close(c->fd);
+	if (c->passed)
+		close(c->passed);
 	buffer_free(&c->rest);
 	*c = (struct vmm_client){ .owner = OWNER_CLIENT };
 }
@@ -66,6 +68,8 @@ static bool open_channel(struct vmm *v, struct vmm_client *c)
 
 	if (memcmp(c->head, "HVA1", 4) != 0 || c->head[5] || c->head[6] || c->head[7])
 		return false;
+	if (kind == CLIENT_QUIESCE)
+		return quiet_begin(v, c);
 	if (kind != MUX_CALL && kind != MUX_EXEC && kind != MUX_FILES)
 		return false; /* SPAWN is the monitor's own: it makes the main process */
 	c->ch = mux_open(&v->mux, (enum mux_kind)kind);
@@ -74,9 +78,32 @@ static bool open_channel(struct vmm *v, struct vmm_client *c)
 	return c->ch != NULL;
 }
 
+/* With a descriptor, if one comes along. */
+static ssize_t receive_head(struct vmm_client *c)
+{
+	struct iovec io = { .iov_base = c->head + c->head_len,
+			    .iov_len = (size_t)(CLIENT_HEAD - c->head_len) };
+	union {
+		struct cmsghdr head;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { 0 };
+	struct msghdr message = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = control.space,
+				  .msg_controllen = sizeof(control.space) };
+	ssize_t n = recvmsg(c->fd, &message, MSG_CMSG_CLOEXEC);
+	const struct cmsghdr *m = n < 0 ? NULL : CMSG_FIRSTHDR(&message);
+
+	if (m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS &&
+	    m->cmsg_len == CMSG_LEN(sizeof(int))) {
+		if (c->passed)
+			close(c->passed);
+		memcpy(&c->passed, CMSG_DATA(m), sizeof(int));
+	}
+	return n;
+}
+
 static void read_head(struct vmm *v, struct vmm_client *c)
 {
-	ssize_t n = recv(c->fd, c->head + c->head_len, (size_t)(CLIENT_HEAD - c->head_len), 0);
+	ssize_t n = receive_head(c);
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
@@ -158,6 +185,8 @@ void client_event(struct vmm *v, struct vmm_client *c, short events)
 		return;
 	if (c->head_len < CLIENT_HEAD)
 		read_head(v, c);
+	else if (c == v->quiet.client && !quiet_client(v, c))
+		drop(v, c);
 	else if (!c->ch)
 		return;
 	else if (c->half_closed && (events & (POLLHUP | POLLERR)))

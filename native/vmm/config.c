@@ -50,7 +50,7 @@ bool config_load(struct config *c, const char **problem)
 		return false;
 	r = (struct reader){ .at = c->memory, .end = c->memory + c->size };
 	*problem = "the head";
-	if (c->size < 24 || memcmp(c->memory, "HVC1", 4) != 0)
+	if (c->size < 28 || memcmp(c->memory, "HVC1", 4) != 0)
 		return false;
 	read_u32(&r);
 	if (read_u32(&r) != c->size)
@@ -59,7 +59,9 @@ bool config_load(struct config *c, const char **problem)
 	c->fds = read_u32(&r);
 	c->boot_ms = read_u32(&r);
 	c->shutdown_ms = read_u32(&r);
-	if (r.bad || c->fds > MAX_QEMU_FDS || c->flags & ~7u)
+	c->unacked = read_u32(&r);
+	if (r.bad || c->fds > MAX_QEMU_FDS || (c->flags & ~(uint32_t)CONFIG_ALL) ||
+	    c->unacked > STDIN_WINDOW)
 		return false;
 	*problem = "the command";
 	arguments = take_list(&r, &c->argv);

@@ -81,7 +81,10 @@ void machine_greet(struct vmm *v)
 		nonce = mono_ns();
 	v->stage = ST_AGENT;
 	wait_at_most(v, v->config.boot_ms);
-	mux_hello(&v->mux, nonce);
+	if (v->config.flags & CONFIG_ADOPT)
+		mux_hello_again(&v->mux, nonce);
+	else
+		mux_hello(&v->mux, nonce);
 }
 
 void machine_set_up(struct vmm *v)
@@ -89,7 +92,7 @@ void machine_set_up(struct vmm *v)
 	status_send(v, STATUS_AGENT, 0, NULL, 0);
 	v->stage = ST_SETUP;
 	if (v->config.setup_len)
-		call_start(v, v->config.setup, v->config.setup_len);
+		call_setup(v);
 	else
 		machine_ready(v);
 }
@@ -97,9 +100,12 @@ void machine_set_up(struct vmm *v)
 void machine_ready(struct vmm *v)
 {
 	status_send(v, STATUS_READY, 0, NULL, 0);
-	if (v->config.plan_len) {
+	if (v->config.plan_len || (v->config.flags & CONFIG_ADOPT)) {
 		v->stage = ST_LAUNCH;
-		process_start(v);
+		if (v->config.flags & CONFIG_ADOPT)
+			process_adopt(v);
+		else
+			process_start(v);
 		return;
 	}
 	v->stage = ST_RUN; /* a template: it serves until it is told to end */
@@ -119,6 +125,14 @@ void machine_started(struct vmm *v)
 }
 
 /* The ends. */
+
+static void put_away(struct vmm *v, const struct call *call, uint32_t error)
+{
+	(void)call;
+	(void)error;
+	if (v->stage == ST_SHUTDOWN)
+		machine_put_away(v);
+}
 
 static void terminate(struct vmm *v)
 {
@@ -155,7 +169,7 @@ void machine_end(struct vmm *v, int code)
 	if (v->agent_gone)
 		terminate(v);
 	else
-		call_start(v, request, sizeof(request));
+		call_start(v, &v->call, put_away, request, sizeof(request));
 }
 
 void machine_put_away(struct vmm *v)
@@ -186,6 +200,8 @@ void machine_qemu_ended(struct vmm *v)
 	/* Nobody waits for a template's process: whoever quits its QEMU is done with it. */
 	if (v->stage == ST_RUN && !v->process.started && v->qemu_status == 0)
 		_exit(0);
+	if (v->stage == ST_RUN && is_quiet(v) && v->qemu_status == 0)
+		_exit(EXIT_SAVED);
 	describe_end(v, &t);
 	machine_lost(v, PART_QEMU, ECHILD, line);
 }

@@ -9,7 +9,8 @@
 
 static struct vmm the;
 
-enum watched { W_SIGNALS, W_AGENT, W_STATUS, W_LISTEN, W_STDIN, W_STDOUT, W_STDERR, W_CLIENT };
+enum watched { W_SIGNALS, W_AGENT, W_STATUS, W_LISTEN, W_STDIN, W_STDOUT, W_STDERR, W_RESCUE,
+	       W_CLIENT };
 
 struct watch {
 	struct pollfd fds[W_CLIENT + MAX_VMM_CLIENTS];
@@ -39,7 +40,7 @@ static size_t on_data(struct mux *m, struct mux_channel *ch, const uint8_t *data
 	(void)m;
 	switch (owner_of(ch)) {
 	case OWNER_PROCESS: return process_data(&the, data, n);
-	case OWNER_CALL: return call_data(&the, data, n);
+	case OWNER_CALL: return call_data(ch->owner, data, n);
 	default: return client_data(&the, ch->owner, data, n);
 	}
 }
@@ -56,7 +57,7 @@ static void on_closed(struct mux *m, struct mux_channel *ch, uint32_t error)
 	(void)m;
 	switch (owner_of(ch)) {
 	case OWNER_PROCESS: process_closed(&the, error); break;
-	case OWNER_CALL: call_over(&the, error); break;
+	case OWNER_CALL: call_over(&the, ch->owner, error); break;
 	default: client_closed(&the, ch->owner, error);
 	}
 }
@@ -66,7 +67,7 @@ static void on_ready(struct mux *m, struct mux_channel *ch)
 {
 	(void)m;
 	if (owner_of(ch) == OWNER_CALL)
-		call_pump(&the);
+		call_pump(&the, ch->owner);
 }
 
 static void on_greeted(struct mux *m)
@@ -182,6 +183,8 @@ static void watch_all(struct vmm *v, struct watch *w)
 	for (int i = 0; i < 2; i++)
 		if (v->process.blocked[i])
 			watch(w, i + 1, POLLOUT, W_STDOUT + i);
+	if (v->rescue >= 0)
+		watch(w, v->rescue, POLLIN, W_RESCUE);
 	watch_clients(v, w);
 }
 
@@ -206,6 +209,7 @@ static void dispatch(struct vmm *v, int who, short events)
 	case W_STDIN: process_read_stdin(v); break;
 	case W_STDOUT:
 	case W_STDERR: process_pull(v); break;
+	case W_RESCUE: rescue_read(v); break;
 	default:
 		c = &v->clients[who - W_CLIENT];
 		if (c->used)
@@ -232,6 +236,7 @@ static _Noreturn void run(struct vmm *v)
 
 	for (;;) {
 		process_turn(v);
+		quiet_turn(v);
 		if (!v->agent_gone)
 			agent_result(v, mux_flush(&v->mux));
 		watch_all(v, &w);
@@ -268,6 +273,7 @@ int main(int argc, char **argv)
 		return probe_guest(argv[2], argv[3]);
 	block_signals();
 	v->status = FD_STATUS;
+	v->rescue = v->quiet.monitor = -1;
 	v->process.owner = OWNER_PROCESS;
 	if (!config_load(&v->config, &problem))
 		machine_failed(v, PART_CONFIG, 0, 0, EPROTO, problem);

@@ -33,6 +33,22 @@ void process_start(struct vmm *v)
 	process_turn(v);
 }
 
+static bool tell(struct vmm *v, uint8_t type, uint8_t flag, const void *data, size_t n);
+
+/* Its supervisor is asked how it does: the answer says that the link is bound. */
+void process_adopt(struct vmm *v)
+{
+	struct process *p = &v->process;
+
+	p->ch = mux_open(&v->mux, MUX_ADOPT);
+	if (!p->ch)
+		machine_lost(v, PART_AGENT, errno, "no channel");
+	p->ch->owner = p;
+	p->attached = p->adopted = true;
+	p->unacked = v->config.unacked;
+	tell(v, FR_QUERY, 0, NULL, 0); /* a new channel has credit for it */
+}
+
 static void put_frame(uint8_t *at, uint8_t type, uint8_t flag, size_t n)
 {
 	memset(at, 0, FRAME_HEAD);
@@ -123,7 +139,7 @@ void process_turn(struct vmm *v)
 		return;
 	if (!p->attached)
 		send_plan(v);
-	if (!p->started)
+	if (!p->started || is_quiet(v))
 		return;
 	send_signals(v);
 	if (p->resized)
@@ -146,7 +162,7 @@ bool process_wants_stdin(const struct vmm *v)
 {
 	const struct process *p = &v->process;
 
-	return p->started && p->ch && p->stdin_open && !p->ch->starved &&
+	return p->started && p->ch && p->stdin_open && !is_quiet(v) && !p->ch->starved &&
 	       p->ch->credit > FRAME_HEAD && p->unacked < STDIN_WINDOW;
 }
 
@@ -220,6 +236,8 @@ static void frame_received(struct vmm *v)
 
 	if (type < sizeof(least) && p->body_len < least[type])
 		machine_lost(v, PART_AGENT, EPROTO, "a frame of its supervisor is too short");
+	if (p->adopted && !p->started && (type == FR_STATE || type == FR_EXIT))
+		started(v);
 	if ((type == FR_STARTED && !p->attached) || (type == FR_EXIT && !p->started))
 		machine_lost(v, PART_AGENT, EPROTO, "a frame of its supervisor comes too early");
 	switch (type) {
@@ -351,7 +369,9 @@ void process_closed(struct vmm *v, uint32_t error)
 	p->ch->in = (struct buffer){ 0 };
 	p->ch = NULL;
 	if (!p->exited && !p->started && !p->rest.len && error)
-		machine_lost(v, PART_AGENT, (int)error, "the agent cannot start a process");
+		machine_lost(v, PART_AGENT, (int)error,
+			     p->adopted ? "the process has ended"
+					: "the agent cannot start a process");
 	if (!p->exited)
 		read_rest(v);
 }

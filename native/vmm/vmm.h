@@ -11,7 +11,7 @@
 /* What the starter hands over, by number. QEMU has its descriptors at the same numbers. */
 enum { FD_CONFIG = 3, FD_AGENT, FD_LISTEN, FD_STATUS, FD_LOG, FD_QEMU };
 
-enum { CONFIG_VOLATILE = 1, CONFIG_TTY = 2, CONFIG_HOLD = 4 };
+enum { CONFIG_VOLATILE = 1, CONFIG_TTY = 2, CONFIG_HOLD = 4, CONFIG_ADOPT = 8, CONFIG_ALL = 15 };
 
 enum {
 	MAX_CONFIG = 16 << 20,
@@ -20,12 +20,14 @@ enum {
 	CLIENT_HEAD = 8,  /* HVA1, u8 kind, three zeros */
 	MAX_TEXT = 512,   /* of a failure */
 	EXIT_LOST = 255,  /* the machine ended before its process did */
+	EXIT_SAVED = 254, /* its state was saved, and it was ended: it goes on elsewhere */
 };
 
 struct config {
 	uint8_t *memory;
 	size_t size;
 	uint32_t flags, fds, boot_ms, shutdown_ms;
+	uint32_t unacked; /* with CONFIG_ADOPT: input that the process did not take yet */
 	struct reader argv, env; /* at their counts */
 	const uint8_t *setup, *plan;
 	uint32_t setup_len, plan_len;
@@ -52,6 +54,7 @@ struct process {
 	struct buffer rest;       /* what was not taken when the guest closed the channel */
 	uint32_t plan_sent;
 	bool attached, started, exited;
+	bool adopted;             /* it was started under another monitor */
 	bool stdin_open, stdin_ended; /* ended: STDIN_EOF is still to be sent */
 	bool resized;             /* RESIZE is still to be sent */
 	uint64_t signals;         /* still to be sent: bit n - 1 for signal n */
@@ -63,14 +66,22 @@ struct process {
 	uint8_t body[12 + MAX_TEXT];
 };
 
-/* A call of our own: SETUP, then SHUTDOWN. */
+struct vmm;
+struct call;
+typedef void call_done(struct vmm *v, const struct call *call, uint32_t error);
+
+/* A call of our own. */
 struct call {
 	enum owner owner;
+	call_done *done;
 	struct mux_channel *ch;
 	const uint8_t *request;
 	size_t left, answer_len;
 	uint8_t answer[12 + MAX_TEXT]; /* the rest is not needed */
 };
+
+/* Kinds of clients beside those of channels, which are the guest's. */
+enum { CLIENT_QUIESCE = 128 };
 
 struct vmm_client {
 	enum owner owner;
@@ -78,8 +89,17 @@ struct vmm_client {
 	bool used, half_closed, blocked;
 	bool answered;  /* something came from the guest */
 	uint8_t head[CLIENT_HEAD], head_len;
+	int passed;     /* a descriptor that came with the head; 0: none */
 	struct mux_channel *ch;
 	struct buffer rest; /* the guest has closed; this is still to be written */
+};
+
+/* The main link standing still; see quiet.c. */
+struct quiet {
+	struct vmm_client *client; /* NULL: nobody wants it */
+	bool draining;
+	int monitor;               /* the client's connection to QEMU, or -1 */
+	struct call asking, resuming;
 };
 
 struct vmm {
@@ -97,7 +117,10 @@ struct vmm {
 	bool turned_away;     /* no descriptor for another client: wait until one leaves */
 	struct mux mux;
 	struct process process;
-	struct call call;
+	struct call call; /* SETUP, then SHUTDOWN */
+	struct quiet quiet;
+	int rescue;       /* a connection to QEMU that is told to go on, or -1 */
+	uint32_t rescue_seen;
 	struct vmm_client clients[MAX_VMM_CLIENTS];
 };
 
@@ -123,13 +146,16 @@ void status_send(struct vmm *v, uint8_t type, uint8_t flag, const void *data, si
 void status_read(struct vmm *v);
 
 /* call.c */
-void call_start(struct vmm *v, const uint8_t *request, size_t n);
-void call_pump(struct vmm *v);
-size_t call_data(struct vmm *v, const uint8_t *data, size_t n);
-void call_over(struct vmm *v, uint32_t error);
+void call_start(struct vmm *v, struct call *call, call_done *done, const uint8_t *request,
+		size_t n);
+void call_pump(struct vmm *v, struct call *call);
+size_t call_data(struct call *call, const uint8_t *data, size_t n);
+void call_over(struct vmm *v, struct call *call, uint32_t error);
+void call_setup(struct vmm *v);
 
 /* process.c */
 void process_start(struct vmm *v);
+void process_adopt(struct vmm *v);
 void process_turn(struct vmm *v);      /* send what is due */
 void process_pull(struct vmm *v);      /* there may be room for more output */
 size_t process_data(struct vmm *v, const uint8_t *data, size_t n);
@@ -164,6 +190,14 @@ bool machine_is_up(const struct vmm *v); /* the starter may leave */
 _Noreturn void machine_lost(struct vmm *v, enum part part, int error, const char *text);
 _Noreturn void machine_failed(struct vmm *v, enum part part, uint32_t section, uint32_t index,
 			      int error, const char *text);
+
+/* quiet.c */
+bool is_quiet(const struct vmm *v);
+bool quiet_begin(struct vmm *v, struct vmm_client *c);
+void quiet_turn(struct vmm *v);
+bool quiet_client(struct vmm *v, struct vmm_client *c); /* false: it has left */
+void quiet_end(struct vmm *v, bool dismissed);
+void rescue_read(struct vmm *v);
 
 /* main.c */
 extern const struct mux_handler vmm_handler;

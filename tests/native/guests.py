@@ -17,7 +17,7 @@ from hutch.plan.wire import encode
 from hutch.process import frames
 
 HELLO, OPEN, DATA, EOF, CLOSE, CREDIT = range(1, 7)
-CALL, SPAWN, EXEC, FILES = range(1, 5)
+CALL, SPAWN, EXEC, FILES, ADOPT = range(1, 6)
 WINDOW = 65536
 PAYLOAD = 32768
 PADDING = b"\xff" * (PAYLOAD + 12)  # ends any frame under way and begins none
@@ -53,9 +53,9 @@ class Peer:
         self.sock.settimeout(WAIT_S)
         self.sock.sendall(data)
 
-    def hello(self, nonce: bytes = b"12345678") -> tuple[int, int]:
+    def hello(self, nonce: bytes = b"12345678", *, keep: bool = False) -> tuple[int, int]:
         """Say HELLO; return the agent's version and number of channels."""
-        self.send(frame(0, HELLO, nonce + struct.pack("<I", 1)))
+        self.send(frame(0, HELLO, nonce + struct.pack("<I", 1), flag=keep))
         head = _HEAD.pack(0, HELLO, 0, 0, 24) + nonce
         self.channels.clear()
         deadline = time.monotonic() + self.wait_s
@@ -205,12 +205,16 @@ class Ran(NamedTuple):
 class Remote:
     """A process started over a channel; speaks with its supervisor."""
 
-    def __init__(self, peer: Peer, kind: int, plan: ops.Plan, attach: int = 0) -> None:
+    def __init__(
+        self, peer: Peer, kind: int, plan: ops.Plan | None = None, attach: int = 0
+    ) -> None:
         self.channel = peer.open(kind)
+        self.output = {1: b"", 2: b""}
+        if plan is None:
+            return
         data = encode(plan)
         ahead = frames.encode_frame(frames.ATTACH, flag=attach) if attach else b""
         self.channel.write(struct.pack("<I", len(data)) + data + ahead)
-        self.output = {1: b"", 2: b""}
 
     def until(self, wanted: int) -> bytes:
         """Return the payload of the next frame of this type; collect output on the way."""

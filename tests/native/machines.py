@@ -25,7 +25,7 @@ from hutch.process import (
 from hutch.process import frames as fr
 
 HELLO, OPEN, DATA, EOF, CLOSE, CREDIT = range(1, 7)
-CALL, SPAWN, EXEC, FILES = range(1, 5)
+CALL, SPAWN, EXEC, FILES, ADOPT = range(1, 6)
 WINDOW = 64 << 10
 SLEEP = ("/bin/sleep", "1000")
 COLLECT = attach_flags(stdin=True, stdout=True, stderr=True, lossless=True)
@@ -62,6 +62,8 @@ class Peer:
 
     def _read(self) -> Frame:
         while True:
+            if self.rest[:4] == b"\xff" * 4:  # what ends a frame that was cut off
+                self.rest = self.rest.lstrip(b"\xff")
             if len(self.rest) >= 12:
                 channel, type, flag, zero, length = struct.unpack_from("<IBBHI", self.rest)
                 assert zero == 0 and length <= 32 << 10

@@ -41,7 +41,7 @@ def test_the_configuration_has_its_documented_shape() -> None:
     )
     assert encode_config(config) == (
         b"HVC1"
-        + struct.pack("<IIIII", 69, 5, 2, 1500, 2000)
+        + struct.pack("<IIIIII", 73, 5, 2, 1500, 2000, 0)
         + b"\2\0\0\0\2\0\0\0/q\0\2\0\0\0-a\0"
         + b"\1\0\0\0\3\0\0\0A=b\0"
         + b"\3\0\0\0set\4\0\0\0plan"
@@ -57,6 +57,8 @@ def test_the_configuration_has_its_documented_shape() -> None:
         ({"plan": bytes((4 << 20) + 1)}, "plan"),
         ({"boot_timeout_s": 1e9}, "timeout"),
         ({"shutdown_timeout_s": -1}, "timeout"),
+        ({"adopt": True, "plan": b"plan"}, "plan"),
+        ({"adopt": True, "unacked": 65537}, "unacked"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change: dict[str, object], word: str) -> None:

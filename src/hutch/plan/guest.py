@@ -25,6 +25,7 @@ __all__ = [
     "Disk",
     "Entropy",
     "Files",
+    "Flush",
     "Hostname",
     "Insmod",
     "Interface",
@@ -38,6 +39,7 @@ __all__ = [
     "PackUpper",
     "ReadFile",
     "RemoveFile",
+    "Rewrite",
     "Route",
     "SetupOp",
     "StatFile",
@@ -68,6 +70,8 @@ class Call(IntEnum):
     FREEZE = 5
     THAW = 6
     PROCESSES = 7
+    QUIESCE = 8
+    RESUME = 9
 
 
 # Requests: SETUP.
@@ -91,7 +95,7 @@ class Clock(SetupOp, frozen=True, kw_only=True):
 
 
 class Hostname(SetupOp, frozen=True, kw_only=True):
-    """Set the guest's own host name."""
+    """Set the host name, of the guest and of a main process that runs already."""
 
     name: str
 
@@ -193,6 +197,19 @@ class Online(SetupOp, frozen=True, kw_only=True):
     """Bring hot-added processors and memory into use."""
 
 
+class Rewrite(SetupOp, frozen=True, kw_only=True):
+    """Give a file that is there another content: it may be mounted elsewhere."""
+
+    path: str
+    content: bytes
+
+
+class Flush(SetupOp, frozen=True, kw_only=True):
+    """Take a network device down, and all its addresses away."""
+
+    interface: str
+
+
 AnySetupOp = (
     Entropy
     | Clock
@@ -210,6 +227,8 @@ AnySetupOp = (
     | Symlink
     | Cgroup
     | Online
+    | Rewrite
+    | Flush
 )
 
 # The number and the kinds of the fields, as in `hutch.plan.wire`; native/agent/setup.c has
@@ -231,6 +250,8 @@ SETUP_CODES: dict[type[SetupOp], tuple[int, str]] = {
     Symlink: (14, "ss"),
     Cgroup: (15, "ss"),
     Online: (17, ""),
+    Rewrite: (18, "sb"),
+    Flush: (19, "s"),
 }
 
 # Requests: FILES.

@@ -7,11 +7,15 @@ beside the main one, or a stream of files. `hutch.plan.guest` has the requests' 
 from __future__ import annotations
 
 import _socket  # socket(7) without what the socket module brings along: 2 ms of start-up
+import errno
 import os
 import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from struct import Struct
 
-from hutch.errors import OperationTimeout, OutcomeUnknown, Unavailable
+from hutch.errors import Busy, OperationTimeout, OutcomeUnknown, Unavailable, WrongState
 from hutch.plan.guest_answers import decode_answer
 from hutch.plan.ops import Plan
 from hutch.plan.wire import encode
@@ -22,7 +26,9 @@ from hutch.process.supervisor import Supervisor
 __all__ = ["Channel", "Guest"]
 
 SOCKET = "agent.sock"
-_CALL, _EXEC, _FILES = 1, 3, 4
+_CALL, _EXEC, _FILES, _QUIESCE = 1, 3, 4, 128
+_QUIET = Struct("<II")
+_DISMISS = b"\x01"
 _RECEIVE = 64 << 10
 _U32 = Struct("<I").pack
 
@@ -98,7 +104,7 @@ class Guest:
         """`directory` is the instance's run directory."""
         self._directory = directory
 
-    def _open(self, kind: int) -> Channel:
+    def _open(self, kind: int, *fds: int) -> Channel:
         try:
             fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -113,9 +119,13 @@ class Guest:
                 os.close(fd)
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             raise Unavailable(f"the machine does not run: {self._directory}/{SOCKET}") from exc
-        channel = Channel(sock)
-        channel.send(b"HVA1" + bytes((kind, 0, 0, 0)))
-        return channel
+        head = b"HVA1" + bytes((kind, 0, 0, 0))
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        try:
+            sock.sendmsg([head], rights)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # what it says, or does not say, is for the caller to read
+        return Channel(sock)
 
     def call(self, op: int, payload: bytes = b"", timeout_s: float | None = 60.0) -> bytes:
         """Ask the agent for one operation; return what its answer has beside the status.
@@ -150,6 +160,31 @@ class Guest:
             channel.close()
             raise
         return Supervisor(channel.detach(), attached=attach)
+
+    @contextmanager
+    def quiesce(self, monitor: int, timeout_s: float = 30.0) -> Iterator[int]:
+        """Hold the main process's streams still, so that the machine's state can be saved.
+
+        On entry all it has said has been logged, and nothing is under way to it. Yield the
+        bytes of input that it was given and has not taken. `monitor` is the connection to
+        QEMU: where this process is killed within the block, `hutch-vmm` lets the machine go
+        on; left by an exception it does so as well. `WrongState` when the process has ended.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._open(_QUIESCE, monitor) as channel:
+            answer = b""
+            while len(answer) < _QUIET.size:
+                piece = channel.receive(_QUIET.size - len(answer), deadline)
+                if not piece:
+                    raise OutcomeUnknown("the machine ended before its streams were still")
+                answer += piece
+            error, unacked = _QUIET.unpack(answer)
+            if error == errno.EBUSY:
+                raise Busy("the machine's state is being saved already")
+            if error:
+                raise WrongState(f"the program has ended or cannot be held: {os.strerror(error)}")
+            yield unacked
+            channel.send(_DISMISS)
 
     def files(self) -> Channel:
         """Open a stream to the files helper; the caller speaks its requests and closes it."""

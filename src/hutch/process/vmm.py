@@ -21,6 +21,7 @@ from hutch.plan import wire
 from hutch.process.errors import SECTIONS, STAGES, LaunchFailed, MachineFailed
 
 __all__ = [
+    "EXIT_SAVED",
     "FIRST_QEMU_FD",
     "MonitorConfig",
     "MonitorLink",
@@ -30,15 +31,18 @@ __all__ = [
 
 # Descriptors 3 to 7 are the monitor's own: configuration, agent, agent.sock, status, log.
 FIRST_QEMU_FD = 8
+# The monitor's exit code when its machine was saved and then ended; see `Guest.quiesce`.
+EXIT_SAVED = 254
+_INPUT_WINDOW = 64 << 10
 MAX_QEMU_FDS = 64
 
 _MAGIC = b"HVC1"
-_VOLATILE, _TTY, _HOLD = 1, 2, 4
+_VOLATILE, _TTY, _HOLD, _ADOPT = 1, 2, 4, 8
 _QEMU, _AGENT, _READY, _STARTED, _FAILED, _EXIT = range(1, 7)
 _GO = 1
 _LAUNCH_STAGE = 4
 
-_CONFIG = Struct("<4sIIIII")
+_CONFIG = Struct("<4sIIIIII")
 _HEAD = Struct("<BBHI")
 _FAILURE = Struct("<III")
 _U32 = Struct("<I")
@@ -64,6 +68,10 @@ class MonitorConfig(msgspec.Struct, frozen=True, kw_only=True):
     (or from `MonitorLink.go`) to the start of the process; `shutdown_timeout_s` bounds the
     guest's tidying, and then QEMU's. `volatile` leaves out the tidying, `hold` waits for
     `go` before the agent is greeted, `tty` makes stdio a raw terminal.
+
+    `adopt` takes over a process that was started under another monitor, in a machine that was
+    loaded with it; there is no plan then. `unacked` is what that monitor's `Guest.quiesce`
+    told of its input.
     """
 
     argv: tuple[str, ...]
@@ -76,6 +84,8 @@ class MonitorConfig(msgspec.Struct, frozen=True, kw_only=True):
     volatile: bool = False
     tty: bool = False
     hold: bool = False
+    adopt: bool = False
+    unacked: int = 0
 
 
 def encode_config(config: MonitorConfig) -> bytes:
@@ -89,11 +99,17 @@ def encode_config(config: MonitorConfig) -> bytes:
         if size > wire.MAX_PLAN_BYTES:
             raise InvalidArgument(f"too large: {size} bytes of {wire.MAX_PLAN_BYTES}", field=field)
     body = wire.encode_fields("SSbb", (config.argv, config.env, config.setup, config.plan))
+    if config.adopt and config.plan:
+        raise InvalidArgument("a process that is taken over has none", field="plan")
+    if not 0 <= config.unacked <= _INPUT_WINDOW:
+        raise InvalidArgument(f"at most {_INPUT_WINDOW}, got {config.unacked}", field="unacked")
     flags = config.volatile * _VOLATILE | config.tty * _TTY | config.hold * _HOLD
+    flags |= config.adopt * _ADOPT
     times = [int(s * 1000) for s in (config.boot_timeout_s, config.shutdown_timeout_s)]
     try:
         size = _CONFIG.size + len(body)
-        return _CONFIG.pack(_MAGIC, size, flags, config.qemu_fds, *times) + body
+        head = _CONFIG.pack(_MAGIC, size, flags, config.qemu_fds, *times, config.unacked)
+        return head + body
     except StructError as exc:
         raise InvalidArgument(f"a timeout does not fit its field: {times} ms") from exc
 
