@@ -63,8 +63,8 @@ def test_nothing_of_the_output_is_lost_over_a_stand_still(
 ) -> None:
     output = read_until(counter.supervisor, b"\n1000\n")
     for _ in range(3):
-        with counter.guest.quiesce(monitor[0].fileno(), WAIT_S) as unacked:
-            assert unacked == 0
+        with counter.guest.quiesce(monitor[0].fileno(), WAIT_S) as quiet:
+            assert quiet.unacked == 0
             assert counter.guest.call(2) == b""  # the agent serves on
         output += read_until(counter.supervisor, b"00\n")
     numbers = output.decode().split("\n")[:-1]

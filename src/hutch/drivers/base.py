@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hutch.storage.compression import Readable
     from hutch.storage.tree import Stat
 
-__all__ = ["Driver", "ExecRequest", "Guests", "Launch", "LaunchMount", "ProcessRow"]
-__all__ += ["Started", "Tree"]
+__all__ = ["Driver", "ExecRequest", "Guests", "Launch", "LaunchMount", "ProcessRow", "Savable"]
+__all__ += ["SavedState", "Started", "Tree"]
 
 
 class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +42,12 @@ class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
     ours: bool = False
 
 
+class SavedState(msgspec.Struct, frozen=True, kw_only=True):
+    """A saved state that an instance goes on from instead of beginning; see `Savable`."""
+
+    directory: str
+
+
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """All a driver needs to start an instance.
 
@@ -53,7 +59,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     `attach_network(pid, taps)` is called between the making of the network namespace and
     the first instruction of the program, and configures it; `taps` are the interface
     indexes of a virtual machine's tap devices in that namespace, one for each of
-    `endpoints`, and empty for a container.
+    `endpoints`, and empty for a container. With `saved` the program is not started: it goes
+    on, with the memory that it had.
     """
 
     id: str
@@ -69,6 +76,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     volatile: bool = False
     mounts: tuple[LaunchMount, ...] = ()
     join: dict[str, int] = {}
+    saved: SavedState | None = None
     endpoints: tuple[Endpoint, ...] = ()
     attach_network: Callable[[int, Sequence[int]], None] | None = None
     exit_command: tuple[str, ...] = ()
@@ -222,4 +230,18 @@ class Guests(Protocol):
 
     def process_rows(self, identifier: str) -> list[ProcessRow]:
         """Return the processes inside a running instance."""
+        ...
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """A driver that can save a running instance with its memory, and go on from it."""
+
+    def save(self, identifier: str, target: str, *, cards: int, end_as: str = "") -> None:
+        """Save a running instance, with its disk, to an empty directory.
+
+        It goes on, after a failure too. With `end_as` the directory gets that name when all
+        is on disk, and the instance ends with exit code `EXIT_SAVED`; its disk stays where
+        it is. `cards` is how many networks it is in.
+        """
         ...

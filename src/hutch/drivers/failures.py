@@ -60,7 +60,7 @@ def machine_failures(operation: str, directory: str) -> Iterator[None]:
         yield
     except MachineFailed as exc:
         log = "qemu.log" if exc.stage == "qemu" else "console.log"
-        said = _last_line(f"{directory}/{log}")
+        said = last_line(f"{directory}/{log}")
         text = f"{operation}: {exc.stage}: {exc.text or os.strerror(exc.errno).lower()}"
         if exc.stage in ("qemu", "agent") and said:
             raise Unavailable(f"{text}: {said}", hint="see `hutch doctor`") from exc
@@ -69,7 +69,8 @@ def machine_failures(operation: str, directory: str) -> Iterator[None]:
         raise Unavailable(text, hint="see `hutch doctor`") from exc
 
 
-def _last_line(path: str) -> str:
+def last_line(path: str) -> str:
+    """Return the last line of a log, empty where there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)

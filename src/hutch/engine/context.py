@@ -193,11 +193,18 @@ class Context:
     @cached_property
     def collector(self) -> Collector:
         """Garbage collection of blobs, layers and root disks."""
+        from hutch.engine.saved import snapshot_roots
         from hutch.image.catalog import image_roots
         from hutch.storage.gc import Collector
 
         return Collector(
-            self.store, self.content, self.layers, self.trash, image_roots, disks=self.rootdisks
+            self.store,
+            self.content,
+            self.layers,
+            self.trash,
+            image_roots,
+            snapshot_roots,
+            disks=self.rootdisks,
         )
 
     @cached_property

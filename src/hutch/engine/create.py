@@ -96,8 +96,12 @@ def create_from_spec(
     name: str | None = None,
     volatile: bool = False,
     progress: Progress = silent,
+    disk: str = "",
 ) -> InstanceRecord:
-    """Create an instance from a finished specification."""
+    """Create an instance from a finished specification.
+
+    `disk` is copied to be a virtual machine's writable disk; without it, it has an empty one.
+    """
     identifier = new_instance_id()
     if not spec.hostname and spec.uts_mode != "host" and spec.network_mode != "host":
         spec = msgspec.structs.replace(spec, hostname=identifier[:12])
@@ -137,9 +141,9 @@ def _make(
         os.mkdir(directory / "run", 0o700)
         _make_layers(context, identifier, image, spec)
         if spec.isolation == "vm":
-            from hutch.engine.machines import disk_size
+            from hutch.engine.machines import make_disk
 
-            context.disks.create(str(directory / DISK_FILE), disk_size(spec))
+            make_disk(context, spec, str(directory / DISK_FILE), disk)
         mounts = resolve_mounts(context, identifier, spec, image, undo)
         record = _insert(
             context,

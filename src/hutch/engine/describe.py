@@ -97,6 +97,9 @@ def status_text(record: InstanceRecord, health: HealthState | None) -> str:
             ago = format_duration((now - record.finished_ns) / 1e9) if record.finished_ns else ""
             word = "Exited" if record.state == State.EXITED else "Restarting"
             return f"{word} ({record.exit_code}) {ago} ago"
+        case State.SUSPENDED:
+            ago = format_duration((now - record.finished_ns) / 1e9) if record.finished_ns else ""
+            return f"Suspended {ago} ago"
         case State.CREATED:
             return "Created"
         case State.REMOVING:

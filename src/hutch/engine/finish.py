@@ -16,10 +16,17 @@ from hutch.engine.context import Context
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
 from hutch.engine.mounts import release_mounts
-from hutch.engine.records import INSTANCES, NAMES, InstanceRecord
+from hutch.engine.records import INSTANCES, NAMES, SUSPENDED, InstanceRecord
 from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
-from hutch.process.records import is_alive, is_child, is_supervised, read_exit, read_pid
+from hutch.process.records import (
+    EXIT_SAVED,
+    is_alive,
+    is_child,
+    is_supervised,
+    read_exit,
+    read_pid,
+)
 from hutch.records import Transaction
 
 __all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked"]
@@ -128,7 +135,10 @@ def _finish_and_remove(context: Context, record: InstanceRecord) -> InstanceReco
     if record.state in _LIVE:
         if _is_running(context, record):
             return record
-        record = _observe(context, record)
+        seen = _observe(context, record)
+        if seen.state == State.SUSPENDED:
+            return _book_exit(context, record)
+        record = seen
         _erase(context, record, died=True)
     elif record.state == State.EXITED:
         _erase(context, record)
@@ -150,6 +160,8 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
     oom = same_boot and driver.oom_kills(record.id) > 0
     driver.cleanup(record.id)
     _leave_networks(context, record)
+    if status is not None and status.code == EXIT_SAVED and _was_suspended(context, record):
+        return _as_suspended(record, status.time_ns)
     error = record.error
     if status is None:
         error = "the supervisor was killed" if same_boot else "the host was restarted"
@@ -161,6 +173,16 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
         oom_killed=oom,
         finished_ns=status.time_ns if status is not None else time.time_ns(),
         error=error,
+    )
+
+
+def _was_suspended(context: Context, record: InstanceRecord) -> bool:
+    return (context.directory(record.id) / SUSPENDED).is_dir()
+
+
+def _as_suspended(record: InstanceRecord, time_ns: int) -> InstanceRecord:
+    return msgspec.structs.replace(
+        record, state=State.SUSPENDED, pid=0, exit_code=0, finished_ns=time_ns, error=""
     )
 
 
@@ -179,6 +201,8 @@ def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
     directory = f"{context.directory(record.id)}/run"
     for name in ("exit", "pid", "ctl.sock"):
         _unlink(f"{directory}/{name}")
+    if seen.state != State.SUSPENDED:
+        context.trash.discard(str(context.directory(record.id) / SUSPENDED))
     with context.store.write() as tx:
         updated = msgspec.structs.replace(
             load_in(tx, record.id),
@@ -190,8 +214,15 @@ def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
             error=seen.error,
         )
         tx.put(INSTANCES, record.id, updated)
-        _died(tx, updated)
+        if updated.state == State.SUSPENDED:
+            _say(tx, updated, "suspend")
+        else:
+            _died(tx, updated)
     return updated
+
+
+def _say(tx: Transaction, record: InstanceRecord, action: str) -> None:
+    tx.event("container", action, record.id, name=record.name, image=record.image_name)
 
 
 def _died(tx: Transaction, record: InstanceRecord) -> None:

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from hutch.engine.context import Context
-from hutch.engine.records import INSTANCES, InstanceRecord
+from hutch.engine.records import (
+    INSTANCES,
+    MACHINE_SNAPSHOTS,
+    InstanceRecord,
+    SnapshotRecord,
+)
 from hutch.errors import Exhausted, HutchError, Unavailable
 from hutch.image.catalog import ImageUser, Removed
 from hutch.image.records import HistoryRecord, ImageRecord
@@ -38,6 +43,9 @@ def image_users(transaction: Transaction, image_id: str) -> Iterator[ImageUser]:
     for _, record in transaction.items(INSTANCES, InstanceRecord):
         if record.image_id == image_id:
             yield ImageUser(name=record.name, running=record.state in _LIVE)
+    for name, snapshot in transaction.items(MACHINE_SNAPSHOTS, SnapshotRecord):
+        if snapshot.image_id == image_id:
+            yield ImageUser(name=name, running=False)
 
 
 def pull_image(

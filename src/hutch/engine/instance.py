@@ -75,10 +75,15 @@ class Instance:
 
     # ---- life -----------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start it; one that runs already is left alone."""
+    def start(self, *, discard: bool = False) -> None:
+        """Start it; one that runs already is left alone, and a suspended one goes on where it
+        was. With `discard` that begins anew: its memory is forgotten."""
         from hutch.engine.start import start
 
+        if discard:
+            from hutch.engine.suspend import discard_suspended
+
+            discard_suspended(self._context, self.id)
         link = start(self._context, self.id)
         if link is not None:
             link.close()
@@ -104,6 +109,31 @@ class Instance:
     def unpause(self) -> None:
         """Let them go on."""
         stopping.unpause(self._context, self.id)
+
+    def suspend(self) -> None:
+        """Write a virtual machine's memory to disk and end it; `resume` goes on from there."""
+        from hutch.engine.suspend import suspend
+
+        suspend(self._context, self.id)
+
+    def resume(self) -> None:
+        """Let a suspended machine go on where it was; the same as `start`."""
+        self.start()
+
+    def fork(
+        self, n: int = 1, *, name: str | None = None, publish: bool = True
+    ) -> Instance | list[Instance]:
+        """Return a running twin of a running virtual machine: its memory, its files and its
+        programs as they are now, under another identity. With `n` above 1, a list of them.
+
+        `name` becomes NAME-1, NAME-2, … for several. A port published under a number is
+        refused, for the machine has it itself; `publish=False` leaves ports out.
+        """
+        from hutch.engine.fork import fork
+
+        made = fork(self._context, self.id, count=n, name=name, publish=publish)
+        twins = [Instance(self._context, record.id, record.name) for record in made]
+        return twins[0] if n == 1 else twins
 
     def restart(self, timeout: float | None = None, signal: str | int | None = None) -> None:
         """Stop it if it runs, then start it; `timeout` and `signal` are those of `stop`."""

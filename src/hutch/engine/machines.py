@@ -11,7 +11,7 @@ from hutch.records import Progress, ProgressEvent
 from hutch.spec.model import InstanceSpec
 from hutch.units import parse_bytes
 
-__all__ = ["disk_size", "prepare_machine"]
+__all__ = ["disk_size", "make_disk", "prepare_machine"]
 
 
 def prepare_machine(
@@ -34,6 +34,17 @@ def prepare_machine(
         context.rootdisks.ensure(image.chain_ids, progress=progress)
     machine = msgspec.structs.replace(spec.machine, kernel=kernel.id)
     return msgspec.structs.replace(spec, machine=machine)
+
+
+def make_disk(context: Context, spec: InstanceSpec, path: str, source: str = "") -> None:
+    """Make a machine's writable disk: an empty one, or a copy that shares its blocks where
+    the file system can."""
+    if not source:
+        context.disks.create(path, disk_size(spec))
+        return
+    from hutch.storage.sparse import copy_sparse
+
+    copy_sparse(source, path)
 
 
 def disk_size(spec: InstanceSpec) -> int:

@@ -6,11 +6,15 @@ import msgspec
 from hutch.lifecycle import State
 from hutch.spec.model import InstanceSpec
 
-__all__ = ["EXECS", "INSTANCES", "NAMES", "InstanceRecord", "NameRecord", "ResolvedMount"]
+__all__ = ["EXECS", "INSTANCES", "NAMES", "SUSPENDED", "InstanceRecord"]
+__all__ += ["MACHINE_SNAPSHOTS", "NameRecord", "ResolvedMount", "SnapshotRecord"]
 
 INSTANCES = "instances"
 NAMES = "instance_names"
 EXECS = "execs"
+MACHINE_SNAPSHOTS = "machine_snapshots"
+# The directory with the memory of one that is suspended, whole when it has this name.
+SUSPENDED = "suspended"
 
 
 class NameRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,3 +67,22 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     mounts: tuple[ResolvedMount, ...] = ()
     endpoints: tuple[str, ...] = ()
     generation: int = 0
+
+
+class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A snapshot of a virtual machine, under the key `INSTANCE/TAG`. `memory` says that it has
+    the running machine, and not the disk alone; `hostname` that somebody chose the name."""
+
+    id: str
+    source: str
+    source_name: str
+    tag: str
+    created_ns: int
+    size: int
+    memory: bool
+    spec: InstanceSpec
+    image_id: str
+    image_name: str
+    chain_ids: tuple[str, ...]
+    hostname: bool = False
+    volatile: bool = False

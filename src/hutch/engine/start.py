@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hutch.drivers.base import Launch, LaunchMount
+from hutch.drivers.base import Launch, LaunchMount, SavedState
 from hutch.engine.context import Context
 from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in
-from hutch.engine.records import INSTANCES, InstanceRecord, ResolvedMount
+from hutch.engine.records import INSTANCES, SUSPENDED, InstanceRecord, ResolvedMount
 from hutch.errors import HutchError, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State, move
 from hutch.plan.ops import Plan
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plan", "start"]
 
-_STARTABLE = (State.CREATED, State.EXITED, State.RESTARTING)
+_STARTABLE = (State.CREATED, State.EXITED, State.RESTARTING, State.SUSPENDED)
 
 
 def start(
@@ -41,12 +41,14 @@ def start(
     rows: int = 0,
     columns: int = 0,
     restarting: bool = False,
+    saved: SavedState | None = None,
 ) -> Supervisor | None:
     """Start an instance that is not running; return the link to its supervisor.
 
     None when it runs already. A caller that keeps the link until the exit finishes the
     instance itself; once it is closed, the supervisor sees to that. `attach` are the flags
-    with which the link takes part in the streams from the first byte.
+    with which the link takes part in the streams from the first byte. `saved` is what it goes
+    on from; a suspended instance goes on from what it has.
     """
     with disk_errors(f"start of {identifier[:12]}"), instance_lock(context, identifier):
         record = refresh_locked(context, load(context, identifier))
@@ -63,6 +65,7 @@ def start(
             rows=rows,
             columns=columns,
             restarting=restarting,
+            saved=saved,
         )
 
 
@@ -74,8 +77,12 @@ def _start_locked(
     rows: int,
     columns: int,
     restarting: bool,
+    saved: SavedState | None,
 ) -> Supervisor:
     move(record.state, State.STARTING, name=record.name)
+    suspended = record.state == State.SUSPENDED and saved is None
+    if suspended:
+        saved = SavedState(directory=str(context.directory(record.id) / SUSPENDED))
     driver = context.driver(record.spec.isolation)
     with ExitStack() as undo:
         endpoints = _prepare_network(context, record, undo)
@@ -89,6 +96,7 @@ def _start_locked(
                     attach=attach,
                     rows=rows,
                     columns=columns,
+                    saved=saved,
                     # A starter that only starts may let go a moment after the exit: then
                     # neither it nor a supervisor that still saw it would see to the rest.
                     exit_command_always=launch.exit_command_always or not attach,
@@ -102,7 +110,7 @@ def _start_locked(
     _write(
         context,
         record,
-        event="start",
+        event="resume" if suspended else "start",
         state=State.RUNNING,
         pid=started.pid,
         start_time=started.start_time,
@@ -118,6 +126,8 @@ def _start_locked(
         restart_count=record.restart_count if restarting else 0,
         endpoints=tuple(endpoint.network for endpoint in endpoints),
     )
+    if suspended:
+        context.trash.discard(str(context.directory(record.id) / SUSPENDED))
     return started.supervisor
 
 

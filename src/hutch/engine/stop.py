@@ -17,7 +17,8 @@ from hutch.lifecycle import State
 from hutch.process.supervisor import Supervisor
 from hutch.spec.signals import parse_signal
 
-__all__ = ["kill", "pause", "remove", "restart", "stop", "unpause", "wait"]
+__all__ = ["connect", "current", "kill", "pause", "remove", "restart", "set_state", "stop"]
+__all__ += ["unpause", "wait"]
 
 _KILL_TIMEOUT_S = 30.0
 _LIVE = (State.RUNNING, State.PAUSED)
@@ -64,10 +65,11 @@ def stop(
 
 def _thaw(context: Context, record: InstanceRecord) -> None:
     context.driver(record.spec.isolation).unpause(record.id)
-    _set_state(context, record, State.RUNNING, "unpause")
+    set_state(context, record, State.RUNNING, "unpause")
 
 
-def _set_state(context: Context, record: InstanceRecord, state: State, event: str) -> None:
+def set_state(context: Context, record: InstanceRecord, state: State, event: str) -> None:
+    """Record a state and its event. The lock is held."""
     with context.store.write() as tx:
         present = load_in(tx, record.id)
         tx.put(INSTANCES, record.id, msgspec.structs.replace(present, state=state))
@@ -171,7 +173,7 @@ def pause(context: Context, identifier: str) -> None:
         if record.state != State.RUNNING:
             raise WrongState(f"instance {record.name} is {record.state}: cannot be paused")
         context.driver(record.spec.isolation).pause(record.id)
-        _set_state(context, record, State.PAUSED, "pause")
+        set_state(context, record, State.PAUSED, "pause")
 
 
 def unpause(context: Context, identifier: str) -> None:

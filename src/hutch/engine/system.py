@@ -17,6 +17,8 @@ from hutch.storage.scratch import clean_scratch
 __all__ = ["collect_garbage", "df", "info", "prune", "prune_instances"]
 
 _LIVE = (State.STARTING, State.RUNNING, State.PAUSED, State.RESTARTING)
+# What pruning does not take: a suspended instance has not ended.
+_KEPT = (*_LIVE, State.SUSPENDED)
 
 
 def df(context: Context) -> DiskUsage:
@@ -98,7 +100,7 @@ def prune_instances(
 
     removed = []
     for info in list_instances(context, all_states=True, filters=filters):
-        if info.state in _LIVE:
+        if info.state in _KEPT:
             continue
         try:
             remove(context, info.id)
@@ -168,6 +170,8 @@ def info(context: Context) -> SystemInfo:
         instances=len(records),
         running=sum(state == State.RUNNING for state in states),
         paused=sum(state == State.PAUSED for state in states),
-        stopped=sum(state in (State.CREATED, State.EXITED, State.DEAD) for state in states),
+        stopped=sum(
+            state in (State.CREATED, State.SUSPENDED, State.EXITED, State.DEAD) for state in states
+        ),
         images=len(context.images.all()),
     )

@@ -18,16 +18,23 @@ class State(StrEnum):
     PAUSED = "paused"
     RESTARTING = "restarting"
     REMOVING = "removing"
+    SUSPENDED = "suspended"
     EXITED = "exited"
     DEAD = "dead"
 
 
 MOVES: dict[State, frozenset[State]] = {
     State.CREATED: frozenset({State.STARTING, State.REMOVING, State.DEAD}),
-    State.STARTING: frozenset({State.RUNNING, State.EXITED, State.CREATED, State.DEAD}),
-    State.RUNNING: frozenset({State.PAUSED, State.EXITED, State.RESTARTING, State.DEAD}),
+    State.STARTING: frozenset(
+        {State.RUNNING, State.EXITED, State.CREATED, State.SUSPENDED, State.DEAD}
+    ),
+    State.RUNNING: frozenset(
+        {State.PAUSED, State.SUSPENDED, State.EXITED, State.RESTARTING, State.DEAD}
+    ),
     State.PAUSED: frozenset({State.RUNNING, State.EXITED, State.DEAD}),
     State.RESTARTING: frozenset({State.STARTING, State.EXITED, State.REMOVING, State.DEAD}),
+    # Its memory is on disk: it goes on from there, or begins anew without it.
+    State.SUSPENDED: frozenset({State.STARTING, State.EXITED, State.REMOVING, State.DEAD}),
     State.REMOVING: frozenset({State.DEAD}),
     State.EXITED: frozenset({State.STARTING, State.RESTARTING, State.REMOVING, State.DEAD}),
     State.DEAD: frozenset({State.REMOVING}),

@@ -23,7 +23,7 @@ from hutch.process import frames
 from hutch.process.errors import GuestCallFailed
 from hutch.process.supervisor import Supervisor
 
-__all__ = ["Channel", "Guest"]
+__all__ = ["Channel", "Guest", "Quiet"]
 
 SOCKET = "agent.sock"
 _CALL, _EXEC, _FILES, _QUIESCE = 1, 3, 4, 128
@@ -97,6 +97,18 @@ class Channel:
         return self._sock
 
 
+class Quiet:
+    """A main process whose streams stand still; `unacked` is input that it did not take."""
+
+    def __init__(self, channel: Channel, unacked: int) -> None:
+        self._channel = channel
+        self.unacked = unacked
+
+    def wait_end(self, timeout_s: float = 60.0) -> None:
+        """Wait until the machine, which was told to end, has ended: until then it is held."""
+        self._channel.receive_all(time.monotonic() + timeout_s)
+
+
 class Guest:
     """The agent of one running virtual machine."""
 
@@ -162,13 +174,13 @@ class Guest:
         return Supervisor(channel.detach(), attached=attach)
 
     @contextmanager
-    def quiesce(self, monitor: int, timeout_s: float = 30.0) -> Iterator[int]:
+    def quiesce(self, monitor: int, timeout_s: float = 30.0) -> Iterator[Quiet]:
         """Hold the main process's streams still, so that the machine's state can be saved.
 
-        On entry all it has said has been logged, and nothing is under way to it. Yield the
-        bytes of input that it was given and has not taken. `monitor` is the connection to
-        QEMU: where this process is killed within the block, `hutch-vmm` lets the machine go
-        on; left by an exception it does so as well. `WrongState` when the process has ended.
+        On entry all it has said has been logged, and nothing is under way to it. `monitor` is
+        the connection to QEMU: where this process is killed within the block, `hutch-vmm` lets
+        the machine go on; left by an exception it does so as well. `WrongState` when the
+        process has ended.
         """
         deadline = time.monotonic() + timeout_s
         with self._open(_QUIESCE, monitor) as channel:
@@ -183,7 +195,7 @@ class Guest:
                 raise Busy("the machine's state is being saved already")
             if error:
                 raise WrongState(f"the program has ended or cannot be held: {os.strerror(error)}")
-            yield unacked
+            yield Quiet(channel, unacked)
             channel.send(_DISMISS)
 
     def files(self) -> Channel:

@@ -9,6 +9,7 @@ from hutch.decoding import decode_json
 from hutch.process.frames import ExitStatus
 
 __all__ = [
+    "EXIT_SAVED",
     "PidRecord",
     "ProcessStat",
     "is_alive",
@@ -20,6 +21,8 @@ __all__ = [
     "read_stat",
 ]
 
+EXIT_SAVED = 254
+"""With this a machine's monitor ends when the machine was saved and then ended."""
 _LIMIT = 1 << 20
 
 

@@ -21,7 +21,6 @@ from hutch.plan import wire
 from hutch.process.errors import SECTIONS, STAGES, LaunchFailed, MachineFailed
 
 __all__ = [
-    "EXIT_SAVED",
     "FIRST_QEMU_FD",
     "MonitorConfig",
     "MonitorLink",
@@ -31,8 +30,6 @@ __all__ = [
 
 # Descriptors 3 to 7 are the monitor's own: configuration, agent, agent.sock, status, log.
 FIRST_QEMU_FD = 8
-# The monitor's exit code when its machine was saved and then ended; see `Guest.quiesce`.
-EXIT_SAVED = 254
 _INPUT_WINDOW = 64 << 10
 MAX_QEMU_FDS = 64
 

@@ -24,6 +24,7 @@ __all__ = [
     "qom_set",
     "query_balloon",
     "set_balloon",
+    "set_link",
 ]
 
 UNPLUG_S = 15.0
@@ -104,6 +105,11 @@ def qom_get(monitor: Monitor, path: str, property: str) -> Any:
 def qom_set(monitor: Monitor, path: str, property: str, value: Any) -> None:
     """Set a property of an object."""
     monitor.execute("qom-set", {"path": path, "property": property, "value": value})
+
+
+def set_link(monitor: Monitor, card: str, *, up: bool) -> None:
+    """Plug a network card's cable in, or pull it; the guest sees its carrier come or go."""
+    monitor.execute("set_link", {"name": card, "up": up})
 
 
 def set_balloon(monitor: Monitor, memory: int) -> None:

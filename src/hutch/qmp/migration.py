@@ -16,7 +16,7 @@ import msgspec
 
 from hutch.errors import InvalidArgument, OperationTimeout, OutcomeUnknown, Unavailable
 from hutch.qmp.descriptors import fdset, send_fd
-from hutch.qmp.machine import query_status
+from hutch.qmp.machine import query_status, stop
 from hutch.qmp.monitor import Monitor
 
 __all__ = [
@@ -162,20 +162,45 @@ def cancel_migration(monitor: Monitor, *, timeout_s: float = MIGRATE_S) -> str:
 
 
 def save_state(
-    monitor: Monitor, fd: int, *, ignore_shared: bool, timeout_s: float = MIGRATE_S
+    monitor: Monitor,
+    fd: int,
+    *,
+    ignore_shared: bool,
+    timeout_s: float = MIGRATE_S,
+    patience_s: float | None = None,
 ) -> None:
-    """Write the state of a stopped machine to a regular file or memory file.
+    """Write the state of a machine to a regular file or memory file.
 
     With `ignore_shared` shared memory backends are left out: they are files already, and
     are the state together with this one. Any access mode of `fd` will do, its position
-    too: QEMU gets a descriptor of its own. The machine stays stopped (`postmigrate`).
+    too: QEMU gets a descriptor of its own. The machine is then stopped (`postmigrate`) and
+    its disks are written back.
+
+    A running machine goes on until little of its memory is left to write. One that dirties
+    it faster than that is stopped after `patience_s`.
     """
-    set_capabilities(monitor, ["x-ignore-shared"] if ignore_shared else [])
+    _ignore_shared(monitor, ignore_shared)
     with _uri(monitor, fd, os.O_WRONLY) as uri:
         os.truncate(f"/proc/self/fd/{fd}", 0)
         migrate(monitor, uri)
-        wait_migration(monitor, timeout_s=timeout_s)
+        _wait_written(monitor, timeout_s, patience_s)
     _wait_settled(monitor, time.monotonic() + timeout_s)
+
+
+def _ignore_shared(monitor: Monitor, on: bool) -> None:
+    # Said either way: a machine that was cloned has it on from its own loading.
+    name = ["x-ignore-shared"]
+    set_capabilities(monitor, name if on else [], off=[] if on else name)
+
+
+def _wait_written(monitor: Monitor, timeout_s: float, patience_s: float | None) -> None:
+    if patience_s is not None:
+        try:
+            wait_migration(monitor, timeout_s=patience_s)
+            return
+        except OperationTimeout:
+            stop(monitor)
+    wait_migration(monitor, timeout_s=timeout_s)
 
 
 def _wait_settled(monitor: Monitor, deadline: float) -> None:
@@ -200,7 +225,7 @@ def load_state(
     It has the same devices and the memory file as it was, private. When it returns the
     machine is as it was saved, stopped; `cont` lets it run. Many may load one file at once.
     """
-    set_capabilities(monitor, ["x-ignore-shared"] if ignore_shared else [])
+    _ignore_shared(monitor, ignore_shared)
     deadline = time.monotonic() + timeout_s
     with _uri(monitor, fd, os.O_RDONLY) as uri:
         try:

@@ -25,6 +25,7 @@ from hutch.drivers.vm.launching import MachineLauncher, MachineStart
 from hutch.drivers.vm.limits import check_spec, group_limits, memory_of
 from hutch.drivers.vm.machine import load_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
+from hutch.drivers.vm.state import connect_cards, load_machine, save_machine
 from hutch.errors import InternalError, NotFound, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
 from hutch.plan.assets import ResolvedUser
@@ -172,7 +173,12 @@ class VmDriver:
             if started.template is not None:
                 self._machines.resume(f"{launch.directory}/run", started.template, started.shares)
                 monitor.go()
+            elif started.loaded is not None:
+                load_machine(launch.directory, started.loaded)
+                monitor.go()
             monitor.wait_ready(_BRING_UP_S)
+            if started.loaded is not None:
+                connect_cards(launch.directory, started.loaded.cards)
         with failures.launching(plan, "start"):
             monitor.wait_started(_BRING_UP_S)
         return pid
@@ -284,6 +290,11 @@ class VmDriver:
         with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
             cont(monitor)
         inside.renew(self._guest(identifier))
+
+    def save(self, identifier: str, target: str, *, cards: int, end_as: str = "") -> None:
+        """Save a running machine to a directory; see `hutch.drivers.base.Savable`."""
+        with failures.translated(f"save of {identifier[:12]}"):
+            save_machine(self._directory(identifier), target, cards=cards, end_as=end_as)
 
     def update(self, identifier: str, resources: Resources) -> None:
         """Change the host's limits, the guest's limit of processes, and the balloon."""

@@ -33,7 +33,9 @@ from hutch.drivers.vm.setup import (
     setup_request,
 )
 from hutch.drivers.vm.shares import TAG, ShareServer, copy_memory, plug, serve, shared
+from hutch.drivers.vm.state import Loaded, opened, twin_setup
 from hutch.drivers.vm.templates import Template, Templates
+from hutch.errors import WrongState
 from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
@@ -63,12 +65,13 @@ _BOOT_S = 120.0
 
 
 class MachineStart(msgspec.Struct, frozen=True, kw_only=True):
-    """A start under way. `template` is what it goes on from, None for a boot of its own."""
+    """A start under way. `template` or `loaded` is what it goes on from, if it is not booted."""
 
     booted: Booted
     taps: Taps | None
     template: Template | None
     shares: ShareServer | None
+    loaded: Loaded | None
     record: MachineRecord
 
 
@@ -130,9 +133,10 @@ class MachineLauncher:
         parts = self._parts(launch.spec)
         nics = len(launch.endpoints)
         template = None
+        loaded = held.enter_context(opened(launch.saved)) if launch.saved else None
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
-        if launch.spec.machine.template and pluggable:
+        if launch.spec.machine.template and pluggable and loaded is None:
             template = self._template(parts, nics)
             held.callback(os.close, template.memory)
             held.callback(os.close, template.state)
@@ -147,13 +151,18 @@ class MachineLauncher:
         )
         save_record(launch.directory, record)
         spec = launch.spec
-        setup = machine_setup(
-            launch,
-            modules=parts.kernel.late,
-            resumed=template is not None,
-            files=_files(launch),
-            shares=((TAG, GUEST_SHARES),) if shares else (),
-        )
+        files = _files(launch)
+        if loaded is not None:
+            _check_cards(launch, loaded)
+            setup = twin_setup(launch, files)
+        else:
+            setup = machine_setup(
+                launch,
+                modules=parts.kernel.late,
+                resumed=template is not None,
+                files=files,
+                shares=((TAG, GUEST_SHARES),) if shares else (),
+            )
 
         def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
             memory = Memory(kind="memfd" if shares else "plain")
@@ -169,7 +178,7 @@ class MachineLauncher:
                 disks=_disks(launch, descriptors),
                 nics=_nics(taps.taps if taps else (), descriptors),
                 shares=_shares(shares, descriptors) if template is None else (),
-                incoming=template is not None,
+                incoming=template is not None or loaded is not None,
             )
 
         booted = boot(
@@ -184,13 +193,15 @@ class MachineLauncher:
                 config=MonitorConfig(
                     argv=(),
                     setup=setup_request(setup),
-                    plan=encode(plan),
+                    plan=b"" if loaded else encode(plan),
                     boot_timeout_s=_BOOT_S,
                     shutdown_timeout_s=spec.stop_timeout_s,
                     # What it has mapped of a share must get there, if nothing else has to.
                     volatile=launch.volatile and shares is None,
                     tty=spec.process.tty,
-                    hold=template is not None,
+                    hold=template is not None or loaded is not None,
+                    adopt=loaded is not None,
+                    unacked=loaded.unacked if loaded else 0,
                 ),
                 kvm=parts.host.accelerator == "kvm",
                 rows=launch.rows,
@@ -202,7 +213,7 @@ class MachineLauncher:
             ),
         )
         return MachineStart(
-            booted=booted, taps=taps, template=template, shares=shares, record=record
+            booted=booted, taps=taps, template=template, loaded=loaded, shares=shares, record=record
         )
 
     def _record(
@@ -288,6 +299,15 @@ def _kernel_paths(parts: _Parts, descriptors: Descriptors) -> tuple[str, str]:
     )
     vmlinux, initramfs = (f"/proc/self/fd/{number}" for number in opened)
     return vmlinux, initramfs
+
+
+def _check_cards(launch: Launch, loaded: Loaded) -> None:
+    if len(launch.endpoints) != loaded.cards:
+        raise WrongState(
+            f"the saved machine has {loaded.cards} network cards, and the instance "
+            f"{len(launch.endpoints)}",
+            hint="connect it to as many networks as when it was saved",
+        )
 
 
 def _nics(taps: Sequence[int], descriptors: Descriptors) -> tuple[Nic, ...]:

@@ -12,8 +12,8 @@ from hutch.plan import guest
 from hutch.plan.vm import GUEST_CGROUP, GUEST_FILES
 from hutch.spec.model import InstanceSpec
 
-__all__ = ["ROOT_SERIAL", "WRITABLE_SERIAL", "late_setup", "machine_setup", "renewal"]
-__all__ += ["setup_request"]
+__all__ = ["ROOT_SERIAL", "WRITABLE_SERIAL", "interfaces", "late_setup", "machine_setup"]
+__all__ += ["renewal", "setup_request"]
 
 ROOT_SERIAL = "root"
 WRITABLE_SERIAL = "writable"
@@ -71,9 +71,7 @@ def machine_setup(
         for tag, path in shares
     ]
     made.append(guest.LinkUp(interface="lo"))
-    for number, endpoint in enumerate(launch.endpoints):
-        made += _interface(number, endpoint)
-    return made
+    return made + interfaces(launch.endpoints)
 
 
 def _disks(launch: Launch) -> list[guest.SetupOp]:
@@ -101,6 +99,14 @@ def _disks(launch: Launch) -> list[guest.SetupOp]:
 def _cgroup(spec: InstanceSpec) -> list[guest.SetupOp]:
     lines = [f"pids.max={spec.resources.pids}"] if spec.resources.pids else []
     return [guest.Cgroup(path=GUEST_CGROUP, lines="\n".join(lines))]
+
+
+def interfaces(endpoints: Sequence[Endpoint]) -> list[guest.SetupOp]:
+    """Return what gives the cards, in order, their names, addresses and routes."""
+    made: list[guest.SetupOp] = []
+    for number, endpoint in enumerate(endpoints):
+        made += _interface(number, endpoint)
+    return made
 
 
 def _interface(number: int, endpoint: Endpoint) -> list[guest.SetupOp]:
