@@ -116,7 +116,7 @@ def create_from_spec(
             # Its disk is made of layers that no record of the instance holds yet.
             leased.enter_context(context.leases.hold(*image.chain_ids, purpose="machine"))
             spec = prepare_machine(context, spec, image, progress)
-        return _make(context, identifier, spec, image, name=name, volatile=volatile)
+        return _make(context, identifier, spec, image, name=name, volatile=volatile, disk=disk)
 
 
 def _make(
@@ -127,6 +127,7 @@ def _make(
     *,
     name: str | None,
     volatile: bool,
+    disk: str,
 ) -> InstanceRecord:
     """Make the instance's directory and what is in it, then its record."""
     directory = context.directory(identifier)

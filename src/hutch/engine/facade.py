@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hutch.engine.images import Images
     from hutch.engine.kernels import Kernels
     from hutch.engine.networks import Networks
+    from hutch.engine.snapshots import Snapshots
     from hutch.engine.volumes import Volumes
     from hutch.image.registry_config import RegistryConfig
     from hutch.plan.ops import Plan
@@ -207,6 +208,13 @@ class Engine:
         from hutch.engine.networks import Networks
 
         return Networks(self._context)
+
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        """The snapshots of virtual machines."""
+        from hutch.engine.snapshots import Snapshots
+
+        return Snapshots(self._context)
 
     @cached_property
     def volumes(self) -> Volumes:

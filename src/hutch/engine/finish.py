@@ -201,7 +201,7 @@ def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
     directory = f"{context.directory(record.id)}/run"
     for name in ("exit", "pid", "ctl.sock"):
         _unlink(f"{directory}/{name}")
-    if seen.state != State.SUSPENDED:
+    if record.spec.isolation == "vm" and seen.state != State.SUSPENDED:
         context.trash.discard(str(context.directory(record.id) / SUSPENDED))
     with context.store.write() as tx:
         updated = msgspec.structs.replace(

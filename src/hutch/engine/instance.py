@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from hutch.engine.files import Files
+    from hutch.engine.records import SnapshotRecord
     from hutch.image.records import ImageRecord
     from hutch.linux.cgroup import Stats
     from hutch.process.logfile import LogRecord
@@ -119,6 +120,13 @@ class Instance:
     def resume(self) -> None:
         """Let a suspended machine go on where it was; the same as `start`."""
         self.start()
+
+    def snapshot(self, tag: str | None = None) -> SnapshotRecord:
+        """Keep a virtual machine as it is now: a running one with its memory and programs, one
+        that does not run by its disk. See `Engine.snapshots`."""
+        from hutch.engine.snapshots import take_snapshot
+
+        return take_snapshot(self._context, self.id, tag)
 
     def fork(
         self, n: int = 1, *, name: str | None = None, publish: bool = True

@@ -9,6 +9,7 @@ from hutch.engine.context import Context
 from hutch.engine.finish import refresh
 from hutch.engine.lookup import all_records
 from hutch.engine.results import DiskUsage, PruneReport, SystemInfo, UsageRow
+from hutch.engine.saved import reconcile_saved
 from hutch.engine.stop import remove
 from hutch.errors import Busy, HutchError, NotFound, Unavailable, WrongState
 from hutch.lifecycle import State
@@ -86,6 +87,7 @@ def collect_garbage(context: Context) -> int:
     context.collector.reconcile(context.snapshots, known)
     context.volumes.reconcile(known)
     context.kernels.reconcile()
+    reconcile_saved(context)
     try:
         return context.collector.collect().bytes
     except Unavailable:

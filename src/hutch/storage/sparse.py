@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
 from hutch.linux.files import clone_file
 
-__all__ = ["copy_sparse"]
+__all__ = ["copy_sparse", "data_ranges"]
 
 _NO_CLONE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS)
 _NO_RANGE = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -43,17 +44,24 @@ def _copy(source: int, target: int) -> int:
     else:
         return size
     os.ftruncate(target, size)
+    for start, length in data_ranges(source):
+        _copy_range(source, target, start, start + length)
+    return size
+
+
+def data_ranges(fd: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of what a file has between its holes."""
+    size = os.fstat(fd).st_size
     at = 0
     while at < size:
         try:
-            start = os.lseek(source, at, os.SEEK_DATA)
+            start = os.lseek(fd, at, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # a hole up to the end
-                break
+                return
             raise
-        at = os.lseek(source, start, os.SEEK_HOLE)
-        _copy_range(source, target, start, at)
-    return size
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, at - start
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:

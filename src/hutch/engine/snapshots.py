@@ -1,0 +1,270 @@
+"""Snapshots of machines: named, listed, exported, gone back to or started as another instance."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import msgspec
+
+from hutch.drivers.base import SavedState
+from hutch.engine.context import Context
+from hutch.engine.create import create_from_spec
+from hutch.engine.finish import refresh_locked
+from hutch.engine.instance import Instance
+from hutch.engine.locking import instance_lock
+from hutch.engine.lookup import find_id, load, load_in
+from hutch.engine.records import (
+    INSTANCES,
+    MACHINE_SNAPSHOTS,
+    SUSPENDED,
+    InstanceRecord,
+    SnapshotRecord,
+)
+from hutch.engine.saved import new_saved, savable, saved_directory, twin_spec
+from hutch.engine.start import start
+from hutch.errors import AlreadyExists, InvalidArgument, NotFound, WrongState
+from hutch.lifecycle import State
+from hutch.records import Transaction
+from hutch.storage.faults import disk_errors
+from hutch.storage.snapshots import DISK_FILE
+from hutch.storage.sparse import copy_sparse
+
+__all__ = ["Snapshots", "take_snapshot"]
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_AT_REST = (State.CREATED, State.EXITED, State.SUSPENDED)
+# A method named `list` hides the type from the annotations after it.
+SnapshotRecords = list[SnapshotRecord]
+
+
+def take_snapshot(context: Context, identifier: str, tag: str | None = None) -> SnapshotRecord:
+    """Keep a machine as it is now: a running one with its memory, one at rest by its disk.
+
+    A running machine goes on, and so it does after any failure.
+    """
+    record = load(context, identifier)
+    driver = savable(context, record, "snapshot")
+    _check_new(context, record.name, tag)
+    with new_saved(context, keep=True) as saved, instance_lock(context, identifier):
+        record = refresh_locked(context, load(context, identifier))
+        directory = saved_directory(context, saved)
+        if record.state == State.RUNNING:
+            driver.save(identifier, str(directory), cards=len(record.endpoints))
+        elif record.state in _AT_REST:
+            _copy_at_rest(context, record, str(directory))
+        else:
+            raise WrongState(
+                f"instance {record.name} is {record.state}: no snapshot",
+                hint="unpause or stop it first",
+            )
+        return _record(context, record, saved, tag)
+
+
+def _check_new(context: Context, name: str, tag: str | None) -> None:
+    """Refuse a bad or a taken tag before the machine is touched."""
+    if tag is None:
+        return
+    if not _TAG.fullmatch(tag):
+        raise InvalidArgument(
+            f"expected letters, digits, '_', '.' and '-', got {tag!r}", field="tag"
+        )
+    with context.store.read() as tx:
+        if tx.get(MACHINE_SNAPSHOTS, f"{name}/{tag}", SnapshotRecord) is not None:
+            raise _taken(f"{name}/{tag}")
+
+
+def _taken(key: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"snapshot {key}: is there already",
+        hint=f"choose another tag, or `hutch snapshot rm {key}`",
+    )
+
+
+def _copy_at_rest(context: Context, record: InstanceRecord, target: str) -> None:
+    directory = context.directory(record.id)
+    with disk_errors(f"snapshot of {record.name}"):
+        copy_sparse(f"{directory}/{DISK_FILE}", f"{target}/{DISK_FILE}")
+        if record.state == State.SUSPENDED:
+            for entry in os.listdir(directory / SUSPENDED):
+                copy_sparse(f"{directory}/{SUSPENDED}/{entry}", f"{target}/{entry}")
+
+
+def _record(
+    context: Context, record: InstanceRecord, saved: str, tag: str | None
+) -> SnapshotRecord:
+    directory = saved_directory(context, saved)
+    with disk_errors(f"snapshot of {record.name}"):
+        size = sum(entry.stat().st_blocks * 512 for entry in directory.iterdir())
+        _sync_all(str(directory))
+    with context.store.write(durable=True) as tx:
+        tag = tag or _next_tag(tx, record.name)
+        kept = SnapshotRecord(
+            id=saved,
+            source=record.id,
+            source_name=record.name,
+            tag=tag,
+            created_ns=time.time_ns(),
+            size=size,
+            memory=record.state in (State.RUNNING, State.SUSPENDED),
+            spec=record.spec,
+            image_id=record.image_id,
+            image_name=record.image_name,
+            chain_ids=record.chain_ids,
+            hostname=record.spec.hostname != record.id[:12],
+            volatile=record.volatile,
+        )
+        try:
+            tx.insert(MACHINE_SNAPSHOTS, f"{record.name}/{tag}", kept)
+        except AlreadyExists:
+            raise _taken(f"{record.name}/{tag}") from None
+        context.kernels.note(tx, saved, record.spec.machine.kernel)
+        tx.event("container", "snapshot", record.id, name=record.name, tag=tag)
+    return kept
+
+
+def _next_tag(tx: Transaction, name: str) -> str:
+    """Return the first of snap0, snap1, … that is free."""
+    taken = {key for key, _ in tx.items(MACHINE_SNAPSHOTS, SnapshotRecord, f"{name}/")}
+    number = 0
+    while f"{name}/snap{number}" in taken:
+        number += 1
+    return f"snap{number}"
+
+
+def _sync_all(directory: str) -> None:
+    """See a snapshot onto the disk: it is to survive a power cut once it has a record."""
+    for path in (*(f"{directory}/{name}" for name in os.listdir(directory)), directory):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+class Snapshots:
+    """The snapshots of virtual machines in one root, by `INSTANCE/TAG`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def create(self, instance: str, tag: str | None = None) -> SnapshotRecord:
+        """Keep a machine as it is now: a running one with its memory and programs, one that
+        does not run by its disk. The tag is snap0, snap1, … unless it is given.
+
+        A running machine stands still for some milliseconds only.
+        """
+        return take_snapshot(self._context, find_id(self._context, instance), tag)
+
+    def get(self, name: str) -> SnapshotRecord:
+        """Return a snapshot by `INSTANCE/TAG`; raise `NotFound`."""
+        with self._context.store.read() as tx:
+            return _require(tx, name)
+
+    def list(self, instance: str | None = None) -> SnapshotRecords:
+        """Return the snapshots, those of one instance's name only if one is named, oldest
+        first. They outlive their instance."""
+        with self._context.store.read() as tx:
+            found = [record for _, record in tx.items(MACHINE_SNAPSHOTS, SnapshotRecord)]
+        found = [r for r in found if instance in (None, r.source_name, r.source)]
+        return sorted(found, key=lambda record: record.created_ns)
+
+    def remove(self, name: str) -> None:
+        """Remove a snapshot. Instances that were made from it have all they need."""
+        with self._context.store.write(durable=True) as tx:
+            record = _require(tx, name)
+            tx.delete(MACHINE_SNAPSHOTS, f"{record.source_name}/{record.tag}")
+            self._context.kernels.forget(tx, record.id)
+            self._context.trash.discard(str(saved_directory(self._context, record.id)))
+
+    def restore(self, snapshot: str, *, name: str | None = None) -> Instance:
+        """Go back to a snapshot: the instance itself, which must not run; with `name` a new
+        instance of that name, which needs neither the old one nor its disk.
+
+        One that was taken of a running machine runs again, where it was; the new one under
+        its own identity, and without fixed ports and addresses. The other is left stopped.
+        """
+        record = self.get(snapshot)
+        if name is None:
+            return self._restore_in_place(record)
+        return self._restore_new(record, name)
+
+    def _restore_new(self, record: SnapshotRecord, name: str) -> Instance:
+        directory = str(saved_directory(self._context, record.id))
+        spec = twin_spec(record.spec, name=name, hostname=record.hostname)
+        ports = tuple(port for port in spec.ports if not port.host_port)
+        made = create_from_spec(
+            self._context,
+            msgspec.structs.replace(spec, ports=ports),
+            self._context.images.get(record.image_id),
+            name=name,
+            volatile=record.volatile,
+            disk=f"{directory}/{DISK_FILE}",
+        )
+        instance = Instance(self._context, made.id, made.name)
+        with ExitStack() as undo:
+            undo.callback(instance.remove, force=True, volumes=True)
+            self._go_on(made.id, record)
+            undo.pop_all()
+        return instance
+
+    def _restore_in_place(self, record: SnapshotRecord) -> Instance:
+        context = self._context
+        try:
+            present = load(context, record.source)
+        except NotFound:
+            raise NotFound(
+                f"instance {record.source_name} is gone",
+                hint="restore it as another one: --name NEW",
+            ) from None
+        directory = context.directory(present.id)
+        with disk_errors(f"restore of {present.name}"), instance_lock(context, present.id):
+            present = refresh_locked(context, load(context, present.id))
+            if present.state not in _AT_REST:
+                raise WrongState(
+                    f"instance {present.name} is {present.state}",
+                    hint="stop it first, or restore the snapshot with --name NEW",
+                )
+            partial = f"{directory}/.{DISK_FILE}"
+            context.trash.discard(partial)
+            source = saved_directory(context, record.id)
+            copy_sparse(f"{source}/{DISK_FILE}", partial)
+            with context.store.write(durable=True) as tx:
+                state = State.EXITED if present.state == State.SUSPENDED else present.state
+                fresh = msgspec.structs.replace(
+                    load_in(tx, present.id), spec=record.spec, state=state
+                )
+                tx.put(INSTANCES, present.id, fresh)
+                tx.event("container", "restore", present.id, name=present.name, tag=record.tag)
+                os.rename(partial, f"{directory}/{DISK_FILE}")
+            context.trash.discard(str(directory / SUSPENDED))
+        self._go_on(present.id, record)
+        return Instance(context, present.id, present.name)
+
+    def _go_on(self, identifier: str, record: SnapshotRecord) -> None:
+        """Start an instance where the snapshot has a running machine."""
+        if not record.memory:
+            return
+        saved = SavedState(directory=str(saved_directory(self._context, record.id)))
+        link = start(self._context, identifier, saved=saved)
+        if link is not None:
+            link.close()
+
+    def export(self, name: str) -> Iterator[bytes]:
+        """Yield a snapshot as a tar stream: `snapshot.json`, and the files of its directory
+        with their holes (GNU sparse)."""
+        from hutch.engine.snapshot_export import export_snapshot
+
+        record = self.get(name)
+        return export_snapshot(record, str(saved_directory(self._context, record.id)))
+
+
+def _require(tx: Transaction, name: str) -> SnapshotRecord:
+    record = tx.get(MACHINE_SNAPSHOTS, name, SnapshotRecord)
+    if record is None:
+        hint = "name it INSTANCE/TAG; `hutch snapshot ls` lists them"
+        raise NotFound(f"snapshot {name}: not found", hint=hint)
+    return record
