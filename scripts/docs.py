@@ -27,6 +27,8 @@ LIBRARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("engine/networks.py", ("Networks",)),
     ("engine/volumes.py", ("Volumes",)),
     ("engine/kernels.py", ("Kernels",)),
+    ("engine/snapshots.py", ("Snapshots",)),
+    ("engine/records.py", ("SnapshotRecord",)),
     ("drivers/vm/kernels.py", ("KernelRecord",)),
     ("spec/options.py", ("RunOptions", "UpdateOptions")),
     ("engine/results.py", ()),

@@ -17,6 +17,7 @@ from hutch.engine.kernels import Kernels as SyncKernels
 from hutch.engine.networks import Networks as SyncNetworks
 from hutch.engine.results import CommandError, Completed, Event
 from hutch.engine.session import join_command
+from hutch.engine.snapshots import Snapshots as SyncSnapshots
 from hutch.engine.volumes import Volumes as SyncVolumes
 from hutch.errors import NotFound
 from hutch.records import Progress, silent
@@ -86,6 +87,21 @@ class Kernels(Proxy):
     users = threaded(SyncKernels.users)
     remove = threaded(SyncKernels.remove)
     prune = threaded(SyncKernels.prune)
+
+
+class Snapshots(Proxy):
+    """The snapshots of virtual machines in one root."""
+
+    create = threaded(SyncSnapshots.create)
+    get = threaded(SyncSnapshots.get)
+    list = threaded(SyncSnapshots.list)
+    remove = threaded(SyncSnapshots.remove)
+
+    async def restore(self, snapshot: str, *, name: str | None = None) -> Instance:
+        """Go back to a snapshot, or start another instance from it."""
+        call = functools.partial(self._sync.restore, snapshot, name=name)
+        made = await self._pool.call(call, undo=_discard if name is not None else None)
+        return Instance(self._pool, made)
 
 
 class Engine(Proxy):
@@ -217,6 +233,11 @@ class Engine(Proxy):
     def kernels(self) -> Kernels:
         """The guest kernels of this root."""
         return Kernels(self._pool, self._sync.kernels)
+
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        """The snapshots of virtual machines."""
+        return Snapshots(self._pool, self._sync.snapshots)
 
     @cached_property
     def volumes(self) -> Volumes:

@@ -92,6 +92,9 @@ class Instance(Proxy):
     kill = threaded(engine.Instance.kill)
     pause = threaded(engine.Instance.pause)
     unpause = threaded(engine.Instance.unpause)
+    suspend = threaded(engine.Instance.suspend)
+    resume = threaded(engine.Instance.resume)
+    snapshot = threaded(engine.Instance.snapshot)
     restart = threaded(engine.Instance.restart)
     remove = threaded(engine.Instance.remove)
     rename = threaded(engine.Instance.rename)
@@ -103,6 +106,17 @@ class Instance(Proxy):
     diff = threaded(engine.Instance.diff)
     commit = threaded(engine.Instance.commit)
     copy_in = threaded(engine.Instance.copy_in)
+
+    async def fork(
+        self, n: int = 1, *, name: str | None = None, publish: bool = True
+    ) -> Instance | list[Instance]:
+        """Return a running twin of a running virtual machine; with `n` above 1, a list."""
+        made = await self._pool.call(
+            functools.partial(self._sync.fork, n, name=name, publish=publish), undo=_discard
+        )
+        if isinstance(made, list):
+            return [Instance(self._pool, twin) for twin in made]
+        return Instance(self._pool, made)
 
     async def wait(self, timeout: float | None = None) -> int:
         """Wait for its end and return the exit code; raise `OperationTimeout`."""
@@ -275,3 +289,9 @@ async def stream_of(pool: Pool, make: Callable[[], Iterator[T]]) -> AsyncIterato
 
 async def _quietly(work: Awaitable[object]) -> None:
     await settled(work)
+
+
+def _discard(made: engine.Instance | list[engine.Instance]) -> None:
+    """Remove twins that nobody waits for any more."""
+    for twin in made if isinstance(made, list) else [made]:
+        twin.remove(force=True, volumes=True)

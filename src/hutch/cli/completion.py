@@ -49,13 +49,13 @@ _IMAGE_COMMANDS = frozenset(
      "image tag", "image save", "image history", "image inspect")
 )  # fmt: skip
 _INSTANCE_COMMANDS = frozenset(
-    """start stop restart kill pause unpause rm wait rename update port top stats logs diff cp
-    export commit inspect exec attach""".split()
+    """start stop restart kill pause unpause fork suspend rm wait rename update port top stats
+    logs diff cp export commit inspect exec attach""".split()
 )
 _ONE_OBJECT = frozenset(
-    """run create exec rename port top logs diff export commit attach tag history
+    """run create exec fork rename port top logs diff export commit attach tag history
     push""".split()
-)
+) | {"snapshot create", "snapshot ls"}
 _OUTPUT: Option = ("output", "o", "text", "FORMAT", "")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "archive-format": ("docker", "oci-archive", "oci-dir"),
@@ -158,7 +158,7 @@ def _objects(invocation: Invocation, names: str, given: list[str]) -> list[str]:
         return [] if names in _ONE_OBJECT and not first else _images(invocation)
     if names == "inspect":
         return [*_instances(invocation), *_images(invocation), *_networks_and_volumes(invocation)]
-    if names in _INSTANCE_COMMANDS:
+    if names in _INSTANCE_COMMANDS or names in ("snapshot create", "snapshot ls"):
         return [] if names in _ONE_OBJECT and not first else _instances(invocation)
     if names in ("network connect", "network disconnect") and not first:
         return _instances(invocation) if len(given) == 1 else []
@@ -166,6 +166,8 @@ def _objects(invocation: Invocation, names: str, given: list[str]) -> list[str]:
         return []
     if names.startswith("network "):
         return [network.name for network in invocation.engine.networks.list()]
+    if names.startswith("snapshot "):
+        return [f"{s.source_name}/{s.tag}" for s in invocation.engine.snapshots.list()]
     if names.startswith("vm kernel "):
         return [kernel.release for kernel in invocation.engine.kernels.list()]
     if names.startswith("volume "):

@@ -20,8 +20,10 @@ def _start(invocation: Invocation) -> int:
     if invocation.flag("attach") or invocation.flag("interactive"):
         return _start_attached(invocation)
 
+    discard = invocation.flag("discard")
+
     def start(name: str) -> None:
-        invocation.engine.get(name).start()
+        invocation.engine.get(name).start(discard=discard)
 
     return invocation.each(invocation.arguments, start)
 
@@ -187,6 +189,7 @@ COMMANDS = {
         (
             ("attach", "a", "flag", "", "Show the output and wait for the end"),
             ("detach-keys", "", "text", "KEYS", "Keys that leave it running (ctrl-p,ctrl-q)"),
+            ("discard", "", "flag", "", "Forget the memory of a suspended one: begin anew"),
             ("interactive", "i", "flag", "", "Send stdin as well"),
             ("sig-proxy", "", "flag", "", "Hand signals on to the program (true)"),
         ),

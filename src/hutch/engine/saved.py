@@ -7,28 +7,39 @@ its lock is held, or was left by somebody who was killed: then `reconcile_saved`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.drivers.base import Savable
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh_locked
 from hutch.engine.lookup import load
-from hutch.engine.records import MACHINE_SNAPSHOTS, InstanceRecord, SnapshotRecord
+from hutch.engine.records import MACHINE_SNAPSHOTS, SUSPENDED, InstanceRecord, SnapshotRecord
 from hutch.errors import Unsupported, WrongState
 from hutch.ids import new_id
 from hutch.lifecycle import State
 from hutch.records import Transaction
-from hutch.spec.model import InstanceSpec
+from hutch.spec.model import InstanceSpec, NetworkAttachment
 from hutch.storage.faults import disk_errors
 from hutch.storage.locking import file_lock, try_file_lock
 from hutch.storage.rootdisk import disk_key
 
-__all__ = ["new_saved", "reconcile_saved", "require_running", "savable", "saved_directory"]
+__all__ = [
+    "keep_addresses",
+    "kept_addresses",
+    "new_saved",
+    "reconcile_saved",
+    "require_running",
+    "savable",
+    "saved_directory",
+]
 __all__ += ["snapshot_roots", "twin_spec"]
+
+_ADDRESSES = "addresses.json"
 
 
 def savable(context: Context, record: InstanceRecord, what: str) -> Savable:
@@ -114,6 +125,47 @@ def snapshot_roots(transaction: Transaction) -> Iterator[str]:
     for _, record in transaction.items(MACHINE_SNAPSHOTS, SnapshotRecord):
         yield from record.chain_ids
         yield disk_key(record.chain_ids)
+
+
+class _Addresses(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance was called in one network."""
+
+    network: str
+    ipv4: str
+    ipv6: str
+    mac: str
+
+
+def keep_addresses(context: Context, record: InstanceRecord, directory: Path) -> None:
+    """Write down the addresses of an instance that is being suspended."""
+    kept = [
+        _Addresses(
+            network=endpoint.network,
+            ipv4=endpoint.ipv4,
+            ipv6=next((a.address for a in endpoint.addresses if ":" in a.address), ""),
+            mac=endpoint.mac,
+        )
+        for endpoint in (context.networks.endpoints(record.id) if record.endpoints else ())
+    ]
+    (directory / _ADDRESSES).write_bytes(msgspec.json.encode(kept))
+
+
+def kept_addresses(
+    context: Context, record: InstanceRecord, wanted: Sequence[NetworkAttachment]
+) -> list[NetworkAttachment]:
+    """Return the networks that a suspended instance is in, with the addresses it had."""
+    try:
+        content = (context.directory(record.id) / SUSPENDED / _ADDRESSES).read_bytes()
+        known = {kept.network: kept for kept in decode_json(content, list[_Addresses])}
+    except (FileNotFoundError, msgspec.DecodeError):
+        return []
+    made = []
+    for network in wanted:
+        kept = known.get(network.name)
+        if kept is not None:
+            network = msgspec.structs.replace(network, ipv4=kept.ipv4, ipv6=kept.ipv6, mac=kept.mac)
+        made.append(network)
+    return made
 
 
 def twin_spec(spec: InstanceSpec, *, name: str, hostname: bool) -> InstanceSpec:

@@ -81,11 +81,15 @@ def _start_locked(
 ) -> Supervisor:
     move(record.state, State.STARTING, name=record.name)
     suspended = record.state == State.SUSPENDED and saved is None
+    kept: Sequence[NetworkAttachment] = ()
     if suspended:
+        from hutch.engine.saved import kept_addresses
+
         saved = SavedState(directory=str(context.directory(record.id) / SUSPENDED))
+        kept = kept_addresses(context, record, attachments(record))
     driver = context.driver(record.spec.isolation)
     with ExitStack() as undo:
-        endpoints = _prepare_network(context, record, undo)
+        endpoints = _prepare_network(context, record, undo, kept)
         _write(context, record, state=State.STARTING, boot_id=context.boot_id)
         undo.callback(_write, context, record, state=record.state)
         try:
@@ -157,8 +161,16 @@ def plan(context: Context, identifier: str) -> Plan:
         return context.driver(record.spec.isolation).plan(launch)
 
 
-def _prepare_network(context: Context, record: InstanceRecord, undo: ExitStack) -> list[Endpoint]:
-    """Reserve addresses and ports; nothing for modes that have no devices of their own."""
+def _prepare_network(
+    context: Context,
+    record: InstanceRecord,
+    undo: ExitStack,
+    kept: Sequence[NetworkAttachment],
+) -> list[Endpoint]:
+    """Reserve addresses and ports; nothing for modes that have no devices of their own.
+
+    `kept` are the networks with the addresses of before, which others may have by now.
+    """
     spec = record.spec
     if not uses_networks(record):
         if spec.ports and spec.network_mode != "host":
@@ -168,16 +180,27 @@ def _prepare_network(context: Context, record: InstanceRecord, undo: ExitStack) 
         return []
     if context.rootless:
         return _prepare_user_network(context, record, undo)
-    endpoints = context.networks.prepare(
-        record.id,
-        attachments(record),
-        name=record.name,
-        hostname=spec.hostname,
-        ports=spec.ports,
-        dns=spec.dns,
-    )
+
+    def prepare(wanted: Sequence[NetworkAttachment]) -> list[Endpoint]:
+        return list(
+            context.networks.prepare(
+                record.id,
+                wanted,
+                name=record.name,
+                hostname=spec.hostname,
+                ports=spec.ports,
+                dns=spec.dns,
+            )
+        )
+
+    try:
+        endpoints = prepare(kept or attachments(record))
+    except HutchError:
+        if not kept:
+            raise
+        endpoints = prepare(attachments(record))
     undo.callback(context.networks.detach, record.id)
-    return list(endpoints)
+    return endpoints
 
 
 def _prepare_user_network(

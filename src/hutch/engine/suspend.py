@@ -9,7 +9,7 @@ from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load
 from hutch.engine.records import SUSPENDED
-from hutch.engine.saved import require_running, savable
+from hutch.engine.saved import keep_addresses, require_running, savable
 from hutch.engine.stop import connect
 from hutch.errors import OutcomeUnknown, WrongState
 from hutch.lifecycle import State, move
@@ -21,8 +21,8 @@ _END_S = 60.0
 
 
 def suspend(context: Context, identifier: str) -> None:
-    """Save a running machine's memory and end it. It keeps its addresses' names, not the
-    addresses: where another has taken one meanwhile, it comes back with a new one.
+    """Save a running machine's memory and end it. It comes back with the addresses it had, or
+    with others where somebody has taken them meanwhile.
 
     Killed at any moment, the instance either runs or is suspended.
     """
@@ -35,6 +35,7 @@ def suspend(context: Context, identifier: str) -> None:
         for leftover in (partial, directory / SUSPENDED):
             context.trash.discard(str(leftover))
         os.mkdir(partial, 0o700)
+        keep_addresses(context, record, partial)
         with connect(context, record) as link:
             try:
                 driver.save(

@@ -1,0 +1,410 @@
+"""Machines that go on from a saved state: twins, snapshots, suspended ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.drivers.vm import state
+from hutch.engine import Engine, Instance
+from hutch.engine import fork as forking
+from hutch.errors import (
+    AlreadyExists,
+    Busy,
+    HutchError,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unsupported,
+    WrongState,
+)
+from hutch.lifecycle import State
+from tests.requires import requires
+
+pytestmark = [
+    requires("root", "qemu", "apt-mirror", "busybox", "cgroup", "netns", "erofs", "mke2fs"),
+    pytest.mark.integration,
+]
+
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 5000; done"
+WAIT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with Engine(tmp_path_factory.mktemp("saved") / "root") as engine:
+        engine.images.bootstrap("busybox")
+        yield engine
+        engine._context.machines.prune_templates()
+        engine._context.networks.teardown()
+
+
+@pytest.fixture
+def engine(shared_engine: Engine) -> Iterator[Engine]:
+    """The engine; what a test leaves on its root fails the test."""
+    yield shared_engine
+    left = [info.name for info in shared_engine.list(all=True)]
+    for name in left:
+        shared_engine.get(name).remove(force=True)
+    for snapshot in shared_engine.snapshots.list():
+        shared_engine.snapshots.remove(f"{snapshot.source_name}/{snapshot.tag}")
+    assert left == [], "instances left behind"
+    assert leftovers(shared_engine) == []
+
+
+def leftovers(engine: Engine) -> list[str]:
+    directory = engine.root / "snapshots"
+    return os.listdir(directory) if directory.exists() else []
+
+
+@pytest.fixture
+def counter(engine: Engine) -> Iterator[Instance]:
+    """A machine whose main process counts, with some numbers told already."""
+    with engine.start("busybox", ["sh", "-c", COUNT], isolation="vm", memory="128M") as box:
+        until(box, lambda: len(numbers(box)) >= 20)
+        yield box
+
+
+def numbers(box: Instance) -> list[int]:
+    return [int(line) for record in box.logs() for line in record.data.split()]
+
+
+def until(box: Instance, condition: Callable[[], object]) -> None:
+    """Follow a box's output until a condition holds, which every line may make true."""
+    deadline = time.monotonic() + WAIT_S
+    for _ in box.logs(follow=True):
+        assert time.monotonic() < deadline
+        if condition():
+            return
+
+
+def goes_on(box: Instance) -> None:
+    """See that it counts, and that nothing of what it said is missing."""
+    before = len(numbers(box))
+    until(box, lambda: len(numbers(box)) > before + 5)
+    counted = numbers(box)
+    assert counted == list(range(counted[0], counted[0] + len(counted)))
+
+
+def shell(box: Instance, script: str) -> str:
+    return box.exec(["sh", "-c", script], check=True).text.strip()
+
+
+IDENTITY = {
+    "host name": "hostname",
+    "hostname file": "cat /etc/hostname",
+    "mac": "cat /sys/class/net/eth0/address",
+    "address": "ip -4 -o addr show eth0 | awk '{print $4}'",
+    "random": "cat /proc/sys/kernel/random/uuid",
+}
+
+
+def test_twins_are_other_machines_that_count_on_from_the_same_number(
+    engine: Engine, counter: Instance
+) -> None:
+    shell(counter, "echo kept >/root/file")
+    until(counter, lambda: len(numbers(counter)) >= 30)
+    twins = counter.fork(3, name="twin")
+    assert isinstance(twins, list)
+    boxes = [counter, *twins]
+    try:
+        assert [twin.name for twin in twins] == ["twin-1", "twin-2", "twin-3"]
+        for name, script in IDENTITY.items():
+            seen = [shell(box, script) for box in boxes]
+            assert len(set(seen)) == 4, (name, seen)
+        assert [shell(twin, "hostname") for twin in twins] == [twin.id[:12] for twin in twins]
+        for twin in twins:
+            assert len(shell(twin, "ip -4 -o addr show eth0").splitlines()) == 1
+            assert shell(twin, "cat /root/file") == "kept"
+            own = shell(twin, "hostname -i || true; grep -c . /etc/hosts")
+            assert own
+            goes_on(twin)
+        first = {numbers(twin)[0] for twin in twins}
+        assert len(first) == 1 and 20 < first.pop() <= len(numbers(counter)) + 1
+        goes_on(counter)
+        assert numbers(counter)[0] == 1
+        assert abs(int(shell(twins[0], "date +%s")) - time.time()) < 5
+        shell(twins[0], "rm /root/file")
+        assert shell(twins[1], "cat /root/file") == "kept"
+    finally:
+        for twin in twins:
+            twin.remove(force=True)
+    goes_on(counter)
+
+
+def test_twins_and_source_talk_to_each_other(engine: Engine, counter: Instance) -> None:
+    twin = counter.fork()
+    assert isinstance(twin, Instance)
+    with twin:
+        address = shell(twin, IDENTITY["address"]).split("/")[0]
+        shell(counter, f"ping -c 1 -w 5 {address}")
+        own = shell(counter, IDENTITY["address"]).split("/")[0]
+        shell(twin, f"ping -c 1 -w 5 {own}")
+
+
+def test_a_twin_of_a_twin(engine: Engine, counter: Instance) -> None:
+    first = counter.fork(name="first")
+    assert isinstance(first, Instance)
+    with first:
+        second = first.fork(name="second")
+        assert isinstance(second, Instance)
+        with second:
+            goes_on(second)
+            assert shell(second, "hostname") == second.id[:12]
+        goes_on(first)
+
+
+def test_a_snapshot_outlives_its_machine(engine: Engine, counter: Instance, tmp_path: Path) -> None:
+    shell(counter, "echo kept >/root/file")
+    made = counter.snapshot("one")
+    assert (made.source_name, made.tag, made.memory) == (counter.name, "one", True)
+    key = f"{counter.name}/one"
+    shell(counter, "rm /root/file")
+    goes_on(counter)
+    at = numbers(counter)
+    counter.remove(force=True)
+    with pytest.raises(NotFound, match="gone"):
+        engine.snapshots.restore(key)
+    engine.reconcile()
+    with pytest.raises(HutchError):
+        engine.images.remove("busybox")
+    with pytest.raises(Busy):
+        engine.kernels.remove(made.spec.machine.kernel)
+    with engine.snapshots.restore(key, name="again") as again:
+        assert shell(again, "cat /root/file; hostname") == f"kept\n{again.id[:12]}"
+        goes_on(again)
+        assert 20 <= numbers(again)[0] <= at[-1]
+    with open(tmp_path / "export.tar", "wb") as file:
+        for piece in engine.snapshots.export(key):
+            file.write(piece)
+    with tarfile.open(tmp_path / "export.tar") as archive:
+        sizes = {member.name: member.size for member in archive}
+    assert sizes["disk.raw"] == made.spec.machine.disk or sizes["disk.raw"] >= 1 << 30
+    assert {"snapshot.json", "state", "saved.json"} < set(sizes)
+    engine.snapshots.remove(key)
+    assert engine.snapshots.list() == []
+
+
+def test_a_machine_goes_back_to_its_snapshot(engine: Engine, counter: Instance) -> None:
+    key = f"{counter.name}/snap0"
+    shell(counter, "echo then >/root/file")
+    assert counter.snapshot().tag == "snap0"
+    taken_at = len(numbers(counter))
+    shell(counter, "echo now >/root/file; sync")
+    until(counter, lambda: len(numbers(counter)) > taken_at + 50)
+    with pytest.raises(WrongState, match="running"):
+        engine.snapshots.restore(key)
+    counter.stop(timeout=0)
+    stopped_at = numbers(counter)[-1]
+    back = engine.snapshots.restore(key)
+    assert back.id == counter.id
+    assert shell(back, "cat /root/file") == "then"
+    until(back, lambda: numbers(back)[-1] < stopped_at)
+    engine.snapshots.remove(key)
+
+
+def test_a_machine_at_rest_is_kept_by_its_disk(engine: Engine, counter: Instance) -> None:
+    shell(counter, "echo then >/root/file; sync")
+    counter.stop(timeout=0)
+    made = counter.snapshot("still")
+    assert not made.memory
+    with engine.snapshots.restore(f"{counter.name}/still", name="copy") as copy:
+        assert copy.info().state == State.CREATED
+        copy.start()
+        assert shell(copy, "cat /root/file") == "then"
+        until(copy, lambda: numbers(copy))
+        assert numbers(copy)[0] == 1
+    with pytest.raises(AlreadyExists, match="snapshot rm"):
+        counter.snapshot("still")
+    with pytest.raises(InvalidArgument, match="tag"):
+        counter.snapshot("a/b")
+    engine.snapshots.remove(f"{counter.name}/still")
+
+
+def test_a_suspended_machine_goes_on_where_it_was(engine: Engine, counter: Instance) -> None:
+    address = shell(counter, IDENTITY["address"])
+    shell(counter, "echo $$ >/run/mark 2>/dev/null || echo x >/tmp/mark")
+    counter.suspend()
+    info = counter.info()
+    assert (info.state, info.pid) == (State.SUSPENDED, 0)
+    assert info.status.startswith("Suspended")
+    said = numbers(counter)
+    with pytest.raises(WrongState):
+        counter.exec(["true"])
+    with pytest.raises(WrongState):
+        counter.suspend()
+    with pytest.raises(WrongState):
+        engine._context.machines.processes(counter.id)
+    engine.prune()  # which takes what has ended, and this has not
+    counter.resume()
+    assert numbers(counter)[: len(said)] == said
+    goes_on(counter)
+    assert numbers(counter)[0] == 1
+    assert shell(counter, IDENTITY["address"]) == address
+    assert not (Path(counter.info().directory) / "suspended").exists()
+    assert abs(int(shell(counter, "date +%s")) - time.time()) < 5
+    counter.suspend()
+    counter.start(discard=True)
+    until(counter, lambda: numbers(counter).count(1) == 2)
+
+
+def test_a_suspended_machine_is_kept_by_a_snapshot(engine: Engine, counter: Instance) -> None:
+    counter.suspend()
+    assert counter.snapshot("deep").memory
+    with engine.snapshots.restore(f"{counter.name}/deep", name="woken") as woken:
+        goes_on(woken)
+    assert counter.info().state == State.SUSPENDED
+    engine.snapshots.remove(f"{counter.name}/deep")
+
+
+STEPS: list[tuple[Any, str]] = [
+    (state, "_check_movable"),
+    (state, "_write_state"),
+    (state, "_copy_disk"),
+    (state, "_write_record"),
+    (forking, "create_from_spec"),
+    (forking, "start"),
+]
+
+
+@pytest.mark.parametrize(("module", "step"), STEPS, ids=[name for _, name in STEPS])
+def test_a_fork_that_fails_leaves_the_source_running_and_nothing_behind(
+    engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Unavailable(f"{step} fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, fail)
+        with pytest.raises(Unavailable, match=step):
+            counter.fork()
+    goes_on(counter)
+    assert [info.id for info in engine.list(all=True)] == [counter.id]
+    assert leftovers(engine) == []
+
+
+def test_a_later_twin_that_fails_takes_the_earlier_ones_with_it(
+    engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    start = vars(forking)["start"]
+
+    def fail_second(*args: Any, **options: Any) -> Any:
+        started.append(args)
+        if len(started) == 2:
+            raise Unavailable("the second fails")
+        return start(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forking, "start", fail_second)
+        with pytest.raises(Unavailable, match="second"):
+            counter.fork(3)
+    assert [info.id for info in engine.list(all=True)] == [counter.id]
+    goes_on(counter)
+
+
+@pytest.mark.parametrize("step", ["_write_state", "_write_record", "cut"])
+def test_a_suspend_that_fails_leaves_the_machine_running(
+    engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Unavailable(f"{step} fails")
+
+    with monkeypatch.context() as patch:
+        if step == "cut":
+            patch.setattr("hutch.qmp.machine.quit", fail)
+        else:
+            patch.setattr(state, step, fail)
+        with pytest.raises(Unavailable, match=step):
+            counter.suspend()
+    assert counter.info().state == State.RUNNING
+    goes_on(counter)
+    counter.stop(timeout=0)
+    assert counter.info().state == State.EXITED
+    assert not (Path(counter.info().directory) / "suspended").exists()
+
+
+VICTIM = """
+import sys, time
+from hutch.drivers.vm import state
+from hutch.engine import Engine
+
+def stop(*_, **__):
+    print("here", flush=True)
+    time.sleep(1000)
+
+if sys.argv[3] == "quit":
+    import hutch.qmp.machine
+    hutch.qmp.machine.quit = stop
+else:
+    setattr(state, sys.argv[3], stop)
+with Engine(sys.argv[1]) as engine:
+    box = engine.get(sys.argv[2])
+    box.suspend() if sys.argv[3] == "quit" else box.fork()
+"""
+
+
+@pytest.mark.parametrize("step", ["_write_state", "_copy_disk", "_write_record", "quit"])
+def test_a_caller_that_is_killed_leaves_a_machine_that_goes_on(
+    engine: Engine, counter: Instance, step: str
+) -> None:
+    victim = subprocess.Popen(
+        [sys.executable, "-c", VICTIM, str(engine.root), counter.id, step],
+        stdout=subprocess.PIPE,
+    )
+    assert victim.stdout is not None
+    with victim.stdout:
+        assert victim.stdout.readline() == b"here\n"
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+    goes_on(counter)
+    engine.reconcile()
+    assert leftovers(engine) == []
+    assert counter.info().state == State.RUNNING
+    twin = counter.fork()  # nothing stands in its way
+    assert isinstance(twin, Instance)
+    with twin:
+        goes_on(twin)
+    counter.stop(timeout=0)
+    assert counter.info().state == State.EXITED
+
+
+def test_what_cannot_be_forked_says_so(engine: Engine, counter: Instance) -> None:
+    with pytest.raises(AlreadyExists, match="taken"):
+        counter.fork(name=counter.name)
+    with pytest.raises(InvalidArgument, match="count"):
+        counter.fork(0)
+    counter.pause()
+    with pytest.raises(WrongState, match="paused"):
+        counter.fork()
+    counter.unpause()
+    goes_on(counter)
+    with engine.start("busybox", ["sleep", "1000"]) as container:
+        for act in (container.fork, container.suspend, container.snapshot):
+            with pytest.raises(Unsupported, match="CRIU"):
+                act()
+
+
+def test_a_published_port_is_not_taken_twice(engine: Engine) -> None:
+    with engine.start(
+        "busybox",
+        ["sh", "-c", "echo up; exec sleep 1000"],
+        isolation="vm",
+        memory="128M",
+        publish=["127.0.0.1:18765:80"],
+    ) as box:
+        with pytest.raises(InvalidArgument, match="18765"):
+            box.fork()
+        twin = box.fork(publish=False)
+        assert isinstance(twin, Instance)
+        with twin:
+            assert twin.info().spec.ports == ()
