@@ -58,6 +58,8 @@ def save_machine(directory: str, target: str, *, cards: int, end_as: str = "") -
 
     run = f"{directory}/run"
     machine = load_record(directory)
+    if machine.shares:
+        raise _immovable("it has directories of the host")
     with (
         open(f"{target}/{_STATE}", "xb") as state,
         conversation(f"{run}/{QMP_SOCKET}") as monitor,
@@ -87,10 +89,14 @@ def _check_movable(monitor: Monitor) -> None:
 
     reasons = query_migrate(monitor).blocked_reasons
     if reasons:
-        raise Unsupported(
-            f"the machine's state cannot be saved: {reasons[0]}",
-            hint="directories of the host (-v) and devices that are passed through hold it here",
-        )
+        raise _immovable(reasons[0])
+
+
+def _immovable(reason: str) -> Unsupported:
+    return Unsupported(
+        f"the machine's state cannot be saved: {reason}",
+        hint="directories and volumes (-v) and devices of the host hold a machine where it is",
+    )
 
 
 def _write_state(monitor: Monitor, fd: int) -> None:
