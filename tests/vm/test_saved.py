@@ -408,3 +408,18 @@ def test_a_published_port_is_not_taken_twice(engine: Engine) -> None:
         assert isinstance(twin, Instance)
         with twin:
             assert twin.info().spec.ports == ()
+
+
+def test_a_machine_with_a_directory_of_the_host_stays_where_it_is(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with engine.start(
+        "busybox",
+        ["sleep", "1000"],
+        isolation="vm",
+        memory="128M",
+        volumes=[f"{tmp_path}:/host"],
+    ) as box:
+        with pytest.raises(Unsupported, match="directories"):
+            box.fork()
+        assert shell(box, "ls -d /host") == "/host"
