@@ -142,7 +142,7 @@ def test_only_the_main_link_is_kept(peer: Peer) -> None:
         guests.EXEC,
         ops.Plan(
             supervision=ops.Supervision(linger=False),
-            child=(ops.Exec(argv=("/bin/cat",), env=()),),
+            child=(ops.Exec(argv=("/bin/sleep", "1000"), env=()),),
             slots=1,
         ),
         ATTACH_ALL,

@@ -223,7 +223,7 @@ def test_a_machine_at_rest_is_kept_by_its_disk(engine: Engine, counter: Instance
         assert shell(copy, "cat /root/file") == "then"
         until(copy, lambda: numbers(copy))
         assert numbers(copy)[0] == 1
-    with pytest.raises(AlreadyExists, match="snapshot rm"):
+    with pytest.raises(AlreadyExists, match="already"):
         counter.snapshot("still")
     with pytest.raises(InvalidArgument, match="tag"):
         counter.snapshot("a/b")
