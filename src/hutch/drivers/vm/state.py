@@ -2,7 +2,8 @@
 
 What is saved is a directory with `state` (memory and devices, as QEMU writes them), `disk.raw`
 as it was at that moment, and `saved.json`. QEMU writes the memory while the machine runs and
-stops it for the last of it; the disk is copied while it is stopped.
+stops it for the last of it, where it can (`sees_emulated_writes`); the disk is copied while it
+is stopped.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def save_machine(directory: str, target: str, *, cards: int, end_as: str = "") -
     ):
         _check_movable(monitor)
         with Guest(run).quiesce(monitor.fileno()) as quiet:
-            _write_state(monitor, state.fileno())
+            _write_state(monitor, state.fileno(), emulated=machine.accelerator == "tcg")
             saved = _Saved(unacked=quiet.unacked, cards=cards, machine=machine)
             if not end_as:
                 _copy_disk(f"{directory}/{_DISK}", f"{target}/{_DISK}")
@@ -99,10 +100,13 @@ def _immovable(reason: str) -> Unsupported:
     )
 
 
-def _write_state(monitor: Monitor, fd: int) -> None:
+def _write_state(monitor: Monitor, fd: int, *, emulated: bool) -> None:
     """Write memory and devices; when it returns the machine is stopped, its disks flushed."""
+    from hutch.qmp.machine import stop
     from hutch.qmp.migration import save_state, set_parameters
 
+    if emulated and not monitor.version.sees_emulated_writes:
+        stop(monitor)
     set_parameters(monitor, max_bandwidth=0, downtime_limit=_PAUSE_MS)
     save_state(monitor, fd, ignore_shared=False, patience_s=_PATIENCE_S)
 

@@ -41,6 +41,16 @@ class QemuVersion(msgspec.Struct, frozen=True, order=True):
         return self >= QemuVersion(8, 2)
 
     @property
+    def sees_emulated_writes(self) -> bool:
+        """Tell whether memory can be saved while an emulated guest (TCG) runs.
+
+        Before 9.0 the emulator did not hear that a page's dirty bit was cleared, and what was
+        written to that page afterwards was missing in the saved memory (QEMU's commit "physmem:
+        Fix migration dirty bitmap coherency with TCG memory access").
+        """
+        return self >= QemuVersion(9)
+
+    @property
     def locks_memory_on_fault(self) -> bool:
         """Tell whether `-overcommit mem-lock=on-fault` is known (10.0)."""
         return self >= QemuVersion(10)
