@@ -33,9 +33,10 @@ def bzimage(payload: bytes, *, version: int = 0x020F) -> bytes:
     return bytes(image) + b"\x90" * 16 + payload
 
 
-def module(name: str, depends: str = "", *, softdep: str = "") -> bytes:
+def module(name: str, depends: str = "", *, softdep: str = "", alias: str = "") -> bytes:
     """Return a module that has a `.modinfo` section."""
     entries = [f"name={name}", f"depends={depends}", *([f"softdep={softdep}"] if softdep else [])]
+    entries += [f"alias={alias}"] if alias else []
     info = b"".join(entry.encode() + b"\0" for entry in entries)
     names = b"\0.modinfo\0.shstrtab\0"
     table = 64 + len(info) + len(names)

@@ -44,6 +44,17 @@ def test_a_soft_dependency_counts_where_it_is_there(modules: Modules) -> None:
     assert list(modules.order(["erofs"])) == ["libcrc32c", "erofs"]
 
 
+def test_a_soft_dependency_may_be_an_alias() -> None:
+    files = {
+        "libcrc32c.ko": module("libcrc32c", "", softdep="pre: crc32c"),
+        "crc32c-intel.ko": module("crc32c_intel", "", alias="crc32c"),
+        "crc32c_generic.ko": module("crc32c_generic", "", alias="crc32c"),
+        "crc32c_other.ko": module("crc32c_other"),
+    }
+    modules = Modules(files, files.__getitem__)
+    assert list(modules.order(["libcrc32c"])) == ["crc32c_generic", "libcrc32c"]
+
+
 def test_what_is_loaded_built_in_or_unknown_is_left_out(modules: Modules) -> None:
     wanted = ["net_failover", "ext4", "nothing_like_it"]
     assert list(modules.order(wanted, known=["failover"])) == ["net_failover"]

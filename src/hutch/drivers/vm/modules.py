@@ -80,12 +80,26 @@ class Modules:
             under_way.add(name)
             content = self.content(name)
             for need in _needs(read_modinfo(content)):
-                visit(need)
+                visit(self._named(need))
             found[name] = content
 
         for name in wanted:
             visit(name)
         return found
+
+    def _named(self, name: str) -> str:
+        """Return the module that is meant: `softdep` may give an alias, as that of libcrc32c
+        gives `crc32c` for crc32c_generic. Only those that begin so are looked into."""
+        if name in self._files or name in self.builtin:
+            return name
+        alike = sorted(n for n in (*self._files, *self.builtin) if n.startswith(f"{name}_"))
+        # The one that runs on every processor before those for some.
+        for other in sorted(alike, key=lambda n: not n.endswith("_generic")):
+            if other in self.builtin:
+                return other
+            if name in read_modinfo(self.content(other)).get("alias", ()):
+                return other
+        return name
 
     def check(self) -> None:
         """Raise `Unsupported` unless a guest can be run with this kernel."""
