@@ -95,18 +95,28 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert finding.detail == "boots"
 
 
-@pytest.mark.parametrize(("took", "patience"), [(0.01, 2.0), (0.5, 3.0), (9.0, 10.0)])
+@pytest.mark.parametrize(("took", "patience"), [(0.01, 2.0), (0.5, 3.0), (3.0, 18.0), (40.0, 60.0)])
 def test_kvm_gets_several_times_what_emulation_took(
     monkeypatch: pytest.MonkeyPatch, took: float, patience: float
 ) -> None:
     clock = iter([0.0, took])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     monkeypatch.setattr(kvm, "_tiny_guest_runs", lambda qemu, accelerator, timeout_s: True)
-    assert kvm._patience("qemu", "kvm") == patience
+    assert kvm._patience("qemu", "kvm")[0] == patience
+
+
+@pytest.mark.parametrize(("took", "patience"), [(0.3, 20.0), (1.5, 90.0), (9.0, 180.0)])
+def test_a_kernel_gets_more_where_the_host_is_emulated_itself(
+    monkeypatch: pytest.MonkeyPatch, took: float, patience: float
+) -> None:
+    clock = iter([0.0, took])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(kvm, "_tiny_guest_runs", lambda qemu, accelerator, timeout_s: True)
+    assert kvm._patience("qemu", "kvm")[1] == patience
 
 
 def test_without_emulation_to_compare_with_kvm_gets_all_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kvm, "_tiny_guest_runs", lambda qemu, accelerator, timeout_s: False)
-    assert kvm._patience("qemu", "kvm") == kvm.TINY_TIMEOUT_S
+    assert kvm._patience("qemu", "kvm") == (kvm.TINY_TIMEOUT_S, kvm.KERNEL_TIMEOUT_S)

@@ -23,7 +23,6 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.host.findings import Finding, State
-from hutch.host.programs import find_program
 
 __all__ = ["installed_kernel", "kvm_boots", "kvm_opens", "tiny_guest"]
 
@@ -33,8 +32,11 @@ EXIT_PORT = 0xF4
 EXIT_VALUE = 0x2A
 TINY_TIMEOUT_S = 10.0
 _TINY_LEAST_S = 2.0
+_TINY_MOST_S = 60.0
 _TINY_TIMES = 6  # as long as its twin took: somebody else may use the processors just now
 KERNEL_TIMEOUT_S = 20.0
+_KERNEL_TIMES = 60
+_KERNEL_MOST_S = 180.0
 _LOAD_ADDRESS = 0x100000
 # What a kernel prints last when it ran to the point of mounting a root that is not there.
 _KERNEL_RAN = re.compile(rb"Unable to mount root fs|No working init found|Kernel panic")
@@ -144,20 +146,24 @@ def _tiny_guest_runs(qemu: str, accelerator: str, timeout_s: float) -> bool:
     return status == EXIT_VALUE << 1 | 1
 
 
-def _patience(qemu: str, accelerator: str) -> float:
-    """Return how long the tiny guest may take, by how long its twin takes under emulation."""
+def _patience(qemu: str, accelerator: str) -> tuple[float, float]:
+    """Return how long the tiny guest and a kernel may take, by how long the tiny guest's twin
+    takes under emulation: a host may be emulated itself."""
     import time
 
     if accelerator == "tcg":
-        return TINY_TIMEOUT_S
+        return TINY_TIMEOUT_S, KERNEL_TIMEOUT_S
     began = time.monotonic()
-    if not _tiny_guest_runs(qemu, "tcg", TINY_TIMEOUT_S):
-        return TINY_TIMEOUT_S  # this QEMU has no emulation to compare with
+    if not _tiny_guest_runs(qemu, "tcg", _TINY_MOST_S):
+        return TINY_TIMEOUT_S, KERNEL_TIMEOUT_S  # this QEMU has no emulation to compare with
     took = time.monotonic() - began
-    return min(max(_TINY_TIMES * took, _TINY_LEAST_S), TINY_TIMEOUT_S)
+    return (
+        min(max(_TINY_TIMES * took, _TINY_LEAST_S), _TINY_MOST_S),
+        min(max(_KERNEL_TIMES * took, KERNEL_TIMEOUT_S), _KERNEL_MOST_S),
+    )
 
 
-def _kernel_runs(qemu: str, accelerator: str, kernel: Path) -> bool:
+def _kernel_runs(qemu: str, accelerator: str, kernel: Path, timeout_s: float) -> bool:
     _, output = _run_qemu(
         qemu,
         accelerator,
@@ -165,17 +171,18 @@ def _kernel_runs(qemu: str, accelerator: str, kernel: Path) -> bool:
             *("-M", "q35", "-m", "256", "-kernel", str(kernel)),
             *("-append", "console=ttyS0 panic=-1 quiet root=/dev/none rootwait=0"),
         ],
-        KERNEL_TIMEOUT_S,
+        timeout_s,
     )
     return _KERNEL_RAN.search(output) is not None
 
 
 def _try(qemu: str, accelerator: str, kernel: Path | None) -> tuple[State, str]:
-    if not _tiny_guest_runs(qemu, accelerator, _patience(qemu, accelerator)):
+    tiny_s, kernel_s = _patience(qemu, accelerator)
+    if not _tiny_guest_runs(qemu, accelerator, tiny_s):
         return State.MISSING, f"{accelerator} opens but a guest of a few instructions does not run"
     if kernel is None:
         return State.DEGRADED, "a tiny guest runs; not proven with a kernel, none is in /boot"
-    if not _kernel_runs(qemu, accelerator, kernel):
+    if not _kernel_runs(qemu, accelerator, kernel, kernel_s):
         return State.MISSING, f"a tiny guest runs, but {kernel.name} does not get to its end"
     return State.OK, f"boots {kernel.name}"
 
@@ -187,15 +194,21 @@ def kvm_boots(
     qemu: str | None = None,
     kernel: Path | None = None,
 ) -> Finding:
-    """Return whether a guest boots under KVM; up to 25 s the first time where it hangs.
+    """Return whether a guest boots under KVM; up to 25 s the first time where it hangs, more
+    on a host that is slow itself.
 
     With `cache`, a directory, the verdict is kept until the machine, QEMU or the kernel
     under test changes, and one process finds it out while others wait for it. `qemu` and
     `kernel` are the host's where not given. Another `accelerator` is for testing the probe.
     """
     closed = kvm_opens() if accelerator == "kvm" else None
-    qemu = qemu or find_program(f"qemu-system-{os.uname().machine}")
+    if qemu is None:
+        from hutch.host.qemu import find_qemu
+
+        qemu = find_qemu()
     cure = "virtual machines use software emulation (slower) until the host offers nested KVM"
+    if closed is not None and os.path.exists("/dev/kvm") and not os.access("/dev/kvm", os.R_OK):
+        cure = "let this user open it: usermod -aG kvm NAME; until then software emulation is used"
     if closed is not None:
         return _finding(State.MISSING, closed, cure)
     if qemu is None:

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from hutch.decoding import decode_json
-from hutch.errors import Unsupported
+from hutch.errors import InvalidArgument, Unsupported
 from hutch.host.facts import boot_id, replace_file
 from hutch.host.findings import State
 from hutch.host.programs import find_program
@@ -26,6 +26,7 @@ __all__ = [
     "Acceleration",
     "QemuFacts",
     "choose_accelerator",
+    "find_qemu",
     "load_qemu",
     "load_tsc_khz",
 ]
@@ -75,13 +76,35 @@ class Acceleration(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+def find_qemu() -> str | None:
+    """Return the path of the QEMU to be used: HUTCH_QEMU, else the one on PATH.
+
+    One that is not the system's is shown to its sandbox with the tree it was installed in,
+    so its program must be in the `bin` directory of such a tree.
+    """
+    named = os.environ.get("HUTCH_QEMU")
+    if not named:
+        return find_program(f"qemu-system-{os.uname().machine}")
+    path = os.path.realpath(named)
+    if not (os.path.isabs(named) and os.path.isfile(path) and os.access(path, os.X_OK)):
+        raise InvalidArgument(f"not the path of a program: {named}", field="HUTCH_QEMU")
+    tree, directory = os.path.split(os.path.dirname(path))
+    if directory != "bin":
+        raise InvalidArgument(
+            f"{named} is not in a directory named bin",
+            field="HUTCH_QEMU",
+            hint=f"install it as {tree}/…/bin/{os.path.basename(path)}, its data beside that",
+        )
+    return path
+
+
 def load_qemu(cache: Path | None, *, program: str | None = None) -> QemuFacts:
-    """Return the facts of the host's QEMU, or of `program` (a path).
+    """Return the facts of the host's QEMU (see `find_qemu`), or of `program` (a path).
 
     `cache` is a directory such as `<root>/cache`. The first time QEMU is run four times
     (0.2 s), later it is not run at all. Raise `Unsupported` where there is none.
     """
-    path = program or find_program(f"qemu-system-{os.uname().machine}")
+    path = program or find_qemu()
     if path is None:
         raise Unsupported(
             f"qemu-system-{os.uname().machine} is not installed",
