@@ -10,7 +10,7 @@ static const char top[] = "/sys/fs/cgroup";
 /* Hand down every controller that this group has. */
 static void hand_down(const char *group)
 {
-	char path[PATH_MAX], names[512], word[64];
+	char path[PATH_MAX], names[512], handed[512], word[64];
 	struct text t = text_in(path, sizeof(path));
 	char *save = NULL;
 
@@ -21,6 +21,8 @@ static void hand_down(const char *group)
 	t = text_in(path, sizeof(path));
 	text_add(&t, group);
 	text_add(&t, "/cgroup.subtree_control");
+	if (get_file(path, handed, sizeof(handed)) >= 0 && !strcmp(handed, names))
+		return; /* done before */
 	for (char *name = strtok_r(names, " \n", &save); name; name = strtok_r(NULL, " \n", &save)) {
 		struct text w = text_in(word, sizeof(word));
 		text_add(&w, "+");

@@ -24,6 +24,7 @@ from hutch.drivers.vm.machine import (
     shape_of,
     template_key,
 )
+from hutch.drivers.vm.placeholders import empty_disks, seen_size
 from hutch.drivers.vm.sandbox import Descriptors
 from hutch.drivers.vm.setup import (
     ROOT_SERIAL,
@@ -39,6 +40,7 @@ from hutch.errors import WrongState
 from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
+from hutch.plan.machine.disks import node_name
 from hutch.plan.machine.model import (
     MICROVM,
     Descriptor,
@@ -62,6 +64,7 @@ __all__ = ["MachineLauncher", "MachineStart"]
 # Only until the guest's own address is set: the device is renamed and addressed by the agent.
 _MAC = "52:54:00:00:00:{:02x}"
 _BOOT_S = 120.0
+_WRITABLE = 1  # of the disks, in the order of `_disks`
 
 
 class MachineStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +140,7 @@ class MachineLauncher:
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
         if launch.spec.machine.template and pluggable and loaded is None:
-            template = self._template(parts, nics)
+            template = self._template(parts, nics, os.stat(launch.disk).st_size)
             held.callback(os.close, template.memory)
             held.callback(os.close, template.state)
         shares = serve(self._launcher, self._root, launch, group, held)
@@ -237,27 +240,47 @@ class MachineLauncher:
     def resume(self, directory: str, template: Template, shares: ShareServer | None) -> None:
         """Load a template's state into the QEMU of a run directory, and let it run."""
         from hutch.qmp import conversation
+        from hutch.qmp.blocks import resize_block
         from hutch.qmp.machine import cont
         from hutch.qmp.migration import load_state
 
         with conversation(f"{directory}/{QMP_SOCKET}") as monitor:
             load_state(monitor, template.state, ignore_shared=True)
+            if template.disk_size:
+                resize_block(monitor, node_name(_WRITABLE), template.disk_size)
             if shares is not None:
                 plug(monitor, shares)
             cont(monitor)
 
     # ---- templates ----------------------------------------------------------------------
 
-    def _template(self, parts: _Parts, nics: int) -> Template:
-        key = template_key(parts.host, parts.shape, parts.kernel.id, parts.initramfs, nics)
-        size = parts.shape.memory
-        return self.templates.ensure(
-            key, size, lambda run, memory: self._boot_template(parts, nics, key, run, memory)
+    def _template(self, parts: _Parts, nics: int, disk: int) -> Template:
+        """Return the template for a writable disk of this size; see `Template.disk_size`."""
+        seen = seen_size(disk)
+        key = template_key(parts.host, parts.shape, parts.kernel.id, parts.initramfs, (nics, seen))
+        found = self.templates.ensure(
+            key,
+            parts.shape.memory,
+            lambda run, memory: self._boot_template(parts, nics, seen, key, run, memory),
         )
+        return found if disk == seen else msgspec.structs.replace(found, disk_size=disk)
 
-    def _boot_template(self, parts: _Parts, nics: int, key: str, run: Path, memory: int) -> Booted:
-        """Boot a machine with empty disks and unplugged cards, whose agent then waits."""
+    def _boot_template(
+        self, parts: _Parts, nics: int, disk: int, key: str, run: Path, memory: int
+    ) -> Booted:
+        """Boot a machine with empty disks and cards that lead nowhere; its agent waits."""
+        taps: tuple[int, ...] = ()
+        with ExitStack() as held:
+            if nics:
+                made = create_taps(nics)
+                for fd in (made.namespace, *made.taps):
+                    held.callback(os.close, fd)
+                taps = made.taps
+            return self._boot_with(parts, taps, disk, key, run, memory)
 
+    def _boot_with(
+        self, parts: _Parts, taps: Sequence[int], disk: int, key: str, run: Path, memory: int
+    ) -> Booted:
         def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
             number = descriptors.add(os.dup(memory))
             return machine_argv(
@@ -267,8 +290,8 @@ class MachineLauncher:
                 shape=parts.shape,
                 memory=Memory(kind="file", path=f"/proc/self/fd/{number}", share=True),
                 kernel=_kernel_paths(parts, descriptors),
-                disks=_empty_disks(descriptors),
-                nics=[Nic(mac=_MAC.format(index)) for index in range(nics)],
+                disks=empty_disks(descriptors, disk),
+                nics=_nics(taps, descriptors),
             )
 
         return boot(
@@ -282,7 +305,7 @@ class MachineLauncher:
                 argv=argv,
                 config=MonitorConfig(
                     argv=(),
-                    setup=setup_request(late_setup(parts.kernel.late)),
+                    setup=setup_request(late_setup(parts.kernel.late, nics=len(taps))),
                     boot_timeout_s=_BOOT_S,
                     volatile=True,
                 ),
@@ -354,28 +377,6 @@ def _disks(launch: Launch, descriptors: Descriptors) -> tuple[Disk, ...]:
             detect_zeroes=True,
         ),
     )
-
-
-def _empty_disks(descriptors: Descriptors) -> tuple[Disk, ...]:
-    """Return disks like an instance's, with nothing in them: no driver has looked yet."""
-    made = []
-    for serial, read_only in ((ROOT_SERIAL, True), (WRITABLE_SERIAL, False)):
-        fd = os.memfd_create("hutch-empty", os.MFD_CLOEXEC)
-        os.ftruncate(fd, 1 << 20)
-        if read_only:
-            readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-            os.close(fd)
-            fd = readable
-        made.append(
-            Disk(
-                image=DiskFile(file=Descriptor(descriptors.add(fd))),
-                serial=serial,
-                read_only=read_only,
-                discard=not read_only,
-                detect_zeroes=not read_only,
-            )
-        )
-    return tuple(made)
 
 
 def _files(launch: Launch) -> list[tuple[str, bytes]]:

@@ -39,7 +39,7 @@ __all__ += ["save_record", "shape_of", "template_key"]
 RECORD = "machine.json"
 _TYPES = {"": Q35, "q35": Q35, "microvm": MICROVM}
 # A change of how templates are made, or of the agent's protocol, makes all of them stale.
-_TEMPLATE_FORMAT = 1
+_TEMPLATE_FORMAT = 2
 _ROOT_PORTS = 4
 
 
@@ -140,8 +140,12 @@ def machine_argv(
     return machine_arguments(machine, version=host.version, qemu=host.qemu)
 
 
-def template_key(host: Host, shape: Shape, kernel_id: str, initramfs: Path, nics: int) -> str:
-    """Return what a template is called: a digest of all that its state depends on."""
+def template_key(
+    host: Host, shape: Shape, kernel_id: str, initramfs: Path, devices: tuple[int, ...]
+) -> str:
+    """Return what a template is called: a digest of all that its state depends on.
+
+    `devices` are numbers of the devices that the guest's drivers have seen."""
     binary = os.stat(host.qemu)
     parts = (
         _TEMPLATE_FORMAT,
@@ -153,7 +157,7 @@ def template_key(host: Host, shape: Shape, kernel_id: str, initramfs: Path, nics
         shape,
         kernel_id,
         initramfs.name,
-        nics,
+        devices,
         host.tsc_khz,
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

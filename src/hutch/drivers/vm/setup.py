@@ -10,7 +10,6 @@ from hutch.drivers.base import Launch
 from hutch.network.model import Endpoint
 from hutch.plan import guest
 from hutch.plan.vm import GUEST_CGROUP, GUEST_FILES
-from hutch.spec.model import InstanceSpec
 
 __all__ = ["ROOT_SERIAL", "WRITABLE_SERIAL", "interfaces", "late_setup", "machine_setup"]
 __all__ += ["renewal", "setup_request"]
@@ -19,19 +18,34 @@ ROOT_SERIAL = "root"
 WRITABLE_SERIAL = "writable"
 _MODULES = "/lib/modules"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
+_ROOT_NODE, _WRITABLE_NODE = "/dev/disk-root", "/dev/disk-writable"
 _ENTROPY = 64
-# These find their devices when they are loaded, so a template must not have loaded them:
-# what it resumes with is another disk and another network.
-_AT_START = frozenset({"virtio_blk", "virtio_net"})
+_NETWORK = "virtio_net"
 
 
-def late_setup(modules: Sequence[str]) -> list[guest.SetupOp]:
-    """Return what a template may have done already: loading what serves no device."""
-    return [_insmod(name) for name in modules if name not in _AT_START]
+def late_setup(modules: Sequence[str], *, nics: int) -> list[guest.SetupOp]:
+    """Return what every guest of a kernel and a shape has before it becomes an instance's,
+    and a template has done already: drivers, mount points, the control group.
 
-
-def _insmod(name: str) -> guest.SetupOp:
-    return guest.Insmod(path=f"{_MODULES}/{name}.ko", params="")
+    The drivers find their devices here. An instance's disks and cards are others behind the
+    same devices, which the drivers notice no more than a changed disk: so what a device
+    offers must be the same in a template and in its clones (see `placeholders`).
+    """
+    made: list[guest.SetupOp] = [
+        guest.Insmod(path=f"{_MODULES}/{name}.ko", params="")
+        for name in modules
+        if nics or name != _NETWORK
+    ]
+    made += [
+        guest.Disk(serial=ROOT_SERIAL, link=_ROOT_NODE),
+        guest.Disk(serial=WRITABLE_SERIAL, link=_WRITABLE_NODE),
+    ]
+    made += [
+        guest.Mkdir(path=path, mode=0o755) for path in ("/hutch/image", "/hutch/rw", GUEST_FILES)
+    ]
+    made.append(guest.Cgroup(path=GUEST_CGROUP, lines=""))
+    made.append(guest.LinkUp(interface="lo"))
+    return made
 
 
 def renewal() -> list[guest.SetupOp]:
@@ -53,14 +67,13 @@ def machine_setup(
 ) -> list[guest.SetupOp]:
     """Return the operations in order. `files` are names beneath `GUEST_FILES` with their
     contents, `shares` tags of shared directories with their mount points."""
-    network = bool(launch.endpoints)
-    wanted = [name for name in modules if name in _AT_START and (network or name != "virtio_net")]
     made: list[guest.SetupOp] = renewal()
     if not resumed:
-        made += late_setup(modules)
-    made += [_insmod(name) for name in wanted]
+        made += late_setup(modules, nics=len(launch.endpoints))
     made += _disks(launch)
-    made += _cgroup(launch.spec)
+    if launch.spec.resources.pids:
+        lines = f"pids.max={launch.spec.resources.pids}"
+        made.append(guest.Cgroup(path=GUEST_CGROUP, lines=lines))
     made.append(guest.Hostname(name=launch.spec.hostname or launch.name))
     made += [
         guest.WriteFile(path=f"{GUEST_FILES}/{name}", mode=0o644, content=content)
@@ -70,35 +83,27 @@ def machine_setup(
         guest.Mount(source=tag, target=path, fstype="virtiofs", flags=0, data="")
         for tag, path in shares
     ]
-    made.append(guest.LinkUp(interface="lo"))
     return made + interfaces(launch.endpoints)
 
 
 def _disks(launch: Launch) -> list[guest.SetupOp]:
     options = "" if not launch.volatile else "nobarrier"
     return [
-        guest.Disk(serial=ROOT_SERIAL, link="/dev/disk-root"),
         guest.Mount(
-            source="/dev/disk-root",
+            source=_ROOT_NODE,
             target="/hutch/image",
             fstype="erofs",
             flags=_MS_RDONLY | _MS_NODEV,
             data="",
         ),
-        guest.Disk(serial=WRITABLE_SERIAL, link="/dev/disk-writable"),
         guest.Mount(
-            source="/dev/disk-writable",
+            source=_WRITABLE_NODE,
             target="/hutch/rw",
             fstype="ext4",
             flags=_MS_NODEV | _MS_NOATIME,
             data=options,
         ),
     ]
-
-
-def _cgroup(spec: InstanceSpec) -> list[guest.SetupOp]:
-    lines = [f"pids.max={spec.resources.pids}"] if spec.resources.pids else []
-    return [guest.Cgroup(path=GUEST_CGROUP, lines="\n".join(lines))]
 
 
 def interfaces(endpoints: Sequence[Endpoint]) -> list[guest.SetupOp]:

@@ -43,11 +43,15 @@ BootTemplate = Callable[[Path, int], Booted]
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """A template at hand: open descriptors, the caller's to close."""
+    """A template at hand: open descriptors, the caller's to close.
+
+    `disk_size` is the size of the writable disk that a clone's guest is to be told of, 0
+    where it is what the guest has seen in the template."""
 
     key: str
     memory: int
     state: int
+    disk_size: int = 0
 
 
 class Templates:
