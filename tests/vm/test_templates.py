@@ -105,3 +105,9 @@ def test_the_memory_of_a_template_is_sealed_against_writing(machines: hutch.Engi
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         os.close(fd)
         assert seals & fcntl.F_SEAL_WRITE
+
+
+@requires("root", "apt-mirror", "busybox", "qemu")
+@pytest.mark.integration
+def test_a_card_without_an_address_of_ipv6_does_not_speak_it(machines: hutch.Engine) -> None:
+    assert _run(machines, "cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6").strip() == "1"

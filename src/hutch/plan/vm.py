@@ -18,6 +18,7 @@ from hutch.spec.model import BindMount, InstanceSpec, ProcessSpec, Resources, Vo
 __all__ = [
     "GUEST_CGROUP",
     "GUEST_FILES",
+    "GUEST_ROOT",
     "GUEST_SHARES",
     "GuestAssets",
     "GuestBind",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 GUEST_FILES = "/run/hutch"
+GUEST_ROOT = "/hutch/root"
 GUEST_SHARES = "/hutch/shares"
 GUEST_CGROUP = "instance"
 _GUEST_JOIN = (f"/sys/fs/cgroup/{GUEST_CGROUP}/cgroup.procs",)
@@ -97,7 +99,6 @@ class GuestAssets(msgspec.Struct, frozen=True, kw_only=True):
     binds: tuple[GuestBind, ...] = ()
     seccomp: bytes = b""
     capabilities: int = 0
-    volatile: bool = False
     rows: int = 0
     columns: int = 0
 
@@ -244,12 +245,7 @@ def compile_guest(spec: InstanceSpec, assets: GuestAssets) -> ops.Plan:
     return compile_container(
         _guest_spec(spec),
         ContainerAssets(
-            root=RootAsset(
-                lower=("/hutch/image",),
-                upper="/hutch/rw/upper",
-                work="/hutch/rw/work",
-                volatile=assets.volatile,
-            ),
+            root=RootAsset(directory=GUEST_ROOT),
             user=assets.user,
             env=assets.env,
             supervision=_guest_supervision(spec.process, linger=False),

@@ -82,7 +82,6 @@ class VmDriver:
             hostname=launch.spec.hostname,
             files=files,
             binds=guest_binds(launch),
-            volatile=launch.volatile,
             rows=launch.rows,
             columns=launch.columns,
         )
@@ -97,7 +96,6 @@ class VmDriver:
         privileged: bool = False,
         files: tuple[tuple[str, str], ...] = (),
         binds: tuple[GuestBind, ...] = (),
-        volatile: bool = False,
         rows: int = 0,
         columns: int = 0,
     ) -> GuestAssets:
@@ -110,7 +108,6 @@ class VmDriver:
             binds=binds,
             seccomp=b"" if privileged else self._confinement.seccomp(spec, capabilities),
             capabilities=capabilities,
-            volatile=volatile,
             rows=rows,
             columns=columns,
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hutch.drivers.base import Launch
 from hutch.network.model import Endpoint
 from hutch.plan import guest
-from hutch.plan.vm import GUEST_CGROUP, GUEST_FILES
+from hutch.plan.vm import GUEST_CGROUP, GUEST_FILES, GUEST_ROOT
 
 __all__ = ["ROOT_SERIAL", "WRITABLE_SERIAL", "interfaces", "late_setup", "machine_setup"]
 __all__ += ["renewal", "setup_request"]
@@ -36,16 +36,27 @@ def late_setup(modules: Sequence[str], *, nics: int) -> list[guest.SetupOp]:
         for name in modules
         if nics or name != _NETWORK
     ]
+    for number in range(nics):
+        name = f"eth{number}"  # as the kernel calls them
+        made.append(guest.Interface(index=number, name=name))
+        made.append(_ipv6(name, on=False))
     made += [
         guest.Disk(serial=ROOT_SERIAL, link=_ROOT_NODE),
         guest.Disk(serial=WRITABLE_SERIAL, link=_WRITABLE_NODE),
     ]
     made += [
-        guest.Mkdir(path=path, mode=0o755) for path in ("/hutch/image", "/hutch/rw", GUEST_FILES)
+        guest.Mkdir(path=path, mode=0o755)
+        for path in ("/hutch/image", "/hutch/rw", GUEST_ROOT, GUEST_FILES)
     ]
     made.append(guest.Cgroup(path=GUEST_CGROUP, lines=""))
     made.append(guest.LinkUp(interface="lo"))
     return made
+
+
+def _ipv6(interface: str, *, on: bool) -> guest.SetupOp:
+    """As with Docker an interface without an address of IPv6 does not speak it: its
+    link-local address alone is a third of what it takes to bring a card up."""
+    return guest.Sysctl(key=f"net/ipv6/conf/{interface}/disable_ipv6", value="0" if on else "1")
 
 
 def renewal() -> list[guest.SetupOp]:
@@ -88,6 +99,9 @@ def machine_setup(
 
 def _disks(launch: Launch) -> list[guest.SetupOp]:
     options = "" if not launch.volatile else "nobarrier"
+    overlay = ["lowerdir=/hutch/image", "upperdir=/hutch/rw/upper", "workdir=/hutch/rw/work"]
+    if launch.volatile:
+        overlay.append("volatile")
     return [
         guest.Mount(
             source=_ROOT_NODE,
@@ -102,6 +116,11 @@ def _disks(launch: Launch) -> list[guest.SetupOp]:
             fstype="ext4",
             flags=_MS_NODEV | _MS_NOATIME,
             data=options,
+        ),
+        # Here and not by the launcher, which on kernels before 6.8 needs a process and a
+        # mount namespace of their own for it.
+        guest.Mount(
+            source="overlay", target=GUEST_ROOT, fstype="overlay", flags=0, data=",".join(overlay)
         ),
     ]
 
@@ -122,6 +141,8 @@ def _interface(number: int, endpoint: Endpoint) -> list[guest.SetupOp]:
     made: list[guest.SetupOp] = [
         guest.Interface(index=number, name=name, mac=mac, mtu=endpoint.mtu)
     ]
+    if any(":" in entry.address for entry in endpoint.addresses):
+        made.append(_ipv6(name, on=True))
     for entry in endpoint.addresses:
         address = parse_address(entry.address, field="address")
         made.append(guest.Address(interface=name, address=address, prefix=entry.prefix))
