@@ -24,7 +24,7 @@ from hutch.drivers.vm.machine import (
     shape_of,
     template_key,
 )
-from hutch.drivers.vm.placeholders import empty_disks, seen_size
+from hutch.drivers.vm.placeholders import empty_disks, seen_size, stub_kernel
 from hutch.drivers.vm.sandbox import Descriptors
 from hutch.drivers.vm.setup import (
     ROOT_SERIAL,
@@ -177,7 +177,9 @@ class MachineLauncher:
                 name=launch.id[:12],
                 shape=parts.shape,
                 memory=memory,
-                kernel=_kernel_paths(parts, descriptors),
+                kernel=_kernel_paths(parts, descriptors)
+                if template is None
+                else (stub_kernel(descriptors), ""),
                 disks=_disks(launch, descriptors),
                 nics=_nics(taps.taps if taps else (), descriptors),
                 shares=_shares(shares, descriptors) if template is None else (),

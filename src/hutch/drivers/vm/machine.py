@@ -39,7 +39,7 @@ __all__ += ["save_record", "shape_of", "template_key"]
 RECORD = "machine.json"
 _TYPES = {"": Q35, "q35": Q35, "microvm": MICROVM}
 # A change of how templates are made, or of the agent's protocol, makes all of them stale.
-_TEMPLATE_FORMAT = 2
+_TEMPLATE_FORMAT = 3
 _ROOT_PORTS = 4
 
 
@@ -123,7 +123,9 @@ def machine_argv(
     incoming: bool = False,
 ) -> tuple[str, ...]:
     """Return QEMU's argument list; `kernel` are the paths of vmlinux and initramfs in QEMU."""
-    line = kernel_command_line(accelerator=host.accelerator, tsc_khz=host.tsc_khz)
+    line = ""
+    if not incoming:
+        line = kernel_command_line(accelerator=host.accelerator, tsc_khz=host.tsc_khz)
     machine = Machine(
         name=name,
         shape=msgspec.structs.replace(shape, backend=memory),
