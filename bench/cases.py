@@ -25,10 +25,13 @@ HUTCH = Path(sys.executable).parent / "hutch"
 class Peers:
     """Docker and podman with the image, or the reason why one is not there."""
 
-    def __init__(self, stage: Stage, stack: ExitStack) -> None:
+    def __init__(self, stage: Stage, stack: ExitStack, *, start: bool = True) -> None:
         self._docker: Docker | None = None
         self._podman: Podman | None = None
         self.reasons: dict[str, str] = {}
+        if not start:
+            self.reasons = {"docker": "not started", "podman": "not started"}
+            return
         try:
             self._docker = stack.enter_context(dockerd(stage.directory / "docker"))
             self._docker("import", str(stage.tar), IMAGE)
@@ -54,10 +57,11 @@ class Peers:
 
 
 @contextmanager
-def peers(stage: Stage) -> Iterator[Peers]:
-    """Start the peers for the length of the block."""
+def peers(stage: Stage, *, start: bool = True) -> Iterator[Peers]:
+    """Have the peers for the length of the block; where they are not to be started, they
+    are left out of the cases."""
     with ExitStack() as stack:
-        yield Peers(stage, stack)
+        yield Peers(stage, stack, start=start)
 
 
 # Podman raises limits by default, which needs a capability this machine may lack.

@@ -45,7 +45,8 @@ class Row(msgspec.Struct, kw_only=True):
     """One line of the result: a case and the samples of each way, hutch first.
 
     `targets` are what hutch is to reach: a peer's name with the ratio of minima, or `ms`
-    with milliseconds. `unit` is `ms`, `per_s` (more is better) or `kB`.
+    with milliseconds (`median ms`: not of the minimum but of the median). `unit` is `ms`,
+    `per_s` (more is better) or `kB`.
     """
 
     case: str
@@ -62,7 +63,10 @@ class Row(msgspec.Struct, kw_only=True):
         if hutch is None or not hutch.seconds:
             return ""
         factor = 1000 if self.unit == "ms" else 1
-        if name == self.unit:
+        if name == f"median {self.unit}":
+            value = hutch.median * factor
+            text = f"{value:.4g} {name}"
+        elif name == self.unit:
             value, text = hutch.minimum * factor, f"{hutch.minimum * factor:.4g} {self.unit}"
         else:
             peer = self.ways.get(name)

@@ -10,13 +10,15 @@ from pathlib import Path
 import msgspec
 
 from bench.cases import CASES, peers
+from bench.machines import MACHINE_CASES, fetch_kernel, remove_kernel
 from bench.measure import Row, render
 from bench.peers import install_peers
 from bench.pulls import PULL_CASES
 from bench.rootdisks import DISK_CASES
 from bench.stage import enter_namespaces, is_inside, stage
 
-_CASES = {**CASES, **PULL_CASES, **DISK_CASES}
+_WITHOUT_PEERS = {**DISK_CASES, **MACHINE_CASES}
+_CASES = {**CASES, **PULL_CASES, **_WITHOUT_PEERS}
 
 
 def _arguments() -> argparse.Namespace:
@@ -33,27 +35,39 @@ def main() -> int:
     if os.geteuid() != 0:
         print("the bench needs root: its peers do", file=sys.stderr)
         return 1
-    if not is_inside():
-        # Before the namespaces: in there, apt reaches no mirror nor a proxy on the loopback.
-        for package in install_peers():
-            print(f"{package} could not be installed; its cases are left out", file=sys.stderr)
-    enter_namespaces()
     wanted: list[str] = arguments.case or list(_CASES)
     if unknown := set(wanted) - set(_CASES):
         print(f"no such case: {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
-    rows: list[Row] = []
-    with stage() as where, peers(where) as with_peers:
-        for name in wanted:
-            found = _CASES[name](where, with_peers, arguments.rounds)
-            for row in found if isinstance(found, list) else [found]:
-                rows.append(row)
-                print(render([row]), flush=True)
+    beside = not set(wanted) <= set(_WITHOUT_PEERS)
+    if not is_inside():
+        # Before the namespaces: in there, apt reaches no mirror nor a proxy on the loopback.
+        for package in install_peers() if beside else []:
+            print(f"{package} could not be installed; its cases are left out", file=sys.stderr)
+        if set(wanted) & set(MACHINE_CASES):
+            fetch_kernel()
+    enter_namespaces()
+    try:
+        rows = _measure(wanted, arguments.rounds, beside=beside)
+    finally:
+        remove_kernel()
     if arguments.json:
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
     missed = [v for row in rows for v in row.verdicts() if "MISSED" in v]
     print(f"{len(rows)} cases; {len(missed)} targets missed")
     return 0
+
+
+def _measure(wanted: list[str], rounds: int, *, beside: bool) -> list[Row]:
+    """Measure the cases and print each; `beside` starts the container engines too."""
+    rows: list[Row] = []
+    with stage() as where, peers(where, start=beside) as with_peers:
+        for name in wanted:
+            found = _CASES[name](where, with_peers, rounds)
+            for row in found if isinstance(found, list) else [found]:
+                rows.append(row)
+                print(render([row]), flush=True)
+    return rows
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from hutch.host.qemu import load_qemu, load_tsc_khz
 from hutch.plan.machine.kernel import kernel_command_line
 from hutch.qmp import Monitor, machine, migration
 
-__all__ = ["Guest", "Template", "clone_once", "cold_boot", "template"]
+__all__ = ["Guest", "Template", "clone_once", "cold_boot", "guest", "template"]
 
 MIB = 1 << 20
 BOOT_S = 120.0
@@ -45,6 +45,17 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     machine: str = "pc-q35-7.2"
     memory_mib: int = 256
     tsc_khz: int = 0
+
+
+def guest(kernel: Path, initrd: Path, memory_mib: int = 256) -> Guest:
+    """Return a guest for this host's QEMU and processor."""
+    return Guest(
+        kernel=kernel,
+        initrd=initrd,
+        qemu=load_qemu(None).path,
+        memory_mib=memory_mib,
+        tsc_khz=load_tsc_khz(None),
+    )
 
 
 def _argv(guest: Guest, agent_fd: int, monitor_fd: int, memory: str) -> list[str]:

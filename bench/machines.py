@@ -1,0 +1,200 @@
+"""The cases of virtual machines: starts, exec, memory, many at once; beside bare QEMU.
+
+The peer boots the same kernel, initramfs and amount of memory (`bench.vm_bare`); its agent
+answers a greeting, and nothing else is done. What hutch does beside that (disks, network,
+the program in its sandbox) is in hutch's figure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import vm_bare
+from bench.measure import Row, Samples, measure
+from bench.stage import IMAGE
+
+if TYPE_CHECKING:
+    from bench.cases import Peers
+    from bench.stage import Stage
+
+__all__ = ["MACHINE_CASES", "fetch_kernel", "remove_kernel"]
+
+MEMORY_MIB = 256
+CLONES = 50
+IDLE_CLONES = 4
+_IDLE_S = 5.0
+_SLEEP = ["sleep", "100000"]
+_ROOT = "HUTCH_BENCH_MACHINES"
+
+
+def fetch_kernel() -> None:
+    """Fetch a guest kernel into a root of its own, while there is a network."""
+    import hutch
+
+    root = Path(tempfile.mkdtemp(prefix="hutch-bench-machines-"))
+    os.environ[_ROOT] = str(root)
+    with hutch.Engine(root) as engine:
+        engine.kernels.add()
+
+
+def remove_kernel() -> None:
+    """Remove what `fetch_kernel` made."""
+    if root := os.environ.get(_ROOT):
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def _engine(stage: Stage) -> Iterator[Any]:
+    """An engine with a kernel and the image; neither instances nor templates are left."""
+    import hutch
+
+    engine: Any
+    with hutch.Engine(os.environ[_ROOT]) as engine:
+        engine.images.import_(str(stage.tar), IMAGE)
+        try:
+            yield engine
+        finally:
+            for info in engine.list(all=True):
+                engine.get(info.id).remove(force=True, volumes=True)
+            engine._context.driver("vm").prune_templates()
+
+
+def _options(**more: Any) -> dict[str, Any]:
+    return {"isolation": "vm", "memory": f"{MEMORY_MIB}M", **more}
+
+
+def _start(engine: Any, **options: Any) -> float:
+    """Return the seconds until the program runs; the machine is removed after that."""
+    began = time.perf_counter()
+    box = engine.start(IMAGE, _SLEEP, **_options(**options))
+    taken = time.perf_counter() - began
+    box.remove(force=True)
+    return taken
+
+
+def _bare(engine: Any) -> vm_bare.Guest:
+    """Return the guest that hutch boots, for QEMU alone."""
+    kernel = engine.kernels.get()
+    box = engine.start(IMAGE, _SLEEP, **_options(network="none"))  # makes the initramfs
+    box.remove(force=True)
+    directory = engine._context.kernels.directory(kernel.id)
+    return vm_bare.guest(directory / "vmlinux", next(directory.glob("initramfs-*")), MEMORY_MIB)
+
+
+def cold_start(stage: Stage, with_peers: Peers, rounds: int) -> Row:
+    """A boot with disks and network to the running program, without a template."""
+    with _engine(stage) as engine:
+        guest = _bare(engine)
+        ways = {
+            "hutch": lambda: _start(engine, template=False),
+            "bare boot": lambda: vm_bare.cold_boot(guest),
+        }
+        case = "machine: cold start to the program running"
+        turns = max(5, rounds // 2)
+        return measure(case, ways, rounds=turns, targets={"bare boot": 1.25})
+
+
+def template_start(stage: Stage, with_peers: Peers, rounds: int) -> Row:
+    """A start from a template, with disks and network, to the running program."""
+    with (
+        _engine(stage) as engine,
+        tempfile.TemporaryDirectory(dir="/dev/shm") as shm,
+        vm_bare.template(_bare(engine), Path(shm)) as made,
+    ):
+        return measure(
+            "machine: start from a template to the program running",
+            {
+                "hutch": lambda: _start(engine),
+                "bare clone": lambda: vm_bare.clone_once(made),
+                "cold start": lambda: _start(engine, template=False),
+            },
+            rounds=rounds,
+            targets={"median ms": 250, "bare clone": 3, "cold start": 1 / 8},
+        )
+
+
+def execute(stage: Stage, with_peers: Peers, rounds: int) -> Row:
+    """`true` in a running machine."""
+    with _engine(stage) as engine:
+        box = engine.start(IMAGE, _SLEEP, **_options())
+
+        def hutch() -> None:
+            if code := box.exec(["true"]).exit_code:
+                raise RuntimeError(f"exit code {code}")
+
+        return measure(
+            "machine: exec of true",
+            {"hutch": hutch},
+            rounds=rounds,
+            targets={"median ms": 15},
+        )
+
+
+def _own_kb(pids: list[int]) -> int:
+    """Return the kB that only these processes have."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Private_"):
+                total += int(line.split()[1])
+    return total
+
+
+def memory(stage: Stage, with_peers: Peers, rounds: int) -> Row:
+    """What one of several idle clones has for itself: QEMU and its monitor."""
+    with _engine(stage) as engine:
+        boxes = [engine.start(IMAGE, _SLEEP, **_options()) for _ in range(IDLE_CLONES)]
+        time.sleep(_IDLE_S)
+        driver = engine._context.driver("vm")
+        sizes = [float(_own_kb(driver.processes(box.id))) for box in boxes]
+    return Row(
+        case="machine: memory of an idle clone, its own",
+        ways={"hutch": Samples(seconds=sizes)},
+        targets={"kB": 25 * 1024},
+        unit="kB",
+    )
+
+
+def clones(stage: Stage, with_peers: Peers, rounds: int) -> Row:
+    """50 starts from one template at once, until each has answered an exec."""
+    with _engine(stage) as engine:
+        _start(engine)  # makes the template
+
+        def answer(_: int) -> Any:
+            box = engine.start(IMAGE, _SLEEP, **_options())
+            if code := box.exec(["true"]).exit_code:
+                raise RuntimeError(f"exit code {code}")
+            return box
+
+        def hutch() -> float:
+            with ThreadPoolExecutor(CLONES) as pool:
+                began = time.perf_counter()
+                boxes = list(pool.map(answer, range(CLONES)))
+                taken = time.perf_counter() - began
+                list(pool.map(lambda box: box.remove(force=True), boxes))
+            return taken
+
+        return measure(
+            f"machine: {CLONES} clones at once, all answer",
+            {"hutch": hutch},
+            rounds=max(2, rounds // 10),
+            targets={"ms": 15_000},
+            warm_up=0,
+        )
+
+
+MACHINE_CASES = {
+    "vm-cold": cold_start,
+    "vm-start": template_start,
+    "vm-exec": execute,
+    "vm-memory": memory,
+    "vm-clones": clones,
+}
