@@ -12,11 +12,14 @@ import pytest
 import hutch
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.driver import VmDriver
+from hutch.drivers.vm.machine import Host, shape_of
 from hutch.drivers.vm.placeholders import seen_size
 from hutch.drivers.vm.setup import late_setup, machine_setup
 from hutch.drivers.vm.templates import _ask_for_memory
 from hutch.plan import guest
-from hutch.spec.model import InstanceSpec, ProcessSpec
+from hutch.plan.machine.model import Accelerator
+from hutch.plan.machine.version import QemuVersion
+from hutch.spec.model import InstanceSpec, MachineOptions, ProcessSpec
 from hutch.storage.disks import DEFAULT_SIZE
 from tests.requires import requires
 
@@ -36,6 +39,20 @@ MODULES = ("virtio_blk", "virtio_net", "ext4")
 )
 def test_a_template_shows_a_disk_at_least_as_large_as_the_instances(size: int, seen: int) -> None:
     assert seen_size(size) == seen
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "asked", "model"),
+    [("tcg", "", "max,-erms"), ("kvm", "", "host"), ("tcg", "EPYC", "EPYC")],
+)
+def test_only_an_emulated_processor_of_our_choice_copies_by_words(
+    accelerator: Accelerator, asked: str, model: str
+) -> None:
+    host = Host(qemu="q", version=QemuVersion(7, 2), accelerator=accelerator, reason="")
+    spec = InstanceSpec(
+        image="x", process=ProcessSpec(argv=("x",)), machine=MachineOptions(cpu_model=asked)
+    )
+    assert shape_of(spec, host).cpu == model
 
 
 def _setup(*, resumed: bool) -> list[guest.SetupOp]:
