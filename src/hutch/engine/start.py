@@ -178,7 +178,7 @@ def _prepare_network(
                 f"cannot be published with network {spec.network_mode!r}", field="publish"
             )
         return []
-    if context.rootless:
+    if _has_user_network(context, record):
         return _prepare_user_network(context, record, undo)
 
     def prepare(wanted: Sequence[NetworkAttachment]) -> list[Endpoint]:
@@ -203,10 +203,21 @@ def _prepare_network(
     return endpoints
 
 
+def _has_user_network(context: Context, record: InstanceRecord) -> bool:
+    """Tell whether networks and bridges are out of reach: without root, and for a machine
+    also where root has not the rights over the host that make namespaces."""
+    if context.rootless or record.spec.isolation != "vm":
+        return context.rootless
+    from hutch.host.isolation import is_privileged
+
+    return not is_privileged()
+
+
 def _prepare_user_network(
     context: Context, record: InstanceRecord, undo: ExitStack
 ) -> list[Endpoint]:
-    """The default network of an ordinary user: an interface served by slirp4netns."""
+    """The default network of an ordinary user: an interface served by slirp4netns, or for
+    a virtual machine by its QEMU."""
     from hutch.network import user
 
     if record.spec.network_mode != "bridge" or len(attachments(record)) > 1:
@@ -214,6 +225,10 @@ def _prepare_user_network(
             f"network: {record.spec.network_mode!r} needs root",
             hint="leave the option out, or use none or host",
         )
+    if record.spec.isolation == "vm":
+        endpoint = user.machine_endpoint(record.id, record.spec.ports)
+        user.save_endpoint(context.directory(record.id) / "run", endpoint)
+        return [endpoint]
     missing = user.unavailable()
     if missing is not None:
         raise Unsupported(f"network: {missing[0]}", hint=f"{missing[1]}, or use --network none")
@@ -260,7 +275,7 @@ def _launch(
         mounts=tuple(mounts),
         join=join,
         endpoints=tuple(endpoints),
-        attach_network=_attacher(context, record, endpoints) if endpoints else None,
+        attach_network=_attacher(context, record, endpoints),
         exit_command=context.exit_command(record.id),
         exit_command_always=spec.restart.name != "no",
     )
@@ -276,14 +291,20 @@ def _root_disk(context: Context, record: InstanceRecord) -> str:
 
 def _attacher(
     context: Context, record: InstanceRecord, endpoints: list[Endpoint]
-) -> Callable[[int, Sequence[int]], None]:
-    """Return what gives the network namespace of a process its interfaces."""
+) -> Callable[[int, Sequence[int]], None] | None:
+    """Return what gives the network namespace of a process its interfaces; None for one
+    that needs none, or has them from QEMU."""
+    from_qemu = record.spec.isolation == "vm" and any(not e.bridge for e in endpoints)
+    if from_qemu or not endpoints:
+        return None
 
     def attach(pid: int, taps: Sequence[int]) -> None:
         if context.rootless:
             from hutch.network import user
 
-            user.start(pid, context.directory(record.id) / "run", record.spec.ports)
+            run = context.directory(record.id) / "run"
+            published = user.start(pid, run, record.spec.ports)
+            user.save_endpoint(run, msgspec.structs.replace(endpoints[0], ports=published))
             return
         for number, endpoint in enumerate(endpoints):
             if taps:

@@ -14,7 +14,8 @@ import msgspec
 
 from hutch.decoding import decode_json
 
-__all__ = ["Facts", "boot_id", "cgroup_mode", "gather_facts", "load_facts", "replace_file"]
+__all__ = ["Facts", "boot_id", "cgroup_mode", "gather_facts", "has_capability"]
+__all__ += ["load_facts", "replace_file"]
 
 FORMAT = 1
 
@@ -51,12 +52,12 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _has_admin_capability() -> bool:
-    """Tell whether CAP_SYS_ADMIN is effective (bit 21 of CapEff)."""
+def has_capability(number: int) -> bool:
+    """Tell whether a capability is effective, by its number (CAP_SYS_ADMIN is 21)."""
     with open("/proc/self/status") as status:
         for line in status:
             if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) & 1 << 21)
+                return bool(int(line.split()[1], 16) & 1 << number)
     return False
 
 
@@ -116,7 +117,7 @@ def gather_facts() -> Facts:
         machine=uname.machine,
         cpus=os.cpu_count() or 1,
         memory=_memory_bytes(),
-        privileged=_has_admin_capability(),
+        privileged=has_capability(21),
         overlay=overlay,
         overlay_lowerdir_append=append,
         new_mount_api=_works("open_tree"),

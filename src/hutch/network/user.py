@@ -1,5 +1,7 @@
 """User-mode networking for instances without root: slirp4netns beside a network namespace.
 
+A virtual machine has the same from its QEMU, and needs no program besides.
+
 The program is found again by its socket in the instance's directory, and the process to end
 by asking the kernel who listens on it (SO_PEERCRED), so no process id is ever trusted.
 """
@@ -21,14 +23,17 @@ from hutch.spec.model import PortMapping
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["ADDRESS", "NAMESERVER", "start", "stop", "unavailable", "user_endpoint"]
+__all__ = ["ADDRESS", "NAMESERVER", "machine_endpoint", "start", "stop", "unavailable"]
+__all__ += ["load_endpoints", "save_endpoint", "user_endpoint"]
 
 ADDRESS = "10.0.2.100"
+MACHINE_ADDRESS = "10.0.2.15"
 GATEWAY = "10.0.2.2"
 NAMESERVER = "10.0.2.3"
 _INTERFACE = "eth0"
 _MTU = 65520
 _SOCKET = "slirp.sock"
+_RECORD = "endpoint.json"
 _LOG = "slirp.log"
 _TIMEOUT_S = 10.0
 _ANSWER_MAX = 1 << 16
@@ -52,6 +57,21 @@ def unavailable() -> tuple[str, str] | None:
 
 def user_endpoint(instance_id: str) -> Endpoint:
     """Return what /etc/hosts and inspection need to know of a user-mode instance."""
+    return _endpoint(instance_id, ADDRESS)
+
+
+def machine_endpoint(instance_id: str, ports: Sequence[PortMapping]) -> Endpoint:
+    """Return the place of a virtual machine in the network that its QEMU makes for it.
+
+    Ports of the host are checked, and chosen where they are 0; QEMU opens them.
+    """
+    published = tuple(
+        _published(mapping, f"ports[{number}]") for number, mapping in enumerate(ports)
+    )
+    return _endpoint(instance_id, MACHINE_ADDRESS, published)
+
+
+def _endpoint(instance_id: str, address: str, ports: tuple[PublishedPort, ...] = ()) -> Endpoint:
     return Endpoint(
         id=instance_id,
         network="user",
@@ -62,9 +82,27 @@ def user_endpoint(instance_id: str) -> Endpoint:
         ifindex=0,
         host_interface="",
         mac="",
-        addresses=(EndpointAddress(address=ADDRESS, prefix=24, gateway=GATEWAY),),
+        addresses=(EndpointAddress(address=address, prefix=24, gateway=GATEWAY),),
+        ports=ports,
         default_route=True,
     )
+
+
+def save_endpoint(directory: Path, endpoint: Endpoint) -> None:
+    """Note in an instance's run directory what it was given, for inspection."""
+    import msgspec
+
+    (directory / _RECORD).write_bytes(msgspec.json.encode(endpoint))
+
+
+def load_endpoints(directory: Path) -> tuple[Endpoint, ...]:
+    """Return what `save_endpoint` noted; empty where it did not."""
+    import msgspec
+
+    try:
+        return (decode_json((directory / _RECORD).read_bytes(), Endpoint),)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return ()
 
 
 def start(
@@ -129,7 +167,8 @@ def _last_words(directory: Path) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-def _publish(directory: Path, mapping: PortMapping, field: str) -> PublishedPort:
+def _published(mapping: PortMapping, field: str) -> PublishedPort:
+    """Return the port of the host that is to be opened, which nobody has now."""
     if mapping.protocol not in ("tcp", "udp"):
         raise Unsupported(f"{field}.protocol: {mapping.protocol!r} cannot be published")
     if ":" in mapping.host_ip:
@@ -142,8 +181,12 @@ def _publish(directory: Path, mapping: PortMapping, field: str) -> PublishedPort
     )
     if port.host_port and not mapping.host_port_end:
         check_port_free(port, field=field)
-    else:
-        port = choose_port(port, candidates(mapping))
+        return port
+    return choose_port(port, candidates(mapping))
+
+
+def _publish(directory: Path, mapping: PortMapping, field: str) -> PublishedPort:
+    port = _published(mapping, field)
     arguments = {
         "proto": port.protocol,
         "host_addr": port.host_ip or "0.0.0.0",

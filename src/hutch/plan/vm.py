@@ -8,11 +8,19 @@ the program of the specification runs by the plan of a container.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from hutch.plan import flags, ops
 from hutch.plan.assets import BindAsset, ContainerAssets, ExecAssets, ResolvedUser, RootAsset
-from hutch.plan.container import MASKED_PATHS, READONLY_PATHS, SYNC_NETWORK, compile_container
+from hutch.plan.container import (
+    MASKED_PATHS,
+    READONLY_PATHS,
+    SYNC_IDMAP,
+    SYNC_NETWORK,
+    compile_container,
+)
 from hutch.spec.model import BindMount, InstanceSpec, ProcessSpec, Resources, VolumeMount
 
 __all__ = [
@@ -54,8 +62,13 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
     `skeleton` is a directory holding the mount points and symbolic links of the sandbox's
     root; `binds` are (host path, path inside) shown read-only; `shared` the same, writable.
     `namespace` is the slot of a network namespace (-1: a new, empty one); `inherit` are the
-    slots that become descriptors 3, 4, … of `hutch-vmm`. `isolated` false leaves out all
-    namespaces, for hosts that refuse them; `vmm` is then the program's own path.
+    slots that become descriptors 3, 4, … of `hutch-vmm`.
+
+    `namespaces` says who makes the namespaces: `own` with the privileges at hand, `user` in
+    a user namespace whose root is the caller (who maps its ids at `SYNC_IDMAP`), and `none`
+    leaves them out, for hosts that refuse them; `vmm` is then the program's own path, and
+    `user` may be None, to stay who one is. `host_network` keeps to the host's network
+    namespace, for QEMU's own user network.
     """
 
     supervision: ops.Supervision
@@ -63,7 +76,7 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
     vmm: str
     binds: tuple[tuple[str, str], ...] = ()
     shared: tuple[tuple[str, str], ...] = ()
-    user: ResolvedUser
+    user: ResolvedUser | None
     kvm: bool = False
     cgroup_files: tuple[str, ...] = ()
     cgroup_slot: int = -1
@@ -75,7 +88,8 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
     tty: bool = False
     rows: int = 0
     columns: int = 0
-    isolated: bool = True
+    namespaces: Literal["own", "user", "none"] = "own"
+    host_network: bool = False
 
 
 class GuestBind(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,15 +119,18 @@ class GuestAssets(msgspec.Struct, frozen=True, kw_only=True):
 
 def compile_sandbox(assets: SandboxAssets) -> ops.Plan:
     """Return the plan that starts `hutch-vmm`, and with it QEMU."""
-    if not assets.isolated:
+    if assets.namespaces == "none":
         return ops.Plan(
-            child=(*_credentials(assets), _exec(assets.vmm)),
+            cgroup_slot=assets.cgroup_slot,
+            child=(*_joins(assets), *_credentials(assets), _exec(assets.vmm)),
             slots=assets.slots,
             supervision=assets.supervision,
         )
     clone_flags = flags.CLONE_NEWNS | flags.CLONE_NEWPID | flags.CLONE_NEWIPC | flags.CLONE_NEWUTS
-    if assets.namespace < 0:
+    if assets.namespace < 0 and not assets.host_network:
         clone_flags |= flags.CLONE_NEWNET
+    if assets.namespaces == "user":
+        clone_flags |= flags.CLONE_NEWUSER
     prepare, child = _sandbox_root(assets)
     return ops.Plan(
         prepare=prepare,
@@ -127,6 +144,8 @@ def compile_sandbox(assets: SandboxAssets) -> ops.Plan:
 
 def _joins(assets: SandboxAssets) -> tuple[ops.AnyOp, ...]:
     joined: list[ops.AnyOp] = []
+    if assets.namespaces == "user":
+        joined.append(ops.Sync(number=SYNC_IDMAP))
     if assets.cgroup_files:
         joined.append(ops.CgroupJoin(files=assets.cgroup_files))
     if assets.namespace >= 0:
@@ -145,14 +164,15 @@ def _sandbox_root(
         ops.Propagation(path="/", flags=flags.MS_REC | flags.MS_PRIVATE),
         ops.RootDir(path=assets.skeleton),
     ]
-    shown = [(*bind, PROTECTED) for bind in (*assets.binds, (assets.vmm, VMM))]
-    shown += [(*bind, PLAIN) for bind in assets.shared]
-    for number, (source, target, attr) in enumerate(shown):
+    shown = [(*bind, PROTECTED, "dir") for bind in assets.binds]
+    shown.append((assets.vmm, VMM, PROTECTED, ""))
+    shown += [(*bind, PLAIN, "") for bind in assets.shared]
+    for number, (source, target, attr, create) in enumerate(shown):
         slot = assets.slots + number
-        prepare.append(
-            ops.OpenTree(slot=slot, path=source, attr=attr, propagation=flags.MS_PRIVATE)
-        )
-        child.append(ops.MoveMount(slot=slot, target=target))
+        tree = ops.OpenTree(slot=slot, path=source, attr=attr, propagation=flags.MS_PRIVATE)
+        # An ordinary user has the right only in the new mount namespace.
+        (child if assets.namespaces == "user" else prepare).append(tree)
+        child.append(ops.MoveMount(slot=slot, target=target, create=create))
     child.append(ops.Mount(fstype="proc", target="/proc", source="proc", attr=PLAIN))
     child += _devices(assets)
     child += [
@@ -206,12 +226,13 @@ def _node(name: str, major: int, minor: int) -> ops.Mknod:
 def _credentials(assets: SandboxAssets) -> list[ops.AnyOp]:
     terminal = ops.SetsidTty(tty=assets.tty, rows=assets.rows, columns=assets.columns)
     tail: list[ops.AnyOp] = [terminal, ops.Umask(mask=0o077)]
-    if assets.isolated:
-        user = assets.user
+    user = assets.user
+    if user is not None:
+        one_id = assets.namespaces == "user"
         tail += [
-            ops.Chdir(path="/"),
+            *([] if assets.namespaces == "none" else [ops.Chdir(path="/")]),
             ops.Capabilities(bounding=0, permitted=0, effective=0, inheritable=0, ambient=0),
-            ops.User(uid=user.uid, gid=user.gid, groups=user.groups),
+            ops.User(uid=user.uid, gid=user.gid, groups=user.groups, skip_setgroups=one_id),
         ]
     tail.append(ops.NoNewPrivs())
     if assets.seccomp:

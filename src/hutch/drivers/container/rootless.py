@@ -16,6 +16,7 @@ from hutch.linux.idmap import (
     map_arguments,
     rootless_mapping,
     to_outside,
+    write_own_map,
 )
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.ops import Idmap
@@ -74,10 +75,7 @@ def write_maps(pid: int) -> None:
     """Map the ids of the user namespace that process `pid` has just been born into."""
     mapping = _mapping()
     if len(mapping.uids) == 1:
-        # Without privilege over other groups the kernel wants setgroups given up first.
-        _write(f"/proc/{pid}/setgroups", "deny")
-        _write(f"/proc/{pid}/uid_map", f"0 {os.geteuid()} 1\n")
-        _write(f"/proc/{pid}/gid_map", f"0 {os.getegid()} 1\n")
+        write_own_map(pid)
         return
     from hutch.process.run import run_command
 
@@ -89,11 +87,3 @@ def write_maps(pid: int) -> None:
                 f"user namespace: {os.path.basename(tool)}: {reason}",
                 hint="check /etc/subuid and /etc/subgid, and that the tool is set-user-id root",
             )
-
-
-def _write(path: str, content: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, content.encode())
-    finally:
-        os.close(fd)

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.drivers import failures
 from hutch.drivers.vm.sandbox import (
     Descriptors,
+    Sandbox,
     host_binds,
     listen_at,
-    machine_user,
     make_skeleton,
+    sandbox_user,
 )
 from hutch.linux.cgroup import Group
+from hutch.linux.idmap import write_own_map
+from hutch.plan.container import SYNC_IDMAP
 from hutch.plan.ops import Plan, Supervision
 from hutch.plan.vm import SandboxAssets, compile_sandbox
 from hutch.process.launcher import Launcher
@@ -49,14 +53,17 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
 class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What one start needs.
 
-    `directory` is the run directory, where the sockets are made; `logs` where the console's
-    and QEMU's words go. `argv` gets the standard ports and a collector for more descriptors.
-    `config` is the monitor's configuration but for what is decided here. `namespace` holds
-    a network namespace, -1 for a new, empty one.
+    `qemu` is the program, `directory` the run directory, where the sockets are made; `logs`
+    where the console's and QEMU's words go. `argv` gets the standard ports and a collector
+    for more descriptors. `config` is the monitor's configuration but for what is decided
+    here. `namespace` holds a network namespace, -1 for a new, empty one; `host_network`
+    stays in the host's.
     """
 
     identifier: str
     root: Path
+    sandbox: Sandbox
+    qemu: str
     directory: str
     logs: str
     supervision: Supervision
@@ -68,6 +75,7 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     columns: int = 0
     group: Group | None = None
     namespace: int = -1
+    host_network: bool = False
     network: bool = False
     attach: int = 0
     env: dict[str, str] | None = None
@@ -85,7 +93,8 @@ class Booted(msgspec.Struct, frozen=True, kw_only=True):
 def boot(launcher: Launcher, request: BootRequest) -> Booted:
     """Start the supervisor, which starts `hutch-vmm`, which starts QEMU.
 
-    Returns before any of that has happened: the links, the caller's to close, tell.
+    Returns before any of that has happened (but for a user namespace, whose ids are mapped
+    here): the links, the caller's to close, tell.
     """
     with ExitStack() as held, ExitStack() as undo:
         link, slots = _descriptors(request, held)
@@ -105,9 +114,11 @@ def boot(launcher: Launcher, request: BootRequest) -> Booted:
                 supervision=request.supervision,
                 skeleton=str(make_skeleton(request.root / "cache" / "machine-root")),
                 vmm=vmm_path(),
-                binds=host_binds(),
+                binds=host_binds(request.qemu),
                 shared=request.shared,
-                user=machine_user(request.identifier),
+                user=sandbox_user(request.sandbox, request.identifier),
+                namespaces=request.sandbox.namespaces,
+                host_network=request.host_network,
                 kvm=request.kvm,
                 cgroup_files=cgroup_files,
                 cgroup_slot=cgroup_slot,
@@ -122,8 +133,19 @@ def boot(launcher: Launcher, request: BootRequest) -> Booted:
             )
         )
         supervisor = launcher.start(plan, slots, attach=request.attach, env=request.env)
+        undo.callback(supervisor.close)
+        if request.sandbox.namespaces == "user":
+            with failures.launching(plan, "start"):
+                _map_ids(supervisor)
         undo.pop_all()
         return Booted(supervisor=supervisor, monitor=link, plan=plan)
+
+
+def _map_ids(supervisor: Supervisor) -> None:
+    pid = supervisor.wait_pid()
+    supervisor.wait_sync(SYNC_IDMAP)
+    write_own_map(pid)
+    supervisor.go(SYNC_IDMAP)
 
 
 def _add(slots: list[int], fd: int) -> int:

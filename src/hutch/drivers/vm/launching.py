@@ -12,6 +12,7 @@ import msgspec
 
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
+from hutch.drivers.vm.cards import is_user_network, network_cards, template_cards
 from hutch.drivers.vm.host import find_host, require_qemu
 from hutch.drivers.vm.initramfs import Programs, ensure_initramfs
 from hutch.drivers.vm.kernels import KernelRecord, Kernels
@@ -25,7 +26,7 @@ from hutch.drivers.vm.machine import (
     template_key,
 )
 from hutch.drivers.vm.placeholders import empty_disks, seen_size, stub_kernel
-from hutch.drivers.vm.sandbox import Descriptors
+from hutch.drivers.vm.sandbox import Descriptors, Sandbox, choose_sandbox
 from hutch.drivers.vm.setup import (
     ROOT_SERIAL,
     WRITABLE_SERIAL,
@@ -47,10 +48,8 @@ from hutch.plan.machine.model import (
     Disk,
     DiskFile,
     Memory,
-    Nic,
     Shape,
     Share,
-    Tap,
 )
 from hutch.plan.ops import HealthProbe, Plan, Supervision
 from hutch.plan.vm import GUEST_SHARES
@@ -61,8 +60,6 @@ from hutch.spec.model import InstanceSpec
 
 __all__ = ["MachineLauncher", "MachineStart"]
 
-# Only until the guest's own address is set: the device is renamed and addressed by the agent.
-_MAC = "52:54:00:00:00:{:02x}"
 _BOOT_S = 120.0
 _WRITABLE = 1  # of the disks, in the order of `_disks`
 
@@ -102,6 +99,10 @@ class MachineLauncher:
         native = Path(launcher_path()).parent
         return Programs.load(native / "hutch-agent", native / "hutch-launcher")
 
+    @cached_property
+    def _sandbox(self) -> Sandbox:
+        return choose_sandbox(self._root)
+
     def check(self, spec: InstanceSpec) -> None:
         """Raise `Unsupported` where the host cannot run machines, or not this one."""
         require_qemu(self._root, machine_type(spec))
@@ -140,12 +141,13 @@ class MachineLauncher:
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
         if launch.spec.machine.template and pluggable and loaded is None:
-            template = self._template(parts, nics, os.stat(launch.disk).st_size)
+            template = self._template(parts, launch)
             held.callback(os.close, template.memory)
             held.callback(os.close, template.state)
         shares = serve(self._launcher, self._root, launch, group, held)
         taps = None
-        if nics:
+        user_network = is_user_network(launch.endpoints)
+        if nics and not user_network:
             taps = create_taps(nics)
             for fd in (taps.namespace, *taps.taps):
                 held.callback(os.close, fd)
@@ -181,7 +183,7 @@ class MachineLauncher:
                 if template is None
                 else (stub_kernel(descriptors), ""),
                 disks=_disks(launch, descriptors),
-                nics=_nics(taps.taps if taps else (), descriptors),
+                nics=network_cards(launch.endpoints, taps.taps if taps else (), descriptors),
                 shares=_shares(shares, descriptors) if template is None else (),
                 incoming=template is not None or loaded is not None,
             )
@@ -191,6 +193,8 @@ class MachineLauncher:
             BootRequest(
                 identifier=launch.id,
                 root=self._root,
+                sandbox=self._sandbox,
+                qemu=parts.host.qemu,
                 directory=f"{launch.directory}/run",
                 logs=launch.directory,
                 supervision=_supervision(launch, health),
@@ -213,6 +217,7 @@ class MachineLauncher:
                 columns=launch.columns,
                 group=group,
                 namespace=taps.namespace if taps else -1,
+                host_network=user_network,
                 network=launch.attach_network is not None,
                 attach=launch.attach,
             ),
@@ -256,32 +261,55 @@ class MachineLauncher:
 
     # ---- templates ----------------------------------------------------------------------
 
-    def _template(self, parts: _Parts, nics: int, disk: int) -> Template:
-        """Return the template for a writable disk of this size; see `Template.disk_size`."""
-        seen = seen_size(disk)
-        key = template_key(parts.host, parts.shape, parts.kernel.id, parts.initramfs, (nics, seen))
+    def _template(self, parts: _Parts, launch: Launch) -> Template:
+        """Return the template for the launch's cards and the size of its writable disk; see
+        `Template.disk_size`."""
+        disk = os.stat(launch.disk).st_size
+        seen, nics = seen_size(disk), len(launch.endpoints)
+        on_taps = not is_user_network(launch.endpoints)
+        key = template_key(
+            parts.host, parts.shape, parts.kernel.id, parts.initramfs, (nics, on_taps, seen)
+        )
         found = self.templates.ensure(
             key,
             parts.shape.memory,
-            lambda run, memory: self._boot_template(parts, nics, seen, key, run, memory),
+            lambda run, memory: self._boot_template(parts, nics, on_taps, seen, key, run, memory),
         )
         return found if disk == seen else msgspec.structs.replace(found, disk_size=disk)
 
     def _boot_template(
-        self, parts: _Parts, nics: int, disk: int, key: str, run: Path, memory: int
+        self,
+        parts: _Parts,
+        nics: int,
+        on_taps: bool,
+        disk: int,
+        key: str,
+        run: Path,
+        memory: int,
     ) -> Booted:
-        """Boot a machine with empty disks and cards that lead nowhere; its agent waits."""
+        """Boot a machine with empty disks and cards that lead nowhere; its agent waits.
+
+        The cards' drivers settle with the back end what it can do, so that is of the clones'
+        kind: taps, or QEMU's own network.
+        """
         taps: tuple[int, ...] = ()
         with ExitStack() as held:
-            if nics:
+            if nics and on_taps:
                 made = create_taps(nics)
                 for fd in (made.namespace, *made.taps):
                     held.callback(os.close, fd)
                 taps = made.taps
-            return self._boot_with(parts, taps, disk, key, run, memory)
+            return self._boot_with(parts, nics, taps, disk, key, run, memory)
 
     def _boot_with(
-        self, parts: _Parts, taps: Sequence[int], disk: int, key: str, run: Path, memory: int
+        self,
+        parts: _Parts,
+        nics: int,
+        taps: Sequence[int],
+        disk: int,
+        key: str,
+        run: Path,
+        memory: int,
     ) -> Booted:
         def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
             number = descriptors.add(os.dup(memory))
@@ -293,7 +321,7 @@ class MachineLauncher:
                 memory=Memory(kind="file", path=f"/proc/self/fd/{number}", share=True),
                 kernel=_kernel_paths(parts, descriptors),
                 disks=empty_disks(descriptors, disk),
-                nics=_nics(taps, descriptors),
+                nics=template_cards(nics, taps, descriptors),
             )
 
         return boot(
@@ -301,13 +329,15 @@ class MachineLauncher:
             BootRequest(
                 identifier=key,
                 root=self._root,
+                sandbox=self._sandbox,
+                qemu=parts.host.qemu,
                 directory=str(run),
                 logs=str(run),
                 supervision=Supervision(linger=False, name="hutch-template"),
                 argv=argv,
                 config=MonitorConfig(
                     argv=(),
-                    setup=setup_request(late_setup(parts.kernel.late, nics=len(taps))),
+                    setup=setup_request(late_setup(parts.kernel.late, nics=nics)),
                     boot_timeout_s=_BOOT_S,
                     volatile=True,
                 ),
@@ -333,13 +363,6 @@ def _check_cards(launch: Launch, loaded: Loaded) -> None:
             f"{len(launch.endpoints)}",
             hint="connect it to as many networks as when it was saved",
         )
-
-
-def _nics(taps: Sequence[int], descriptors: Descriptors) -> tuple[Nic, ...]:
-    return tuple(
-        Nic(mac=_MAC.format(index), backend=Tap(fds=(descriptors.add(os.dup(fd)),)))
-        for index, fd in enumerate(taps)
-    )
 
 
 def _resumed_memory(

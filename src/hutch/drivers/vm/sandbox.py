@@ -7,16 +7,23 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
-from hutch.plan.assets import ResolvedUser
-from hutch.process.vmm import FIRST_QEMU_FD
+import msgspec
 
-__all__ = ["Descriptors", "host_binds", "listen_at", "machine_user", "make_skeleton"]
+from hutch.host.facts import has_capability
+from hutch.host.isolation import Namespaces, is_privileged, load_isolation
+from hutch.plan.assets import ResolvedUser
+from hutch.process.vmm import FIRST_QEMU_FD, vmm_path
+
+__all__ = ["Descriptors", "Sandbox", "choose_sandbox", "host_binds", "listen_at"]
+__all__ += ["make_skeleton", "sandbox_user"]
 
 # Above the ranges that systemd gives to dynamic users and to containers (UID-GIDS.md), so no
 # account of the host has such an id, and hardly ever two machines the same.
 _FIRST_UID = 1_879_048_192
 _UIDS = 1 << 24
 _DIRECTORIES = ("dev", "proc", "run", "tmp")
+# What changing to another user takes: CAP_SETGID, CAP_SETUID, CAP_SETPCAP.
+_CHANGE_USER = (6, 7, 8)
 _SYSTEM = ("usr", "bin", "lib", "lib32", "lib64", "libx32", "sbin")
 
 
@@ -34,10 +41,41 @@ class Descriptors:
         return FIRST_QEMU_FD + len(self.fds) - 1
 
 
-def machine_user(identifier: str) -> ResolvedUser:
-    """Return the user that QEMU runs as: one that exists nowhere else on the host."""
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
+    """How QEMU is kept apart from the host: who makes its namespaces, or why there are none."""
+
+    namespaces: Namespaces
+    reason: str = ""
+
+
+def choose_sandbox(root: Path) -> Sandbox:
+    """Return the best sandbox that this process can make. QEMU's own filter, no new
+    privileges and its being no root hold in each of them."""
+    if is_privileged():
+        return Sandbox(namespaces="own")
+    found = load_isolation(root)
+    return Sandbox(namespaces=found.namespaces, reason=found.reason)
+
+
+def sandbox_user(sandbox: Sandbox, identifier: str) -> ResolvedUser | None:
+    """Return the user that QEMU runs as: one that exists nowhere else on the host.
+
+    Who may not change users stays the same one: root of its user namespace, or None.
+    """
+    if sandbox.namespaces == "user":
+        return ResolvedUser(uid=0, gid=0)
+    if sandbox.namespaces == "none" and not _may_change_user():
+        return None
     number = _FIRST_UID + int(identifier[:12], 16) % _UIDS
     return ResolvedUser(uid=number, gid=number)
+
+
+def _may_change_user() -> bool:
+    """Tell whether we may, and whether the other user can then reach our program."""
+    if not all(map(has_capability, _CHANGE_USER)):
+        return False
+    parents = Path(vmm_path()).resolve().parents
+    return all(os.stat(directory).st_mode & 0o001 for directory in parents)
 
 
 def make_skeleton(directory: Path) -> Path:
@@ -65,10 +103,15 @@ def _link(target: str, path: Path) -> None:
         pass
 
 
-def host_binds() -> tuple[tuple[str, str], ...]:
-    """Return the directories of the host with programs and libraries: (path, inside)."""
-    names = (f"/{name}" for name in _SYSTEM)
-    return tuple((name, name) for name in names if os.path.isdir(name) and not os.path.islink(name))
+def host_binds(qemu: str = "") -> tuple[tuple[str, str], ...]:
+    """Return the directories of the host with programs and libraries, (path, inside): the
+    system's, and the tree of a QEMU that is not the system's."""
+    names = [f"/{name}" for name in _SYSTEM]
+    binds = [name for name in names if os.path.isdir(name) and not os.path.islink(name)]
+    tree = os.path.dirname(os.path.dirname(os.path.realpath(qemu))) if qemu else "/"
+    if tree not in binds and tree != "/":
+        binds.append(tree)
+    return tuple((name, name) for name in binds)
 
 
 def listen_at(directory: str, name: str) -> int:

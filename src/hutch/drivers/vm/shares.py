@@ -20,6 +20,7 @@ from hutch.drivers import failures
 from hutch.drivers.base import Launch, LaunchMount
 from hutch.drivers.vm.sandbox import host_binds, make_skeleton
 from hutch.errors import Unsupported
+from hutch.host.isolation import is_privileged
 from hutch.host.virtiofsd import find_virtiofsd
 from hutch.linux.cgroup import Group
 from hutch.plan import flags
@@ -59,7 +60,7 @@ def check_mounts(spec: InstanceSpec) -> None:
     """Raise `Unsupported` where this host cannot give a machine its directories."""
     if not spec.volumes_from and not any(not isinstance(m, TmpfsMount) for m in spec.mounts):
         return
-    if os.geteuid() != 0:
+    if not is_privileged():
         raise Unsupported(
             "mounts: directories of the host in a virtual machine need root",
             hint="leave them out and use `hutch cp`, or run it as a container",

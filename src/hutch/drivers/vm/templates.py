@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -21,6 +22,7 @@ import msgspec
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted
 from hutch.drivers.vm.sandbox import listen_at
 from hutch.errors import HutchError
+from hutch.host.facts import has_capability
 from hutch.linux.locks import lock_file
 from hutch.plan import ops
 from hutch.process.launcher import Launcher
@@ -36,6 +38,7 @@ IDLE_S = 3600
 _BOOT_S = 120.0
 _BUILD_WAIT_S = 300.0
 _END_S = 30.0
+_CAP_SETPCAP = 8
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 BootTemplate = Callable[[Path, int], Booted]
@@ -128,6 +131,10 @@ class Templates:
                 with conversation(run / QMP_SOCKET) as monitor:
                     qmp.stop(monitor)
                     save_state(monitor, state, ignore_shared=True)
+                # The monitor ends after QEMU, whose writable mapping forbids sealing: where it
+                # is in no PID namespace, killing the monitor does not wait for QEMU's end.
+                booted.supervisor.signal(signal.SIGTERM)
+                booted.supervisor.wait(_END_S)
             finally:
                 _end(booted.supervisor)
 
@@ -138,9 +145,7 @@ class Templates:
             plan = ops.Plan(
                 child=(
                     ops.SetsidTty(),
-                    ops.Capabilities(
-                        bounding=0, permitted=0, effective=0, inheritable=0, ambient=0
-                    ),
+                    *_give_up_capabilities(),
                     ops.NoNewPrivs(),
                     ops.Inherit(slots=(0, 1)),
                     ops.Exec(argv=(vmm_path(), "hold", str(IDLE_S)), env=()),
@@ -166,6 +171,13 @@ class Templates:
             Trash(self._root).discard(str(directory))
             count += 1
         return count
+
+
+def _give_up_capabilities() -> tuple[ops.Capabilities, ...]:
+    """Return what an ordinary user has not to do, and may not."""
+    if not has_capability(_CAP_SETPCAP):
+        return ()
+    return (ops.Capabilities(bounding=0, permitted=0, effective=0, inheritable=0, ambient=0),)
 
 
 def _end(link: Supervisor) -> None:
