@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.requires import requires
+from tests.rootless.conftest import UID, Hutch, installed
 
 pytestmark = requires("root", "userns", "overlayfs", "busybox")
-
-UID = 54321
-Hutch = Callable[..., subprocess.CompletedProcess[str]]
-
 
 NOBODY = 65534
 # In a mount namespace where /etc/subuid and /etc/subgid give the user nobody a range.
@@ -29,61 +22,6 @@ WITH_RANGE = """
 mount --make-rprivate / && mount --bind "$1" /etc/subuid && mount --bind "$1" /etc/subgid &&
 shift && exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
 """
-
-
-@contextmanager
-def installed(uid: int, prefix: list[str], **identity: Any) -> Iterator[Hutch]:
-    """Run Python as a user who has a copy of hutch and a root of his own; nothing is left."""
-    import tempfile
-
-    # pytest's own directories are closed to other users.
-    home = Path(tempfile.mkdtemp(prefix="hutch-rootless-"))
-    # A copy: the checkout and its interpreter may lie where only root may look.
-    shutil.copytree(Path(__file__).parents[2] / "src" / "hutch", home / "lib" / "hutch")
-    for name in ("msgspec", "isal", "zstandard", "urllib3"):
-        package = importlib.import_module(name).__file__
-        assert package is not None
-        shutil.copytree(Path(package).parent, home / "lib" / name)
-    os.chmod(home, 0o755)
-    for path in (home, *home.rglob("*")):
-        os.chown(path, uid, uid, follow_symlinks=False)
-    program = "/usr/bin/python3" if sys.version_info[:2] == _system_python() else sys.executable
-    environment = {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": str(home),
-        "HUTCH_ROOT": str(home / "root"),
-        "PYTHONPATH": str(home / "lib"),
-    }
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*prefix, program, *arguments],
-            **identity,
-            env=environment,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    try:
-        yield run
-    finally:
-        shutil.rmtree(home, onerror=_gone_is_fine)
-
-
-def _gone_is_fine(_function: object, path: str, _info: object) -> None:
-    """A supervisor's last command may still close the store while its files are removed."""
-    if os.path.lexists(path):
-        raise
-
-
-@pytest.fixture
-def python() -> Iterator[Hutch]:
-    """Run Python as a user without subordinate ids, who has a root of his own."""
-    with installed(UID, [], user=UID, group=UID, extra_groups=[]) as run:
-        yield run
 
 
 @contextmanager
@@ -114,16 +52,6 @@ def hutch_with_range(tmp_path: Path) -> Iterator[Hutch]:
     prefix = ["unshare", "-m", "sh", "-c", WITH_RANGE, "sh", str(ranges)]
     with installed(NOBODY, prefix) as python, with_busybox(python) as run:
         yield run
-
-
-def _system_python() -> tuple[int, int] | None:
-    done = subprocess.run(
-        ["/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2])"],
-        capture_output=True,
-        text=True,
-    )
-    words = done.stdout.split()
-    return (int(words[0]), int(words[1])) if len(words) == 2 else None
 
 
 def test_a_user_runs_a_container_as_root_of_their_own(hutch: Hutch) -> None:
@@ -193,7 +121,7 @@ def test_what_belongs_to_subordinate_ids_is_removed_too(hutch_with_range: Hutch)
 def test_the_doctor_speaks_of_what_that_user_can_do(hutch: Hutch) -> None:
     done = hutch("doctor")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith("this host can run containers as this user\n")
+    assert "\nthis host can run containers as this user\n" in done.stdout
     assert "user-mode network" in done.stdout
 
 

@@ -86,6 +86,10 @@ def _create(invocation: Invocation, options: dict[str, Any]) -> Instance:
         )
     with pull_progress(quiet=invocation.flag("quiet")) as progress:
         instance = invocation.engine.create(image, command or None, progress=progress, **options)
+    if options.get("isolation") == "auto":
+        info = instance.info()
+        if info.spec.isolation == "vm":
+            warn(f"running as a virtual machine: {info.isolation_reason}")
     if cidfile:
         try:
             with open(cidfile, "x") as file:

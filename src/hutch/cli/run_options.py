@@ -65,7 +65,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("ip", "", "text", "ADDRESS", "IPv4 address on the first network"),
     ("ip6", "", "text", "ADDRESS", "IPv6 address on the first network"),
     ("ipc", "", "text", "MODE", "private, shareable, host, none or container:NAME"),
-    ("isolation", "", "text", "KIND", "container or vm"),
+    ("isolation", "", "text", "KIND", "container, vm, or auto: what this host allows"),
     ("kernel", "", "text", "NAME", "Guest kernel of a virtual machine (`hutch vm kernel ls`)"),
     ("label", "l", "list", "KEY=VALUE", "Set a label"),
     ("label-file", "", "list", "FILE", "Read labels from a file"),

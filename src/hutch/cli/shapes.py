@@ -50,6 +50,7 @@ def instance_shape(info: InstanceInfo) -> dict[str, Any]:
         "Config": _config(info),
         "NetworkSettings": _network_settings(info),
         "Isolation": spec.isolation,
+        "IsolationReason": info.isolation_reason,
     }
 
 

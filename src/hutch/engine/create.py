@@ -13,6 +13,7 @@ import msgspec
 from hutch.decoding import prepare
 from hutch.engine.context import Context
 from hutch.engine.finish import dispose
+from hutch.engine.isolation import decide_isolation
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load
 from hutch.engine.mounts import resolve_mounts
@@ -83,9 +84,18 @@ def create(
     """
     if name is not None:
         name = check_name(name)
+    decided, reason = decide_isolation(context, options or {})
     image = ensure_image(context, reference, pull=pull, platform=platform, progress=progress)
-    spec = build(reference, image_defaults(image), command, **(options or {}))
-    return create_from_spec(context, spec, image, name=name, volatile=volatile, progress=progress)
+    spec = build(reference, image_defaults(image), command, **decided)
+    return create_from_spec(
+        context,
+        spec,
+        image,
+        name=name,
+        volatile=volatile,
+        progress=progress,
+        isolation_reason=reason,
+    )
 
 
 def create_from_spec(
@@ -97,6 +107,7 @@ def create_from_spec(
     volatile: bool = False,
     progress: Progress = silent,
     disk: str = "",
+    isolation_reason: str = "",
 ) -> InstanceRecord:
     """Create an instance from a finished specification.
 
@@ -116,7 +127,16 @@ def create_from_spec(
             # Its disk is made of layers that no record of the instance holds yet.
             leased.enter_context(context.leases.hold(*image.chain_ids, purpose="machine"))
             spec = prepare_machine(context, spec, image, progress)
-        return _make(context, identifier, spec, image, name=name, volatile=volatile, disk=disk)
+        return _make(
+            context,
+            identifier,
+            spec,
+            image,
+            name=name,
+            volatile=volatile,
+            disk=disk,
+            reason=isolation_reason,
+        )
 
 
 def _make(
@@ -128,6 +148,7 @@ def _make(
     name: str | None,
     volatile: bool,
     disk: str,
+    reason: str,
 ) -> InstanceRecord:
     """Make the instance's directory and what is in it, then its record."""
     directory = context.directory(identifier)
@@ -152,6 +173,7 @@ def _make(
                 id=identifier,
                 name=name or "",
                 spec=spec,
+                isolation_reason=reason,
                 image_id=image.id,
                 image_name=spec.image,
                 chain_ids=image.chain_ids,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +16,9 @@ from hutch.lifecycle import State
 from hutch.spec.model import TmpfsMount
 from hutch.units import format_duration
 
+if TYPE_CHECKING:
+    from hutch.network.model import Endpoint
+
 __all__ = ["describe", "health_of", "status_text"]
 
 _MAX_HEALTH_FILE = 1 << 20
@@ -24,7 +28,7 @@ def describe(context: Context, record: InstanceRecord) -> InstanceInfo:
     """Return the description of an instance whose record is fresh."""
     health = health_of(context, record)
     live = record.state in (State.RUNNING, State.PAUSED)
-    endpoints = context.networks.endpoints(record.id) if live and record.endpoints else ()
+    endpoints = _endpoints(context, record) if live and record.endpoints else ()
     mounts = [
         MountInfo(
             type=mount.type,
@@ -63,7 +67,17 @@ def describe(context: Context, record: InstanceRecord) -> InstanceInfo:
         directory=str(context.directory(record.id)),
         spec=record.spec,
         chain_ids=record.chain_ids,
+        isolation_reason=record.isolation_reason,
     )
+
+
+def _endpoints(context: Context, record: InstanceRecord) -> tuple[Endpoint, ...]:
+    found = tuple(context.networks.endpoints(record.id))
+    if found:
+        return found
+    from hutch.network.user import load_endpoints
+
+    return load_endpoints(context.directory(record.id) / "run")
 
 
 def health_of(context: Context, record: InstanceRecord) -> HealthState | None:

@@ -42,6 +42,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     `stopped_by_user` keeps restart policies from starting again what somebody stopped;
     `supervisor` and `pid` are those of the last start; `boot_id` tells a reboot.
+    `isolation_reason` says why it is a container or a machine, where that was left to us.
     """
 
     id: str
@@ -86,3 +87,4 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     chain_ids: tuple[str, ...]
     hostname: bool = False
     volatile: bool = False
+    isolation_reason: str = ""

@@ -77,7 +77,8 @@ class MountInfo(msgspec.Struct, frozen=True, kw_only=True):
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """An instance as it is now. Times in nanoseconds since the epoch, 0 for never.
 
-    `endpoints` are those of `hutch.network` while it runs.
+    `endpoints` are those of `hutch.network` while it runs; `isolation_reason` says why
+    `isolation="auto"` chose what it chose.
     """
 
     id: str
@@ -101,6 +102,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     spec: InstanceSpec
     chain_ids: tuple[str, ...] = ()
+    isolation_reason: str = ""
 
     @property
     def labels(self) -> dict[str, str]:

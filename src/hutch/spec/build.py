@@ -247,7 +247,7 @@ def _shm_size(value: Any, field: str) -> int:
 def _isolation(value: Any, field: str) -> str:
     given = text(value, field)
     if given not in ("container", "vm"):
-        raise InvalidArgument(f"expected container or vm, got {given[:40]!r}", field=field)
+        raise InvalidArgument(f"expected container, vm or auto, got {given[:40]!r}", field=field)
     return given
 
 

@@ -95,7 +95,7 @@ class RunOptions(UpdateOptions, total=False):
     ip: str | None
     ip6: str | None
     ipc: str | None
-    isolation: Literal["container", "vm"] | str | None
+    isolation: Literal["container", "vm", "auto"] | str | None
     labels: Pairs | None
     log_driver: str | None
     log_opts: Pairs | None

@@ -6,6 +6,7 @@ namespaces of others opened, the filter compiled; then the launcher executes.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -23,11 +24,12 @@ from hutch.drivers.container.processes import (
     process_start_time,
 )
 from hutch.drivers.limits import device_rules, limits, resolve_devices
-from hutch.errors import NotFound, WrongState
+from hutch.errors import NotFound, Unsupported, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
 from hutch.plan.container import SYNC_IDMAP, SYNC_NETWORK, compile_container, compile_exec
 from hutch.plan.ops import Plan
 from hutch.plan.wire import encode
+from hutch.process.errors import LaunchFailed
 from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
 from hutch.spec.model import InstanceSpec, Resources
@@ -35,6 +37,18 @@ from hutch.spec.model import InstanceSpec, Resources
 __all__ = ["ContainerDriver"]
 
 _KEPT_VARIABLES = frozenset({"HOME", "LANG", "PATH", "TZ", "USER", "VIRTUAL_ENV"})
+
+
+# How kernels, filters and limits of an administrator refuse namespaces and mounts.
+_REFUSALS = (
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOSPC,
+    errno.EUSERS,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENODEV,
+)
 
 
 class ContainerDriver:
@@ -77,11 +91,29 @@ class ContainerDriver:
                 plan = with_health(plan, prepared.spec, prepared.assets, group)
                 supervisor.launch(encode(plan), prepared.fds, attach=launch.attach)
             undo.callback(supervisor.close)
-            with failures.launching(plan, "start"):
+            with failures.launching(plan, "start"), self._refusals(launch):
                 pid = self._bring_up(launch, prepared.assets.map_at_sync, supervisor)
             start_time = process_start_time(pid)
             undo.pop_all()
             return Started(pid=pid, start_time=start_time, supervisor=supervisor)
+
+    @contextmanager
+    def _refusals(self, launch: Launch) -> Iterator[None]:
+        """Say so where this host lets nobody like us make containers: machines go there."""
+        try:
+            yield
+        except (LaunchFailed, OSError) as exc:
+            if exc.errno not in _REFUSALS or getattr(exc, "section", "") == "exec":
+                raise
+            from hutch.host.isolation import load_isolation
+
+            found = load_isolation(self._root)
+            if found.containers:
+                raise
+            raise Unsupported(
+                f"start of {launch.name}: this host refuses containers: {found.reason}",
+                hint="run it as a virtual machine: --vm, or --isolation auto",
+            ) from exc
 
     def _create_group(self, launch: Launch) -> Group:
         rules = None
