@@ -11,6 +11,7 @@ import pytest
 from hutch.engine.examination import examine_host
 from hutch.host.doctor import examine, render_table
 from hutch.host.findings import Finding, Report, State
+from hutch.host.machines import examine_machines
 from tests.requires import missing, requires
 
 
@@ -41,6 +42,23 @@ def test_a_finding_agrees_with_the_probe_of_the_tests(
     report: Report, finding: str, need: str
 ) -> None:
     assert (report.get(finding).state is State.OK) == (missing(need) is None)
+
+
+@requires("qemu", "mkfs.erofs", "mke2fs")
+def test_a_host_with_qemu_can_run_machines_and_says_on_what(report: Report) -> None:
+    assert report.runs_machines, render_table(report)
+    accelerator = report.get("accelerator")
+    assert accelerator.detail.startswith("kvm" if report.get("kvm").state is State.OK else "tcg")
+    assert report.get("sandbox").detail == "namespaces and a user of its own for QEMU"
+
+
+def test_a_qemu_that_is_not_there_is_told_with_the_way_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUTCH_QEMU", "/nowhere/bin/qemu-system-x86_64")
+    found = {finding.name: finding for finding in examine_machines(tmp_path)}
+    assert found["qemu"].state is State.MISSING and "/nowhere" in found["qemu"].detail
+    assert found["qemu"].cure == "name another in HUTCH_QEMU, or leave it out"
 
 
 def test_what_is_missing_comes_with_its_cure(report: Report) -> None:
@@ -83,4 +101,4 @@ def test_the_table_shows_each_finding_and_the_cure_of_what_lacks() -> None:
     assert "pidfd" in table
     assert "MISSING   no such device" in table
     assert "cure: modprobe overlay" in table
-    assert "cannot run containers" in table
+    assert "cannot run containers" in table and "cannot run virtual machines" in table

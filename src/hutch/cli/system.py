@@ -25,10 +25,16 @@ def _doctor(invocation: Invocation) -> int:
 
     report = examine_host(Path(invocation.root) if invocation.root else default_root())
     if invocation.json:
-        print_json({"usable": report.usable, "findings": report.findings})
+        print_json(
+            {
+                "usable": report.usable,
+                "machines": report.runs_machines,
+                "findings": report.findings,
+            }
+        )
     else:
         print(render_table(report), end="")
-    return 0 if report.usable else 1
+    return 0 if report.usable or report.runs_machines else 1
 
 
 def _info(invocation: Invocation) -> int:

@@ -17,6 +17,7 @@ import msgspec
 from hutch.decoding import decode_json
 from hutch.host.facts import Facts, gather_facts
 from hutch.host.findings import Finding, Report, State, finding_of
+from hutch.host.machines import examine_machines
 from hutch.host.programs import PROGRAMS, find_program, version_of
 
 __all__ = ["examine", "render_table"]
@@ -44,7 +45,7 @@ def examine(root: Path, *, proc: Path = Path("/proc")) -> Report:
         lambda: _cgroups(facts),
         lambda: _rootless(user, proc),
         _programs,
-        lambda: _machines(root),
+        lambda: examine_machines(root),
         lambda: _resources(root, facts),
     )
     for section in sections:
@@ -270,23 +271,6 @@ def _programs() -> Iterator[Finding]:
         )
 
 
-def _machines(root: Path) -> Iterator[Finding]:
-    from hutch.host.kvm import kvm_boots
-
-    name = f"qemu-system-{os.uname().machine}"
-    path = find_program(name)
-    yield finding_of(
-        "vm",
-        "qemu",
-        None if path else f"{name} is not installed",
-        good=version_of(path) if path else "",
-        cure="apt-get install --no-install-recommends qemu-system-x86",
-        worst=State.DEGRADED,
-    )
-    cache = root / "cache"
-    yield kvm_boots(cache if os.access(root, os.W_OK) else None)
-
-
 def _resources(root: Path, facts: Facts) -> Iterator[Finding]:
     import resource
 
@@ -338,6 +322,7 @@ def render_table(report: Report) -> str:
         lines.append(f"  {finding.name:{name_width}}  {mark:8}  {finding.detail}".rstrip())
         if finding.cure and finding.state is not State.OK:
             lines.append(f"  {'':{name_width}}  {'':8}  cure: {finding.cure}")
-    verdict = "can" if report.usable else "cannot"
-    lines += ["", f"this host {verdict} run containers as this user"]
+    lines.append("")
+    for kind, able in (("containers", report.usable), ("virtual machines", report.runs_machines)):
+        lines.append(f"this host {'can' if able else 'cannot'} run {kind} as this user")
     return "\n".join(lines) + "\n"

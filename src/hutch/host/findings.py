@@ -49,6 +49,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         place = next((i for i, f in enumerate(own) if f.area == before), len(own))
         return Report(findings=(*own[:place], *findings, *own[place:]))
 
+    @property
+    def runs_machines(self) -> bool:
+        """Tell whether nothing that virtual machines need is missing."""
+        found = [f for f in self.findings if f.area == "vm" and f.name != "kvm"]
+        return bool(found) and not any(f.state is State.MISSING for f in found)
+
     def get(self, name: str) -> Finding:
         """Return the finding of that name; `KeyError` where none was examined."""
         for finding in self.findings:
