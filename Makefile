@@ -1,7 +1,7 @@
 # The front door of the checkout. Every target works from a fresh clone.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test check bench docs clean
+.PHONY: help setup demo test check bench nested-kvm docs clean
 
 help:
 	@echo 'make setup   system packages, .venv and the native build (quick when up to date)'
@@ -9,6 +9,7 @@ help:
 	@echo 'make check   format, lint, types, import rules, unit tests (under 90 s)'
 	@echo 'make test    the whole suite'
 	@echo 'make bench   hutch and its peers side by side'
+	@echo 'make nested-kvm   virtual machines on KVM, in a machine that emulates it'
 	@echo 'make docs    the reference pages made from the code'
 
 setup:
@@ -25,6 +26,9 @@ check: setup
 
 bench: setup
 	@$(PY) -m bench.run $(ARGS)
+
+nested-kvm: setup
+	@$(PY) scripts/nested_kvm.py
 
 docs: setup
 	@$(PY) scripts/docs.py

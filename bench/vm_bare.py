@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -45,6 +46,7 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     machine: str = "pc-q35-7.2"
     memory_mib: int = 256
     tsc_khz: int = 0
+    accelerator: Literal["tcg", "kvm"] = "tcg"
 
 
 def guest(kernel: Path, initrd: Path, memory_mib: int = 256) -> Guest:
@@ -62,10 +64,12 @@ def _argv(guest: Guest, agent_fd: int, monitor_fd: int, memory: str) -> list[str
     micro = guest.machine == "microvm"
     transport = "device" if micro else "pci"
     board = guest.machine + (",acpi=on,rtc=on" if micro else ",smm=off,vmport=off,sata=off")
-    line = kernel_command_line(accelerator="tcg", tsc_khz=guest.tsc_khz)
+    line = kernel_command_line(accelerator=guest.accelerator, tsc_khz=guest.tsc_khz)
+    kvm = guest.accelerator == "kvm"
+    processors = ("kvm", "-cpu", "host") if kvm else ("tcg,thread=single", "-cpu", "max")
     return [
         *(guest.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-machine", f"{board},memory-backend=ram", "-accel", "tcg,thread=single", "-cpu", "max"),
+        *("-machine", f"{board},memory-backend=ram", "-accel", *processors),
         *("-m", f"{guest.memory_mib}M", "-object", memory),
         *("-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", line),
         *("-chardev", f"socket,id=monitor,fd={monitor_fd}", "-mon", "chardev=monitor,mode=control"),
