@@ -68,6 +68,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     mounts: tuple[ResolvedMount, ...] = ()
     endpoints: tuple[str, ...] = ()
     generation: int = 0
+    isolation_reason: str = ""
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,4 +88,3 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     chain_ids: tuple[str, ...]
     hostname: bool = False
     volatile: bool = False
-    isolation_reason: str = ""
