@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hutch.linux.cgroup import ALL_DEVICES, DEFAULT_DEVICES, DeviceRule
@@ -70,6 +70,7 @@ rule = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     rules=st.lists(rule, max_size=8),
     kind=st.sampled_from("bc"),
