@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bench.cases import Peers
     from bench.stage import Stage
 
-__all__ = ["MACHINE_CASES", "fetch_kernel", "remove_kernel"]
+__all__ = ["MACHINE_CASES", "fetch_kernel", "has_kernel", "remove_kernel"]
 
 MEMORY_MIB = 256
 CLONES = 50
@@ -35,14 +35,28 @@ _SLEEP = ["sleep", "100000"]
 _ROOT = "HUTCH_BENCH_MACHINES"
 
 
-def fetch_kernel() -> None:
-    """Fetch a guest kernel into a root of its own, while there is a network."""
+def fetch_kernel() -> str:
+    """Fetch a guest kernel into a root of its own, while there is a network; return why
+    there is none, or nothing."""
     import hutch
+    from hutch.errors import HutchError
 
-    root = Path(tempfile.mkdtemp(prefix="hutch-bench-machines-"))
-    os.environ[_ROOT] = str(root)
-    with hutch.Engine(root) as engine:
-        engine.kernels.add()
+    root = tempfile.mkdtemp(prefix="hutch-bench-machines-")
+    try:
+        with hutch.Engine(root) as engine:
+            engine.kernels.add()
+    except BaseException as exc:
+        shutil.rmtree(root, ignore_errors=True)
+        if isinstance(exc, HutchError):
+            return exc.message
+        raise
+    os.environ[_ROOT] = root
+    return ""
+
+
+def has_kernel() -> bool:
+    """Tell whether `fetch_kernel` has got one."""
+    return _ROOT in os.environ
 
 
 def remove_kernel() -> None:
