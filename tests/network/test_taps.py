@@ -17,7 +17,7 @@ from hutch.linux.namespaces import CLONE_NEWNET, thread_in_namespace
 from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import Endpoint
 from hutch.network.taps import Taps, create_taps
-from hutch.spec.model import NetworkAttachment
+from hutch.spec.model import NetworkAttachment, PortMapping
 from tests.network.boxes import Lab
 from tests.requires import requires
 
@@ -98,6 +98,20 @@ def test_a_machine_in_two_networks_has_a_tap_for_each(lab: Lab, taps: Taps) -> N
             lab.networks.attach_tap(endpoint, pid, taps.indexes[number], number)
         for tap, endpoint in zip(taps.taps, endpoints, strict=True):
             assert ask_who_has(tap, endpoint, endpoint.addresses[0].gateway)
+
+
+def test_a_machine_with_a_published_port_is_not_cut_off_by_its_own_broadcasts(
+    lab: Lab, taps: Taps
+) -> None:
+    endpoints = lab.networks.prepare(
+        new_id(),
+        [NetworkAttachment(name="bridge")],
+        ports=[PortMapping(container_port=80, host_ip="127.0.0.1")],
+    )
+    with process_in(taps) as pid:
+        lab.networks.attach_tap(endpoints[0], pid, taps.indexes[0], 0)
+        for _ in range(3):
+            assert ask_who_has(taps.taps[0], endpoints[0], endpoints[0].addresses[0].gateway)
 
 
 def test_the_namespace_answers_for_none_of_the_machines_addresses(lab: Lab, taps: Taps) -> None:

@@ -71,6 +71,7 @@ IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 VETH_INFO_PEER = 1
 IFLA_BRPORT_MODE = 4
+IFLA_BRPORT_LEARNING = 8
 AF_BRIDGE = 7
 IFF_UP = 0x1
 IFNAMSIZ = 16
@@ -251,6 +252,13 @@ def set_hairpin(index: int) -> bytes:
     """Let a bridge port send a frame back where it came from."""
     mode = attribute(IFLA_BRPORT_MODE, b"\x01")
     body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + nested(IFLA_PROTINFO, mode)
+    return message(RTM_SETLINK, body)
+
+
+def set_learning(index: int, on: bool) -> bytes:
+    """Let a bridge port note which addresses are behind it, or not."""
+    learning = attribute(IFLA_BRPORT_LEARNING, b"\x01" if on else b"\x00")
+    body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + nested(IFLA_PROTINFO, learning)
     return message(RTM_SETLINK, body)
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import _thread
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hutch.errors import Exhausted, Unsupported
 from hutch.linux import rtnetlink
 from hutch.linux.rtnetlink import RouteSocket
 from hutch.network.model import Endpoint
+from hutch.network.netns import netns_path, open_inside
 
-__all__ = ["Taps", "create_taps", "join_messages"]
+__all__ = ["Taps", "add_tap", "create_taps", "join_messages", "remove_tap"]
 
 _LOCAL = b"\x06"  # locally administered, no multicast
 
@@ -38,18 +39,43 @@ def create_taps(count: int) -> Taps:
 
     Raises `Unsupported` where the host has no tun device or refuses to open it.
     """
-    return _in_new_namespace(lambda: _open_taps(count))
+    from hutch.linux.namespaces import CLONE_NEWNET, unshare
+
+    return _in_namespace(lambda: unshare(CLONE_NEWNET), lambda: _open_taps(range(count)))
 
 
-def _open_taps(count: int) -> Taps:
+def add_tap(pid: int, number: int) -> Taps:
+    """Make the tap device of that number in the namespace of a machine's process."""
+    from hutch.linux.namespaces import CLONE_NEWNET, setns
+
+    def enter() -> None:
+        fd = os.open(netns_path(pid), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(fd, CLONE_NEWNET)
+        finally:
+            os.close(fd)
+
+    return _in_namespace(enter, lambda: _open_taps([number]))
+
+
+def remove_tap(pid: int, number: int) -> None:
+    """Remove a tap that `add_tap` made, with the bridge that it is joined to."""
+    with open_inside(pid) as route:
+        for name in (f"tap{number}", f"br{number}"):
+            link = route.link(name)
+            if link is not None:
+                route.request(rtnetlink.delete_link(link.index))
+
+
+def _open_taps(numbers: Sequence[int]) -> Taps:
     from hutch.linux.tun import open_tap
 
     opened: list[int] = []
     try:
-        for number in range(count):
+        for number in numbers:
             opened.append(open_tap(f"tap{number}", persist=True))
         with RouteSocket() as route:
-            links = [route.link(f"tap{number}") for number in range(count)]
+            links = [route.link(f"tap{number}") for number in numbers]
         namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except BaseException:
         for fd in opened:
@@ -58,18 +84,16 @@ def _open_taps(count: int) -> Taps:
     return Taps(namespace, tuple(opened), tuple(link.index for link in links if link is not None))
 
 
-def _in_new_namespace(action: Callable[[], Taps]) -> Taps:
-    """Run `action` in a thread that enters a new network namespace and then ends: no thread
+def _in_namespace(enter: Callable[[], None], action: Callable[[], Taps]) -> Taps:
+    """Run `action` in a thread that enters a network namespace and then ends: no thread
     of the embedding process is ever in another namespace, whatever fails."""
-    from hutch.linux.namespaces import CLONE_NEWNET, unshare
-
     made: list[Taps] = []
     failures: list[BaseException] = []
     done = _thread.allocate_lock()
 
     def work() -> None:
         try:
-            unshare(CLONE_NEWNET)
+            enter()
             made.append(action())
         except BaseException as error:  # handed to the caller's thread, below
             failures.append(error)
@@ -100,15 +124,22 @@ def join_messages(endpoint: Endpoint, tap: int, number: int) -> tuple[bytes, ...
     """Return the messages that join the endpoint's interface to the tap of that index.
 
     The interface gives up its MAC address, which is the guest's: a bridge keeps frames for
-    the addresses of its own ports to itself. All in one request, in the machine's namespace.
+    the addresses of its own ports to itself. The bridge just passes on: an endpoint with
+    published ports gets its own broadcasts back (hairpin), and a bridge that learned from
+    them would keep what is for the machine. All in one request, in the machine's namespace.
     """
     bridge = _bridge_index(number)
     return (
         rtnetlink.set_link(endpoint.ifindex, mac=_LOCAL + os.urandom(5)),
         rtnetlink.add_bridge(f"br{number}", mtu=endpoint.mtu, index=bridge),
         *(
-            rtnetlink.set_link(index, master=bridge, mtu=endpoint.mtu, up=True)
+            part
             for index in (endpoint.ifindex, tap)
+            for part in (
+                rtnetlink.set_link(index, master=bridge, mtu=endpoint.mtu),
+                rtnetlink.set_learning(index, False),
+                rtnetlink.set_link(index, up=True),
+            )
         ),
     )
 
