@@ -82,7 +82,7 @@ enum setup_code {
 	SETUP_ENTROPY = 1, SETUP_CLOCK, SETUP_HOSTNAME, SETUP_INSMOD, SETUP_DISK, SETUP_MOUNT,
 	SETUP_MKDIR, SETUP_WRITE_FILE, SETUP_INTERFACE, SETUP_ADDRESS, SETUP_LINK_UP,
 	SETUP_ROUTE, SETUP_SYSCTL, SETUP_SYMLINK, SETUP_CGROUP, SETUP_RESIZE, SETUP_ONLINE,
-	SETUP_REWRITE, SETUP_FLUSH,
+	SETUP_REWRITE, SETUP_FLUSH, SETUP_RETIRE,
 	SETUP_COUNT
 };
 
@@ -97,6 +97,7 @@ int insmod(const char *path, const char *params); /* errno or 0 */
 int setup_interface(struct reader *r, const char **what);
 int setup_address(struct reader *r, const char **what);
 int setup_link_up(struct reader *r, const char **what);
+int setup_retire(struct reader *r, const char **what);
 int setup_route(struct reader *r, const char **what);
 int setup_flush(struct reader *r, const char **what);
 

@@ -1,14 +1,19 @@
 /* The operations of a SETUP. The host decides what is done; here it is carried out. */
 #include <dirent.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/random.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 
 #include "../text.h"
 #include "agent.h"
+
+/* EXT4_IOC_RESIZE_FS, which the kernel's headers do not give to programs. */
+#define EXT4_RESIZE_FS _IOW('f', 16, uint64_t)
 
 /* The fields of each operation, as in docs/reference/guest-protocol.md. */
 static const char *const shapes[SETUP_COUNT] = {
@@ -17,7 +22,8 @@ static const char *const shapes[SETUP_COUNT] = {
 	[SETUP_MKDIR] = "su", [SETUP_WRITE_FILE] = "sub", [SETUP_INTERFACE] = "usbu",
 	[SETUP_ADDRESS] = "sbu", [SETUP_LINK_UP] = "s", [SETUP_ROUTE] = "sb",
 	[SETUP_SYSCTL] = "ss", [SETUP_SYMLINK] = "ss", [SETUP_CGROUP] = "ss",
-	[SETUP_RESIZE] = "s", [SETUP_ONLINE] = "", [SETUP_REWRITE] = "sb", [SETUP_FLUSH] = "s",
+	[SETUP_RESIZE] = "ssq", [SETUP_ONLINE] = "", [SETUP_REWRITE] = "sb", [SETUP_FLUSH] = "s",
+	[SETUP_RETIRE] = "ss",
 };
 
 static bool fits(const struct op *op)
@@ -159,6 +165,36 @@ static int mount_at(struct reader *r, const char **what)
 	return errno == EINVAL && !strcmp(fstype, "virtiofs") ? SETUP_WAIT : errno;
 }
 
+/* Let an ext4 grow to `bytes`, once its device has heard that it is as large. */
+static int resize(struct reader *r, const char **what)
+{
+	const char *device = *what = read_str(r), *path = read_str(r);
+	uint64_t wanted = read_u64(r), size = 0, blocks;
+	struct statfs fs;
+	int error = 0, fd = open(device, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno;
+	if (ioctl(fd, BLKGETSIZE64, &size) < 0)
+		error = errno;
+	close(fd);
+	if (error || size < wanted)
+		return error ? error : SETUP_WAIT;
+	*what = path;
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return errno;
+	if (fstatfs(fd, &fs) < 0) {
+		error = errno;
+	} else {
+		blocks = wanted / (uint64_t)fs.f_bsize;
+		if (ioctl(fd, EXT4_RESIZE_FS, &blocks) < 0)
+			error = errno;
+	}
+	close(fd);
+	return error;
+}
+
 static int write_whole(struct reader *r, const char **what)
 {
 	const char *path = *what = read_str(r);
@@ -264,9 +300,11 @@ int setup_run(const struct op *op, const char **what)
 	case SETUP_CGROUP:
 		first = *what = read_str(r);
 		return cgroup_create(first, read_str(r), what);
+	case SETUP_RESIZE: return resize(r, what);
 	case SETUP_ONLINE: return online(what);
 	case SETUP_REWRITE: return rewrite(r, what);
 	case SETUP_FLUSH: return setup_flush(r, what);
-	default: return ENOSYS; /* Resize is reserved */
+	case SETUP_RETIRE: return setup_retire(r, what);
+	default: return ENOSYS; /* never: the number was checked */
 	}
 }

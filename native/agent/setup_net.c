@@ -155,6 +155,35 @@ int setup_flush(struct reader *r, const char **what)
 	return error;
 }
 
+/* What is down has no routes, and its addresses answer to nobody; its name is free then. */
+int setup_retire(struct reader *r, const char **what)
+{
+	const char *name = *what = read_str(r), *aside = read_str(r);
+	struct ifreq q;
+	int fd, error = 0;
+
+	if (!*name || strlen(name) >= IFNAMSIZ || !*aside || strlen(aside) >= IFNAMSIZ)
+		return EINVAL;
+	fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return errno;
+	memset(&q, 0, sizeof(q));
+	memcpy(q.ifr_name, name, strlen(name));
+	if (ioctl(fd, SIOCGIFFLAGS, &q) < 0) {
+		error = errno;
+	} else {
+		q.ifr_flags &= (short)~IFF_UP;
+		if (ioctl(fd, SIOCSIFFLAGS, &q) < 0)
+			error = errno;
+	}
+	memset(&q.ifr_ifru, 0, sizeof(q.ifr_ifru));
+	memcpy(q.ifr_newname, aside, strlen(aside));
+	if (!error && ioctl(fd, SIOCSIFNAME, &q) < 0)
+		error = errno;
+	close(fd);
+	return error;
+}
+
 /* A netlink message: head, one fixed part, attributes. */
 struct message {
 	_Alignas(struct nlmsghdr) uint8_t bytes[256];

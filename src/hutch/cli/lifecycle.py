@@ -233,7 +233,7 @@ COMMANDS = {
         _update,
         "Change the limits or the restart policy of instances; running ones obey at once.",
         "hutch update --memory 1g --cpus 2 web",
-        RESOURCES,
+        (*RESOURCES, ("disk", "", "text", "SIZE", "Larger writable disk of a virtual machine")),
     ),
     "prune": Command(
         handler=_prune,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hutch.storage.compression import Readable
     from hutch.storage.tree import Stat
 
-__all__ = ["Driver", "ExecRequest", "Guests", "Launch", "LaunchMount", "ProcessRow", "Savable"]
-__all__ += ["SavedState", "Started", "Tree"]
+__all__ = ["Driver", "ExecRequest", "Growable", "Guests", "Launch", "LaunchMount", "Pluggable"]
+__all__ += ["ProcessRow", "Savable", "SavedState", "Started", "Tree"]
 
 
 class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,4 +244,31 @@ class Savable(Protocol):
         is on disk, and the instance ends with exit code `EXIT_SAVED`; its disk stays where
         it is. `cards` is how many networks it is in.
         """
+        ...
+
+
+@runtime_checkable
+class Pluggable(Protocol):
+    """A driver whose instances have network cards that come and go, instead of interfaces."""
+
+    def plug_network(
+        self, identifier: str, pid: int, endpoint: Endpoint, join: Callable[[int, int], None]
+    ) -> None:
+        """Give a running instance a card for an endpoint. `join(tap, number)` connects the
+        tap of that interface index, the device of that number in the namespace of `pid`."""
+        ...
+
+    def unplug_network(
+        self, identifier: str, pid: int, endpoint: Endpoint, successor: Endpoint | None
+    ) -> None:
+        """Take it away; `successor` is what gives the default route from now on."""
+        ...
+
+
+@runtime_checkable
+class Growable(Protocol):
+    """A driver whose instances have a disk, which may grow while they run."""
+
+    def grow_disk(self, identifier: str, size: int) -> None:
+        """Let a running instance's writable disk and its file system grow to `size` bytes."""
         ...

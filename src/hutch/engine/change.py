@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 
+from hutch.drivers.base import Growable
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in
-from hutch.engine.records import INSTANCES, NAMES, NameRecord
-from hutch.errors import AlreadyExists
+from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
+from hutch.errors import AlreadyExists, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State
 from hutch.spec.build import check_name
 from hutch.spec.build import update as update_spec
@@ -48,7 +49,30 @@ def update(context: Context, identifier: str, options: Mapping[str, Any]) -> Non
         driver.check(spec)
         if record.state in (State.RUNNING, State.PAUSED):
             driver.update(identifier, spec.resources)
+        if spec.machine.disk != record.spec.machine.disk:
+            _grow_disk(context, record, spec.machine.disk)
         with context.store.write(durable=True) as tx:
             present = load_in(tx, identifier)
             tx.put(INSTANCES, identifier, msgspec.structs.replace(present, spec=spec))
             tx.event("container", "update", identifier, name=present.name, image=present.image_name)
+
+
+def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:
+    """Grow a machine's writable disk with its file system, in the guest where it runs."""
+    from hutch.storage.disks import check_size
+    from hutch.storage.snapshots import DISK_FILE
+
+    size = check_size(size)
+    path = str(context.directory(record.id) / DISK_FILE)
+    if record.state not in (State.RUNNING, State.PAUSED):
+        context.disks.grow(path, size)
+        return
+    if record.state is State.PAUSED:
+        raise WrongState(f"instance {record.name} is paused", hint="unpause it, then grow its disk")
+    old = context.disks.get(path).size
+    if size < old:
+        raise InvalidArgument(f"a disk cannot shrink: it has {old} bytes, got {size}", field="disk")
+    driver = context.driver(record.spec.isolation)
+    if not isinstance(driver, Growable):
+        raise Unsupported("disk: cannot be changed while it runs", hint="stop it first")
+    driver.grow_disk(record.id, size)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from hutch.drivers.base import Guests, Pluggable
 from hutch.engine.context import Context
 from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
@@ -15,7 +16,14 @@ from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import all_records, find_id, load, load_in
 from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.engine.start import attachments, uses_networks
-from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unsupported
+from hutch.errors import (
+    AlreadyExists,
+    Busy,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+    WrongState,
+)
 from hutch.lifecycle import State
 from hutch.spec.model import NetworkAttachment
 from hutch.spec.networks import check_attachment
@@ -149,6 +157,7 @@ class Networks:
                     hostname=record.spec.hostname,
                     ports=record.spec.ports,
                     dns=record.spec.dns,
+                    attach=self._plugger(record),
                 )
             self._store(record, (*held, attachment))
             self._rewrite(identifier)
@@ -167,15 +176,63 @@ class Networks:
                     return
                 raise NotFound(f"instance {record.name} is not in network {name}")
             if record.state in _LIVE:
-                self._networks.disconnect(record.id, name, pid=record.pid)
+                self._disconnect(record, name)
             self._store(record, left)
             self._rewrite(identifier)
+
+    def _plugger(self, record: InstanceRecord) -> Callable[[Endpoint], None] | None:
+        """Return what gives a running virtual machine an endpoint, None for a container."""
+        driver = self._context.driver(record.spec.isolation)
+        if not isinstance(driver, Pluggable):
+            return None
+        if record.state is State.PAUSED:
+            raise WrongState(
+                f"instance {record.name} is paused", hint="unpause it to change its networks"
+            )
+
+        def attach(endpoint: Endpoint) -> None:
+            def join(tap: int, number: int) -> None:
+                self._networks.attach_tap(endpoint, record.pid, tap, number)
+
+            driver.plug_network(record.id, record.pid, endpoint, join)
+
+        return attach
+
+    def _disconnect(self, record: InstanceRecord, network: str) -> None:
+        driver = self._context.driver(record.spec.isolation)
+        if not isinstance(driver, Pluggable):
+            self._networks.disconnect(record.id, network, pid=record.pid)
+            return
+        self._plugger(record)  # it must be able to answer
+        endpoint = self._networks.disconnect(record.id, network, record.pid, routed=False)
+        successor = None
+        if endpoint.default_route:
+            left = self._networks.endpoints(record.id)
+            successor = next((other for other in left if other.default_route), None)
+        driver.unplug_network(record.id, record.pid, endpoint, successor)
 
     def _rewrite(self, identifier: str) -> None:
         """Bring /etc/hosts and its siblings up to date in a running instance."""
         record = load(self._context, identifier)
-        if record.state in _LIVE:
-            write_files(self._context, record, self._networks.endpoints(identifier))
+        if record.state not in _LIVE:
+            return
+        names = write_files(self._context, record, self._networks.endpoints(identifier))
+        driver = self._context.driver(record.spec.isolation)
+        if isinstance(driver, Guests):
+            # It has copies, but for the targets of mounts of its own.
+            taken = {mount.target for mount in record.mounts}
+            tree = driver.tree(identifier)
+            for name in names:
+                if f"/etc/{name}" not in taken:
+                    content = (self._context.directory(identifier) / name).read_bytes()
+                    tree.write(
+                        f"/etc/{name}",
+                        content,
+                        mode=None,
+                        owner=None,
+                        append=False,
+                        parents=False,
+                    )
 
     def _identifier(self, instance: Instance | str) -> str:
         return instance.id if isinstance(instance, Instance) else find_id(self._context, instance)

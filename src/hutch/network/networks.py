@@ -336,11 +336,13 @@ class Networks:
         hostname: str = "",
         ports: Sequence[PortMapping] = (),
         dns: Sequence[str] = (),
+        attach: Callable[[Endpoint], None] | None = None,
     ) -> Endpoint:
         """Connect a running instance (its process `pid`) to one more network.
 
         Where it leads outside and no other one does, it gives the default route and publishes
         the `ports`.
+        `attach` is what does so for a virtual machine, with `attach_tap` among it.
         """
         network = self.get(attachment.name)
         self._check_attachable([network])
@@ -369,7 +371,10 @@ class Networks:
             )
             tx.event("network", "connect", network.name, instance=instance_id)
         try:
-            self.attach(endpoint, pid)
+            if attach is None:
+                self.attach(endpoint, pid)
+            else:
+                attach(endpoint)
         except BaseException:
             self._host.remove_link(endpoint.host_interface)
             self._host.release_ports([endpoint])
@@ -381,11 +386,13 @@ class Networks:
             self._host.refresh_names({e.network_id for e in held if e.dns})
         return endpoint
 
-    def disconnect(self, instance_id: str, reference: str, pid: int | None) -> Endpoint:
+    def disconnect(
+        self, instance_id: str, reference: str, pid: int | None, *, routed: bool = True
+    ) -> Endpoint:
         """Disconnect an instance from a network, live where `pid` names its process.
 
         The default route and the published ports move to another network that leads outside,
-        if there is one.
+        if there is one. Without `routed` the route is for the caller to set, as in a guest.
         """
         network = self.get(reference)
         successor: Endpoint | None = None
@@ -403,7 +410,9 @@ class Networks:
         left = {e.network_id for e in self.endpoints(instance_id) if e.dns}
         self._host.refresh_names(left | ({network.id} if network.dns else set()))
         if successor is not None and pid is not None:
-            netns.configure(pid, endpoints.route_messages(successor), ignore=(errno.EEXIST,))
+            if routed:
+                routes = endpoints.route_messages(successor)
+                netns.configure(pid, routes, ignore=(errno.EEXIST,))
             self._host.publish(successor, pid)
         return endpoint
 

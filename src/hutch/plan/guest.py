@@ -40,6 +40,8 @@ __all__ = [
     "ReadFile",
     "RemoveFile",
     "Rewrite",
+    "Resize",
+    "Retire",
     "Route",
     "SetupOp",
     "StatFile",
@@ -210,6 +212,21 @@ class Flush(SetupOp, frozen=True, kw_only=True):
     interface: str
 
 
+class Resize(SetupOp, frozen=True, kw_only=True):
+    """Wait until a block device has `size` bytes, and let the ext4 at `path` grow to it."""
+
+    device: str
+    path: str
+    size: int
+
+
+class Retire(SetupOp, frozen=True, kw_only=True):
+    """Take an interface down and call it `aside`, so that its name is free."""
+
+    interface: str
+    aside: str
+
+
 AnySetupOp = (
     Entropy
     | Clock
@@ -226,13 +243,15 @@ AnySetupOp = (
     | Sysctl
     | Symlink
     | Cgroup
+    | Resize
     | Online
     | Rewrite
     | Flush
+    | Retire
 )
 
 # The number and the kinds of the fields, as in `hutch.plan.wire`; native/agent/setup.c has
-# the same. 16 is reserved.
+# the same.
 SETUP_CODES: dict[type[SetupOp], tuple[int, str]] = {
     Entropy: (1, "b"),
     Clock: (2, "qq"),
@@ -249,9 +268,11 @@ SETUP_CODES: dict[type[SetupOp], tuple[int, str]] = {
     Sysctl: (13, "ss"),
     Symlink: (14, "ss"),
     Cgroup: (15, "ss"),
+    Resize: (16, "ssq"),
     Online: (17, ""),
     Rewrite: (18, "sb"),
     Flush: (19, "s"),
+    Retire: (20, "ss"),
 }
 
 # Requests: FILES.

@@ -16,6 +16,7 @@ __all__ = [
     "chardev_add",
     "device_add",
     "device_del",
+    "list_devices",
     "netdev_add",
     "netdev_del",
     "object_add",
@@ -66,6 +67,19 @@ def device_del(monitor: Monitor, id: str, *, timeout_s: float = UNPLUG_S) -> Non
         ) from None
     if event.name == "DEVICE_UNPLUG_GUEST_ERROR":
         raise WrongState(f"qemu: the guest refuses to let the device {id} go")
+
+
+class _Property(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+
+
+def list_devices(monitor: Monitor) -> list[str]:
+    """Return the ids of the devices that are there, those still being let go included."""
+    found: list[_Property] = monitor.ask(
+        "qom-list", {"path": "/machine/peripheral"}, kind=list[_Property]
+    )
+    return [entry.name for entry in found if entry.type.startswith("child<")]
 
 
 def chardev_add(monitor: Monitor, id: str, fdname: str) -> None:

@@ -18,7 +18,7 @@ from hutch.spec.limits import (
     read_resources,
     read_sysctls,
 )
-from hutch.spec.machine import MACHINE_OPTIONS, read_machine
+from hutch.spec.machine import MACHINE_OPTIONS, read_disk, read_machine
 from hutch.spec.model import InstanceSpec
 from hutch.spec.mounts import parse_volumes_from, read_mounts
 from hutch.spec.networks import (
@@ -116,18 +116,20 @@ def update(spec: InstanceSpec, **options: Unpack[UpdateOptions]) -> InstanceSpec
     """Return `spec` with other limits or another restart policy; nothing else may change."""
     from msgspec.structs import replace
 
-    allowed = RESOURCE_OPTIONS | {"restart"}
+    allowed = RESOURCE_OPTIONS | {"disk", "restart"}
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in allowed:
             raise InvalidArgument(
                 "cannot be changed after creation",
                 field=name,
-                hint="limits and the restart policy can",
+                hint="limits, the restart policy and the size of a machine's disk can",
             )
     changes: dict[str, Any] = {"resources": read_resources(given, spec.resources)}
     if "restart" in given:
         changes["restart"] = read_restart(given["restart"])
+    if "disk" in given:
+        changes["machine"] = read_disk(given["disk"], spec.machine, spec.isolation)
     changed = replace(spec, **changes)
     _check_whole(changed)
     return changed

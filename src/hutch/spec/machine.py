@@ -33,6 +33,13 @@ def read_machine(given: Mapping[str, Any], isolation: str) -> MachineOptions:
     return MachineOptions(**values)
 
 
+def read_disk(value: Any, machine: MachineOptions, isolation: str) -> MachineOptions:
+    """Return a machine's options with another size of its disk."""
+    from msgspec.structs import replace
+
+    return replace(machine, disk=read_machine({"disk": value}, isolation).disk)
+
+
 def _accel(value: Any, field: str) -> str:
     return one_of(value, field, _ACCELERATORS)
 

@@ -49,6 +49,7 @@ class UpdateOptions(TypedDict, total=False):
     device_read_iops: Throttles | None
     device_write_bps: Throttles | None
     device_write_iops: Throttles | None
+    disk: Size | None
     memory: Size | None
     memory_reservation: Size | None
     memory_swap: Size | None
@@ -63,7 +64,6 @@ class RunOptions(UpdateOptions, total=False):
 
     accel: Literal["auto", "kvm", "tcg"] | str | None
     cpu_model: str | None
-    disk: Size | None
     kernel: str | None
     machine: str | None
     template: bool | None

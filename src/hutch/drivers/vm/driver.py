@@ -39,7 +39,10 @@ from hutch.process.supervisor import Supervisor
 from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hutch.drivers.base import Tree
+    from hutch.network.model import Endpoint
 
 __all__ = ["VmDriver"]
 
@@ -312,6 +315,46 @@ class VmDriver:
 
         with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
             set_balloon(monitor, memory)
+
+    def grow_disk(self, identifier: str, size: int) -> None:
+        """Let the writable disk grow, and the guest's file system with it."""
+        from hutch.drivers.vm.hotplug import grow_disk
+        from hutch.qmp import conversation
+
+        with (
+            failures.translated("disk"),
+            conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor,
+        ):
+            grow_disk(monitor, self._guest(identifier), size)
+
+    # ---- networks while it runs ---------------------------------------------------------
+
+    def plug_network(
+        self, identifier: str, pid: int, endpoint: Endpoint, join: Callable[[int, int], None]
+    ) -> None:
+        """Give the machine a further network card."""
+        from hutch.drivers.vm.hotplug import plug_card
+        from hutch.qmp import conversation
+
+        directory = self._directory(identifier)
+        modules = self._machines.network_modules(load_record(directory).kernel_id)
+        with (
+            failures.translated(f"network {endpoint.network}"),
+            conversation(f"{directory}/run/{QMP_SOCKET}") as monitor,
+        ):
+            plug_card(monitor, self._guest(identifier), pid, endpoint, join, modules=modules)
+
+    def unplug_network(
+        self, identifier: str, pid: int, endpoint: Endpoint, successor: Endpoint | None
+    ) -> None:
+        """Take a network card away, or put aside one that was there from the start."""
+        from hutch.drivers.vm.hotplug import unplug_card
+        from hutch.drivers.vm.setup import default_routes
+        from hutch.qmp import conversation
+
+        routes = default_routes(successor) if successor is not None else []
+        with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+            unplug_card(monitor, self._guest(identifier), pid, endpoint, routes)
 
     def kill_all(self, identifier: str) -> None:
         """Kill the monitor and QEMU."""

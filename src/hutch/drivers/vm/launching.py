@@ -31,6 +31,7 @@ from hutch.drivers.vm.setup import (
     ROOT_SERIAL,
     WRITABLE_SERIAL,
     late_setup,
+    load_network,
     machine_setup,
     setup_request,
 )
@@ -41,6 +42,7 @@ from hutch.errors import WrongState
 from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
+from hutch.plan.guest import SetupOp
 from hutch.plan.machine.disks import node_name
 from hutch.plan.machine.model import (
     MICROVM,
@@ -243,6 +245,10 @@ class MachineLauncher:
             template=template.key if template else "",
             user=user,
         )
+
+    def network_modules(self, kernel_id: str) -> list[SetupOp]:
+        """Return what loads the driver of network cards in a guest of that kernel."""
+        return load_network(self._kernels.get(kernel_id).late)
 
     def resume(self, directory: str, template: Template, shares: ShareServer | None) -> None:
         """Load a template's state into the QEMU of a run directory, and let it run."""

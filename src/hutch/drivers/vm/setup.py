@@ -11,14 +11,17 @@ from hutch.network.model import Endpoint
 from hutch.plan import guest
 from hutch.plan.vm import GUEST_CGROUP, GUEST_FILES, GUEST_ROOT
 
-__all__ = ["ROOT_SERIAL", "WRITABLE_SERIAL", "interfaces", "late_setup", "machine_setup"]
+__all__ = ["ROOT_SERIAL", "WRITABLE_LINK", "WRITABLE_PATH", "WRITABLE_SERIAL", "default_routes"]
+__all__ += ["interface_setup", "interfaces", "late_setup", "load_network", "machine_setup"]
 __all__ += ["renewal", "setup_request"]
 
 ROOT_SERIAL = "root"
 WRITABLE_SERIAL = "writable"
+WRITABLE_LINK = "/dev/disk-writable"
+WRITABLE_PATH = "/hutch/rw"
 _MODULES = "/lib/modules"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
-_ROOT_NODE, _WRITABLE_NODE = "/dev/disk-root", "/dev/disk-writable"
+_ROOT_NODE = "/dev/disk-root"
 _ENTROPY = 64
 _NETWORK = "virtio_net"
 
@@ -31,26 +34,26 @@ def late_setup(modules: Sequence[str], *, nics: int) -> list[guest.SetupOp]:
     same devices, which the drivers notice no more than a changed disk: so what a device
     offers must be the same in a template and in its clones (see `placeholders`).
     """
-    made: list[guest.SetupOp] = [
-        guest.Insmod(path=f"{_MODULES}/{name}.ko", params="")
-        for name in modules
-        if nics or name != _NETWORK
-    ]
+    made = [_insmod(name) for name in modules if nics or name != _NETWORK]
     for number in range(nics):
         name = f"eth{number}"  # as the kernel calls them
         made.append(guest.Interface(index=number, name=name))
         made.append(_ipv6(name, on=False))
     made += [
         guest.Disk(serial=ROOT_SERIAL, link=_ROOT_NODE),
-        guest.Disk(serial=WRITABLE_SERIAL, link=_WRITABLE_NODE),
+        guest.Disk(serial=WRITABLE_SERIAL, link=WRITABLE_LINK),
     ]
     made += [
         guest.Mkdir(path=path, mode=0o755)
-        for path in ("/hutch/image", "/hutch/rw", GUEST_ROOT, GUEST_FILES)
+        for path in ("/hutch/image", WRITABLE_PATH, GUEST_ROOT, GUEST_FILES)
     ]
     made.append(guest.Cgroup(path=GUEST_CGROUP, lines=""))
     made.append(guest.LinkUp(interface="lo"))
     return made
+
+
+def _insmod(name: str) -> guest.SetupOp:
+    return guest.Insmod(path=f"{_MODULES}/{name}.ko", params="")
 
 
 def _ipv6(interface: str, *, on: bool) -> guest.SetupOp:
@@ -111,8 +114,8 @@ def _disks(launch: Launch) -> list[guest.SetupOp]:
             data="",
         ),
         guest.Mount(
-            source=_WRITABLE_NODE,
-            target="/hutch/rw",
+            source=WRITABLE_LINK,
+            target=WRITABLE_PATH,
             fstype="ext4",
             flags=_MS_NODEV | _MS_NOATIME,
             data=options,
@@ -129,11 +132,17 @@ def interfaces(endpoints: Sequence[Endpoint]) -> list[guest.SetupOp]:
     """Return what gives the cards, in order, their names, addresses and routes."""
     made: list[guest.SetupOp] = []
     for number, endpoint in enumerate(endpoints):
-        made += _interface(number, endpoint)
+        made += interface_setup(number, endpoint)
     return made
 
 
-def _interface(number: int, endpoint: Endpoint) -> list[guest.SetupOp]:
+def load_network(modules: Sequence[str]) -> list[guest.SetupOp]:
+    """Return what loads the driver of network cards, where it is a module."""
+    return [_insmod(name) for name in modules if name == _NETWORK]
+
+
+def interface_setup(number: int, endpoint: Endpoint) -> list[guest.SetupOp]:
+    """Return what names, addresses and routes the guest's network card of that number."""
     from hutch.network.addresses import parse_address, parse_mac
 
     name = endpoint.interface
@@ -148,13 +157,19 @@ def _interface(number: int, endpoint: Endpoint) -> list[guest.SetupOp]:
         made.append(guest.Address(interface=name, address=address, prefix=entry.prefix))
     made.append(guest.LinkUp(interface=name))
     if endpoint.default_route:
-        seen: set[int] = set()
-        for entry in endpoint.addresses:
-            gateway = parse_address(entry.gateway, field="gateway")
-            if len(gateway) not in seen:
-                seen.add(len(gateway))
-                made.append(guest.Route(interface=name, gateway=gateway))
+        made += default_routes(endpoint)
     return made
+
+
+def default_routes(endpoint: Endpoint) -> list[guest.SetupOp]:
+    """Return what makes the endpoint's gateways the default ones."""
+    from hutch.network.addresses import parse_address
+
+    gateways = [parse_address(entry.gateway, field="gateway") for entry in endpoint.addresses]
+    first = {len(gateway): gateway for gateway in reversed(gateways)}
+    return [
+        guest.Route(interface=endpoint.interface, gateway=gateway) for gateway in first.values()
+    ]
 
 
 def setup_request(operations: Sequence[guest.SetupOp]) -> bytes:
