@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import Unsupported
+from hutch.drivers.vm.sandbox import host_binds
+from hutch.errors import InvalidArgument, Unsupported
 from hutch.host import kvm, qemu
 from hutch.host.findings import Finding, State
-from hutch.host.qemu import Acceleration, QemuFacts, choose_accelerator, load_qemu, load_tsc_khz
+from hutch.host.qemu import (
+    Acceleration,
+    QemuFacts,
+    choose_accelerator,
+    find_qemu,
+    load_qemu,
+    load_tsc_khz,
+)
 from hutch.linux.tsc import measure_tsc_khz
 from hutch.plan.machine.model import Q35
 from hutch.plan.machine.version import QemuVersion
@@ -149,3 +157,34 @@ def test_the_counter_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monkey
     speeds = iter([1000, 2000])
     monkeypatch.setattr("hutch.linux.tsc.measure_tsc_khz", lambda: next(speeds))
     assert [load_tsc_khz(tmp_path), load_tsc_khz(tmp_path)] == [1000, 1000]
+
+
+def test_another_qemu_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "qemu/bin/qemu-system-x86_64"
+    path.parent.mkdir(parents=True)
+    _program(path, "9.9.9")
+    path.chmod(0o755)
+    monkeypatch.setenv("HUTCH_QEMU", str(path))
+    found = load_qemu(None)
+    assert (found.path, str(found.version)) == (str(path), "9.9.9")
+    shown = dict(host_binds(found.path))
+    assert shown[str(tmp_path / "qemu")] == str(tmp_path / "qemu")
+
+
+@pytest.mark.parametrize("named", ["qemu-system-x86_64", "/nowhere/bin/qemu", "/etc/passwd"])
+def test_what_cannot_be_a_qemu_is_refused_by_the_variables_name(
+    named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUTCH_QEMU", named)
+    with pytest.raises(InvalidArgument, match="HUTCH_QEMU"):
+        find_qemu()
+
+
+def test_a_qemu_outside_a_tree_of_its_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _program(tmp_path / "qemu", "9.9.9")
+    (tmp_path / "qemu").chmod(0o755)
+    monkeypatch.setenv("HUTCH_QEMU", str(tmp_path / "qemu"))
+    with pytest.raises(InvalidArgument, match="directory named bin"):
+        find_qemu()

@@ -66,7 +66,7 @@ def installed(
     os.chmod(home, 0o755)
     for path in (home, *home.rglob("*")):
         os.chown(path, uid, uid, follow_symlinks=False)
-    program = "/usr/bin/python3" if sys.version_info[:2] == _system_python() else sys.executable
+    program = "/usr/bin/python3" if sys.version_info[:2] == system_python() else sys.executable
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(home),
@@ -105,7 +105,7 @@ def python() -> Iterator[Hutch]:
         yield run
 
 
-def _system_python() -> tuple[int, int] | None:
+def system_python() -> tuple[int, int] | None:
     done = subprocess.run(
         ["/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2])"],
         capture_output=True,
