@@ -33,10 +33,11 @@ from tests.requires import requires
 pytestmark = [
     requires("root", "qemu", "apt-mirror", "busybox", "cgroup", "netns", "erofs", "mke2fs"),
     pytest.mark.integration,
+    pytest.mark.timeout(600),
 ]
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 5000; done"
-WAIT_S = 30.0
+WAIT_S = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +119,13 @@ def test_twins_are_other_machines_that_count_on_from_the_same_number(
     boxes = [counter, *twins]
     try:
         assert [twin.name for twin in twins] == ["twin-1", "twin-2", "twin-3"]
-        for name, script in IDENTITY.items():
-            seen = [shell(box, script) for box in boxes]
-            assert len(set(seen)) == 4, (name, seen)
-        assert [shell(twin, "hostname") for twin in twins] == [twin.id[:12] for twin in twins]
+        asked = "; ".join(IDENTITY.values())
+        seen = [shell(box, asked).splitlines() for box in boxes]
+        for name, values in zip(IDENTITY, zip(*seen, strict=True), strict=True):
+            assert len(set(values)) == 4, (name, values)
+        assert [values[0] for values in seen] == [box.id[:12] for box in boxes]
         for twin in twins:
-            assert len(shell(twin, "ip -4 -o addr show eth0").splitlines()) == 1
             assert shell(twin, "cat /root/file") == "kept"
-            own = shell(twin, "hostname -i || true; grep -c . /etc/hosts")
-            assert own
             goes_on(twin)
         first = {numbers(twin)[0] for twin in twins}
         assert len(first) == 1 and 20 < first.pop() <= len(numbers(counter)) + 1
