@@ -8,6 +8,7 @@ protocols of their own (`Reconfigurable`, `Networked`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from hutch.storage.compression import Readable
     from hutch.storage.tree import Stat
 
-__all__ = ["Driver", "ExecRequest", "Growable", "Guests", "Launch", "LaunchMount", "Pluggable"]
+__all__ = ["Driver", "ExecRequest", "Growable", "GuestFiles", "Guests", "Launch", "LaunchMount"]
+__all__ += ["Pluggable"]
 __all__ += ["ProcessRow", "Savable", "SavedState", "Started", "Tree"]
 
 
@@ -208,6 +210,14 @@ class Tree(Protocol):
         ...
 
 
+class GuestFiles(Tree, Protocol):
+    """The files of an instance whose writable layer the host does not see."""
+
+    def pack_upper(self) -> Iterator[bytes]:
+        """Yield what was changed as a layer of an image, a tar with whiteouts."""
+        ...
+
+
 class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     """A process as its own kernel numbers it; times in seconds, `started` since the epoch."""
 
@@ -224,12 +234,20 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
 class Guests(Protocol):
     """A driver whose instances have a kernel of their own, and are asked about what is in them."""
 
-    def tree(self, identifier: str) -> Tree:
+    def tree(self, identifier: str) -> GuestFiles:
         """Return the files of a running instance."""
+        ...
+
+    def stored(self, launch: Launch) -> AbstractContextManager[GuestFiles]:
+        """Hold the files of a stopped one; the caller has its lock."""
         ...
 
     def process_rows(self, identifier: str) -> list[ProcessRow]:
         """Return the processes inside a running instance."""
+        ...
+
+    def freeze_programs(self, identifier: str) -> None:
+        """Stop the programs inside, while the guest still answers; `unpause` undoes it."""
         ...
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hutch.drivers.base import Guests, Tree
+from hutch.drivers.base import Tree
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh
 from hutch.engine.lookup import load
-from hutch.errors import Denied, NotFound, WrongState
+from hutch.errors import Denied, NotFound
 from hutch.lifecycle import State
 from hutch.spec.model import InstanceSpec
 
@@ -133,14 +133,11 @@ class HostTree:
 def open_tree(context: Context, identifier: str, *, read_only: bool = True) -> Iterator[Tree]:
     """Hold the files of an instance: through its guest's agent, or its root on this host."""
     record = refresh(context, load(context, identifier))
-    driver = context.driver(record.spec.isolation)
-    if isinstance(driver, Guests):
-        if record.state not in (State.RUNNING, State.PAUSED):
-            raise WrongState(
-                f"instance {record.name} is not running",
-                hint="start it first: the files of a virtual machine are reached through it",
-            )
-        yield driver.tree(identifier)
+    if record.spec.isolation == "vm":
+        from hutch.engine.guest_files import open_guest
+
+        with open_guest(context, record) as guest:
+            yield guest
         return
     with open_root(context, identifier, read_only=read_only) as root:
         yield HostTree(root, _mapping(record.spec))
@@ -162,10 +159,30 @@ class Files:
     def __init__(self, context: Context, identifier: str) -> None:
         self._context = context
         self._id = identifier
+        self._held: Tree | None = None
+
+    @contextmanager
+    def _for_copying(self) -> Iterator[Files]:
+        """Do several things in one go: a stopped virtual machine is reached only once."""
+        if self._held is not None or load(self._context, self._id).spec.isolation != "vm":
+            yield self
+            return
+        with open_tree(self._context, self._id, read_only=False) as tree:
+            files = Files(self._context, self._id)
+            files._held = tree
+            yield files
+
+    @contextmanager
+    def _tree(self, *, read_only: bool = True) -> Iterator[Tree]:
+        if self._held is not None:
+            yield self._held
+            return
+        with open_tree(self._context, self._id, read_only=read_only) as tree:
+            yield tree
 
     def read(self, path: str, *, limit: int | None = None) -> bytes:
         """Return a file's content; more than `limit` bytes are refused."""
-        with open_tree(self._context, self._id) as tree:
+        with self._tree() as tree:
             return tree.read(path, limit=limit)
 
     def read_text(self, path: str, *, limit: int | None = None) -> str:
@@ -185,17 +202,17 @@ class Files:
         """Write a file; parents are made unless told otherwise. An existing file keeps
         its owner, and its mode unless `mode` is given."""
         content = data.encode() if isinstance(data, str) else data
-        with open_tree(self._context, self._id, read_only=False) as tree:
+        with self._tree(read_only=False) as tree:
             tree.write(path, content, mode=mode, owner=owner, append=append, parents=parents)
 
     def list(self, path: str = "/") -> Sequence[Stat]:
         """Return what a directory holds, by name."""
-        with open_tree(self._context, self._id) as tree:
+        with self._tree() as tree:
             return tree.list(path)
 
     def stat(self, path: str, *, follow: bool = True) -> Stat:
         """Return what a path is; raise `NotFound`."""
-        with open_tree(self._context, self._id) as tree:
+        with self._tree() as tree:
             return tree.stat(path, follow=follow)
 
     def exists(self, path: str) -> bool:
@@ -208,12 +225,12 @@ class Files:
 
     def mkdir(self, path: str, *, mode: int = 0o755, owner: tuple[int, int] | None = None) -> None:
         """Make a directory with its parents; an existing one is left alone."""
-        with open_tree(self._context, self._id, read_only=False) as tree:
+        with self._tree(read_only=False) as tree:
             tree.mkdir(path, mode=mode, owner=owner)
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, a link, an empty directory, or with `recursive` a tree."""
-        with open_tree(self._context, self._id, read_only=False) as tree:
+        with self._tree(read_only=False) as tree:
             tree.remove(path, recursive=recursive)
 
     # ---- trees --------------------------------------------------------------------------
@@ -223,7 +240,7 @@ class Files:
     ) -> tuple[Stat, Iterator[bytes]]:
         """Return what a path is, and it (a tree for a directory) as a tar stream whose top
         entry is called `name` (its own name if None)."""
-        with open_tree(self._context, self._id) as tree:
+        with self._tree() as tree:
             found = tree.stat(path, follow=follow)
         contents_only = path.rstrip("/") in ("", ".")
         return found, self.packed(path, follow=follow, name=name, contents_only=contents_only)
@@ -238,7 +255,7 @@ class Files:
     ) -> Iterator[bytes]:
         """Yield a file or a tree as a tar; with `contents_only` a directory's entries
         without the directory."""
-        with open_tree(self._context, self._id) as tree:
+        with self._tree() as tree:
             yield from tree.pack(
                 path.rstrip("/") or "/", follow=follow, name=name, contents_only=contents_only
             )
@@ -249,7 +266,7 @@ class Files:
         """Unpack a tar (compressed or not; an object with `read`, or an iterable of bytes)
         into a directory that exists; return the number of entries."""
         reader = stream if hasattr(stream, "read") else ChunkReader(stream)  # type: ignore[arg-type]
-        with open_tree(self._context, self._id, read_only=False) as tree:
+        with self._tree(read_only=False) as tree:
             return tree.extract(path, reader, owner=owner)
 
     def copy_in(self, local: str | os.PathLike[str], path: str, *, follow: bool = False) -> None:
@@ -258,13 +275,15 @@ class Files:
         `follow`."""
         from hutch.engine.copying import copy_in
 
-        copy_in(self, os.fspath(local), path, follow=follow)
+        with self._for_copying() as files:
+            copy_in(files, os.fspath(local), path, follow=follow)
 
     def copy_out(self, path: str, local: str | os.PathLike[str], *, follow: bool = False) -> None:
         """Copy a file or tree out, as `docker cp` does; `follow` as in `copy_in`."""
         from hutch.engine.copying import copy_out
 
-        copy_out(self, path, os.fspath(local), follow=follow)
+        with self._for_copying() as files:
+            copy_out(files, path, os.fspath(local), follow=follow)
 
 
 class ChunkReader:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 from hutch.engine.context import Context
-from hutch.engine.lookup import load
 from hutch.engine.records import InstanceRecord
 from hutch.engine.results import Change
 from hutch.engine.stop import current, pause, unpause
 from hutch.image.records import ImageRecord
 from hutch.lifecycle import State
+from hutch.storage.snapshots import OverlayAssets
 
 __all__ = ["commit", "diff", "export", "own_paths"]
 
@@ -33,16 +33,28 @@ def own_paths(record: InstanceRecord) -> frozenset[bytes]:
     return frozenset(os.fsencode(path) for path in (*_MOUNT_POINTS, *targets))
 
 
+@contextmanager
+def _layers(context: Context, record: InstanceRecord) -> Iterator[OverlayAssets]:
+    """Hold an instance's layers; the writable one of a machine is fetched from its guest."""
+    if record.spec.isolation == "vm":
+        from hutch.engine.guest_files import writable_layer
+
+        with writable_layer(context, record) as assets:
+            yield assets
+    else:
+        yield context.snapshots.load(record.id, record.chain_ids)
+
+
 def diff(context: Context, identifier: str) -> list[Change]:
     """Return what differs from the image, by path."""
     from hutch.storage.changes import changes
 
-    record = load(context, identifier)
-    assets = context.snapshots.load(identifier, record.chain_ids)
-    return [
-        Change(kind=change.kind, path=change.path)
-        for change in changes(assets.upper, assets.lower, skip=own_paths(record))
-    ]
+    record = current(context, identifier)
+    with _layers(context, record) as assets:
+        return [
+            Change(kind=change.kind, path=change.path)
+            for change in changes(assets.upper, assets.lower, skip=own_paths(record))
+        ]
 
 
 def export(context: Context, identifier: str) -> Iterator[bytes]:
@@ -50,11 +62,13 @@ def export(context: Context, identifier: str) -> Iterator[bytes]:
     from hutch.storage.overlay import Merged
     from hutch.storage.pack import pack_merged
 
-    record = load(context, identifier)
-    assets = context.snapshots.load(identifier, record.chain_ids)
+    record = current(context, identifier)
 
     def stream() -> Iterator[bytes]:
-        with Merged((assets.upper, *assets.lower)) as merged:
+        with (
+            _layers(context, record) as assets,
+            Merged((assets.upper, *assets.lower)) as merged,
+        ):
             yield from pack_merged(merged)
 
     return stream()
@@ -81,7 +95,7 @@ def commit(
             stack.callback(unpause, context, identifier)
         return commit_image(
             context.images.get(record.image_id),
-            context.snapshots.load(identifier, record.chain_ids),
+            stack.enter_context(_layers(context, record)),
             images=context.images,
             content=context.content,
             layers=context.layers,
@@ -97,4 +111,4 @@ def commit(
 
 
 def _pause(context: Context, identifier: str) -> None:
-    pause(context, identifier)
+    pause(context, identifier, programs_only=True)

@@ -10,7 +10,7 @@ from hutch.engine.finish import finish
 from hutch.engine.lookup import load
 from hutch.engine.results import Completed
 from hutch.engine.stop import connect, current
-from hutch.errors import Exhausted, HutchError, OperationTimeout, WrongState
+from hutch.errors import HutchError, OperationTimeout, WrongState
 from hutch.process.supervisor import Supervisor, attach_flags
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def collect(
     On a timeout or when there is too much output, the program is killed first.
     """
     try:
-        status, out, err = link.collect(input, timeout_s, limit + 1)
+        status, out, err = link.collect(input, timeout_s, limit)
     except OperationTimeout:
         _kill(link)
         raise OperationTimeout(f"the program did not end within {timeout_s:g} s") from None
@@ -154,11 +154,6 @@ def collect(
         raise
     finally:
         link.close()
-    if max(len(out), len(err)) > limit:
-        raise Exhausted(
-            f"the program wrote more than {limit} bytes",
-            hint="raise limit=, or read the output as a stream",
-        )
     return Completed(exit_code=status.code, stdout=out, stderr=err, id=identifier)
 
 

@@ -6,6 +6,7 @@ import time
 
 import msgspec
 
+from hutch.drivers.base import Guests
 from hutch.engine.context import Context
 from hutch.engine.finish import finish, refresh, refresh_locked, remove_locked
 from hutch.engine.locking import instance_lock
@@ -166,13 +167,18 @@ def kill(context: Context, identifier: str, signal: str | int = "SIGKILL") -> No
     _event(context, record, "kill", signal=str(signum))
 
 
-def pause(context: Context, identifier: str) -> None:
-    """Freeze a running instance."""
+def pause(context: Context, identifier: str, *, programs_only: bool = False) -> None:
+    """Freeze a running instance; with `programs_only` what is beside them in a virtual
+    machine still answers."""
     with instance_lock(context, identifier):
         record = refresh_locked(context, load(context, identifier))
         if record.state != State.RUNNING:
             raise WrongState(f"instance {record.name} is {record.state}: cannot be paused")
-        context.driver(record.spec.isolation).pause(record.id)
+        driver = context.driver(record.spec.isolation)
+        if programs_only and isinstance(driver, Guests):
+            driver.freeze_programs(record.id)
+        else:
+            driver.pause(record.id)
         set_state(context, record, State.PAUSED, "pause")
 
 

@@ -11,7 +11,7 @@ from struct import pack
 from threading import Condition, Lock
 from typing import TypeVar
 
-from hutch.errors import InternalError, OperationTimeout, OutcomeUnknown
+from hutch.errors import Exhausted, InternalError, OperationTimeout, OutcomeUnknown
 from hutch.process import frames
 from hutch.process.errors import LaunchFailed
 from hutch.process.frames import (
@@ -461,8 +461,8 @@ class Supervisor:
     ) -> tuple[ExitStatus, bytes, bytes]:
         """Feed `input`, gather both streams, wait for the end.
 
-        Each stream is kept up to `limit_bytes`; the rest is read and dropped. On
-        `OperationTimeout` the process still runs.
+        Raise `Exhausted` as soon as a stream has more than `limit_bytes`. After that, and
+        after `OperationTimeout`, the process still runs.
         """
         deadline = _deadline(timeout_s)
         streams: tuple[list[bytes], list[bytes]] = ([], [])
@@ -474,6 +474,11 @@ class Supervisor:
             left = self._feed(left)
             with self._changed:
                 self._gather(streams, room)
+                if min(room) < 0:
+                    raise Exhausted(
+                        f"the program wrote more than {limit_bytes} bytes",
+                        hint="raise limit=, or read the output as a stream",
+                    )
                 if self._exit is not None:
                     return self._exit, b"".join(streams[0]), b"".join(streams[1])
                 if self._failure is not None:
@@ -488,9 +493,8 @@ class Supervisor:
         for event in self._events:
             if isinstance(event, Output) and 1 <= event.stream <= 2:
                 which = event.stream - 1
-                piece = event.data[: room[which]]
-                room[which] -= len(piece)
-                streams[which].append(piece)
+                room[which] -= len(event.data)
+                streams[which].append(event.data)
             elif not isinstance(event, Gap):
                 others.append(event)  # another thread may wait for it
         self._events = deque(others)

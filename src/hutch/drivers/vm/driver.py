@@ -7,7 +7,8 @@ signals and the exit code pass through it. What else is asked of the guest goes 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hutch.drivers.base import Tree
+    from hutch.drivers.base import GuestFiles
     from hutch.network.model import Endpoint
 
 __all__ = ["VmDriver"]
@@ -236,11 +237,20 @@ class VmDriver:
 
     # ---- what is inside -----------------------------------------------------------------
 
-    def tree(self, identifier: str) -> Tree:
+    def tree(self, identifier: str) -> GuestFiles:
         """Return the files of a running machine's program."""
         from hutch.drivers.vm.files import GuestTree
 
         return GuestTree(self._guest(identifier))
+
+    @contextmanager
+    def stored(self, launch: Launch) -> Iterator[GuestFiles]:
+        """Hold the files of a stopped machine; the caller has the instance's lock."""
+        from hutch.drivers.vm.files import GuestTree
+        from hutch.drivers.vm.maintenance import maintained
+
+        with maintained(self._machines, self._hierarchy, launch) as guest:
+            yield GuestTree(guest)
 
     def process_rows(self, identifier: str) -> list[ProcessRow]:
         """Return the processes of the program, as the guest numbers them."""
@@ -283,13 +293,18 @@ class VmDriver:
             stop(monitor)
 
     def unpause(self, identifier: str) -> None:
-        """Let them run; the guest's clock is set, which stood still."""
+        """Let them run, and what was frozen in the guest; its clock is set, which stood still."""
         from hutch.qmp import conversation
         from hutch.qmp.machine import cont
 
         with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
             cont(monitor)
         inside.renew(self._guest(identifier))
+        inside.freeze(self._guest(identifier), frozen=False)
+
+    def freeze_programs(self, identifier: str) -> None:
+        """Stop the program and all beside it, but for the agent."""
+        inside.freeze(self._guest(identifier), frozen=True)
 
     def save(self, identifier: str, target: str, *, cards: int, end_as: str = "") -> None:
         """Save a running machine to a directory; see `hutch.drivers.base.Savable`."""

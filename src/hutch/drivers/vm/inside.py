@@ -14,7 +14,7 @@ from hutch.plan import guest_answers as answers
 from hutch.plan.vm import GUEST_CGROUP
 from hutch.process.guest import Guest
 
-__all__ = ["combined", "limit_processes", "process_rows", "renew", "stats"]
+__all__ = ["combined", "freeze", "limit_processes", "process_rows", "renew", "stats"]
 
 _ANSWER_S = 20.0
 
@@ -76,4 +76,10 @@ def limit_processes(guest: Guest, pids: int) -> None:
     """Limit the program's processes; 0 takes the limit away."""
     lines = f"pids.max={pids or 'max'}"
     operation = protocol.Cgroup(path=GUEST_CGROUP, lines=lines)
+    guest.call(protocol.Call.SETUP, protocol.encode_setup([operation]), timeout_s=_ANSWER_S)
+
+
+def freeze(guest: Guest, *, frozen: bool) -> None:
+    """Stop or continue the program and all that was started beside it."""
+    operation = protocol.Cgroup(path=GUEST_CGROUP, lines=f"cgroup.freeze={frozen:d}")
     guest.call(protocol.Call.SETUP, protocol.encode_setup([operation]), timeout_s=_ANSWER_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from hutch.drivers.vm.sandbox import Descriptors, Sandbox, choose_sandbox
 from hutch.drivers.vm.setup import (
     ROOT_SERIAL,
     WRITABLE_SERIAL,
+    bare_setup,
     late_setup,
     load_network,
     machine_setup,
@@ -143,9 +144,7 @@ class MachineLauncher:
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
         if launch.spec.machine.template and pluggable and loaded is None:
-            template = self._template(parts, launch)
-            held.callback(os.close, template.memory)
-            held.callback(os.close, template.state)
+            template = self._held_template(parts, launch, held)
         shares = serve(self._launcher, self._root, launch, group, held)
         taps = None
         user_network = is_user_network(launch.endpoints)
@@ -171,25 +170,6 @@ class MachineLauncher:
                 shares=((TAG, GUEST_SHARES),) if shares else (),
             )
 
-        def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
-            memory = Memory(kind="memfd" if shares else "plain")
-            if template is not None:
-                memory = _resumed_memory(template, parts.shape, shares, descriptors)
-            return machine_argv(
-                parts.host,
-                ports,
-                name=launch.id[:12],
-                shape=parts.shape,
-                memory=memory,
-                kernel=_kernel_paths(parts, descriptors)
-                if template is None
-                else (stub_kernel(descriptors), ""),
-                disks=_disks(launch, descriptors),
-                nics=network_cards(launch.endpoints, taps.taps if taps else (), descriptors),
-                shares=_shares(shares, descriptors) if template is None else (),
-                incoming=template is not None or loaded is not None,
-            )
-
         booted = boot(
             self._launcher,
             BootRequest(
@@ -200,7 +180,14 @@ class MachineLauncher:
                 directory=f"{launch.directory}/run",
                 logs=launch.directory,
                 supervision=_supervision(launch, health),
-                argv=argv,
+                argv=self._arguments(
+                    parts,
+                    launch,
+                    template,
+                    taps.taps if taps else (),
+                    shares,
+                    loaded=loaded is not None,
+                ),
                 config=MonitorConfig(
                     argv=(),
                     setup=setup_request(setup),
@@ -227,6 +214,81 @@ class MachineLauncher:
         return MachineStart(
             booted=booted, taps=taps, template=template, loaded=loaded, shares=shares, record=record
         )
+
+    def start_bare(
+        self, launch: Launch, directory: str, group: Group, held: ExitStack
+    ) -> tuple[Booted, Template | None]:
+        """Begin to start a machine with the disks of a stopped one, where no program runs.
+
+        Its sockets are made in `directory`. It ends with its link to the supervisor.
+        """
+        parts = self._parts(launch.spec)
+        template = (
+            self._held_template(parts, launch, held) if launch.spec.machine.template else None
+        )
+        os.mkdir(directory, 0o700)
+        setup = bare_setup(launch, modules=parts.kernel.late, resumed=template is not None)
+        booted = boot(
+            self._launcher,
+            BootRequest(
+                identifier=launch.id,
+                root=self._root,
+                directory=directory,
+                logs=directory,
+                supervision=Supervision(linger=False, name="hutch-supervisor"),
+                argv=self._arguments(parts, launch, template, ()),
+                config=MonitorConfig(
+                    argv=(),
+                    setup=setup_request(setup),
+                    boot_timeout_s=_BOOT_S,
+                    volatile=True,  # whoever asked for it has it write out what it wrote
+                    hold=template is not None,
+                ),
+                kvm=parts.host.accelerator == "kvm",
+                group=group,
+            ),
+        )
+        return booted, template
+
+    def _arguments(
+        self,
+        parts: _Parts,
+        launch: Launch,
+        template: Template | None,
+        taps: Sequence[int] = (),
+        shares: ShareServer | None = None,
+        *,
+        loaded: bool = False,
+    ) -> Callable[[Ports, Descriptors], Sequence[str]]:
+        """Return what makes QEMU's argument list for an instance's disks and network;
+        `loaded` says that its state comes from a saved one."""
+
+        def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
+            memory = Memory(kind="memfd" if shares else "plain")
+            if template is not None:
+                memory = _resumed_memory(template, parts.shape, shares, descriptors)
+            return machine_argv(
+                parts.host,
+                ports,
+                name=launch.id[:12],
+                shape=parts.shape,
+                memory=memory,
+                kernel=_kernel_paths(parts, descriptors)
+                if template is None
+                else (stub_kernel(descriptors), ""),
+                disks=_disks(launch, descriptors),
+                nics=network_cards(launch.endpoints, taps, descriptors),
+                shares=_shares(shares, descriptors) if template is None else (),
+                incoming=template is not None or loaded,
+            )
+
+        return argv
+
+    def _held_template(self, parts: _Parts, launch: Launch, held: ExitStack) -> Template:
+        template = self._template(parts, launch)
+        held.callback(os.close, template.memory)
+        held.callback(os.close, template.state)
+        return template
 
     def _record(
         self, parts: _Parts, template: Template | None, user: ResolvedUser

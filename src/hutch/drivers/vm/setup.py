@@ -11,9 +11,9 @@ from hutch.network.model import Endpoint
 from hutch.plan import guest
 from hutch.plan.vm import GUEST_CGROUP, GUEST_FILES, GUEST_ROOT
 
-__all__ = ["ROOT_SERIAL", "WRITABLE_LINK", "WRITABLE_PATH", "WRITABLE_SERIAL", "default_routes"]
-__all__ += ["interface_setup", "interfaces", "late_setup", "load_network", "machine_setup"]
-__all__ += ["renewal", "setup_request"]
+__all__ = ["ROOT_SERIAL", "WRITABLE_LINK", "WRITABLE_PATH", "WRITABLE_SERIAL", "bare_setup"]
+__all__ += ["default_routes", "interface_setup", "interfaces", "late_setup", "load_network"]
+__all__ += ["machine_setup", "renewal", "setup_request"]
 
 ROOT_SERIAL = "root"
 WRITABLE_SERIAL = "writable"
@@ -98,6 +98,14 @@ def machine_setup(
         for tag, path in shares
     ]
     return made + interfaces(launch.endpoints)
+
+
+def bare_setup(launch: Launch, *, modules: Sequence[str], resumed: bool) -> list[guest.SetupOp]:
+    """Return what shows the agent's helper for files the root that a program would have."""
+    made: list[guest.SetupOp] = renewal()
+    if not resumed:
+        made += late_setup(modules, nics=0)
+    return made + _disks(launch)
 
 
 def _disks(launch: Launch) -> list[guest.SetupOp]:

@@ -1,0 +1,66 @@
+"""Instances on networks: addresses, names, published ports."""
+
+from __future__ import annotations
+
+import urllib.request
+
+import pytest
+
+from hutch.engine import Engine
+from tests.engine.behaviours.conftest import Maker
+from tests.engine.behaviours.waiting import until
+
+HTTPD = "echo hello > /tmp/index.html; httpd -f -p 80 -h /tmp"
+
+
+@pytest.fixture
+def network(home: Engine, kind: str) -> str:
+    """The name of a network of the test's own."""
+    return f"net-{kind}"
+
+
+def test_without_network_there_is_only_loopback(make: Maker) -> None:
+    assert make.sh("ls /sys/class/net; ip addr show lo | grep -c 127.0.0.1").text.split() == [
+        "lo",
+        "1",
+    ]
+
+
+def test_instances_on_one_network_find_each_other_by_name(make: Maker, network: str) -> None:
+    make.engine.networks.create(network)
+    try:
+        with make.start(HTTPD, name=f"site-{network}", network=network) as site:
+            address = site.info().endpoints[0].addresses[0].address  # type: ignore[attr-defined]
+            assert address in site.exec(["ip", "addr", "show", "eth0"]).text
+            with make.start(network=network) as client:
+                # Not by wget: the C library of a static busybox has no resolver to load.
+                found = client.exec(["nslookup", f"site-{network}"]).text
+                assert f"Address: {address}" in found
+                ask = ["wget", "-q", "-O", "-", "-T", "5", f"http://{address}/"]
+                until(lambda: client.exec(ask).text == "hello\n", "not reached")
+    finally:
+        make.engine.networks.remove(network)
+
+
+def test_a_published_port_leads_to_the_program(make: Maker, free_port: int) -> None:
+    with make.start(HTTPD, network="bridge", publish=[f"127.0.0.1:{free_port}:80"]):
+
+        def answers() -> bool:
+            try:
+                url = f"http://127.0.0.1:{free_port}/"
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    return bool(answer.read() == b"hello\n")
+            except OSError:
+                return False
+
+        until(answers, "the port does not answer")
+
+
+@pytest.fixture
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
