@@ -68,7 +68,9 @@ def _dry_run(invocation: Invocation, options: dict[str, Any]) -> int:
 
     instance = _create(invocation, options)
     try:
-        print_json(invocation.engine.plan(instance.id))
+        plan = invocation.engine.plan(instance.id)
+        qemu = invocation.engine.machine_arguments(instance.id)
+        print_json({"Guest": plan, "Qemu": qemu} if qemu else plan)
     finally:
         instance.remove(force=True, volumes=True)
     return 0

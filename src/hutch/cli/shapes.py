@@ -51,6 +51,26 @@ def instance_shape(info: InstanceInfo) -> dict[str, Any]:
         "NetworkSettings": _network_settings(info),
         "Isolation": spec.isolation,
         "IsolationReason": info.isolation_reason,
+        "Machine": _machine(info),
+    }
+
+
+def _machine(info: InstanceInfo) -> dict[str, Any] | None:
+    """Return what the last start of a virtual machine decided; None for a container."""
+    found = info.machine
+    if found is None:
+        return None
+    return {
+        "Accelerator": found.accelerator,
+        "AcceleratorReason": found.accelerator_reason,
+        "Qemu": found.qemu,
+        "QemuVersion": found.qemu_version,
+        "Kernel": found.kernel,
+        "Type": found.machine,
+        "CpuModel": found.cpu,
+        "Memory": found.memory,
+        "Vcpus": found.vcpus,
+        "Template": found.template,
     }
 
 

@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "port": ("listing", "List the published ports of an instance"),
     "top": ("listing", "List the processes of an instance"),
     "stats": ("listing", "Show what instances use"),
+    "console": ("console", "Join the serial console of a virtual machine"),
     "logs": ("logs", "Show the output of an instance"),
     "diff": ("files", "List what changed in an instance's file system"),
     "cp": ("files", "Copy files between an instance and the host"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hutch.engine.session import Session
 
-__all__ = ["Streams", "detach_keys", "relay", "terminal_size"]
+__all__ = ["KeyFilter", "Streams", "detach_keys", "raw_mode", "relay", "terminal_size"]
 
 _CHUNK = 32768
 _DEFAULT_KEYS = b"\x10\x11"  # ctrl-p, ctrl-q
@@ -86,8 +86,8 @@ def relay(
             wanted.append("SIGWINCH")
         signals = stack.enter_context(_caught(wanted)) if wanted else -1
         if tty and streams.stdin:
-            stack.enter_context(_raw_mode(0))
-        loop = _Relay(session, streams, _KeyFilter(keys if tty else b""), signals)
+            stack.enter_context(raw_mode(0))
+        loop = _Relay(session, streams, KeyFilter(keys if tty else b""), signals)
         if loop.run():
             return 0
         return session.wait()
@@ -96,7 +96,7 @@ def relay(
 class _Relay:
     """One thread that waits for output, input and signals at once."""
 
-    def __init__(self, session: Session, streams: Streams, keys: _KeyFilter, signals: int) -> None:
+    def __init__(self, session: Session, streams: Streams, keys: KeyFilter, signals: int) -> None:
         self._session = session
         self._link = session.link
         self._streams = streams
@@ -189,7 +189,7 @@ class _Relay:
             )
 
 
-class _KeyFilter:
+class KeyFilter:
     """Find the detach keys in what is typed, holding back their beginning."""
 
     def __init__(self, keys: bytes) -> None:
@@ -215,7 +215,7 @@ class _KeyFilter:
 
 
 @contextmanager
-def _raw_mode(fd: int) -> Iterator[None]:
+def raw_mode(fd: int) -> Iterator[None]:
     """Hand every key on; the terminal is put back at the end."""
     import termios
     import tty

@@ -11,7 +11,7 @@ import msgspec
 from hutch.decoding import decode_json
 from hutch.engine.context import Context
 from hutch.engine.records import InstanceRecord
-from hutch.engine.results import HealthState, InstanceInfo, MountInfo
+from hutch.engine.results import HealthState, InstanceInfo, MachineInfo, MountInfo
 from hutch.lifecycle import State
 from hutch.spec.model import TmpfsMount
 from hutch.units import format_duration
@@ -68,7 +68,15 @@ def describe(context: Context, record: InstanceRecord) -> InstanceInfo:
         spec=record.spec,
         chain_ids=record.chain_ids,
         isolation_reason=record.isolation_reason,
+        machine=_machine(context, record),
     )
+
+
+def _machine(context: Context, record: InstanceRecord) -> MachineInfo | None:
+    if record.spec.isolation != "vm":
+        return None
+    found = context.machines.record(record.id)
+    return None if found is None else msgspec.convert(found, MachineInfo, from_attributes=True)
 
 
 def _endpoints(context: Context, record: InstanceRecord) -> tuple[Endpoint, ...]:

@@ -177,6 +177,13 @@ class Engine:
 
         return plan(self._context, find_id(self._context, name_or_id))
 
+    def machine_arguments(self, name_or_id: str) -> tuple[str, ...]:
+        """Return QEMU's argument list for a virtual machine that boots by itself; of its
+        network, which only a start makes, nothing is in it. Empty for a container."""
+        from hutch.engine.start import machine_arguments
+
+        return machine_arguments(self._context, find_id(self._context, name_or_id))
+
     def after_exit(self, identifier: str) -> None:
         """Do what follows an exit that nobody waited for: book it, restart, remove.
 

@@ -23,6 +23,7 @@ from hutch.ids import InstanceId, short_id
 if TYPE_CHECKING:
     from typing import Self, Unpack
 
+    from hutch.engine.console import Console
     from hutch.engine.files import Files
     from hutch.engine.records import SnapshotRecord
     from hutch.image.records import ImageRecord
@@ -274,6 +275,18 @@ class Instance:
             stdout=stdout,
             stderr=stderr,
         )
+
+    def console(self) -> Console:
+        """Join the serial console of a virtual machine, where its kernel writes."""
+        from hutch.engine.console import open_console
+
+        return open_console(self._context, self.id)
+
+    def console_log(self, limit: int = 1 << 20) -> bytes:
+        """Return the end of what was written to that console, at most `limit` bytes."""
+        from hutch.engine.console import console_log
+
+        return console_log(self._context, self.id, limit)
 
     # ---- looking inside -----------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ __all__ = [
     "Event",
     "HealthState",
     "InstanceInfo",
+    "MachineInfo",
     "MountInfo",
     "NetworkUsage",
     "ProcessTable",
@@ -74,11 +75,28 @@ class MountInfo(msgspec.Struct, frozen=True, kw_only=True):
     propagation: str = ""
 
 
+class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A virtual machine as its last start made it: QEMU, the accelerator with the reason for
+    it, the guest's kernel, and the template it went on from ("" for a boot of its own)."""
+
+    qemu: str
+    qemu_version: str
+    accelerator: str
+    accelerator_reason: str
+    kernel: str
+    machine: str
+    cpu: str
+    memory: int
+    vcpus: int
+    template: str
+
+
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """An instance as it is now. Times in nanoseconds since the epoch, 0 for never.
 
     `endpoints` are those of `hutch.network` while it runs; `isolation_reason` says why
-    `isolation="auto"` chose what it chose.
+    `isolation="auto"` chose what it chose; `machine` is what the last start of a virtual
+    machine decided (None for a container, and before the first start).
     """
 
     id: str
@@ -103,6 +121,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     spec: InstanceSpec
     chain_ids: tuple[str, ...] = ()
     isolation_reason: str = ""
+    machine: MachineInfo | None = None
 
     @property
     def labels(self) -> dict[str, str]:

@@ -28,7 +28,7 @@ from hutch.storage.snapshots import DISK_FILE
 if TYPE_CHECKING:
     from hutch.network import Endpoint
 
-__all__ = ["plan", "start"]
+__all__ = ["machine_arguments", "plan", "start"]
 
 _STARTABLE = (State.CREATED, State.EXITED, State.RESTARTING, State.SUSPENDED)
 
@@ -159,6 +159,15 @@ def plan(context: Context, identifier: str) -> Plan:
     with ExitStack() as held:
         launch = _launch(context, record, [], held)
         return context.driver(record.spec.isolation).plan(launch)
+
+
+def machine_arguments(context: Context, identifier: str) -> tuple[str, ...]:
+    """Return QEMU's argument list of a virtual machine's start; empty for a container."""
+    record = load(context, identifier)
+    if record.spec.isolation != "vm":
+        return ()
+    with ExitStack() as held:
+        return context.machines.arguments(_launch(context, record, [], held))
 
 
 def _prepare_network(

@@ -24,7 +24,7 @@ from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.kernels import Kernels
 from hutch.drivers.vm.launching import MachineLauncher, MachineStart
 from hutch.drivers.vm.limits import check_spec, group_limits, memory_of
-from hutch.drivers.vm.machine import load_record
+from hutch.drivers.vm.machine import MachineRecord, load_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.drivers.vm.state import connect_cards, load_machine, save_machine
 from hutch.errors import InternalError, NotFound, WrongState
@@ -74,6 +74,10 @@ class VmDriver:
     def plan(self, launch: Launch) -> Plan:
         """Return the plan by which the guest would start the program; nothing is done."""
         return compile_guest(launch.spec, self._launch_assets(launch))
+
+    def arguments(self, launch: Launch) -> tuple[str, ...]:
+        """Return the argument list that QEMU would be started with, without a template."""
+        return self._machines.arguments(launch)
 
     def _launch_assets(self, launch: Launch) -> GuestAssets:
         process = launch.spec.process
@@ -268,11 +272,23 @@ class VmDriver:
         return list(self._group(identifier).pids())
 
     def oom_kills(self, identifier: str) -> int:
-        """Return how often the host's kernel killed for lack of memory."""
+        """Return how often a kernel killed for lack of memory, the host's or the guest's."""
+        from hutch.drivers.vm.console import count_oom_kills
+
+        count = 0
+        with suppress(NotFound):
+            count = self._hierarchy.load(identifier).oom_kills()
+        with suppress(NotFound):
+            directory = self._directory(identifier)
+            count += count_oom_kills(directory, load_record(directory).console_start)
+        return count
+
+    def record(self, identifier: str) -> MachineRecord | None:
+        """Return what the last start decided about a machine; None before the first."""
         try:
-            return self._hierarchy.load(identifier).oom_kills()
+            return load_record(self._directory(identifier))
         except NotFound:
-            return 0
+            return None
 
     # ---- life ---------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import msgspec
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards, template_cards
+from hutch.drivers.vm.console import log_size
 from hutch.drivers.vm.host import find_host, require_qemu
 from hutch.drivers.vm.initramfs import Programs, ensure_initramfs
 from hutch.drivers.vm.kernels import KernelRecord, Kernels
@@ -39,7 +40,7 @@ from hutch.drivers.vm.setup import (
 from hutch.drivers.vm.shares import TAG, ShareServer, copy_memory, plug, serve, shared
 from hutch.drivers.vm.state import Loaded, opened, twin_setup
 from hutch.drivers.vm.templates import Template, Templates
-from hutch.errors import WrongState
+from hutch.errors import Unavailable, WrongState
 from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
@@ -153,7 +154,8 @@ class MachineLauncher:
             for fd in (taps.namespace, *taps.taps):
                 held.callback(os.close, fd)
         record = msgspec.structs.replace(
-            self._record(parts, template, user), shares=len(shared(launch))
+            self._record(parts, template, user, log_size(launch.directory)),
+            shares=len(shared(launch)),
         )
         save_record(launch.directory, record)
         spec = launch.spec
@@ -214,6 +216,19 @@ class MachineLauncher:
         return MachineStart(
             booted=booted, taps=taps, template=template, loaded=loaded, shares=shares, record=record
         )
+
+    def arguments(self, launch: Launch) -> tuple[str, ...]:
+        """Return QEMU's argument list for a boot of its own; nothing is started or kept."""
+        parts = self._parts(launch.spec)
+        with ExitStack() as held:
+            descriptors = Descriptors(held)
+
+            def placeholder() -> int:
+                return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+            names = [field.name for field in msgspec.structs.fields(Ports)]
+            ports = Ports(**{name: descriptors.add(placeholder()) for name in names})
+            return tuple(self._arguments(parts, launch, None, ())(ports, descriptors))
 
     def start_bare(
         self, launch: Launch, directory: str, group: Group, held: ExitStack
@@ -291,7 +306,7 @@ class MachineLauncher:
         return template
 
     def _record(
-        self, parts: _Parts, template: Template | None, user: ResolvedUser
+        self, parts: _Parts, template: Template | None, user: ResolvedUser, console_start: int
     ) -> MachineRecord:
         return MachineRecord(
             qemu=parts.host.qemu,
@@ -306,6 +321,7 @@ class MachineLauncher:
             vcpus=parts.shape.vcpus,
             template=template.key if template else "",
             user=user,
+            console_start=console_start,
         )
 
     def network_modules(self, kernel_id: str) -> list[SetupOp]:
@@ -317,10 +333,18 @@ class MachineLauncher:
         from hutch.qmp import conversation
         from hutch.qmp.blocks import resize_block
         from hutch.qmp.machine import cont
-        from hutch.qmp.migration import load_state
+        from hutch.qmp.migration import MigrationFailed, load_state
 
         with conversation(f"{directory}/{QMP_SOCKET}") as monitor:
-            load_state(monitor, template.state, ignore_shared=True)
+            try:
+                load_state(monitor, template.state, ignore_shared=True)
+            except MigrationFailed as exc:
+                # Damaged, perhaps: whatever it is, nobody else is to meet with it.
+                self.templates.discard(template)
+                raise Unavailable(
+                    f"template {template.key[:12]}: cannot be resumed: {exc.message}",
+                    hint="it was removed: start again, and another is made",
+                ) from exc
             if template.disk_size:
                 resize_block(monitor, node_name(_WRITABLE), template.disk_size)
             if shares is not None:

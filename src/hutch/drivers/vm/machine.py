@@ -57,7 +57,11 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What later calls need to know of a machine that was started; in its directory."""
+    """What later calls need to know of a machine that was started; in its directory.
+
+    `template` is the name of what it went on from, "" for a boot of its own; `console_start`
+    where this start's part of the console's log begins.
+    """
 
     qemu: str
     qemu_version: str
@@ -72,6 +76,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     template: str
     user: ResolvedUser
     shares: int = 0
+    console_start: int = 0
 
 
 def save_record(directory: str, record: MachineRecord) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.drivers.failures import launching, machine_failures
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted
 from hutch.drivers.vm.sandbox import listen_at
 from hutch.errors import HutchError
@@ -55,6 +56,11 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     memory: int
     state: int
     disk_size: int = 0
+
+    def identity(self) -> tuple[int, int]:
+        """Return what tells it from another one that was made under the same key."""
+        status = os.fstat(self.state)
+        return status.st_dev, status.st_ino
 
 
 class Templates:
@@ -126,8 +132,10 @@ class Templates:
         booted = boot(run, memory)
         with booted.supervisor, booted.monitor:
             try:
-                booted.supervisor.wait_started()
-                booted.monitor.wait_ready(_BOOT_S)
+                with launching(booted.plan, "template"):
+                    booted.supervisor.wait_started()
+                with machine_failures("template", str(run)):
+                    booted.monitor.wait_ready(_BOOT_S)
                 with conversation(run / QMP_SOCKET) as monitor:
                     qmp.stop(monitor)
                     save_state(monitor, state, ignore_shared=True)
@@ -158,6 +166,26 @@ class Templates:
         finally:
             os.close(listener)
 
+    def discard(self, template: Template) -> None:
+        """Remove a template from which no machine goes on; another made since then stays."""
+        directory = self._directory / template.key
+        with lock_file(self._directory / f".{template.key}.lock", timeout_s=_BUILD_WAIT_S):
+            present = self._open(template.key)
+            if present is None:
+                return
+            try:
+                if present.identity() != template.identity():
+                    return
+            finally:
+                os.close(present.memory)
+                os.close(present.state)
+            self._end_holder(directory)
+            Trash(self._root).discard(str(directory))
+
+    def _end_holder(self, directory: Path) -> None:
+        with suppress(OSError, HutchError), Supervisor.connect(str(directory / "run")) as link:
+            _end(link)
+
     def prune(self) -> int:
         """End the holders and remove all templates; return how many there were."""
         if not self._directory.is_dir():
@@ -166,8 +194,7 @@ class Templates:
         for directory in self._directory.iterdir():
             if directory.name.startswith("."):
                 continue
-            with suppress(OSError, HutchError), Supervisor.connect(str(directory / "run")) as link:
-                _end(link)
+            self._end_holder(directory)
             Trash(self._root).discard(str(directory))
             count += 1
         return count

@@ -1,0 +1,74 @@
+"""`console`: the serial console of a virtual machine."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from hutch.cli.command import Command
+from hutch.cli.output import write_bytes
+from hutch.cli.session import Invocation
+from hutch.cli.terminal import KeyFilter, detach_keys, raw_mode
+
+__all__ = ["COMMANDS"]
+
+_CHUNK = 4096
+_KEYS = "ctrl-]"
+
+
+def _console(invocation: Invocation) -> int:
+    instance = invocation.engine.get(invocation.arguments[0])
+    if invocation.flag("log"):
+        write_bytes(instance.console_log())
+        return 0
+    keys = KeyFilter(detach_keys(invocation.options.get("detach_keys", _KEYS)))
+    with instance.console() as console:
+        if not os.isatty(0):
+            _relay(console, keys, stdin=False)
+            return 0
+        with raw_mode(0):
+            _relay(console, keys, stdin=True)
+    return 0
+
+
+def _relay(console: object, keys: KeyFilter, *, stdin: bool) -> None:
+    """Carry bytes both ways until the machine ends or the detach keys were typed."""
+    from hutch.engine.console import Console
+
+    assert isinstance(console, Console)
+    poll = select.poll()
+    poll.register(console.fileno(), select.POLLIN)
+    if stdin:
+        poll.register(0, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd != 0:
+                data = console.receive()
+                if not data:
+                    return
+                write_bytes(data)
+                continue
+            typed = os.read(0, _CHUNK)
+            out, left = keys.take(typed)
+            if out:
+                console.send(out)
+            if left or not typed:
+                return
+
+
+COMMANDS = {
+    "console": Command(
+        handler=_console,
+        summary="Join the serial console of a virtual machine, where its kernel writes.",
+        arguments="INSTANCE",
+        low=1,
+        high=1,
+        options=(
+            ("detach-keys", "", "text", "KEYS", "Keys that leave it (ctrl-])"),
+            ("log", "", "flag", "", "Show what was written there until now, and end"),
+        ),
+        epilog="The program's own streams are not there: `hutch logs` and `hutch attach` have "
+        "them. One at a time can be joined to a console.",
+        examples=("hutch console vm", "hutch console --log vm"),
+    ),
+}
