@@ -400,6 +400,8 @@ static void make_entry(struct unpack *u)
 		e->name[--len] = 0;
 	if (!len || !strcmp(e->name, ".") || (len > 1 && !strcmp(e->name + len - 2, "/.")))
 		return; /* the directory itself */
+	if (climbs(e->name))
+		fail_with(EINVAL, e->name);
 	parent = open_parent(u, &leaf);
 	if (parent < 0)
 		fail_with(errno, e->name);

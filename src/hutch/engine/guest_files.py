@@ -28,6 +28,8 @@ from hutch.storage.snapshots import DISK_FILE, OverlayAssets
 
 __all__ = ["open_guest", "writable_layer"]
 
+_TAR_HEADS = 256 << 20
+
 
 @contextmanager
 def open_guest(context: Context, record: InstanceRecord) -> Iterator[GuestFiles]:
@@ -71,10 +73,13 @@ def writable_layer(context: Context, record: InstanceRecord) -> Iterator[Overlay
     It is a copy: nothing in it is ever seen by the machine.
     """
     from hutch.engine.files import ChunkReader
-    from hutch.storage.unpack import unpack
+    from hutch.storage.unpack import UnpackLimits, unpack
 
     assets = context.snapshots.load(record.id, record.chain_ids)
     what = f"writable layer of {record.name}"
+    # A guest's word has no end; what is on its disk has.
+    size = os.stat(context.directory(record.id) / DISK_FILE).st_size
+    limits = UnpackLimits(max_bytes=size + _TAR_HEADS)
     with disk_errors(what):
         os.makedirs(context.root / "tmp", 0o700, exist_ok=True)
         copy = tempfile.mkdtemp(prefix="layer-", dir=context.root / "tmp")
@@ -82,7 +87,7 @@ def writable_layer(context: Context, record: InstanceRecord) -> Iterator[Overlay
             fd = os.open(copy, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 with open_guest(context, record) as tree:
-                    unpack(ChunkReader(tree.pack_upper()), fd, label=what)
+                    unpack(ChunkReader(tree.pack_upper()), fd, limits=limits, label=what)
             finally:
                 os.close(fd)
             yield msgspec.structs.replace(assets, upper=copy)

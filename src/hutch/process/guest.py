@@ -9,13 +9,21 @@ from __future__ import annotations
 import _socket  # socket(7) without what the socket module brings along: 2 ms of start-up
 import errno
 import os
+import select
 import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from struct import Struct
 
-from hutch.errors import Busy, OperationTimeout, OutcomeUnknown, Unavailable, WrongState
+from hutch.errors import (
+    Busy,
+    IntegrityError,
+    OperationTimeout,
+    OutcomeUnknown,
+    Unavailable,
+    WrongState,
+)
 from hutch.plan.guest_answers import decode_answer
 from hutch.plan.ops import Plan
 from hutch.plan.wire import encode
@@ -30,14 +38,22 @@ _CALL, _EXEC, _FILES, _QUIESCE = 1, 3, 4, 128
 _QUIET = Struct("<II")
 _DISMISS = b"\x01"
 _RECEIVE = 64 << 10
+_ANSWER_MAX = 64 << 20
+# An emulated guest on a busy host takes its time, but not this long for one piece.
+SILENCE_S = 60.0
 _U32 = Struct("<I").pack
 
 
 class Channel:
-    """One connection to the agent: bytes both ways, each direction with its own end."""
+    """One connection to the agent: bytes both ways, each direction with its own end.
+
+    One thread may send while another receives. The guest is not trusted to answer: whoever
+    waits for it waits until a deadline, or as long as something comes or goes.
+    """
 
     def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
+        sock.setblocking(False)
 
     def __enter__(self) -> Channel:
         return self
@@ -53,13 +69,33 @@ class Channel:
         """End both directions; the agent stops what it does for this channel."""
         self._sock.close()
 
+    def abort(self) -> None:
+        """End both directions for another thread that still waits to send or receive."""
+        try:
+            self._sock.shutdown(_socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended already
+
+    def _ready(self, event: int, left: float) -> None:
+        poll = select.poll()
+        poll.register(self._sock.fileno(), event)
+        if not poll.poll(max(0.0, left) * 1000):
+            raise OperationTimeout("no answer from the machine's agent")
+
     def send(self, data: bytes | memoryview) -> bool:
         """Send all of it, waiting while the guest does not read; False when the guest has
-        ended the channel: what it said is still to be received."""
-        try:
-            self._sock.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            return False
+        ended the channel: what it said is still to be received.
+
+        Raise `OperationTimeout` when the guest has read nothing for `SILENCE_S`.
+        """
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                self._ready(select.POLLOUT, SILENCE_S)
+            except (BrokenPipeError, ConnectionResetError):
+                return False
         return True
 
     def end(self) -> None:
@@ -72,28 +108,34 @@ class Channel:
     def receive(self, size: int = _RECEIVE, deadline: float | None = None) -> bytes:
         """Return some bytes, at most `size`, or none at the end.
 
-        Raise `OperationTimeout` when the monotonic clock has reached `deadline`.
+        Raise `OperationTimeout` when the monotonic clock has reached `deadline`, or, without
+        one, when nothing has come for `SILENCE_S`.
         """
-        left = None if deadline is None else max(0.000001, deadline - time.monotonic())
-        self._sock.settimeout(left)
-        try:
-            return self._sock.recv(size)
-        except TimeoutError:
-            raise OperationTimeout("no answer from the machine's agent") from None
-        except ConnectionResetError:
-            return b""
-        finally:
-            self._sock.settimeout(None)
+        while True:
+            try:
+                return self._sock.recv(size)
+            except BlockingIOError:
+                left = SILENCE_S if deadline is None else deadline - time.monotonic()
+                self._ready(select.POLLIN, left)
+            except ConnectionResetError:
+                return b""
 
-    def receive_all(self, deadline: float | None = None) -> bytes:
-        """Return everything up to the end."""
+    def receive_all(self, limit: int, deadline: float | None = None) -> bytes:
+        """Return everything up to the end; more than `limit` bytes raise `IntegrityError`."""
         pieces = []
+        size = 0
         while piece := self.receive(deadline=deadline):
             pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise IntegrityError(f"the machine's agent answers with more than {limit} bytes")
+            if deadline is not None and time.monotonic() > deadline:
+                raise OperationTimeout("the answer of the machine's agent does not end")
         return b"".join(pieces)
 
     def detach(self) -> _socket.socket:
         """Give the socket away; the channel is used no more."""
+        self._sock.setblocking(True)
         return self._sock
 
 
@@ -142,13 +184,14 @@ class Guest:
     def call(self, op: int, payload: bytes = b"", timeout_s: float | None = 60.0) -> bytes:
         """Ask the agent for one operation; return what its answer has beside the status.
 
-        Raise `GuestCallFailed` for a refusal, `OutcomeUnknown` when the machine ended.
+        Raise `GuestCallFailed` for a refusal, `OutcomeUnknown` when the machine ended,
+        `OperationTimeout` when the agent is silent, `IntegrityError` when it is not to be believed.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._open(_CALL) as channel:
             channel.send(_U32(op) + payload)
             channel.end()
-            answer = channel.receive_all(deadline)
+            answer = channel.receive_all(_ANSWER_MAX, deadline)
         if not answer:
             raise OutcomeUnknown(f"the machine's agent did not answer call {op}")
         said = decode_answer(answer)

@@ -21,11 +21,12 @@ from hutch.errors import (
     IntegrityError,
     InvalidArgument,
     NotFound,
+    OperationTimeout,
     OutcomeUnknown,
 )
 from hutch.plan import guest as protocol
 from hutch.plan import guest_answers as answers
-from hutch.process.guest import Channel, Guest
+from hutch.process.guest import SILENCE_S, Channel, Guest
 from hutch.storage.tree import Stat
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GuestTree"]
 
-_HEAD_S = 60.0
+_PIECE = 64 << 10
+_ASK_S = 300.0
 _HEAD_MAX = 80 << 10
 _LISTING_MAX = 256 << 20
 
@@ -127,12 +129,13 @@ class GuestTree:
 
     def _ask(self, request: protocol.Files, path: str) -> bytes:
         """Return the whole answer to a request that has no stream."""
+        deadline = time.monotonic() + _ASK_S
         with self._stream(request, path) as chunks:
             parts, size = [], 0
             for chunk in chunks:
                 parts.append(chunk)
                 size += len(chunk)
-                if size > _LISTING_MAX:
+                if size > _LISTING_MAX or time.monotonic() > deadline:
                     raise IntegrityError(f"the guest's answer about {path} does not end")
         return b"".join(parts)
 
@@ -152,42 +155,77 @@ class GuestTree:
         """
         with self._guest.files() as channel:
             channel.send(protocol.encode_files(request))
-            failures: list[BaseException] = []
-
-            def send() -> None:
-                try:
-                    for chunk in chunks:
-                        if not channel.send(chunk):
-                            return
-                    channel.end()
-                except BaseException as exc:  # raised in the caller's thread, below
-                    failures.append(exc)
-                    channel.close()
-
-            sender = Thread(target=send, daemon=True)
+            sender = _Sender(channel, chunks)
             sender.start()
             try:
-                answer = b"".join(_answer(channel, path))
+                answer = b"".join(_answer(channel, path, sender))
             except BaseException:
+                channel.abort()  # it may still wait for the guest to read
                 sender.join()
-                if failures:
-                    raise failures[0] from None
+                if sender.failure is not None:
+                    raise sender.failure from None
                 raise
+            channel.abort()
             sender.join()
             return answer
 
 
-def _answer(channel: Channel, path: str) -> Iterator[bytes]:
-    """Yield what follows the head of an answer; raise what the head says."""
+class _Sender(Thread):
+    """Sends a stream while its answer is waited for. `sent` grows as the guest reads; `waits`
+    says that there is nothing to send yet."""
+
+    def __init__(self, channel: Channel, chunks: Iterator[bytes]) -> None:
+        super().__init__(name="hutch-files", daemon=True)
+        self._channel = channel
+        self._chunks = chunks
+        self.sent = 0
+        self.waits = True
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while True:
+                self.waits = True
+                chunk = next(self._chunks, None)
+                self.waits = False
+                if chunk is None:
+                    break
+                for at in range(0, len(chunk), _PIECE):
+                    if not self._channel.send(memoryview(chunk)[at : at + _PIECE]):
+                        return
+                    self.sent += 1
+            self._channel.end()
+        except BaseException as exc:  # raised in the caller's thread
+            self.failure = exc
+            self._channel.abort()
+
+
+def _head(channel: Channel, path: str, sender: _Sender | None) -> tuple[answers.FilesHead, bytes]:
+    """Return the head of an answer, and what came with it. The guest may take as long as
+    it reads what is sent; then its answer is due."""
     data = b""
-    deadline = time.monotonic() + _HEAD_S
-    head = None
-    while head is None:
-        piece = channel.receive(deadline=deadline)
+    seen = -1
+    deadline = time.monotonic() + SILENCE_S
+    while True:
+        try:
+            piece = channel.receive(deadline=deadline)
+        except OperationTimeout:
+            if sender is None or not (sender.waits or sender.sent != seen):
+                raise
+            seen = sender.sent
+            deadline = time.monotonic() + SILENCE_S
+            continue
         if not piece or len(data) > _HEAD_MAX:
             raise OutcomeUnknown(f"{path}: the machine ended, or its helper for files did")
         data += piece
         head = answers.decode_files_head(data)
+        if head is not None:
+            return head, data
+
+
+def _answer(channel: Channel, path: str, sender: _Sender | None = None) -> Iterator[bytes]:
+    """Yield what follows the head of an answer; raise what the head says."""
+    head, data = _head(channel, path, sender)
     if head.errno:
         raise _failure(head.errno, head.detail or path)
     if len(data) > head.size:
