@@ -7,6 +7,7 @@
 #include <sys/xattr.h>
 
 #include "../text.h"
+#include "agent.h"
 #include "files.h"
 
 enum { EXTENDED_LIMIT = 1 << 20, XATTRS = 32, TIMES_LIMIT = 1 << 16 };

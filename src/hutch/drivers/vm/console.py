@@ -9,12 +9,21 @@ import re
 from hutch.drivers.vm.boot import CONSOLE_SOCKET
 from hutch.errors import Unavailable
 
-__all__ = ["LOG", "connect", "count_oom_kills", "log_size"]
+__all__ = ["LOG", "connect", "count_oom_kills", "log_size", "trim"]
 
 LOG = "console.log"
 # mm/oom_kill.c; a limit of a control group has "Memory cgroup out of memory".
 _KILLED = re.compile(rb"out of memory: Killed process \d+", re.IGNORECASE)
 _READ = 256 << 10
+_KEPT = 4 << 20
+
+
+def trim(directory: str) -> None:
+    """Empty a log that earlier starts have made long. What a guest writes during one start is
+    not bounded: its own kernel is told to be quiet, but it may be hostile."""
+    if log_size(directory) > _KEPT:
+        with open(f"{directory}/{LOG}", "r+b") as file:
+            file.truncate(0)
 
 
 def log_size(directory: str) -> int:

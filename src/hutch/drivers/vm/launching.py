@@ -13,7 +13,7 @@ import msgspec
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards, template_cards
-from hutch.drivers.vm.console import log_size
+from hutch.drivers.vm.console import log_size, trim
 from hutch.drivers.vm.host import find_host, require_qemu
 from hutch.drivers.vm.initramfs import Programs, ensure_initramfs
 from hutch.drivers.vm.kernels import KernelRecord, Kernels
@@ -153,6 +153,7 @@ class MachineLauncher:
             taps = create_taps(nics)
             for fd in (taps.namespace, *taps.taps):
                 held.callback(os.close, fd)
+        trim(launch.directory)
         record = msgspec.structs.replace(
             self._record(parts, template, user, log_size(launch.directory)),
             shares=len(shared(launch)),
