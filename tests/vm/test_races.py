@@ -44,6 +44,7 @@ def _templates(engine: Engine) -> set[Path]:
     return {d for d in (engine.root / "templates").iterdir() if not d.name.startswith(".")}
 
 
+@pytest.mark.timeout(400)  # on a host with nothing else to do it takes seconds
 def test_twenty_machines_at_once_all_answer(engine: Engine) -> None:
     with nothing_left(engine), ThreadPoolExecutor(20) as pool:
         boxes = list(pool.map(lambda _: start(engine), range(20)))
