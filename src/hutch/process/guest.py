@@ -120,7 +120,7 @@ class Channel:
             except ConnectionResetError:
                 return b""
 
-    def receive_all(self, limit: int, deadline: float | None = None) -> bytes:
+    def receive_all(self, deadline: float | None = None, *, limit: int = _ANSWER_MAX) -> bytes:
         """Return everything up to the end; more than `limit` bytes raise `IntegrityError`."""
         pieces = []
         size = 0
@@ -191,7 +191,7 @@ class Guest:
         with self._open(_CALL) as channel:
             channel.send(_U32(op) + payload)
             channel.end()
-            answer = channel.receive_all(_ANSWER_MAX, deadline)
+            answer = channel.receive_all(deadline, limit=_ANSWER_MAX)
         if not answer:
             raise OutcomeUnknown(f"the machine's agent did not answer call {op}")
         said = decode_answer(answer)
