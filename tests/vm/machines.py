@@ -72,17 +72,18 @@ def is_gone(pid: int) -> bool:
     return state in "ZX"
 
 
-def _descriptors() -> int:
-    """Count what is open, but for connections to the store, which are kept for the next
+def _descriptors() -> list[str]:
+    """Return what is open, but for connections to the store, which are kept for the next
     thread, and what is being deleted in the background."""
-    count = 0
+    found = []
     for number in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{number}")
         except OSError:
             continue  # the descriptor of the listing itself
-        count += "/hutch.db" not in target and "/trash" not in target
-    return count
+        if "/hutch.db" not in target and "/trash" not in target:
+            found.append(target)
+    return sorted(found)
 
 
 @contextmanager
@@ -107,4 +108,4 @@ def nothing_left(engine: Engine) -> Iterator[None]:
     for kernel in engine.kernels.list():
         assert engine._context.kernels.users(kernel.id) == ()
     until(lambda: local_leaks(engine.root / "instances") == set(), "processes or mounts stay")
-    until(lambda: _descriptors() <= before, f"{_descriptors() - before} descriptors stay open")
+    until(lambda: len(_descriptors()) <= len(before), f"open: {before}, then {_descriptors()}")
