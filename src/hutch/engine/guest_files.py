@@ -45,6 +45,12 @@ def open_guest(context: Context, record: InstanceRecord) -> Iterator[GuestFiles]
                 f"instance {record.name} is paused: its agent cannot answer",
                 hint="unpause it first",
             )
+        if record.state == State.SUSPENDED:
+            # Its memory knows the disk as it was left: nobody else may mount it.
+            raise WrongState(
+                f"instance {record.name} is suspended: its disk goes with the saved memory",
+                hint="start it first",
+            )
         if record.state == State.RUNNING:
             stack.close()
             yield driver.tree(record.id)

@@ -249,6 +249,8 @@ class MachineLauncher:
             BootRequest(
                 identifier=launch.id,
                 root=self._root,
+                sandbox=self._sandbox,
+                qemu=parts.host.qemu,
                 directory=directory,
                 logs=directory,
                 supervision=Supervision(linger=False, name="hutch-supervisor"),
