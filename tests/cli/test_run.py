@@ -97,6 +97,19 @@ def test_cidfile_is_written_once(cli: Any, name: str, tmp_path: Path) -> None:
     assert b"exists already" in again.stderr
 
 
+def test_detach_keys_are_read_before_anything_is_made(
+    cli: Any, name: str, hutch_engine: Engine
+) -> None:
+    done = cli("run", "--rm", "--name", name, "--detach-keys", "bogus", "busybox", "true")
+    assert done.returncode == 125
+    assert b"--detach-keys" in done.stderr
+    assert name not in {info.name for info in hutch_engine.list(all=True)}
+
+    cli.out("run", "-d", "--network", "none", "--name", name, "busybox", "sleep", "1000")
+    assert cli("exec", "--detach-keys", "bogus", name, "touch", "/made").returncode == 1
+    assert cli("exec", name, "test", "-e", "/made").returncode == 1
+
+
 def test_a_name_that_is_taken_is_refused(cli: Any, name: str) -> None:
     cli.out("create", "--name", name, "busybox", "true")
     done = cli("run", "--rm", "--name", name, "busybox", "true")

@@ -23,6 +23,7 @@ def _exec(invocation: Invocation) -> int:
     if tty and stdin and not os.isatty(0):
         raise UsageError("the input device is not a terminal", hint="leave out -t", exit_code=1)
     rows, columns = terminal_size() if tty else (0, 0)
+    keys = detach_keys(values.get("detach_keys"))
     session = invocation.engine.get(name).exec_stream(
         command,
         stdin=stdin,
@@ -42,7 +43,7 @@ def _exec(invocation: Invocation) -> int:
         session,
         tty=tty,
         streams=Streams(stdin=stdin),
-        keys=detach_keys(values.get("detach_keys")),
+        keys=keys,
         proxy_signals=True,
     )
 

@@ -46,6 +46,10 @@ def _check(values: dict[str, Any]) -> None:
     for stream in values.get("attach", ()):
         if stream.lower() not in _STREAMS:
             raise UsageError(f"--attach: expected stdin, stdout or stderr, got {stream!r}")
+    if values.get("detach_keys"):
+        from hutch.cli.terminal import detach_keys
+
+        detach_keys(values["detach_keys"])  # before anything is made
 
 
 def _attaches_stdin(values: dict[str, Any]) -> bool:
