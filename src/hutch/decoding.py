@@ -1,13 +1,17 @@
 """Decode JSON into msgspec types, from any thread; encode what users gave.
 
 msgspec 0.22 works out a type's fields when it is first decoded, and two threads that do so
-at once crash the interpreter (seen as a segmentation fault in `get_class_annotations`). So
-each type's decoder is made once, under a lock; using it afterwards needs none.
+at once crash the interpreter (seen as a segmentation fault in `get_class_annotations`), as
+does an exception out of a signal handler. So each type's decoder is made once, under a lock
+and with signals held back; using it afterwards needs neither.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,11 +30,37 @@ def prepare(kind: Any) -> msgspec.json.Decoder[Any]:
     """Return the decoder of a type, made on first use."""
     decoder = _decoders.get(kind)
     if decoder is None:
-        with _lock:
+        with _lock, _signals_held_back():
             decoder = _decoders.get(kind)
             if decoder is None:
                 decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     return decoder
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let handlers written in Python, that of Ctrl-C above all, run only afterwards.
+
+    They run in the main thread, whichever the kernel chose, so a mask of signals would not
+    do where there are others. The handlers themselves are exchanged for one that takes note.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            handlers[number] = handler
+            signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for pending in came:
+            signal.raise_signal(pending)
 
 
 def decode_json(data: bytes | str, kind: type[T]) -> T:
