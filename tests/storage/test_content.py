@@ -30,6 +30,14 @@ def parts(content: ContentStore) -> list[str]:
     return os.listdir(directory) if os.path.isdir(directory) else []
 
 
+def test_an_interrupt_after_a_blob_came_to_be_is_not_hidden(content: ContentStore) -> None:
+    with pytest.raises(KeyboardInterrupt), content.new() as blob:
+        blob.write(DATA)
+        content.publish(blob._fd, blob._path, blob.digest)
+        raise KeyboardInterrupt  # as in `commit`, before it has noted that all is done
+    assert content.has(DIGEST)
+
+
 def test_a_blob_is_read_back(content: ContentStore) -> None:
     assert not content.has(DIGEST)
     with content.writer(DIGEST, len(DATA)) as writer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from io import FileIO
 from types import TracebackType
 from typing import Protocol
@@ -131,7 +132,8 @@ class BlobWriter:
     def abort(self) -> None:
         """Remove what was written."""
         if self._fd >= 0:
-            os.unlink(self._store.part_path(self.digest))
+            with suppress(FileNotFoundError):  # Ctrl-C came when it was a blob already
+                os.unlink(self._store.part_path(self.digest))
             self.close()
 
     def close(self) -> None:
@@ -159,7 +161,8 @@ class NewBlob:
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
-            os.unlink(self._path)
+            with suppress(FileNotFoundError):  # Ctrl-C came when it was a blob already
+                os.unlink(self._path)
             os.close(self._fd)
             self._fd = -1
 
