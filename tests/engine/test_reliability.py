@@ -421,6 +421,21 @@ def test_a_disk_filled_by_the_program_is_its_own_trouble(tmp_path: Path) -> None
         assert engine.run("busybox", ["echo", "fine"], network="none").text == "fine\n"
 
 
+def test_an_instance_that_filled_the_disk_can_be_removed(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        with Engine(disk / "root") as engine:
+            engine.images.bootstrap("busybox")
+            box = engine.create("busybox", ["sleep", "1000"], network="none")
+            box.start()
+            box.exec(["dd", "if=/dev/zero", "of=/big", "bs=4k"])
+        with Engine(disk / "root") as engine:
+            with pytest.raises(Exhausted):
+                engine.create("busybox", ["true"], network="none")
+            engine.get(box.id).remove(force=True)
+            assert engine.list(all=True) == []
+            assert engine.run("busybox", ["echo", "fine"], network="none").text == "fine\n"
+
+
 def test_a_read_only_root_is_refused(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "4m") as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -29,7 +31,9 @@ from hutch.process.records import (
 )
 from hutch.records import Transaction
 
-__all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked"]
+__all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked", "with_room"]
+
+T = TypeVar("T")
 
 _DRAIN_S = 60.0
 _ROOM_S = 5.0
@@ -108,13 +112,14 @@ def finish(context: Context, identifier: str) -> InstanceRecord | None:
             try:
                 return _finish_and_remove(context, record)
             except Exhausted:
-                return _make_room_and_remove(context, record)
+                return with_room(context, record, lambda: _finish_and_remove(context, record))
     except NotFound:
         return None
 
 
-def _make_room_and_remove(context: Context, record: InstanceRecord) -> InstanceRecord:
-    """Do the same on a full disk: what filled it may be what is to go in any case.
+def with_room(context: Context, record: InstanceRecord, act: Callable[[], T]) -> T:
+    """Do something on a full disk, where what an instance wrote is to go in any case: that
+    may be what filled it. The lock is held, and the program has ended.
 
     The space of deleted files comes back when the supervisor has let go of the overlay,
     a moment after it has told the exit.
@@ -124,7 +129,7 @@ def _make_room_and_remove(context: Context, record: InstanceRecord) -> InstanceR
     deadline = time.monotonic() + _ROOM_S
     while True:
         try:
-            return _finish_and_remove(context, record)
+            return act()
         except Exhausted:
             if time.monotonic() > deadline:
                 raise

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import msgspec
 
 from hutch.drivers.base import Guests
 from hutch.engine.context import Context
-from hutch.engine.finish import finish, refresh, refresh_locked, remove_locked
+from hutch.engine.finish import finish, refresh, refresh_locked, remove_locked, with_room
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
 from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.engine.start import start
-from hutch.errors import NotFound, OperationTimeout, OutcomeUnknown, WrongState
+from hutch.errors import Exhausted, NotFound, OperationTimeout, OutcomeUnknown, WrongState
 from hutch.lifecycle import State
 from hutch.process.supervisor import Supervisor
 from hutch.spec.signals import parse_signal
@@ -234,6 +235,50 @@ def remove(
     context: Context, identifier: str, *, force: bool = False, remove_volumes: bool = False
 ) -> None:
     """Remove an instance; a running one only with `force`, which kills it first."""
+    try:
+        _remove(context, identifier, force=force, remove_volumes=remove_volumes)
+    except Exhausted:
+        record = load(context, identifier)
+        if not force and record.state in (*_LIVE, State.STARTING):
+            raise
+        _remove_on_a_full_disk(context, record, remove_volumes=remove_volumes)
+
+
+def _remove_on_a_full_disk(
+    context: Context, record: InstanceRecord, *, remove_volumes: bool
+) -> None:
+    """Remove an instance where not even its end can be recorded before its files are gone."""
+    if record.state == State.PAUSED:
+        context.driver(record.spec.isolation).unpause(record.id)
+    if record.state in _LIVE:
+        with suppress(WrongState):  # it has ended already
+            _kill_unrecorded(context, record)
+    with instance_lock(context, record.id):
+        with_room(
+            context, record, lambda: _remove_ended(context, record.id, remove_volumes=remove_volumes)
+        )
+
+
+def _kill_unrecorded(context: Context, record: InstanceRecord) -> None:
+    link = connect(context, record)
+    try:
+        _claim(link)
+        _signal_and_wait(link, 9, _KILL_TIMEOUT_S)
+    finally:
+        link.close()
+
+
+def _remove_ended(context: Context, identifier: str, *, remove_volumes: bool) -> None:
+    """Remove an instance that does not run; the lock is held."""
+    record = refresh_locked(context, load(context, identifier))
+    if record.state in _LIVE:
+        raise WrongState(f"instance {record.name} was started again meanwhile")
+    remove_locked(context, record, remove_volumes=remove_volumes)
+
+
+def _remove(
+    context: Context, identifier: str, *, force: bool, remove_volumes: bool
+) -> None:
     record = current(context, identifier)
     if record.state in (*_LIVE, State.STARTING):
         if not force:
@@ -246,10 +291,7 @@ def remove(
             pass
     try:
         with instance_lock(context, identifier):
-            record = refresh_locked(context, load(context, identifier))
-            if record.state in _LIVE:
-                raise WrongState(f"instance {record.name} was started again meanwhile")
-            remove_locked(context, record, remove_volumes=remove_volumes)
+            _remove_ended(context, identifier, remove_volumes=remove_volumes)
     except NotFound:
         if not force and not record.spec.auto_remove:
             raise
