@@ -255,7 +255,9 @@ def _remove_on_a_full_disk(
             _kill_unrecorded(context, record)
     with instance_lock(context, record.id):
         with_room(
-            context, record, lambda: _remove_ended(context, record.id, remove_volumes=remove_volumes)
+            context,
+            record,
+            lambda: _remove_ended(context, record.id, remove_volumes=remove_volumes),
         )
 
 
@@ -276,9 +278,7 @@ def _remove_ended(context: Context, identifier: str, *, remove_volumes: bool) ->
     remove_locked(context, record, remove_volumes=remove_volumes)
 
 
-def _remove(
-    context: Context, identifier: str, *, force: bool, remove_volumes: bool
-) -> None:
+def _remove(context: Context, identifier: str, *, force: bool, remove_volumes: bool) -> None:
     record = current(context, identifier)
     if record.state in (*_LIVE, State.STARTING):
         if not force:
