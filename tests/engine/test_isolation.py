@@ -238,6 +238,11 @@ def test_a_device_must_be_given_to_be_opened(sh: Sh) -> None:
     assert sh("(exec 3</dev/x) && echo open", devices="/dev/fuse:/dev/x:r") == "open"
 
 
+def test_a_device_given_by_the_name_of_a_default_one_takes_its_place(sh: Sh) -> None:
+    assert sh("echo x >/dev/null && echo open", devices="/dev/null") == "open"
+    assert sh("ls -l /dev/zero | grep -c '1,  *3'", devices="/dev/null:/dev/zero") == "1"
+
+
 def test_device_rules_open_more(sh: Sh) -> None:
     assert sh(OPEN_FUSE, device_cgroup_rules="c 10:229 rw") == "0"
 

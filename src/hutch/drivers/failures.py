@@ -104,6 +104,9 @@ def from_oserror(operation: str, exc: OSError) -> HutchError:
             return NotFound(text)
         case errno.EINVAL | errno.ERANGE:
             return InvalidArgument(text)
+        # A path of the image or of the specification: a file where a directory is wanted, …
+        case errno.ENOTDIR | errno.EISDIR | errno.EEXIST | errno.ELOOP | errno.ENAMETOOLONG:
+            return InvalidArgument(text)
     return InternalError(text)
 
 

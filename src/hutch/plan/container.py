@@ -273,7 +273,10 @@ class _Compiler:
     def _devices(self) -> None:
         add = self._child.append
         # Only where the kernel refuses mknod (a user namespace) is the host's node bound.
+        given = {device.target for device in self._assets.devices}
         for name, major, minor in _NODES:
+            if f"/dev/{name}" in given:
+                continue
             add(
                 ops.Mknod(
                     path=f"/dev/{name}",
