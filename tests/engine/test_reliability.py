@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from hutch.drivers.container import driver as container_driver
 from hutch.drivers.container.assets import AssetBuilder
 from hutch.engine import Engine, Instance, create, start
-from hutch.errors import Busy, Exhausted, HutchError, InvalidArgument
+from hutch.errors import Busy, Exhausted, HutchError, InternalError, InvalidArgument
 from hutch.ids import InstanceId, new_instance_id
 from hutch.lifecycle import State
 from hutch.linux.cgroup import detect
@@ -113,6 +114,8 @@ def test_a_failure_at_any_step_of_a_run_leaves_nothing(
         {"volumes": "/:/m:bad"},
         {"mounts": "type=bind,source=/nonexistent,target=/m"},
         {"devices": "/dev/nonexistent"},
+        {"devices": "/dev/null:/etc/passwd"},
+        {"workdir": "/etc/passwd"},
         {"user": "nosuch"},
         {"sysctls": {"net.ipv4.nonexistent": "1"}},
         {"network": "nonexistent"},
@@ -125,8 +128,29 @@ def test_a_failure_at_any_step_of_a_run_leaves_nothing(
 def test_what_cannot_be_given_is_refused_and_leaves_nothing(
     engine: Engine, options: dict[str, object]
 ) -> None:
-    with nothing_left(engine), pytest.raises(HutchError):
+    with nothing_left(engine), pytest.raises(HutchError) as failure:
         engine.run("busybox", ["true"], **options)  # type: ignore[arg-type]
+    assert not isinstance(failure.value, InternalError), "told as a bug of ours"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"input": "text"}, "input"),
+        ({"timeout": "1"}, "timeout"),
+        ({"timeout": math.nan}, "timeout"),
+    ],
+    ids=repr,
+)
+def test_input_and_timeout_of_a_wrong_kind_are_named(
+    engine: Engine, arguments: dict[str, object], field: str
+) -> None:
+    with nothing_left(engine), pytest.raises(InvalidArgument, match=f"^{field}: expected"):
+        engine.run("busybox", ["true"], network="none", **arguments)  # type: ignore[arg-type]
+
+
+def test_an_infinite_timeout_is_none(engine: Engine) -> None:
+    assert engine.run("busybox", ["true"], network="none", timeout=math.inf).exit_code == 0
 
 
 def test_a_taken_port_is_named_and_the_loser_leaves_nothing(engine: Engine) -> None:

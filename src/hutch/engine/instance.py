@@ -16,7 +16,14 @@ from hutch.engine.results import (
     NetworkUsage,
     ProcessTable,
 )
-from hutch.engine.session import Session, collect, collect_flags, join_command, session_flags
+from hutch.engine.session import (
+    Session,
+    check_feed,
+    collect,
+    collect_flags,
+    join_command,
+    session_flags,
+)
 from hutch.errors import NotFound
 from hutch.ids import InstanceId, short_id
 
@@ -192,6 +199,7 @@ class Instance:
         """
         from hutch.engine.exec import exec_process
 
+        check_feed(input, timeout)
         link = exec_process(
             self._context,
             self.id,

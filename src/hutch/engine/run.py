@@ -10,7 +10,7 @@ from hutch.engine.create import create
 from hutch.engine.finish import finish
 from hutch.engine.records import InstanceRecord
 from hutch.engine.results import Completed
-from hutch.engine.session import collect, collect_flags
+from hutch.engine.session import check_feed, collect, collect_flags
 from hutch.engine.start import start
 from hutch.engine.stop import remove
 from hutch.errors import NotFound, WrongState
@@ -31,6 +31,7 @@ def run(
     options: dict[str, Any],
 ) -> Completed:
     """Create, start, collect, book; the instance is gone afterwards unless told to stay."""
+    check_feed(input, timeout_s)
     keep = options.get("remove") is False
     # An instance that goes away at its exit never needs its files again: no syncing.
     volatile = not keep and not options.get("restart")

@@ -10,7 +10,7 @@ from hutch.engine.finish import finish
 from hutch.engine.lookup import load
 from hutch.engine.results import Completed
 from hutch.engine.stop import connect, current
-from hutch.errors import HutchError, OperationTimeout, WrongState
+from hutch.errors import HutchError, InvalidArgument, OperationTimeout, WrongState
 from hutch.process.supervisor import Supervisor, attach_flags
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hutch.process.frames import Gap, Output
 
-__all__ = ["Session", "attach_session", "collect", "collect_flags", "join_command"]
+__all__ = ["Session", "attach_session", "check_feed", "collect", "collect_flags", "join_command"]
 __all__ += ["session_flags", "start_session"]
 
 _KILL_WAIT_S = 10.0
@@ -130,6 +130,18 @@ def attach_session(
         link.close()
         raise WrongState(f"instance {record.name} is not running") from exc
     return Session(link, context=context, identifier=identifier)
+
+
+def check_feed(input: object, timeout_s: object) -> None:
+    """Refuse what `collect` cannot take, before anything is started."""
+    if input is not None and not isinstance(input, bytes | bytearray | memoryview):
+        raise InvalidArgument(f"expected bytes, got {type(input).__name__}", field="input")
+    if timeout_s is None:
+        return
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        raise InvalidArgument(f"expected seconds, got {timeout_s!r}", field="timeout")
+    if timeout_s != timeout_s:
+        raise InvalidArgument("expected seconds, got nan", field="timeout")
 
 
 def collect(

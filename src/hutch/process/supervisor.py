@@ -31,6 +31,7 @@ from hutch.process.frames import (
 __all__ = ["Supervisor", "attach_flags", "write_all"]
 
 STDIN_WINDOW = 64 << 10
+_FOR_EVER = float("inf")
 _RECEIVE = 128 << 10
 _ANSWER_S = 30.0
 _T = TypeVar("_T")
@@ -522,4 +523,4 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def _deadline(timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else time.monotonic() + timeout_s
+    return None if timeout_s is None or timeout_s == _FOR_EVER else time.monotonic() + timeout_s
