@@ -401,3 +401,10 @@ def test_copies_of_a_remapped_container_have_the_ids_inside(engine: Engine, tmp_
 def test_more_processors_than_the_host_has_are_refused(engine: Engine) -> None:
     with pytest.raises(InvalidArgument, match=f"cpus.*this host has {os.cpu_count()}"):
         engine.create("busybox", ["true"], cpus=(os.cpu_count() or 1) + 1)
+
+
+def test_an_image_for_another_platform_is_not_taken_for_the_one_asked_for(engine: Engine) -> None:
+    with pytest.raises(NotFound, match="here it is for amd64, not for arm64"):
+        engine.run("busybox", ["true"], network="none", pull="never", platform="linux/arm64")
+    done = engine.run("busybox", ["true"], network="none", pull="never", platform="linux/amd64")
+    assert done.exit_code == 0

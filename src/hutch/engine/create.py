@@ -35,6 +35,20 @@ _PULL_POLICIES = ("missing", "always", "never")
 _NAME_ATTEMPTS = 20
 
 
+def _require_platform(image: ImageRecord, reference: str, platform: str | None) -> None:
+    """Raise `NotFound` for an image that is here, but not for the platform asked for."""
+    if platform is None or not image.architecture:
+        return
+    from hutch.oci.platform import parse_platform
+
+    wanted = parse_platform(platform).architecture
+    if wanted != image.architecture:
+        raise NotFound(
+            f"image {reference}: here it is for {image.architecture}, not for {wanted}",
+            hint="leave out --platform, or pull the other one",
+        )
+
+
 def ensure_image(
     context: Context,
     reference: str,
@@ -50,7 +64,9 @@ def ensure_image(
         )
     if pull != "always":
         try:
-            return context.images.get(reference)
+            found = context.images.get(reference)
+            _require_platform(found, reference, platform)
+            return found
         except NotFound:
             if pull == "never" or reference.startswith("sha256:"):
                 raise
