@@ -422,3 +422,22 @@ def test_a_machine_with_a_directory_of_the_host_stays_where_it_is(
         with pytest.raises(Unsupported, match="directories"):
             box.fork()
         assert shell(box, "ls -d /host") == "/host"
+
+
+def test_a_machine_whose_networks_changed_is_started_again_first(
+    engine: Engine, counter: Instance
+) -> None:
+    engine.networks.create("other")
+    try:
+        engine.networks.connect("other", counter.name)
+        with pytest.raises(Unsupported, match="networks"):
+            counter.fork()
+        goes_on(counter)
+        engine.networks.disconnect("other", counter.name)
+        twin = counter.fork()
+        assert isinstance(twin, Instance)
+        with twin:
+            goes_on(twin)
+    finally:
+        engine.networks.disconnect("other", counter.name, force=True)
+        engine.networks.remove("other")

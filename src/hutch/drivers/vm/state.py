@@ -65,7 +65,7 @@ def save_machine(directory: str, target: str, *, cards: int, end_as: str = "") -
         open(f"{target}/{_STATE}", "xb") as state,
         conversation(f"{run}/{QMP_SOCKET}") as monitor,
     ):
-        _check_movable(monitor)
+        _check_movable(monitor, cards)
         with Guest(run).quiesce(monitor.fileno()) as quiet:
             _write_state(monitor, state.fileno(), emulated=machine.accelerator == "tcg")
             saved = _Saved(unacked=quiet.unacked, cards=cards, machine=machine)
@@ -84,10 +84,19 @@ def save_machine(directory: str, target: str, *, cards: int, end_as: str = "") -
         _write_record(target, saved)
 
 
-def _check_movable(monitor: Monitor) -> None:
-    """Raise for a machine with devices whose state QEMU cannot save, naming its reasons."""
+def _check_movable(monitor: Monitor, cards: int) -> None:
+    """Raise for a machine with devices whose state QEMU cannot save, naming its reasons, and
+    for one that is not as it would be started: it could not be loaded."""
+    from hutch.qmp.devices import list_devices
     from hutch.qmp.migration import query_migrate
 
+    names = list_devices(monitor)
+    plugged = any(name.startswith("card") for name in names)
+    if plugged or sum(name.startswith("nic") for name in names) != cards:
+        raise Unsupported(
+            "the machine's state cannot be saved: its networks were changed while it ran",
+            hint="stop it and start it again first",
+        )
     reasons = query_migrate(monitor).blocked_reasons
     if reasons:
         raise _immovable(reasons[0])
