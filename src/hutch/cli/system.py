@@ -177,6 +177,7 @@ def _reconcile(invocation: Invocation) -> int:
         return 0
     rows = [
         ("exits booked", len(report.booked)),
+        ("migrations settled", len(report.migrations)),
         ("instances removed", len(report.removed)),
         ("control groups removed", len(report.groups)),
         ("directories removed", len(report.directories)),

@@ -24,6 +24,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "wait": ("lifecycle", "Wait until instances have exited; print their exit codes"),
     "rename": ("lifecycle", "Give an instance another name"),
     "update": ("lifecycle", "Change limits or restart policy of instances"),
+    "migrate": ("migrate", "Move an instance to another hutch"),
     "prune": ("lifecycle", "Remove all stopped instances"),
     "ps": ("listing", "List instances"),
     "port": ("listing", "List the published ports of an instance"),
@@ -90,9 +91,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "df": ("system", "Show what takes space"),
     "completion": ("completion", "Write a completion script for a shell"),
     "_exited": ("system", ""),
+    "_migrate_target": ("migrate", ""),
     "_complete": ("completion", ""),
 }
-HIDDEN = frozenset({"_exited", "_complete"})
+HIDDEN = frozenset({"_exited", "_complete", "_migrate_target"})
 GROUPS: dict[str, str] = {
     "container": "Instances: the same commands as at the top",
     "image": "Images",

@@ -11,7 +11,7 @@ from hutch.drivers.base import Growable
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
-from hutch.engine.lookup import find_id, load, load_in
+from hutch.engine.lookup import find_id, load, load_in, require_settled
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
 from hutch.errors import AlreadyExists, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State
@@ -26,6 +26,7 @@ def rename(context: Context, identifier: str, name: str) -> None:
     name = check_name(name)
     with instance_lock(context, identifier):
         record = load(context, identifier)
+        require_settled(record)
         if name == record.name:
             return
         try:
@@ -44,6 +45,7 @@ def update(context: Context, identifier: str, options: Mapping[str, Any]) -> Non
     """Change limits, in the kernel when it runs, then in the record."""
     with instance_lock(context, identifier):
         record = refresh_locked(context, load(context, identifier))
+        require_settled(record)
         spec = update_spec(record.spec, **options)
         driver = context.driver(spec.isolation)
         driver.check(spec)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from hutch.engine.images import Images
     from hutch.engine.kernels import Kernels
+    from hutch.engine.migrate import Migrated
     from hutch.engine.networks import Networks
     from hutch.engine.snapshots import Snapshots
     from hutch.engine.volumes import Volumes
@@ -192,6 +193,49 @@ class Engine:
         from hutch.engine.after import after_exit
 
         after_exit(self._context, identifier)
+
+    def migrate(
+        self,
+        name_or_id: str,
+        destination: str,
+        *,
+        with_volumes: bool = False,
+        bandwidth: int | str = 0,
+        progress: Progress = silent,
+    ) -> Migrated:
+        """Move an instance to another hutch: `ssh://[USER@]HOST[/ROOT]`, `unix://PATH` or
+        `exec:COMMAND`.
+
+        A machine that runs is suspended, moved and goes on there. On any failure the instance
+        stays here as it was; `OutcomeUnknown` where the link is lost after it was given away.
+        `with_volumes` sends named volumes too; `bandwidth` is bytes a second.
+        """
+        from hutch.engine.migrate import migrate
+        from hutch.units import parse_bytes
+
+        return migrate(
+            self._context,
+            find_id(self._context, name_or_id),
+            destination,
+            with_volumes=with_volumes,
+            bandwidth=parse_bytes(bandwidth) if isinstance(bandwidth, str) else bandwidth,
+            progress=progress,
+        )
+
+    def serve_migration(self, read_fd: int, write_fd: int) -> None:
+        """Take in what another hutch migrates here, over two descriptors, until it has closed
+        the link. The hidden command `hutch _migrate_target` does it with stdin and stdout."""
+        from hutch.engine.migrate_receive import serve
+
+        serve(self._context, read_fd, write_fd)
+
+    def claim_migration(self, name_or_id: str) -> Instance:
+        """Make an instance that a migration left inert this root's, without asking the other
+        side: for when that is lost for good."""
+        from hutch.engine.migrate_settle import claim
+
+        record = claim(self._context, name_or_id)
+        return Instance(self._context, record.id, record.name)
 
     # ---- the rest ---------------------------------------------------------------------------
 

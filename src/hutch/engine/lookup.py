@@ -6,10 +6,11 @@ import re
 
 from hutch.engine.context import Context
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
-from hutch.errors import InvalidArgument, NotFound
+from hutch.errors import InvalidArgument, NotFound, WrongState
+from hutch.lifecycle import State
 from hutch.records import Transaction
 
-__all__ = ["all_records", "find_id", "load", "load_in"]
+__all__ = ["all_records", "find_id", "load", "load_in", "require_settled"]
 
 _HEX = re.compile(r"[0-9a-f]{1,64}")
 
@@ -58,3 +59,13 @@ def all_records(context: Context) -> list[InstanceRecord]:
     with context.store.read() as tx:
         records = [record for _, record in tx.items(INSTANCES, InstanceRecord)]
     return sorted(records, key=lambda record: record.created_ns, reverse=True)
+
+
+def require_settled(record: InstanceRecord) -> None:
+    """Raise for an instance that another hutch has or is about to have."""
+    if record.state == State.MIGRATING:
+        raise WrongState(
+            f"instance {record.name} is migrating",
+            hint="`hutch system reconcile` settles a migration that was cut short; when the "
+            f"other side is lost for good, `hutch migrate --claim {record.name}`",
+        )

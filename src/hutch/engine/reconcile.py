@@ -49,6 +49,9 @@ def reconcile(context: Context) -> ReconcileReport:
     """Return what was found out of order and put right."""
     booked: list[str] = []
     removed: list[str] = []
+    from hutch.engine.migrate_settle import settle_migrations
+
+    settled = settle_migrations(context)
     for record in all_records(context):
         _settle(context, record.id, booked, removed)
     directories = _orphan_directories(context)
@@ -62,6 +65,7 @@ def reconcile(context: Context) -> ReconcileReport:
     context.store.trim_events()
     return ReconcileReport(
         booked=tuple(booked),
+        migrations=tuple(settled),
         removed=tuple(removed),
         groups=tuple(groups),
         directories=tuple(directories),

@@ -206,6 +206,7 @@ class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True):
     """What reconciliation found out of order and put right."""
 
     booked: tuple[str, ...] = ()
+    migrations: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from hutch.engine.context import Context
 from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
-from hutch.engine.lookup import find_id, load, load_in
+from hutch.engine.lookup import find_id, load, load_in, require_settled
 from hutch.engine.records import INSTANCES, SUSPENDED, InstanceRecord, ResolvedMount
 from hutch.errors import HutchError, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State, move
@@ -56,6 +56,7 @@ def start(
             return None
         if record.state == State.PAUSED:
             raise WrongState(f"instance {record.name} is paused", hint="unpause it instead")
+        require_settled(record)
         if record.state not in _STARTABLE:
             raise WrongState(f"instance {record.name} is {record.state}: cannot be started")
         return _start_locked(

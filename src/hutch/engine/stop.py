@@ -11,7 +11,7 @@ from hutch.drivers.base import Guests
 from hutch.engine.context import Context
 from hutch.engine.finish import finish, refresh, refresh_locked, remove_locked, with_room
 from hutch.engine.locking import instance_lock
-from hutch.engine.lookup import load, load_in
+from hutch.engine.lookup import load, load_in, require_settled
 from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.engine.start import start
 from hutch.errors import Exhausted, NotFound, OperationTimeout, OutcomeUnknown, WrongState
@@ -273,6 +273,7 @@ def _kill_unrecorded(context: Context, record: InstanceRecord) -> None:
 def _remove_ended(context: Context, identifier: str, *, remove_volumes: bool) -> None:
     """Remove an instance that does not run; the lock is held."""
     record = refresh_locked(context, load(context, identifier))
+    require_settled(record)
     if record.state in _LIVE:
         raise WrongState(f"instance {record.name} was started again meanwhile")
     remove_locked(context, record, remove_volumes=remove_volumes)

@@ -19,7 +19,7 @@ __all__ = ["collect_garbage", "df", "info", "prune", "prune_instances"]
 
 _LIVE = (State.STARTING, State.RUNNING, State.PAUSED, State.RESTARTING)
 # What pruning does not take: a suspended instance has not ended.
-_KEPT = (*_LIVE, State.SUSPENDED)
+_KEPT = (*_LIVE, State.SUSPENDED, State.MIGRATING)
 
 
 def df(context: Context) -> DiskUsage:

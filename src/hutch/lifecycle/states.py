@@ -19,12 +19,13 @@ class State(StrEnum):
     RESTARTING = "restarting"
     REMOVING = "removing"
     SUSPENDED = "suspended"
+    MIGRATING = "migrating"
     EXITED = "exited"
     DEAD = "dead"
 
 
 MOVES: dict[State, frozenset[State]] = {
-    State.CREATED: frozenset({State.STARTING, State.REMOVING, State.DEAD}),
+    State.CREATED: frozenset({State.STARTING, State.MIGRATING, State.REMOVING, State.DEAD}),
     State.STARTING: frozenset(
         {State.RUNNING, State.EXITED, State.CREATED, State.SUSPENDED, State.DEAD}
     ),
@@ -34,9 +35,17 @@ MOVES: dict[State, frozenset[State]] = {
     State.PAUSED: frozenset({State.RUNNING, State.EXITED, State.DEAD}),
     State.RESTARTING: frozenset({State.STARTING, State.EXITED, State.REMOVING, State.DEAD}),
     # Its memory is on disk: it goes on from there, or begins anew without it.
-    State.SUSPENDED: frozenset({State.STARTING, State.EXITED, State.REMOVING, State.DEAD}),
+    State.SUSPENDED: frozenset(
+        {State.STARTING, State.EXITED, State.MIGRATING, State.REMOVING, State.DEAD}
+    ),
+    # Inert: it is another hutch's, or about to be; or it comes back as what it was.
+    State.MIGRATING: frozenset(
+        {State.CREATED, State.EXITED, State.SUSPENDED, State.REMOVING, State.DEAD}
+    ),
     State.REMOVING: frozenset({State.DEAD}),
-    State.EXITED: frozenset({State.STARTING, State.RESTARTING, State.REMOVING, State.DEAD}),
+    State.EXITED: frozenset(
+        {State.STARTING, State.RESTARTING, State.MIGRATING, State.REMOVING, State.DEAD}
+    ),
     State.DEAD: frozenset({State.REMOVING}),
 }
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from hutch.drivers.vm.modules import BOOT, LATE, Modules
-from hutch.errors import Busy, InvalidArgument, NotFound
+from hutch.errors import Busy, IntegrityError, InvalidArgument, NotFound
 from hutch.records import Progress, ProgressEvent, Records, Transaction, silent
 from hutch.storage.faults import disk_errors
 from hutch.storage.trash import Trash
@@ -148,6 +148,35 @@ class Kernels:
         with self._workspace(source) as workspace:
             return self._add(image, found, source, workspace, progress)
 
+    def add_content(self, kernel: KernelRecord, parts: Mapping[str, bytes]) -> KernelRecord:
+        """Add a kernel that another root had: `parts` are `vmlinux` and its modules by name.
+
+        Raises `IntegrityError` where they are not what its identifier stands for.
+        """
+        try:
+            vmlinux = parts["vmlinux"]
+            boot = {name: parts[name] for name in kernel.boot}
+            late = {name: parts[name] for name in kernel.late}
+        except KeyError as exc:
+            raise IntegrityError(f"kernel {kernel.release}: {exc.args[0]} is missing") from None
+        if _identifier(vmlinux, boot, late) != kernel.id:
+            raise IntegrityError(f"kernel {kernel.release}: is not what its identifier says")
+        with self._workspace(kernel.source) as workspace:
+            return self._store(
+                kernel, kernel.source, self._lay_out(workspace, vmlinux, boot | late)
+            )
+
+    def _lay_out(self, workspace: Path, vmlinux: bytes, modules: Mapping[str, bytes]) -> Path:
+        """Write a kernel's directory into the workspace, safe on the disk."""
+        new = workspace / "kernel"
+        (new / "modules").mkdir(parents=True, mode=0o700)
+        _write(new / "vmlinux", vmlinux)
+        for name, content in modules.items():
+            _write(new / "modules" / f"{name}.ko", content)
+        _sync_directory(new / "modules")
+        _sync_directory(new)
+        return new
+
     @contextmanager
     def _workspace(self, source: str) -> Iterator[Path]:
         """Yield an empty directory; who adds from the same source waits meanwhile."""
@@ -177,13 +206,7 @@ class Kernels:
         late = modules.order(LATE, known=tuple(boot))
         release = release_of(vmlinux) or "unknown"
         progress(ProgressEvent(item=release, phase="storing"))
-        new = workspace / "kernel"
-        (new / "modules").mkdir(parents=True, mode=0o700)
-        _write(new / "vmlinux", vmlinux)
-        for name, content in (boot | late).items():
-            _write(new / "modules" / f"{name}.ko", content)
-        _sync_directory(new / "modules")
-        _sync_directory(new)
+        new = self._lay_out(workspace, vmlinux, boot | late)
         record = KernelRecord(
             id=_identifier(vmlinux, boot, late),
             release=release,

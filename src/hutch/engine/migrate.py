@@ -1,0 +1,210 @@
+"""Migrate an instance to another hutch: the source's side.
+
+The source decides. Its record goes from `sending` to `committed` in one durable write, when
+the target has everything on disk: before it the instance is the source's, afterwards the
+target's, whoever is killed when. `hutch.engine.migrate_settle` finishes what was cut short.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import msgspec
+
+import hutch
+from hutch.engine.context import Context
+from hutch.engine.finish import refresh_locked
+from hutch.engine.locking import instance_lock
+from hutch.engine.lookup import load, load_in
+from hutch.engine.migrate_send import Sender
+from hutch.engine.migrate_settle import abandon, complete, migration_lock, put, take_back
+from hutch.engine.records import INSTANCES, InstanceRecord
+from hutch.engine.stop import current
+from hutch.errors import HutchError, OutcomeUnknown, Unsupported, WrongState
+from hutch.ids import new_id
+from hutch.lifecycle import State, move
+from hutch.migration.links import Destination, open_wire, parse_destination
+from hutch.migration.messages import Answer, Commit, Committed, Hello, Prepare, Prepared, Ready
+from hutch.migration.records import MigrationRecord, Phase, Role
+from hutch.migration.wire import VERSION, Wire
+from hutch.records import Progress, ProgressEvent, silent
+
+__all__ = ["Migrated", "hello", "migrate"]
+
+_LINK_S = 600.0
+_AT_REST = (State.CREATED, State.EXITED, State.SUSPENDED)
+
+
+class Migrated(msgspec.Struct, frozen=True, kw_only=True):
+    """A migration that is done. `id` is the instance's at the target; `sent` counts bytes;
+    `downtime_s` is how long a running machine stood still, 0 for one at rest; `problem` says
+    why it does not run there although it ran here."""
+
+    name: str
+    id: str
+    destination: str
+    sent: int
+    downtime_s: float = 0.0
+    problem: str = ""
+
+
+def hello(wire: Wire) -> None:
+    """Exchange versions with the other side."""
+    wire.send(Hello(version=VERSION, hutch=hutch.__version__))
+    there = wire.expect(Hello)
+    if there.version != VERSION:
+        raise Unsupported(
+            f"the other side speaks version {there.version} of the migration protocol "
+            f"(hutch {there.hutch}), this one version {VERSION}",
+            hint="install the same hutch on both sides",
+        )
+
+
+def migrate(
+    context: Context,
+    identifier: str,
+    destination: str,
+    *,
+    with_volumes: bool = False,
+    bandwidth: int = 0,
+    progress: Progress = silent,
+) -> Migrated:
+    """Move an instance to another hutch; on any failure it stays here as it was.
+
+    Where the link is lost after the decision, `OutcomeUnknown`: it is the target's then, and
+    `reconcile` finishes the removal here.
+    """
+    there = parse_destination(destination)
+    record = current(context, identifier)
+    _check_state(record)
+    token = new_id()
+    progress(ProgressEvent(item=record.name, phase="checking"))
+    with (
+        migration_lock(context, token),
+        open_wire(there, timeout_s=_LINK_S, bandwidth=bandwidth) as wire,
+    ):
+        hello(wire)
+        sender = Sender(context, wire, record, progress=progress)
+        _offer(sender, token, with_volumes)
+        with context.leases.hold(*sender.references, purpose="migration"):
+            sender.send_assets()
+            wire.expect(Ready)
+        return _move(context, there, wire, sender, token)
+
+
+def _check_state(record: InstanceRecord) -> None:
+    if record.state == State.RUNNING and record.spec.isolation != "vm":
+        raise Unsupported(
+            f"live migration of container {record.name}: needs CRIU, which hutch does not drive",
+            hint="stop it first, or run it with --vm",
+        )
+    if record.state not in (*_AT_REST, State.RUNNING):
+        hint = "unpause it first" if record.state == State.PAUSED else None
+        raise WrongState(f"instance {record.name} is {record.state}: cannot be migrated", hint=hint)
+
+
+def _offer(sender: Sender, token: str, with_volumes: bool) -> None:
+    """Ask the target; raise with everything that stands in the way, there and here."""
+    own = sender.prepare(token, with_volumes=with_volumes)
+    sender.wire.send(sender.offer)
+    sender.answer = sender.wire.expect(Answer)
+    obstacles = [*own, *sender.answer.obstacles]
+    if obstacles:
+        raise WrongState(f"{sender.record.name} cannot be migrated: " + "; ".join(obstacles))
+
+
+def _move(context: Context, there: Destination, wire: Wire, sender: Sender, token: str) -> Migrated:
+    """Stop it, send what is its own, decide, and let go of it."""
+    since = time.monotonic()
+    migration, record = _claim(context, there, sender.record.id, token)
+    try:
+        sender.send_instance(record, migration.previous)
+        wire.send(
+            Prepare(
+                instance=msgspec.Raw(msgspec.json.encode(record)),
+                previous=migration.previous,
+                resume=migration.resume,
+            )
+        )
+        identifier = wire.expect(Prepared).id
+        migration = put(context, migration, phase=Phase.COMMITTED)
+    except BaseException as exc:
+        _stay(context, migration, exc)
+        raise
+    try:
+        wire.send(Commit(token=token))
+        done = wire.expect(Committed)
+        problem = done.problem
+    except (HutchError, KeyboardInterrupt):
+        problem = _commit_again(context, migration)
+    stood_still = time.monotonic() - since if migration.resume else 0.0
+    complete(context, migration, wire)
+    sender.progress(ProgressEvent(item=record.name, phase="done", done=sender.sent))
+    return Migrated(
+        name=record.name,
+        id=identifier,
+        destination=there.text,
+        sent=sender.sent,
+        downtime_s=stood_still,
+        problem=problem,
+    )
+
+
+def _claim(
+    context: Context, there: Destination, identifier: str, token: str
+) -> tuple[MigrationRecord, InstanceRecord]:
+    """Suspend it if it runs, and mark it: from here on nothing but this migration moves it."""
+    resume = False
+    if current(context, identifier).state == State.RUNNING:
+        from hutch.engine.suspend import suspend
+
+        suspend(context, identifier)
+        resume = True
+    with ExitStack() as undo:
+        if resume:
+            undo.callback(take_back, context, identifier)
+        with instance_lock(context, identifier):
+            record = refresh_locked(context, load(context, identifier))
+            if record.state not in _AT_REST:
+                raise WrongState(f"instance {record.name} is {record.state}: was used meanwhile")
+            move(record.state, State.MIGRATING, name=record.name)
+            migration = MigrationRecord(
+                token=token,
+                role=Role.SOURCE,
+                phase=Phase.SENDING,
+                instance=identifier,
+                name=record.name,
+                destination=there.text,
+                previous=record.state,
+                resume=resume,
+            )
+            with context.store.write(durable=True) as tx:
+                present = load_in(tx, identifier)
+                marked = msgspec.structs.replace(present, state=State.MIGRATING)
+                tx.put(INSTANCES, identifier, marked)
+                put(context, migration, tx=tx)
+        undo.pop_all()
+    return migration, record
+
+
+def _stay(context: Context, migration: MigrationRecord, exc: BaseException) -> None:
+    """Make it an instance of this root again; a failure of that is told beside the first."""
+    try:
+        abandon(context, migration)
+    except HutchError as second:
+        exc.add_note(f"{migration.name} is not back as it was: {second.message}")
+
+
+def _commit_again(context: Context, migration: MigrationRecord) -> str:
+    """The link was lost with the decision made: tell it over another one."""
+    from hutch.engine.migrate_settle import tell_commit
+
+    try:
+        return tell_commit(context, migration)
+    except HutchError as exc:
+        raise OutcomeUnknown(
+            f"{migration.name} has been given to {migration.destination}, which does not "
+            f"answer any more: {exc.message}",
+            hint="`hutch system reconcile` finishes it when the target is back",
+        ) from exc

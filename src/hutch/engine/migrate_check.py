@@ -1,0 +1,91 @@
+"""What stands in the way of an instance that another hutch offers: everything at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from hutch.engine.context import Context
+from hutch.engine.records import NAMES, InstanceRecord, NameRecord
+from hutch.errors import HutchError, NotFound
+from hutch.migration.messages import Offer
+from hutch.oci.platform import host_platform
+from hutch.spec.build import check_name
+
+__all__ = ["obstacles"]
+
+# What is to stay free on the disk that the root is on.
+_SPARE = 64 << 20
+
+
+def obstacles(context: Context, offer: Offer, record: InstanceRecord) -> list[str]:
+    """Return why the instance cannot come here, one line each; nothing if it can."""
+    found: list[str] = []
+    _note(found, lambda: check_name(record.name))
+    with context.store.read() as tx:
+        taken = tx.get(NAMES, record.name, NameRecord)
+    if taken is not None:
+        found.append(f"name {record.name!r} is taken by instance {taken.id[:12]} at the target")
+    here = host_platform()
+    if offer.image.architecture and offer.image.architecture != here.architecture:
+        found.append(f"its image is for {offer.image.platform}, the target is {here}")
+    _note(found, lambda: context.driver(record.spec.isolation).check(record.spec))
+    if record.spec.isolation == "vm":
+        _check_machine(context, offer, found)
+    for network in record.spec.networks:
+        try:
+            context.networks.get(network.name)
+        except NotFound:
+            found.append(f"network {network.name} is not at the target")
+    _check_mounts(context, offer, record, found)
+    _check_room(context, offer, found)
+    return found
+
+
+def _note(found: list[str], check: Callable[[], object]) -> None:
+    try:
+        check()
+    except HutchError as exc:
+        found.append(f"target: {exc.message}")
+
+
+def _check_machine(context: Context, offer: Offer, found: list[str]) -> None:
+    """A saved memory needs the very QEMU; a machine at rest any that boots it."""
+    from hutch.host.qemu import load_qemu
+
+    if not offer.qemu:
+        return
+    try:
+        there = str(load_qemu(context.root / "cache").version)
+    except HutchError:
+        return  # told by the driver's own check
+    if there != offer.qemu:
+        found.append(f"its memory was saved by QEMU {offer.qemu}, the target has {there}")
+
+
+def _check_mounts(context: Context, offer: Offer, record: InstanceRecord, found: list[str]) -> None:
+    for mount in record.mounts:
+        if mount.type == "bind" and not os.path.exists(mount.source):
+            found.append(f"directory {mount.source} of the host is not at the target")
+    for volume in offer.volumes:
+        try:
+            context.volumes.get(volume.name)
+        except NotFound:
+            if not volume.sent:
+                found.append(f"volume {volume.name} is not at the target (--with-volumes sends it)")
+        else:
+            if volume.sent:
+                found.append(f"volume {volume.name} is at the target already")
+
+
+def _check_room(context: Context, offer: Offer, found: list[str]) -> None:
+    image = offer.image
+    needed = offer.size + sum(volume.size for volume in offer.volumes if volume.sent)
+    if context.images.by_id(image.id) is None:
+        needed += image.compressed_size + image.size
+    if offer.kernel is not None:
+        needed += offer.kernel.size
+    status = os.statvfs(context.root)
+    free = status.f_bavail * status.f_frsize
+    if needed + _SPARE > free:
+        found.append(f"it needs {needed} bytes of disk, the target has {free} free")

@@ -1,0 +1,196 @@
+"""What the source of a migration sends: image and kernel, then what is the instance's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import msgspec
+
+from hutch.engine.context import Context
+from hutch.engine.lookup import load
+from hutch.engine.records import SUSPENDED, InstanceRecord
+from hutch.errors import HutchError
+from hutch.lifecycle import State
+from hutch.migration.messages import Answer, Offer, Stream, VolumeOffer
+from hutch.migration.streams import pack_file
+from hutch.migration.wire import Wire
+from hutch.records import Progress, ProgressEvent
+from hutch.storage.faults import disk_errors
+from hutch.storage.pack import pack_diff, pack_directory
+from hutch.storage.snapshots import DISK_FILE, measure
+
+__all__ = ["Sender"]
+
+_PIECE = 256 << 10
+_LIVE = (State.STARTING, State.RUNNING, State.PAUSED)
+
+
+class Sender:
+    """The source's side of the streams of one migration."""
+
+    def __init__(
+        self, context: Context, wire: Wire, record: InstanceRecord, *, progress: Progress
+    ) -> None:
+        self._context = context
+        self.wire = wire
+        self.record = record
+        self.progress = progress
+        self.sent = 0
+        self.offer: Offer
+        self.answer: Answer
+        self.references: tuple[str, ...] = ()
+
+    def prepare(self, token: str, *, with_volumes: bool) -> list[str]:
+        """Make the offer; return what stands in the way on this side."""
+        context, record = self._context, self.record
+        image = context.images.get(record.image_id)
+        self.references = (*image.digests, *image.chain_ids)
+        obstacles = [
+            f"blob {digest[:19]} of its image is not stored here any more"
+            for digest in image.digests
+            if not context.content.has(digest)
+        ]
+        obstacles += _unmovable(context, record)
+        volumes: list[VolumeOffer] = []
+        for mount in record.mounts:
+            if mount.type == "volume" and mount.name not in {v.name for v in volumes}:
+                sent = with_volumes or mount.anonymous
+                volumes.append(self._volume(mount.name, sent, mount.anonymous, obstacles))
+        kernel = None
+        qemu = ""
+        if record.spec.isolation == "vm":
+            kernel = context.kernels.get(record.spec.machine.kernel)
+            if record.state in (State.RUNNING, State.SUSPENDED):
+                from hutch.host.qemu import load_qemu
+
+                qemu = str(load_qemu(context.root / "cache").version)
+        self.offer = Offer(
+            token=token,
+            instance=msgspec.Raw(msgspec.json.encode(record)),
+            image=image,
+            size=context.snapshots.usage(record.id).bytes + _memory(context, record),
+            kernel=kernel,
+            volumes=tuple(volumes),
+            qemu=qemu,
+        )
+        return obstacles
+
+    def _volume(self, name: str, sent: bool, anonymous: bool, obstacles: list[str]) -> VolumeOffer:
+        context = self._context
+        volume = context.volumes.get(name)
+        if not sent:
+            return VolumeOffer(name=name, sent=False)
+        if volume.options:
+            obstacles.append(f"volume {name} has driver options: make it at the target")
+        for user in context.volumes.users(name):
+            other = load(context, user)
+            if user != self.record.id and other.state in _LIVE:
+                obstacles.append(f"volume {name} is written to by {other.name}: stop it first")
+        return VolumeOffer(
+            name=name,
+            sent=True,
+            anonymous=anonymous,
+            labels=dict(volume.labels),
+            size=context.volumes.usage(name).bytes,
+        )
+
+    # ---- before it is stopped ---------------------------------------------------------
+
+    def send_assets(self) -> None:
+        """Send the blobs and the kernel that the target lacks."""
+        answer, known = self.answer, set(self.references)
+        for digest in answer.blobs:
+            if digest in known:
+                self._stream(Stream(kind="blob", name=digest), self._blob(digest))
+        kernel = self.offer.kernel
+        if kernel is not None and answer.kernel:
+            kernels = self._context.kernels
+            self._file("kernel", "vmlinux", str(kernels.vmlinux(kernel)))
+            for name in (*kernel.boot, *kernel.late):
+                self._file("kernel", name, str(kernels.module(kernel, name)))
+        self.wire.send(Stream(kind="end"))
+
+    def _blob(self, digest: str) -> Iterator[bytes]:
+        with self._context.content.open(digest) as file:
+            while data := file.read(_PIECE):
+                yield data
+
+    # ---- when it does not run any more ------------------------------------------------
+
+    def send_instance(self, record: InstanceRecord, state: str) -> None:
+        """Send the writable layer, the volumes, the log, and a saved memory."""
+        directory = str(self._context.directory(record.id))
+        with disk_errors(f"migration of {record.name}"):
+            if record.spec.isolation == "vm":
+                self._file("disk", DISK_FILE, f"{directory}/{DISK_FILE}")
+            else:
+                self._stream(Stream(kind="upper"), pack_diff(f"{directory}/upper"))
+            for name in sorted(os.listdir(directory)):
+                if name == "log" or name.startswith("log."):
+                    self._file("file", name, f"{directory}/{name}")
+            if state == State.SUSPENDED:
+                for name in sorted(os.listdir(f"{directory}/{SUSPENDED}")):
+                    self._file("file", f"{SUSPENDED}/{name}", f"{directory}/{SUSPENDED}/{name}")
+            for volume in self.offer.volumes:
+                if volume.sent:
+                    self._tree(volume.name)
+
+    def _tree(self, volume: str) -> None:
+        path = os.fsencode(self._context.volumes.get(volume).path)
+        fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            pieces = pack_directory(fd, os.path.basename(path), b"", contents_only=True)
+            self._stream(Stream(kind="volume", name=volume), pieces)
+        finally:
+            os.close(fd)
+
+    def _file(self, kind: str, name: str, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            size = os.fstat(fd).st_size
+            self._stream(Stream(kind=kind, name=name, size=size), pack_file(fd))
+        finally:
+            os.close(fd)
+
+    def _stream(self, head: Stream, pieces: Iterator[bytes]) -> None:
+        self.wire.send(head)
+        self.sent += self.wire.send_stream(self._shown(head, pieces))
+
+    def _shown(self, head: Stream, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Tell of the pieces as they pass."""
+        item, done = head.name or self.record.name, 0
+        for piece in pieces:
+            done += len(piece)
+            self.progress(ProgressEvent(item=item, phase=f"sending {head.kind}", done=done))
+            yield piece
+
+
+def _memory(context: Context, record: InstanceRecord) -> int:
+    """Return the bytes that its saved memory takes, or may take."""
+    if record.state == State.SUSPENDED:
+        return measure(str(context.directory(record.id) / SUSPENDED)).bytes
+    if record.state == State.RUNNING:
+        from hutch.drivers.vm.limits import memory_of
+
+        return memory_of(record.spec)
+    return 0
+
+
+def _unmovable(context: Context, record: InstanceRecord) -> list[str]:
+    """Return what of its specification belongs to this host or to other instances."""
+    spec = record.spec
+    found = [
+        f"{what} is joined to {mode.removeprefix('container:')}"
+        for what, mode in (("network", spec.network_mode), ("pid", spec.pid_mode))
+        if mode.startswith("container:")
+    ]
+    if spec.ipc_mode.startswith("container:"):
+        found.append(f"ipc is joined to {spec.ipc_mode.removeprefix('container:')}")
+    if spec.isolation != "vm" and (spec.userns not in ("", "host") or context.rootless):
+        found.append("its files have the ids of a user namespace of this host")
+    try:
+        context.snapshots.load(record.id, record.chain_ids)
+    except HutchError as exc:
+        found.append(exc.message)
+    return found

@@ -1,0 +1,44 @@
+"""What each side writes down of a migration, so that a killed one can be settled."""
+
+# Annotations are not postponed: msgspec would compile each of them when it first decodes.
+from enum import StrEnum
+
+import msgspec
+
+__all__ = ["MIGRATIONS", "MigrationRecord", "Phase", "Role"]
+
+MIGRATIONS = "migrations"
+
+
+class Role(StrEnum):
+    """Which side this root is."""
+
+    SOURCE = "source"
+    TARGET = "target"
+
+
+class Phase(StrEnum):
+    """How far it is. The source's step from `sending` to `committed` is the decision."""
+
+    SENDING = "sending"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    ACTIVE = "active"
+
+
+class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A migration under its token. `previous` is the state that the instance has when it may
+    be started; `resume` that it ran, and is to run again wherever it ends up; `volumes` are
+    those that the target makes for it."""
+
+    token: str
+    role: Role
+    phase: Phase
+    instance: str
+    name: str
+    destination: str = ""
+    previous: str = ""
+    resume: bool = False
+    volumes: tuple[str, ...] = ()

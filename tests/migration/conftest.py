@@ -1,0 +1,118 @@
+"""Two hutches: roots of their own, the target's processes in another network namespace."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hutch.engine import Engine
+from hutch.linux.namespaces import CLONE_NEWNET
+
+HOLD = f"""
+import ctypes, sys
+assert ctypes.CDLL(None).unshare({CLONE_NEWNET}) == 0
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+class Other:
+    """The target: a hutch that is spoken to by its command line, as an administrator would."""
+
+    def __init__(self, root: Path, holder: int) -> None:
+        self.root = root
+        self._argv = [
+            "nsenter",
+            f"--net=/proc/{holder}/ns/net",
+            sys.executable,
+            "-m",
+            "hutch",
+            "--root",
+            str(root),
+        ]
+
+    @property
+    def destination(self) -> str:
+        return "exec:" + shlex.join([*self._argv, "_migrate_target"])
+
+    def argv(self, *arguments: str) -> list[str]:
+        return [*self._argv, *arguments]
+
+    def hutch(self, *arguments: str) -> str:
+        done = subprocess.run(
+            self.argv(*arguments), capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def engine(self) -> Engine:
+        """An engine on the target's root, for looking: it starts nothing."""
+        return Engine(self.root)
+
+
+@pytest.fixture(scope="module")
+def other_namespace() -> Iterator[int]:
+    """The pid of a process that holds the target's network namespace."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        holder.stdout.readline()
+        yield holder.pid
+        holder.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def source_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with Engine(tmp_path_factory.mktemp("source") / "root") as engine:
+        engine.images.bootstrap("busybox")
+        yield engine
+        engine._context.machines.prune_templates()
+        engine._context.networks.teardown()
+
+
+@pytest.fixture
+def source(source_engine: Engine) -> Iterator[Engine]:
+    """The source; what a test leaves there fails the test."""
+    yield source_engine
+    left = [info.name for info in source_engine.list(all=True)]
+    for name in left:
+        source_engine.get(name).remove(force=True, volumes=True)
+    assert left == [], "instances left at the source"
+    assert traces(source_engine) == []
+
+
+@pytest.fixture(scope="module")
+def other_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("target") / "root"
+
+
+@pytest.fixture
+def target(other_root: Path, other_namespace: int) -> Iterator[Other]:
+    """The target; what a test leaves there fails the test."""
+    other = Other(other_root, other_namespace)
+    yield other
+    with other.engine() as engine:
+        left = [info.name for info in engine.list(all=True)]
+        if left:
+            other.hutch("rm", "-fv", *left)
+        engine._context.machines.prune_templates()
+        assert left == [], "instances left at the target"
+        assert traces(engine) == []
+
+
+def traces(engine: Engine) -> list[str]:
+    """What a migration could leave on a root."""
+    from hutch.migration.records import MIGRATIONS, MigrationRecord
+
+    with engine._context.store.read() as tx:
+        found = [f"{m.role} {m.phase}" for _, m in tx.items(MIGRATIONS, MigrationRecord)]
+    found += os.listdir(engine.root / "instances")
+    return found + [name for name in os.listdir(engine.root / "locks") if name != "boot"]

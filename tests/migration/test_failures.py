@@ -1,0 +1,298 @@
+"""Killed at any phase, on either side, or without the link: one instance can be started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hutch.engine import Engine
+from hutch.engine import migrate as migrating
+from hutch.errors import HutchError, OutcomeUnknown, WrongState
+from hutch.migration.wire import Wire
+from tests.migration.conftest import Other, traces
+from tests.requires import requires
+
+pytestmark = [
+    requires("root", "cgroup", "overlayfs", "seccomp", "netns", "nftables", "busybox"),
+    pytest.mark.integration,
+]
+
+# Runs `hutch` after it has set one function to end this process the way kill -9 does, before
+# or after its real work.
+KILLED = """
+import os, signal, sys
+import hutch.engine.migrate, hutch.engine.migrate_receive, hutch.engine.migrate_settle
+import hutch.engine.migrate_send
+where, when = sys.argv[1], sys.argv[2]
+sys.argv[1:3] = []
+module, _, name = where.rpartition(":")
+owner = sys.modules[module]
+*path, name = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+real = getattr(owner, name)
+def killed(*args, **kwargs):
+    if when == "after":
+        real(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, name, killed)
+from hutch.cli.main import main
+main()
+"""
+
+STARTABLE = ("created", "exited")
+
+
+def killed(argv: list[str], where: str, when: str) -> list[str]:
+    """Return a command line of ours that is killed there."""
+    at = argv.index("-m")
+    return [*argv[:at], "-c", KILLED, where, when, *argv[at + 2 :]]
+
+
+def states(engine: Engine, name: str) -> list[str]:
+    return [info.state for info in engine.list(all=True) if info.name == name]
+
+
+def settle(source: Engine, target: Other) -> tuple[list[str], list[str]]:
+    """Reconcile the target, then the source, then the target: as the two would by themselves."""
+    target.hutch("system", "reconcile")
+    source.reconcile()
+    with target.engine() as there:
+        return states(source, "moved"), states(there, "moved")
+
+
+def finish(source: Engine, target: Other, here: list[str], there: list[str]) -> None:
+    """See that exactly one can be started, start it, and remove it."""
+    able = [state for state in (*here, *there) if state in STARTABLE]
+    assert len(able) == 1, (here, there)
+    assert len(here) + len(there) == 1, (here, there)
+    assert traces_of_migration(source) == []
+    with target.engine() as engine:
+        assert traces_of_migration(engine) == []
+    if here:
+        box = source.get("moved")
+        box.start()
+        assert box.wait() == 0
+        box.remove()
+    else:
+        target.hutch("start", "moved")
+        assert target.hutch("wait", "moved") == "0"
+        target.hutch("rm", "moved")
+    for engine_volumes in (source.volumes,):
+        engine_volumes.remove("kept", missing_ok=True)
+    if there:
+        target.hutch("volume", "rm", "kept")
+
+
+def traces_of_migration(engine: Engine) -> list[str]:
+    return [trace for trace in traces(engine) if " " in trace or trace.startswith("migration")]
+
+
+@pytest.fixture
+def moved(source: Engine) -> str:
+    box = source.create("busybox", ["true"], name="moved", volumes=["kept:/kept"])
+    return box.id
+
+
+SOURCE = [
+    ("hutch.engine.migrate:_offer", "after", "source"),
+    ("hutch.engine.migrate:_claim", "after", "source"),
+    ("hutch.engine.migrate_send:Sender.send_instance", "after", "source"),
+    # The target has all and waits; the source has not decided.
+    ("hutch.engine.migrate:put", "before", "source"),
+    ("hutch.engine.migrate:put", "after", "target"),
+    ("hutch.engine.migrate:complete", "before", "target"),
+    ("hutch.engine.migrate_settle:remove_locked", "after", "target"),
+]
+
+
+@pytest.mark.parametrize(("where", "when", "winner"), SOURCE)
+def test_a_source_that_is_killed_leaves_one_instance(
+    source: Engine, target: Other, moved: str, where: str, when: str, winner: str
+) -> None:
+    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
+    command = ["migrate", "--with-volumes", "moved", target.destination]
+    done = subprocess.run(
+        killed([*here, *command], where, when), capture_output=True, timeout=100, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    here_states, there_states = settle(source, target)
+    assert (winner == "source") == bool(here_states)
+    finish(source, target, here_states, there_states)
+
+
+TARGET = [
+    ("hutch.engine.migrate_receive:obstacles", "before", "source"),
+    ("hutch.engine.migrate_receive:register_image", "before", "source"),
+    ("hutch.engine.migrate_receive:_Incoming._prepare", "after", "source"),
+    ("hutch.engine.migrate_receive:_Incoming._volumes", "after", "source"),
+    ("hutch.engine.migrate_receive:_Incoming._insert", "after", "source"),
+    ("hutch.engine.migrate_receive:_commit", "before", "target"),
+    ("hutch.engine.migrate_receive:activate", "after", "target"),
+    ("hutch.engine.migrate_receive:forget", "before", "target"),
+]
+
+
+@pytest.mark.parametrize(("where", "when", "winner"), TARGET)
+def test_a_target_that_is_killed_leaves_one_instance(
+    source: Engine,
+    target: Other,
+    moved: str,
+    tmp_path: Path,
+    where: str,
+    when: str,
+    winner: str,
+) -> None:
+    if "register_image" in where:
+        with target.engine() as engine:
+            for image in engine.images.list():
+                engine.images.remove(image.id, force=True)
+    destination = once_killed(target, tmp_path, where, when)
+    try:
+        source.migrate("moved", destination, with_volumes=True)
+    except HutchError:
+        assert winner == "source"
+    else:
+        assert winner == "target"
+    here_states, there_states = settle(source, target)
+    assert (winner == "source") == bool(here_states)
+    finish(source, target, here_states, there_states)
+
+
+def once_killed(target: Other, tmp_path: Path, where: str, when: str) -> str:
+    """Return a destination whose first process is killed; the next ones are not."""
+    import shlex
+
+    marker = tmp_path / "killed"
+    first = shlex.join(killed(target.argv("_migrate_target"), where, when))
+    later = shlex.join(target.argv("_migrate_target"))
+    script = tmp_path / "target"
+    script.write_text(
+        f"#!/bin/sh\nif [ ! -e {marker} ]; then : > {marker}; exec {first}; fi\nexec {later}\n"
+    )
+    script.chmod(0o755)
+    return f"exec:{script}"
+
+
+class Cut(Exception):
+    """The test cuts the link here."""
+
+
+@pytest.mark.parametrize("message", ["Offer", "Prepare", "Commit", "Forget"])
+def test_a_link_that_is_cut_leaves_one_instance(
+    source: Engine, target: Other, moved: str, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    """The link dies as the message goes out: nothing tells whether it has arrived."""
+    real = Wire.send
+    cut: list[str] = []
+
+    def send(self: Wire, sent: object) -> None:
+        real(self, sent)  # type: ignore[arg-type]
+        if type(sent).__name__ == message and not cut:
+            cut.append(message)
+            os.close(os.dup(self._read_fd))
+            raise HutchError("the link was cut")
+
+    monkeypatch.setattr(Wire, "send", send)
+    try:
+        source.migrate("moved", target.destination, with_volumes=True)
+    except HutchError:
+        pass
+    assert cut == [message]
+    here_states, there_states = settle(source, target)
+    assert ("moved" in target.hutch("ps", "-a")) == (message in ("Commit", "Forget"))
+    finish(source, target, here_states, there_states)
+
+
+def test_an_unreachable_target_keeps_the_decision_open_until_it_is_back(
+    source: Engine, target: Other, moved: str, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    destination = once_killed(target, tmp_path, "hutch.engine.migrate_receive:_commit", "before")
+    script = Path(destination.removeprefix("exec:"))
+    script.write_text(script.read_text().replace("exec ", f"[ -e {gone} ] && exit 9\nexec ", 2))
+    lines = script.read_text().replace("exec ", f": > {gone}; exec ", 1)
+    script.write_text(lines)
+    with pytest.raises(OutcomeUnknown, match="has been given to"):
+        source.migrate("moved", destination, with_volumes=True)
+    source.reconcile()
+    assert states(source, "moved") == ["migrating"]
+    for refused in (
+        lambda: source.get("moved").start(),
+        lambda: source.get("moved").remove(force=True),
+        lambda: source.get("moved").rename("other"),
+    ):
+        with pytest.raises(WrongState, match="is migrating"):
+            refused()
+    with target.engine() as engine:
+        assert states(engine, "moved") == ["migrating"]
+        with pytest.raises(WrongState, match="is migrating"):
+            engine.get("moved").start()
+    gone.unlink()
+    source.reconcile()
+    with target.engine() as engine:
+        there = states(engine, "moved")
+    finish(source, target, states(source, "moved"), there)
+
+
+def test_a_lost_source_is_overruled_by_a_claim(
+    source: Engine, target: Other, moved: str
+) -> None:
+    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
+    command = [*here, "migrate", "--with-volumes", "moved", target.destination]
+    subprocess.run(
+        killed(command, "hutch.engine.migrate:put", "before"), capture_output=True, check=False
+    )
+    with target.engine() as engine:
+        assert states(engine, "moved") == ["migrating"]
+    assert target.hutch("migrate", "--claim", "moved") == "moved"
+    target.hutch("start", "moved")
+    assert target.hutch("wait", "moved") == "0"
+    target.hutch("rm", "moved")
+    target.hutch("volume", "rm", "kept")
+    source.reconcile()
+    source.get("moved").remove()
+    source.volumes.remove("kept")
+
+
+def fails(owner: object, name: str) -> tuple[object, str]:
+    return owner, name
+
+
+@pytest.mark.parametrize("name", ["_offer", "_claim", "put"])
+@pytest.mark.parametrize("failure", [OSError(5, "injected"), KeyboardInterrupt()], ids=type)
+def test_a_failure_or_ctrl_c_before_the_decision_leaves_it_here_and_nothing_there(
+    source: Engine,
+    target: Other,
+    moved: str,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    failure: BaseException,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    before: Callable[..., object] = getattr(migrating, name)
+    calls: list[int] = []
+
+    def once(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if name != "put" or len(calls) == 2:
+            fail()
+        return before(*args, **kwargs)
+
+    monkeypatch.setattr(migrating, name, once)
+    with pytest.raises(type(failure)):
+        source.migrate("moved", target.destination, with_volumes=True)
+    monkeypatch.undo()
+    target.hutch("system", "reconcile")
+    with target.engine() as engine:
+        there = states(engine, "moved")
+        assert [volume.name for volume in engine.volumes.list()] == []
+    finish(source, target, states(source, "moved"), there)
