@@ -128,7 +128,7 @@ def _move(context: Context, there: Destination, wire: Wire, sender: Sender, toke
             )
         )
         identifier = wire.expect(Prepared).id
-        migration = put(context, migration, phase=Phase.COMMITTED)
+        migration = _decide(context, migration)
     except BaseException as exc:
         _stay(context, migration, exc)
         raise
@@ -186,6 +186,11 @@ def _claim(
                 put(context, migration, tx=tx)
         undo.pop_all()
     return migration, record
+
+
+def _decide(context: Context, migration: MigrationRecord) -> MigrationRecord:
+    """Give the instance to the target: the one write that says whose it is."""
+    return put(context, migration, phase=Phase.COMMITTED)
 
 
 def _stay(context: Context, migration: MigrationRecord, exc: BaseException) -> None:

@@ -7,6 +7,7 @@ that has everything but has not heard the decision keeps it inert until the sour
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,12 +41,13 @@ __all__ += ["migration_lock", "put", "settle_migrations", "take_back", "tell_com
 
 # A target that is not there is asked again at the next reconcile.
 _ASK_S = 20.0
+_LOCK = "migration-"
 
 
 @contextmanager
 def migration_lock(context: Context, token: str, *, timeout_s: float | None = 0) -> Iterator[None]:
     """Hold a migration: who works on it, or settles it, is alone."""
-    with file_lock(f"{context.root}/locks/migration-{token}", timeout_s=timeout_s):
+    with file_lock(f"{context.root}/locks/{_LOCK}{token}", timeout_s=timeout_s):
         yield
 
 
@@ -214,22 +216,24 @@ def discard(context: Context, migration: MigrationRecord) -> None:
 def settle_migrations(context: Context) -> list[str]:
     """Settle what nobody works on; return the instances concerned."""
     with context.store.read() as tx:
-        found = [record for _, record in tx.items(MIGRATIONS, MigrationRecord)]
+        tokens = {token for token, _ in tx.items(MIGRATIONS, MigrationRecord)}
+    # Who was killed has left its lock, perhaps before there was anything to write down.
+    names = os.listdir(context.root / "locks")
+    tokens |= {name.removeprefix(_LOCK) for name in names if name.startswith(_LOCK)}
     settled = []
-    for migration in found:
+    for token in sorted(tokens):
         try:
-            with migration_lock(context, migration.token):
-                if _settle(context, find(context, migration.token)):
+            with migration_lock(context, token):
+                migration = find(context, token)
+                if migration is not None and _settle(context, migration):
                     settled.append(migration.instance)
         except Busy:
             continue
     return settled
 
 
-def _settle(context: Context, migration: MigrationRecord | None) -> bool:
+def _settle(context: Context, migration: MigrationRecord) -> bool:
     """Settle one, its lock held; tell whether there was something to do."""
-    if migration is None:
-        return False
     match migration.phase:
         case Phase.SENDING | Phase.ABORTED:
             abandon(context, migration)
