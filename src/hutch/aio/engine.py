@@ -216,6 +216,7 @@ class Engine(Proxy):
     prune = threaded(engine.Engine.prune)
     info = threaded(engine.Engine.info)
     reconcile = threaded(engine.Engine.reconcile)
+    migrate = threaded(engine.Engine.migrate)
 
     # ---- the rest ---------------------------------------------------------------------------
 

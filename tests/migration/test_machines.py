@@ -1,0 +1,73 @@
+"""Virtual machines go to another hutch: at rest, suspended, and running."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from hutch.engine import Engine
+from hutch.engine import migrate as migrating
+from tests.migration.conftest import Other
+from tests.requires import requires
+
+pytestmark = [
+    requires("root", "qemu", "apt-mirror", "busybox", "cgroup", "netns", "erofs", "mke2fs"),
+    pytest.mark.integration,
+]
+
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
+WAIT_S = 60.0
+
+
+def numbers(text: str) -> list[int]:
+    return [int(line) for line in text.split()]
+
+
+def until_more(target: Other, count: int) -> list[int]:
+    """Read the target's log until it has more numbers than `count`."""
+    deadline = time.monotonic() + WAIT_S
+    with target.engine() as there:
+        box = there.get("moved")
+        seen = 0
+        for record in box.logs(follow=True):
+            assert time.monotonic() < deadline
+            seen += len(record.data.split())
+            if seen > count:
+                break
+    return numbers(target.hutch("logs", "moved"))
+
+
+def test_a_machine_runs_on_at_the_target_and_a_failed_migration_leaves_it_running(
+    source: Engine, target: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = source.start("busybox", ["sh", "-c", COUNT], name="moved", isolation="vm", memory="128M")
+    box.exec(["sh", "-c", "echo kept > /root/file; echo 7 > /dev/shm/ram"], check=True)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrating, "_decide", fail)
+        with pytest.raises(OSError, match="injected"):
+            source.migrate("moved", target.destination)
+    assert box.info().state == "running"
+    assert json.loads(target.hutch("-o", "json", "ps", "-a")) == []
+    before = len([line for record in box.logs() for line in record.data.split()])
+    done = source.migrate("moved", target.destination)
+    assert done.problem == ""
+    assert done.downtime_s > 0
+    counted = until_more(target, before + 5)
+    assert counted == list(range(1, len(counted) + 1))
+    shown = target.hutch("exec", "moved", "cat", "/root/file", "/dev/shm/ram").split()
+    assert shown == ["kept", "7"]
+    address = json.loads(target.hutch("-o", "json", "inspect", "moved"))[0]["NetworkSettings"]
+    inside = target.hutch("exec", "moved", "ip", "-4", "-o", "addr", "show", "eth0")
+    assert address["IPAddress"] in inside
+    target.hutch("stop", "-t", "1", "moved")
+    with target.engine() as there:
+        assert there.get("moved").info().state == "exited"
+    target.hutch("start", "moved")
+    assert target.hutch("exec", "moved", "cat", "/root/file") == "kept"
+    target.hutch("rm", "-f", "moved")
