@@ -33,7 +33,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Ended(Unavailable):
-    """The other side has closed the link where no message was under way."""
+    """The other side has closed the link between two frames."""
 
 
 class Wire:
@@ -124,7 +124,7 @@ class Wire:
     def meet(self) -> None:
         """Take the other side's greeting, or raise `Unavailable`."""
         try:
-            found = self._take(len(_MAGIC))
+            found = self._take(len(_MAGIC), between=True)
         except Ended:
             raise self._lost("is no hutch, or one that cannot migrate") from None
         if found != _MAGIC:
@@ -173,13 +173,13 @@ class Wire:
             raise _failure(message, self._peer)
 
     def _head(self) -> tuple[int, int]:
-        kind, zero, length = _HEAD.unpack(self._take(_HEAD.size))
+        kind, zero, length = _HEAD.unpack(self._take(_HEAD.size, between=True))
         limit = MESSAGE_LIMIT if kind == _MESSAGE else DATA_LIMIT
         if zero != _ZERO or length > limit:
             raise self._bad(f"frame of kind {kind} and {length} bytes")
         return kind, length
 
-    def _take(self, count: int) -> bytes:
+    def _take(self, count: int, *, between: bool = False) -> bytes:
         pieces: list[bytes] = []
         while count:
             self._wait(self._read_fd, select.POLLIN)
@@ -190,7 +190,9 @@ class Wire:
             except OSError as exc:
                 raise self._lost(exc.strerror or str(exc)) from exc
             if not piece:
-                raise Ended(f"{self._peer}: closed the link")
+                if between and not pieces:
+                    raise Ended(f"{self._peer}: closed the link")
+                raise self._lost("closed the link within a frame")
             pieces.append(piece)
             count -= len(piece)
         return b"".join(pieces)
