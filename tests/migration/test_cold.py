@@ -103,12 +103,14 @@ def test_every_obstacle_is_named_at_once(source: Engine, target: Other, tmp_path
     host = f"{tmp_path}/only-here"
     os.mkdir(host)
     source.networks.create("only-here")
+    source.networks.create("elsewhere", subnets=["10.211.7.0/24"])
+    target.hutch("network", "create", "--subnet", "10.211.8.0/24", "elsewhere")
     box = source.create(
         "busybox",
         ["true"],
         name="held",
         volumes=["absent:/a", f"{host}:/b"],
-        network="only-here",
+        network=["only-here", "name=elsewhere,ip=10.211.7.9"],
     )
     source.create("busybox", ["true"], name="other")
     source.migrate("other", target.destination)
@@ -122,6 +124,7 @@ def test_every_obstacle_is_named_at_once(source: Engine, target: Other, tmp_path
             "volume absent is not at the target",
             f"directory {host} of the host",
             "network only-here is not at the target",
+            "address 10.211.7.9 is not one of network elsewhere",
         ):
             assert part in caught.value.message
         assert box.info().state == "created"
@@ -130,6 +133,8 @@ def test_every_obstacle_is_named_at_once(source: Engine, target: Other, tmp_path
         box.remove()
         source.volumes.remove("absent")
         source.networks.remove("only-here")
+        source.networks.remove("elsewhere")
+        target.hutch("network", "rm", "elsewhere")
 
 
 @pytest.mark.parametrize(

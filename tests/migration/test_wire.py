@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hutch.errors import (
@@ -19,9 +19,18 @@ from hutch.errors import (
     OperationTimeout,
     Unavailable,
 )
+from hutch.linux.files import punch_hole
 from hutch.migration.links import parse_destination
 from hutch.migration.messages import Commit, Failed, Forget, Hello, failure
-from hutch.migration.streams import Pieces, pack_file, unpack_file
+from hutch.migration.streams import (
+    Pieces,
+    SentBlocks,
+    pack_ahead,
+    pack_changes,
+    pack_file,
+    unpack_changes,
+    unpack_file,
+)
 from hutch.migration.wire import DATA_LIMIT, Ended, Wire
 
 
@@ -136,6 +145,7 @@ def test_a_message_that_names_no_error_of_ours_is_still_a_failure(ends: Ends) ->
     assert Forget(token="t").token == "t"
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 40), st.binary(min_size=1, max_size=5000)), max_size=6))
 def test_a_sparse_file_comes_with_its_bytes_and_holes(
     tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, bytes]]
@@ -147,7 +157,60 @@ def test_a_sparse_file_comes_with_its_bytes_and_holes(
             os.pwrite(file.fileno(), data, at * 16384)
         unpack_file(pack_file(file.fileno()), str(directory / "b"), limit=1 << 20)
     assert (directory / "a").read_bytes() == (directory / "b").read_bytes()
-    assert (directory / "b").stat().st_blocks <= (directory / "a").stat().st_blocks
+
+
+Writes = list[tuple[int, bytes]]
+WRITES = st.lists(
+    st.tuples(st.integers(0, 1 << 20), st.binary(max_size=5000).map(lambda b: b * 30)), max_size=5
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(WRITES, WRITES, st.lists(st.integers(0, 15), max_size=4), st.booleans())
+def test_changes_after_a_copy_that_was_written_to_make_it_whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    before: Writes,
+    meanwhile: Writes,
+    punched: list[int],
+    longer: bool,
+) -> None:
+    directory = tmp_path_factory.mktemp("ahead")
+    sent: SentBlocks = {}
+    with open(directory / "a", "wb+") as file:
+        fd = file.fileno()
+        os.truncate(fd, (1 << 20) + 777)
+        for at, data in before:
+            os.pwrite(fd, data, at)
+        pieces = pack_ahead(fd, sent)
+        first = [next(pieces)]
+        for at, data in meanwhile:
+            first += [piece for piece in (next(pieces, b""),) if piece]
+            os.pwrite(fd, data, at)
+        unpack_file([*first, *pieces], str(directory / "b"), limit=1 << 30)
+        for number in punched:
+            punch_hole(fd, number << 16, 1 << 16)
+        if longer:
+            os.truncate(fd, 1 << 22)
+        unpack_changes(pack_changes(fd, sent), str(directory / "b"), limit=1 << 30)
+        assert sum(map(len, pack_changes(fd, blocks_of(fd)))) < 100
+    assert (directory / "a").read_bytes() == (directory / "b").read_bytes()
+
+
+def blocks_of(fd: int) -> SentBlocks:
+    sent: SentBlocks = {}
+    for _ in pack_ahead(fd, sent):
+        pass
+    return sent
+
+
+def test_a_hole_takes_no_room(tmp_path: Path) -> None:
+    with open(tmp_path / "a", "wb+") as file:
+        os.truncate(file.fileno(), 1 << 40)
+        os.pwrite(file.fileno(), b"x", 1 << 39)
+        sent = list(pack_file(file.fileno()))
+    unpack_file(sent, str(tmp_path / "b"), limit=1 << 40)
+    assert sum(map(len, sent)) < 1 << 20
+    assert (tmp_path / "b").stat().st_blocks * 512 < 1 << 20
 
 
 def run(*parts: int) -> bytes:
@@ -192,7 +255,7 @@ def test_pieces_read_like_a_file() -> None:
 )
 def test_ssh_destinations_quote_what_a_shell_there_sees(text: str, argv: str) -> None:
     found = parse_destination(text).argv
-    shown = " ".join(word for word in found[6:] if word != "--")
+    shown = " ".join(word for word in found[5:] if word != "--")
     assert found[0] == "ssh"
     assert shown.replace("  ", " ") == argv
 

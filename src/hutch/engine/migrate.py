@@ -90,6 +90,8 @@ def migrate(
         with context.leases.hold(*sender.references, purpose="migration"):
             sender.send_assets()
             wire.expect(Ready)
+        if record.state == State.RUNNING:
+            sender.send_ahead()
         return _move(context, there, wire, sender, token)
 
 

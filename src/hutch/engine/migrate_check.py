@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 
 from hutch.engine.context import Context
 from hutch.engine.records import NAMES, InstanceRecord, NameRecord
@@ -11,6 +12,7 @@ from hutch.errors import HutchError, NotFound
 from hutch.migration.messages import Offer
 from hutch.oci.platform import host_platform
 from hutch.spec.build import check_name
+from hutch.spec.model import NetworkAttachment
 
 __all__ = ["obstacles"]
 
@@ -33,10 +35,7 @@ def obstacles(context: Context, offer: Offer, record: InstanceRecord) -> list[st
     if record.spec.isolation == "vm":
         _check_machine(context, offer, found)
     for network in record.spec.networks:
-        try:
-            context.networks.get(network.name)
-        except NotFound:
-            found.append(f"network {network.name} is not at the target")
+        _check_network(context, network, found)
     _check_mounts(context, offer, record, found)
     _check_room(context, offer, found)
     return found
@@ -47,6 +46,18 @@ def _note(found: list[str], check: Callable[[], object]) -> None:
         check()
     except HutchError as exc:
         found.append(f"target: {exc.message}")
+
+
+def _check_network(context: Context, asked: NetworkAttachment, found: list[str]) -> None:
+    try:
+        network = context.networks.get(asked.name)
+    except NotFound:
+        found.append(f"network {asked.name} is not at the target")
+        return
+    nets = [ip_network(subnet.subnet) for subnet in network.subnets]
+    for address in filter(None, (asked.ipv4, asked.ipv6)):
+        if not any(ip_address(address) in net for net in nets):
+            found.append(f"address {address} is not one of network {asked.name} at the target")
 
 
 def _check_machine(context: Context, offer: Offer, found: list[str]) -> None:

@@ -37,7 +37,7 @@ from hutch.lifecycle import State
 from hutch.linux.files import syncfs
 from hutch.migration import messages as say
 from hutch.migration.records import MigrationRecord, Phase, Role
-from hutch.migration.streams import Pieces, unpack_file
+from hutch.migration.streams import Pieces, unpack_changes, unpack_file
 from hutch.migration.wire import Ended, Wire
 from hutch.oci.reference import parse
 from hutch.records import silent
@@ -274,6 +274,9 @@ class _Incoming:
                 self._tree(f"{self._directory}/upper", "writable layer")
             case "disk":
                 unpack_file(self._wire.stream(), f"{self._directory}/{DISK_FILE}", limit=_MAX_FILE)
+            case "changes":
+                path = f"{self._directory}/{DISK_FILE}"
+                unpack_changes(self._wire.stream(), path, limit=_MAX_FILE)
             case "file":
                 self._file(head.name)
             case "volume" if head.name in self._sent_volumes() - self._staged.keys():

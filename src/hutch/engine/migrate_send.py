@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import IO
 
 import msgspec
 
@@ -13,7 +14,7 @@ from hutch.engine.records import SUSPENDED, InstanceRecord
 from hutch.errors import HutchError
 from hutch.lifecycle import State
 from hutch.migration.messages import Answer, Offer, Stream, VolumeOffer
-from hutch.migration.streams import pack_file
+from hutch.migration.streams import SentBlocks, pack_ahead, pack_changes, pack_file
 from hutch.migration.wire import Wire
 from hutch.records import Progress, ProgressEvent
 from hutch.storage.faults import disk_errors
@@ -40,6 +41,7 @@ class Sender:
         self.offer: Offer
         self.answer: Answer
         self.references: tuple[str, ...] = ()
+        self._ahead: SentBlocks | None = None
 
     def prepare(self, token: str, *, with_volumes: bool) -> list[str]:
         """Make the offer; return what stands in the way on this side."""
@@ -116,13 +118,29 @@ class Sender:
             while data := file.read(_PIECE):
                 yield data
 
+    def send_ahead(self) -> None:
+        """Send the disk of a machine that runs and writes to it: what it changes meanwhile is
+        sent again when it stands still."""
+        self._ahead = {}
+        with disk_errors(f"migration of {self.record.name}"), self._open_disk() as file:
+            pieces = pack_ahead(file.fileno(), self._ahead)
+            self._stream(Stream(kind="disk", name=DISK_FILE), pieces)
+
+    def _open_disk(self) -> IO[bytes]:
+        path = self._context.directory(self.record.id) / DISK_FILE
+        return open(path, "rb", buffering=0)
+
     # ---- when it does not run any more ------------------------------------------------
 
     def send_instance(self, record: InstanceRecord, state: str) -> None:
         """Send the writable layer, the volumes, the log, and a saved memory."""
         directory = str(self._context.directory(record.id))
         with disk_errors(f"migration of {record.name}"):
-            if record.spec.isolation == "vm":
+            if self._ahead is not None:
+                with self._open_disk() as file:
+                    pieces = pack_changes(file.fileno(), self._ahead)
+                    self._stream(Stream(kind="changes", name=DISK_FILE), pieces)
+            elif record.spec.isolation == "vm":
                 self._file("disk", DISK_FILE, f"{directory}/{DISK_FILE}")
             else:
                 self._stream(Stream(kind="upper"), pack_diff(f"{directory}/upper"))

@@ -72,7 +72,8 @@ class Answer(Message, frozen=True, tag="answer"):
 
 
 class Stream(Message, frozen=True, tag="stream"):
-    """Source: a byte stream follows. `kind` is blob, kernel, upper, disk, file or volume;
+    """Source: a byte stream follows. `kind` is blob, kernel, upper, disk, changes, file or
+    volume;
     `end`: no more of image and kernel, and no bytes."""
 
     kind: str

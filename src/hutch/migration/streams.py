@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 
 from hutch.errors import IntegrityError
 from hutch.storage.sparse import data_ranges
 
-__all__ = ["Pieces", "pack_file", "unpack_file"]
+__all__ = ["Pieces", "SentBlocks", "pack_ahead", "pack_changes", "pack_file"]
+__all__ += ["unpack_changes", "unpack_file"]
 
 _RUN = struct.Struct("<QQ")
 _SIZE = struct.Struct("<Q")
 _PIECE = 256 << 10
+_BLOCK = 64 << 10
+SentBlocks = dict[int, bytes]
+"""What was sent of a file ahead: digests of its blocks of 64 KiB, by number."""
 
 
 class Pieces:
@@ -68,16 +73,61 @@ def pack_file(fd: int) -> Iterator[bytes]:
     yield _RUN.pack(size, 0)
 
 
+def pack_ahead(fd: int, sent: SentBlocks) -> Iterator[bytes]:
+    """Yield a file that is written to meanwhile, noting what is sent of it."""
+    size = os.fstat(fd).st_size
+    yield _SIZE.pack(size)
+    for number in _blocks(fd):
+        data = os.pread(fd, _BLOCK, number * _BLOCK)
+        sent[number] = _digest(data)
+        yield _RUN.pack(number * _BLOCK, len(data)) + data
+    yield _RUN.pack(size, 0)
+
+
+def pack_changes(fd: int, sent: SentBlocks) -> Iterator[bytes]:
+    """Yield what is different in a file that nobody writes to any more. Blocks that have
+    become holes are sent as zeros."""
+    size = os.fstat(fd).st_size
+    yield _SIZE.pack(size)
+    for number in sorted(sent.keys() | set(_blocks(fd))):
+        data = os.pread(fd, _BLOCK, number * _BLOCK)
+        if data and sent.get(number) != _digest(data):
+            yield _RUN.pack(number * _BLOCK, len(data)) + data
+    yield _RUN.pack(size, 0)
+
+
+def _blocks(fd: int) -> Iterator[int]:
+    """Yield the numbers of the blocks that hold data, each once, in order."""
+    done = 0
+    for start, length in data_ranges(fd):
+        end = -(-(start + length) // _BLOCK)
+        yield from range(max(done, start // _BLOCK), end)
+        done = max(done, end)
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
+
+
 def unpack_file(pieces: Iterable[bytes], path: str, *, limit: int, mode: int = 0o600) -> int:
     """Write such a stream to a new file, safe on the disk; return its size.
 
     Raises `IntegrityError` for one larger than `limit` or with runs out of order.
     """
+    return _unpack(pieces, path, os.O_CREAT | os.O_EXCL, limit, mode)
+
+
+def unpack_changes(pieces: Iterable[bytes], path: str, *, limit: int) -> int:
+    """Write such a stream over a file that is there; return its size."""
+    return _unpack(pieces, path, 0, limit, 0)
+
+
+def _unpack(pieces: Iterable[bytes], path: str, flags: int, limit: int, mode: int) -> int:
     stream = Pieces(pieces)
     (size,) = _SIZE.unpack(stream.exactly(_SIZE.size))
     if size > limit:
         raise IntegrityError(f"{os.path.basename(path)}: {size} bytes, expected at most {limit}")
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, mode)
     try:
         os.ftruncate(fd, size)
         at = 0
