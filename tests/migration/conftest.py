@@ -21,6 +21,29 @@ print(flush=True)
 sys.stdin.read()
 """
 
+# Runs `hutch` after it has set one function to end this process the way kill -9 does, before
+# or after its real work.
+KILLED = """
+import os, signal, sys
+import hutch.engine.migrate, hutch.engine.migrate_receive, hutch.engine.migrate_settle
+import hutch.engine.migrate_send
+where, when = sys.argv[1], sys.argv[2]
+sys.argv[1:3] = []
+module, _, name = where.rpartition(":")
+owner = sys.modules[module]
+*path, name = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+real = getattr(owner, name)
+def killed(*args, **kwargs):
+    if when == "after":
+        real(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, name, killed)
+from hutch.cli.main import main
+main()
+"""
+
 
 class Other:
     """The target: a hutch that is spoken to by its command line, as an administrator would."""
@@ -116,3 +139,9 @@ def traces(engine: Engine) -> list[str]:
         found = [f"{m.role} {m.phase}" for _, m in tx.items(MIGRATIONS, MigrationRecord)]
     found += os.listdir(engine.root / "instances")
     return found + [name for name in os.listdir(engine.root / "locks") if name != "boot"]
+
+
+def killed(argv: list[str], where: str, when: str) -> list[str]:
+    """Return a command line of ours that is killed there."""
+    at = argv.index("-m")
+    return [*argv[:at], "-c", KILLED, where, when, *argv[at + 2 :]]

@@ -15,7 +15,7 @@ from hutch.engine import Engine
 from hutch.engine import migrate as migrating
 from hutch.errors import HutchError, OutcomeUnknown, WrongState
 from hutch.migration.wire import Wire
-from tests.migration.conftest import Other, traces
+from tests.migration.conftest import Other, killed, traces
 from tests.requires import requires
 
 pytestmark = [
@@ -23,36 +23,7 @@ pytestmark = [
     pytest.mark.integration,
 ]
 
-# Runs `hutch` after it has set one function to end this process the way kill -9 does, before
-# or after its real work.
-KILLED = """
-import os, signal, sys
-import hutch.engine.migrate, hutch.engine.migrate_receive, hutch.engine.migrate_settle
-import hutch.engine.migrate_send
-where, when = sys.argv[1], sys.argv[2]
-sys.argv[1:3] = []
-module, _, name = where.rpartition(":")
-owner = sys.modules[module]
-*path, name = name.split(".")
-for part in path:
-    owner = getattr(owner, part)
-real = getattr(owner, name)
-def killed(*args, **kwargs):
-    if when == "after":
-        real(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(owner, name, killed)
-from hutch.cli.main import main
-main()
-"""
-
 STARTABLE = ("created", "exited")
-
-
-def killed(argv: list[str], where: str, when: str) -> list[str]:
-    """Return a command line of ours that is killed there."""
-    at = argv.index("-m")
-    return [*argv[:at], "-c", KILLED, where, when, *argv[at + 2 :]]
 
 
 def states(engine: Engine, name: str) -> list[str]:
@@ -276,8 +247,36 @@ def test_a_failure_or_ctrl_c_before_the_decision_leaves_it_here_and_nothing_ther
     with pytest.raises(type(failure)):
         source.migrate("moved", target.destination, with_volumes=True)
     monkeypatch.undo()
-    target.hutch("system", "reconcile")
     with target.engine() as engine:
         there = states(engine, "moved")
         assert [volume.name for volume in engine.volumes.list()] == []
     finish(source, target, states(source, "moved"), there)
+
+
+def test_ctrl_c_in_the_middle_of_a_stream_leaves_it_here_and_nothing_there(
+    source: Engine, target: Other
+) -> None:
+    script = "head -c 8000000 /dev/urandom > /root/much"
+    box = source.create("busybox", ["sh", "-c", script], name="moved")
+    box.start()
+    assert box.wait() == 0
+    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
+    with subprocess.Popen(
+        [*here, "migrate", "--bandwidth", "1M", "moved", target.destination],
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as command:
+        assert command.stderr is not None
+        for line in command.stderr:
+            if "sending upper" in line:
+                # To all of them, as a terminal does: the target's process too.
+                os.killpg(command.pid, signal.SIGINT)
+                break
+        command.stderr.read()
+        assert command.wait() == 130
+    assert states(source, "moved") == ["exited"]
+    with target.engine() as there:
+        assert states(there, "moved") == []
+        assert traces(there) == []
+    box.remove()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from hutch.engine import Engine
 from hutch.engine import migrate as migrating
 from hutch.storage.snapshots import DISK_FILE
-from tests.migration.conftest import Other
+from tests.migration.conftest import Other, killed
 from tests.requires import requires
 
 pytestmark = [
@@ -21,6 +24,7 @@ pytestmark = [
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
 WAIT_S = 60.0
+DECIDE = "hutch.engine.migrate:_decide"
 
 
 def numbers(text: str) -> list[int]:
@@ -57,7 +61,7 @@ def test_a_machine_at_rest_comes_with_its_kernel_and_disk(source: Engine, target
     target.hutch("rm", "moved")
 
 
-def test_a_machine_runs_on_at_the_target_and_a_failed_migration_leaves_it_running(
+def test_a_machine_runs_on_at_the_target_and_here_after_a_failure_and_a_kill(
     source: Engine, target: Other, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = source.start(
@@ -72,6 +76,14 @@ def test_a_machine_runs_on_at_the_target_and_a_failed_migration_leaves_it_runnin
         patch.setattr(migrating, "_decide", fail)
         with pytest.raises(OSError, match="injected"):
             source.migrate("moved", target.destination)
+    assert box.info().state == "running"
+    assert json.loads(target.hutch("-o", "json", "ps", "-a")) == []
+    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
+    command = killed([*here, "migrate", "moved", target.destination], DECIDE, "before")
+    done_with = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    assert done_with.returncode == -signal.SIGKILL, done_with.stderr.decode()
+    assert box.info().state == "migrating"
+    source.reconcile()
     assert box.info().state == "running"
     assert json.loads(target.hutch("-o", "json", "ps", "-a")) == []
     before = len([line for record in box.logs() for line in record.data.split()])

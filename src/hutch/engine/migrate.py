@@ -18,7 +18,7 @@ from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
 from hutch.engine.migrate_send import Sender
-from hutch.engine.migrate_settle import abandon, complete, migration_lock, put, take_back
+from hutch.engine.migrate_settle import abandon, complete, find, migration_lock, put, take_back
 from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.engine.stop import current
 from hutch.errors import HutchError, OutcomeUnknown, Unsupported, WrongState
@@ -80,19 +80,36 @@ def migrate(
     _check_state(record)
     token = new_id()
     progress(ProgressEvent(item=record.name, phase="checking"))
-    with (
-        migration_lock(context, token),
-        open_wire(there, timeout_s=_LINK_S, bandwidth=bandwidth) as wire,
-    ):
-        hello(wire)
-        sender = Sender(context, wire, record, progress=progress)
-        _offer(sender, token, with_volumes)
-        with context.leases.hold(*sender.references, purpose="migration"):
-            sender.send_assets()
-            wire.expect(Ready)
-        if record.state == State.RUNNING:
-            sender.send_ahead()
-        return _move(context, there, wire, sender, token)
+    with migration_lock(context, token):
+        try:
+            with open_wire(there, timeout_s=_LINK_S, bandwidth=bandwidth) as wire:
+                hello(wire)
+                sender = Sender(context, wire, record, progress=progress)
+                return _over(context, there, wire, sender, token, with_volumes)
+        except BaseException as exc:
+            # The link is closed by now, which lets the target put away what it was at.
+            migration = find(context, token)
+            if migration is not None and migration.phase == Phase.SENDING:
+                _stay(context, migration, exc)
+            raise
+
+
+def _over(
+    context: Context,
+    there: Destination,
+    wire: Wire,
+    sender: Sender,
+    token: str,
+    with_volumes: bool,
+) -> Migrated:
+    """Do it over an open link."""
+    _offer(sender, token, with_volumes)
+    with context.leases.hold(*sender.references, purpose="migration"):
+        sender.send_assets()
+        wire.expect(Ready)
+    if sender.record.state == State.RUNNING:
+        sender.send_ahead()
+    return _move(context, there, wire, sender, token)
 
 
 def _check_state(record: InstanceRecord) -> None:
@@ -120,20 +137,16 @@ def _move(context: Context, there: Destination, wire: Wire, sender: Sender, toke
     """Stop it, send what is its own, decide, and let go of it."""
     since = time.monotonic()
     migration, record = _claim(context, there, sender.record.id, token)
-    try:
-        sender.send_instance(record, migration.previous)
-        wire.send(
-            Prepare(
-                instance=msgspec.Raw(msgspec.json.encode(record)),
-                previous=migration.previous,
-                resume=migration.resume,
-            )
+    sender.send_instance(record, migration.previous)
+    wire.send(
+        Prepare(
+            instance=msgspec.Raw(msgspec.json.encode(record)),
+            previous=migration.previous,
+            resume=migration.resume,
         )
-        identifier = wire.expect(Prepared).id
-        migration = _decide(context, migration)
-    except BaseException as exc:
-        _stay(context, migration, exc)
-        raise
+    )
+    identifier = wire.expect(Prepared).id
+    migration = _decide(context, migration)
     try:
         wire.send(Commit(token=token))
         done = wire.expect(Committed)
