@@ -23,7 +23,7 @@ from hutch.ids import InstanceId, new_instance_id
 from hutch.lifecycle import State
 from hutch.linux.cgroup import detect
 from hutch.process.launcher import Launcher
-from hutch.process.records import read_pid
+from hutch.process.records import is_alive, read_pid
 from hutch.process.supervisor import Supervisor
 from hutch.storage.snapshots import Snapshots
 from tests.requires import requires
@@ -467,3 +467,20 @@ def test_a_read_only_root_is_refused(tmp_path: Path) -> None:
             Engine(disk / "root")
         assert failure.value.hint is not None
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+
+
+def test_an_end_that_the_supervisor_has_yet_to_tell_is_not_taken_for_its_own(
+    engine: Engine,
+) -> None:
+    with engine.start("busybox", ["sleep", "1000"]) as box:
+        known = read_pid(str(engine.root / "instances" / box.id / "run"))
+        assert known is not None
+        os.kill(known.supervisor, signal.SIGSTOP)
+        try:
+            os.kill(known.pid, signal.SIGKILL)
+            until(lambda: not is_alive(str(engine.root / "instances" / box.id / "run")), "its end")
+            assert box.info().state == State.RUNNING
+        finally:
+            os.kill(known.supervisor, signal.SIGCONT)
+        assert box.wait() == 137
+        assert box.info().error == ""

@@ -23,7 +23,6 @@ from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.process.records import (
     EXIT_SAVED,
-    is_alive,
     is_child,
     is_supervised,
     read_exit,
@@ -97,8 +96,9 @@ def _is_running(context: Context, record: InstanceRecord) -> bool:
     if record.supervisor and is_child(record.pid, record.start_time, record.supervisor):
         return True
     directory = f"{context.directory(record.id)}/run"
-    # A set-user-id program may outlive its supervisor: nobody holds its streams then.
-    return read_exit(directory) is None and is_alive(directory) and is_supervised(directory)
+    # A set-user-id program may outlive its supervisor: nobody holds its streams then. One that
+    # has ended before its supervisor has told how is about to be told of.
+    return read_exit(directory) is None and is_supervised(directory)
 
 
 def finish(context: Context, identifier: str) -> InstanceRecord | None:
