@@ -176,7 +176,10 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
         pid=0,
         exit_code=status.code if status is not None else 137,
         oom_killed=oom,
-        finished_ns=status.time_ns if status is not None else time.time_ns(),
+        # A starter notes the start when it hears of it: by then a quick program has ended.
+        finished_ns=max(
+            status.time_ns if status is not None else time.time_ns(), record.started_ns
+        ),
         error=error,
     )
 
