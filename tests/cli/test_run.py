@@ -106,7 +106,7 @@ def test_detach_keys_are_read_before_anything_is_made(
     assert name not in {info.name for info in hutch_engine.list(all=True)}
 
     cli.out("run", "-d", "--network", "none", "--name", name, "busybox", "sleep", "1000")
-    assert cli("exec", "--detach-keys", "bogus", name, "touch", "/made").returncode == 1
+    assert cli("exec", "--detach-keys", "bogus", name, "touch", "/made").returncode == 125
     assert cli("exec", name, "test", "-e", "/made").returncode == 1
 
 
