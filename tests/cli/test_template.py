@@ -60,7 +60,7 @@ def test_templates_are_filled(template: str, text: str) -> None:
     [
         "{{", "{{.Id", "{{range .Env}}", "{{end}}", "{{else}}", "{{nosuch .Id}}",
         "{{.Id .}} {{if}}", "{{if .Id}}x{{else}}", "{{.Nope}}", "{{index .Env 9}}", "{{$y}}",
-        "{{.Id)}}", "{{range .Id}}{{end}}", '{{"unclosed}}', "{{len 5}}",
+        '{{.Id"a"}}', "{{.Id)}}", "{{range .Id}}{{end}}", '{{"unclosed}}', "{{len 5}}",
     ],
 )  # fmt: skip
 def test_a_bad_template_is_an_invalid_argument(template: str) -> None:

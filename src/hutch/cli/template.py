@@ -328,7 +328,10 @@ def _index(value: Any, *keys: Any) -> Any:
     for key in keys:
         if value is None:
             return None
-        value = value.get(key, "") if isinstance(value, Mapping) else value[key]
+        try:
+            value = value.get(key, "") if isinstance(value, Mapping) else value[key]
+        except (TypeError, LookupError):
+            raise _error(f"{type(value).__name__} cannot be indexed with {key!r}") from None
     return value
 
 
