@@ -7,6 +7,10 @@
 #include "supervisor.h"
 #include "text.h"
 
+enum { EXIT_ROOM = 256 };
+
+#define EXIT_TEMPORARY ".exit.tmp"
+
 static int listen_in(struct supervisor *s)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -33,6 +37,19 @@ static int listen_in(struct supervisor *s)
 	return 0;
 }
 
+/* A program may fill the disk that its exit is to be told on: the room for that is taken now. */
+static void reserve_exit(const struct supervisor *s)
+{
+	static const char room[EXIT_ROOM];
+	int fd = openat(s->dir, EXIT_TEMPORARY, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW,
+			0600);
+
+	if (fd < 0)
+		return;
+	(void)!write(fd, room, sizeof(room));
+	close(fd);
+}
+
 int record_open(struct supervisor *s)
 {
 	const struct plan *p = &s->plan;
@@ -52,6 +69,7 @@ int record_open(struct supervisor *s)
 	if (s->dir < 0)
 		return -1;
 	unlinkat(s->dir, "exit", 0);
+	reserve_exit(s);
 	return listen_in(s);
 }
 
@@ -135,9 +153,10 @@ void record_pid(struct supervisor *s)
 
 void record_exit(struct supervisor *s)
 {
-	char line[256];
+	char line[EXIT_ROOM];
 	struct text t = text_in(line, sizeof(line));
 	bool signaled = s->exit.si_code != CLD_EXITED;
+	int fd;
 
 	text_add(&t, "{\"code\":");
 	text_add_num(&t, signaled ? 128 + s->exit.si_status : s->exit.si_status);
@@ -152,7 +171,14 @@ void record_exit(struct supervisor *s)
 	text_add(&t, ",\"started_ns\":");
 	text_add_num(&t, (int64_t)s->started_ns);
 	text_add(&t, "}\n");
-	record_write(s, "exit", line, t.len);
+	if (s->dir < 0)
+		return;
+	fd = openat(s->dir, EXIT_TEMPORARY, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return;
+	if (write_all(fd, line, t.len) == 0 && ftruncate(fd, (off_t)t.len) == 0)
+		renameat(s->dir, EXIT_TEMPORARY, s->dir, "exit");
+	close(fd);
 }
 
 void record_remove(struct supervisor *s)
