@@ -61,7 +61,7 @@ bool config_load(struct config *c, const char **problem)
 	c->shutdown_ms = read_u32(&r);
 	c->unacked = read_u32(&r);
 	if (r.bad || c->fds > MAX_QEMU_FDS || (c->flags & ~(uint32_t)CONFIG_ALL) ||
-	    c->unacked > STDIN_WINDOW)
+	    c->unacked > STDIN_WINDOW || (c->flags & CONFIG_CONSOLE && !c->fds))
 		return false;
 	*problem = "the command";
 	arguments = take_list(&r, &c->argv);
@@ -72,6 +72,11 @@ bool config_load(struct config *c, const char **problem)
 	c->setup = read_bytes(&r, &c->setup_len);
 	c->plan = read_bytes(&r, &c->plan_len);
 	return !r.bad && r.at == r.end && c->setup_len <= MAX_PLAN && c->plan_len <= MAX_PLAN;
+}
+
+int config_first_fd(const struct config *c)
+{
+	return c->flags & CONFIG_CONSOLE ? FD_CONTROL + 1 : FD_QEMU;
 }
 
 void config_free(struct config *c)

@@ -76,6 +76,11 @@ void machine_greet(struct vmm *v)
 {
 	uint64_t nonce = 0;
 
+	if (v->config.flags & CONFIG_CONSOLE) {
+		console_begin(v);
+		machine_started(v);
+		return;
+	}
 	/* Without randomness the clock does: old answers in a template must not match. */
 	if (getrandom(&nonce, sizeof(nonce), GRND_NONBLOCK) != sizeof(nonce))
 		nonce = mono_ns();
@@ -193,7 +198,9 @@ void machine_qemu_ended(struct vmm *v)
 	char line[64];
 	struct text t = text_in(line, sizeof(line));
 
-	if (v->stage < ST_SHUTDOWN && !v->agent_gone)
+	if (v->config.flags & CONFIG_CONSOLE)
+		console_drain(v);
+	else if (v->stage < ST_SHUTDOWN && !v->agent_gone)
 		agent_read_rest(v); /* the process's exit may be among it */
 	if (v->stage >= ST_SHUTDOWN)
 		_exit(v->code);

@@ -10,7 +10,7 @@
 static struct vmm the;
 
 enum watched { W_SIGNALS, W_AGENT, W_STATUS, W_LISTEN, W_STDIN, W_STDOUT, W_STDERR, W_RESCUE,
-	       W_CLIENT };
+	       W_PORT, W_SCREEN, W_CONTROL, W_TYPED, W_WAITING, W_CLIENT };
 
 struct watch {
 	struct pollfd fds[W_CLIENT + MAX_VMM_CLIENTS];
@@ -123,6 +123,10 @@ static void on_signal(struct vmm *v, const struct signalfd_siginfo *info)
 		return; /* SIGPIPE of our own writing */
 	if (v->stage >= ST_SHUTDOWN)
 		return;
+	if (v->config.flags & CONFIG_CONSOLE) {
+		console_signal(signum);
+		return;
+	}
 	if (v->stage == ST_RUN && !v->process.started) {
 		if (signum == SIGTERM || signum == SIGINT || signum == SIGHUP || signum == SIGQUIT)
 			machine_end(v, 0);
@@ -162,20 +166,35 @@ static void watch_clients(struct vmm *v, struct watch *w)
 	}
 }
 
-static void watch_all(struct vmm *v, struct watch *w)
+static void watch_console(struct vmm *v, struct watch *w)
+{
+	const struct console *c = &v->console;
+
+	if (v->stage != ST_RUN)
+		return;
+	watch(w, FD_LISTEN, POLLIN, W_SCREEN);
+	if (c->control_open)
+		watch(w, FD_CONTROL, POLLIN, W_CONTROL);
+	if (!v->agent_gone && !c->output.len)
+		watch(w, FD_AGENT, POLLIN, W_PORT);
+	if (c->stdin_open && !c->input.len)
+		watch(w, 0, POLLIN, W_TYPED);
+	if (c->output.len)
+		watch(w, 1, POLLOUT, W_WAITING);
+	if (!v->agent_gone && c->input.len)
+		watch(w, FD_AGENT, POLLOUT, W_WAITING);
+}
+
+static void watch_agent(struct vmm *v, struct watch *w)
 {
 	short agent = 0;
 
-	w->count = 0;
-	watch(w, v->signals, POLLIN, W_SIGNALS);
 	if (mux_may_read(&v->mux) && v->stage > ST_HELD)
 		agent |= POLLIN;
 	if (mux_pending(&v->mux))
 		agent |= POLLOUT;
 	if (!v->agent_gone && agent)
 		watch(w, FD_AGENT, agent, W_AGENT);
-	if (v->status >= 0)
-		watch(w, v->status, POLLIN, W_STATUS);
 	if (v->stage == ST_RUN && !v->agent_gone && !v->turned_away && clients_have_place(v))
 		watch(w, FD_LISTEN, POLLIN, W_LISTEN);
 	if (process_wants_stdin(v))
@@ -186,6 +205,18 @@ static void watch_all(struct vmm *v, struct watch *w)
 	if (v->rescue >= 0)
 		watch(w, v->rescue, POLLIN, W_RESCUE);
 	watch_clients(v, w);
+}
+
+static void watch_all(struct vmm *v, struct watch *w)
+{
+	w->count = 0;
+	watch(w, v->signals, POLLIN, W_SIGNALS);
+	if (v->status >= 0)
+		watch(w, v->status, POLLIN, W_STATUS);
+	if (v->config.flags & CONFIG_CONSOLE)
+		watch_console(v, w);
+	else
+		watch_agent(v, w);
 }
 
 static void on_agent(struct vmm *v, short events)
@@ -210,6 +241,11 @@ static void dispatch(struct vmm *v, int who, short events)
 	case W_STDOUT:
 	case W_STDERR: process_pull(v); break;
 	case W_RESCUE: rescue_read(v); break;
+	case W_PORT: console_read_port(v); break;
+	case W_SCREEN: console_accept(); break;
+	case W_CONTROL: console_read_control(v); break;
+	case W_TYPED: console_read_stdin(v); break;
+	case W_WAITING: console_write(v); break;
 	default:
 		c = &v->clients[who - W_CLIENT];
 		if (c->used)

@@ -41,7 +41,7 @@ static int exec_qemu(const struct config *c, pid_t parent, int null)
 	default_signals();
 	if (!argv || !env || dup2(null, 0) < 0 || dup2(FD_LOG, 1) < 0 || dup2(FD_LOG, 2) < 0)
 		return -1;
-	for (int fd = FD_QEMU; fd < FD_QEMU + (int)c->fds; fd++)
+	for (int fd = config_first_fd(c); fd < FD_QEMU + (int)c->fds; fd++)
 		if (fcntl(fd, F_SETFD, 0) < 0)
 			return -1;
 	return execve(argv[0], argv, env);
@@ -80,6 +80,7 @@ void qemu_start(struct vmm *v)
 {
 	struct reader argv = v->config.argv;
 	uint8_t pid[4];
+	unsigned first = (unsigned)config_first_fd(&v->config), last = FD_QEMU + v->config.fds;
 	int error;
 
 	read_count(&argv);
@@ -87,8 +88,8 @@ void qemu_start(struct vmm *v)
 	if (error)
 		machine_failed(v, PART_QEMU, 0, 0, error, read_str(&argv));
 	close(FD_LOG);
-	if (v->config.fds)
-		sys_close_range(FD_QEMU, FD_QEMU + v->config.fds - 1, 0);
+	if (first < last)
+		sys_close_range(first, last - 1, 0);
 	put_u32(pid, (uint32_t)v->qemu);
 	status_send(v, STATUS_QEMU, 0, pid, sizeof(pid));
 }

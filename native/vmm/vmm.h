@@ -11,7 +11,12 @@
 /* What the starter hands over, by number. QEMU has its descriptors at the same numbers. */
 enum { FD_CONFIG = 3, FD_AGENT, FD_LISTEN, FD_STATUS, FD_LOG, FD_QEMU };
 
-enum { CONFIG_VOLATILE = 1, CONFIG_TTY = 2, CONFIG_HOLD = 4, CONFIG_ADOPT = 8, CONFIG_ALL = 15 };
+/* With CONFIG_CONSOLE FD_AGENT is the serial port, FD_LISTEN where clients of the screen
+ * call, and this, the first of QEMU's, our own connection to its monitor. */
+enum { FD_CONTROL = FD_QEMU };
+
+enum { CONFIG_VOLATILE = 1, CONFIG_TTY = 2, CONFIG_HOLD = 4, CONFIG_ADOPT = 8, CONFIG_CONSOLE = 16,
+       CONFIG_ALL = 31 };
 
 enum {
 	MAX_CONFIG = 16 << 20,
@@ -94,6 +99,17 @@ struct vmm_client {
 	struct buffer rest; /* the guest has closed; this is still to be written */
 };
 
+struct pipe_buffer {
+	size_t at, len;
+	uint8_t bytes[4096];
+};
+
+/* The stdio of a machine without an agent. */
+struct console {
+	bool stdin_open, control_open;
+	struct pipe_buffer input, output;
+};
+
 /* The main link standing still; see quiet.c. */
 struct quiet {
 	struct vmm_client *client; /* NULL: nobody wants it */
@@ -121,6 +137,7 @@ struct vmm {
 	struct quiet quiet;
 	int rescue;       /* a connection to QEMU that is told to go on, or -1 */
 	uint32_t rescue_seen;
+	struct console console;
 	struct vmm_client clients[MAX_VMM_CLIENTS];
 };
 
@@ -134,6 +151,7 @@ enum { STATUS_GO = 1 };
 /* config.c */
 bool config_load(struct config *c, const char **problem);
 void config_free(struct config *c);
+int config_first_fd(const struct config *c); /* that is QEMU's */
 
 /* qemu.c */
 void qemu_start(struct vmm *v);
@@ -173,6 +191,16 @@ void client_event(struct vmm *v, struct vmm_client *c, short events);
 size_t client_data(struct vmm *v, struct vmm_client *c, const uint8_t *data, size_t n);
 void client_eof(struct vmm_client *c);
 void client_closed(struct vmm *v, struct vmm_client *c, uint32_t error);
+
+/* console.c */
+void console_begin(struct vmm *v);
+void console_signal(int signum);
+void console_accept(void);
+void console_read_control(struct vmm *v);
+void console_read_port(struct vmm *v);
+void console_read_stdin(struct vmm *v);
+void console_write(struct vmm *v);
+void console_drain(struct vmm *v); /* after QEMU's end */
 
 /* machine.c: the stages, one after the other, and the ends. */
 void machine_begin(struct vmm *v);

@@ -276,10 +276,13 @@ class Machines:
         stdin: bool = True,
         attach: int = COLLECT,
         qemu_has_agent: bool = False,
+        screen: int | None = None,
+        control: socket.socket | None = None,
         **options: object,
     ) -> Iterator[Machine]:
         """Run a monitor for the length of the block; its end is the monitor's.
 
+        `screen` takes the place of agent.sock, `control` is the monitor's connection to QEMU.
         With `qemu_has_agent` the guest's end of the channel is the program's descriptor 8,
         and the test has only its copy.
         """
@@ -297,7 +300,12 @@ class Machines:
             fds = [0, theirs.fileno(), listener.fileno(), status.fileno()]
             fds.append(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC))
             stack.callback(os.close, fds[4])
+            if screen is not None:
+                fds[2] = screen
+            if control is not None:
+                fds.append(control.fileno())
             if qemu_has_agent:
+                ours.settimeout(None)  # programs in the place of QEMU wait when they read
                 fds.append(ours.fileno())
             config = MonitorConfig(
                 argv=qemu,

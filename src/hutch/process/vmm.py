@@ -34,7 +34,7 @@ _INPUT_WINDOW = 64 << 10
 MAX_QEMU_FDS = 64
 
 _MAGIC = b"HVC1"
-_VOLATILE, _TTY, _HOLD, _ADOPT = 1, 2, 4, 8
+_VOLATILE, _TTY, _HOLD, _ADOPT, _CONSOLE = 1, 2, 4, 8, 16
 _QEMU, _AGENT, _READY, _STARTED, _FAILED, _EXIT = range(1, 7)
 _GO = 1
 _LAUNCH_STAGE = 4
@@ -69,6 +69,11 @@ class MonitorConfig(msgspec.Struct, frozen=True, kw_only=True):
     `adopt` takes over a process that was started under another monitor, in a machine that was
     loaded with it; there is no plan then. `unacked` is what that monitor's `Guest.quiesce`
     told of its input.
+
+    `console` is for a machine without an agent: the channel is its serial port and becomes
+    stdio, what calls at the listening socket is a client of the screen, signals that ask to
+    end press the power button, and the first descriptor is a connection to QEMU's monitor,
+    kept from QEMU.
     """
 
     argv: tuple[str, ...]
@@ -83,6 +88,7 @@ class MonitorConfig(msgspec.Struct, frozen=True, kw_only=True):
     hold: bool = False
     adopt: bool = False
     unacked: int = 0
+    console: bool = False
 
 
 def encode_config(config: MonitorConfig) -> bytes:
@@ -102,6 +108,7 @@ def encode_config(config: MonitorConfig) -> bytes:
         raise InvalidArgument(f"at most {_INPUT_WINDOW}, got {config.unacked}", field="unacked")
     flags = config.volatile * _VOLATILE | config.tty * _TTY | config.hold * _HOLD
     flags |= config.adopt * _ADOPT
+    flags |= config.console * _CONSOLE
     times = [int(s * 1000) for s in (config.boot_timeout_s, config.shutdown_timeout_s)]
     try:
         size = _CONFIG.size + len(body)

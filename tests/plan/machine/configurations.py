@@ -310,6 +310,30 @@ def uefi(hw: Hardware) -> Machine:
     )
 
 
+def from_disk(hw: Hardware) -> Machine:
+    """What a disk of one's own starts: BIOS, a serial port on stdio, a way to the button."""
+    return _machine(
+        hw,
+        Shape(memory=256 * MIB),
+        boot=Firmware(),
+        agent=None,
+        control=hw.connected(),
+        console=Console(connected=hw.connected()),
+        reboot=True,
+        disks=(
+            Disk(image=DiskFile(file=hw.file(os.O_RDWR, MIB)), serial="disk", boot_index=1),
+            Disk(
+                image=DiskFile(file=hw.file(os.O_RDONLY, MIB)),
+                serial="seed",
+                kind="cdrom",
+                read_only=True,
+            ),
+        ),
+        nics=(Nic(mac="52:54:00:00:00:01", backend=UserNet()),),
+        display=Display(),
+    )
+
+
 def tpm(hw: Hardware) -> Machine:
     """A TPM by the path of its socket."""
     return _machine(hw, Shape(memory=128 * MIB), tpm=Tpm(socket=hw.path("swtpm.sock")))
@@ -339,6 +363,6 @@ CONFIGURATIONS: dict[str, Callable[[Hardware], Machine]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         *(plain, ordinary, template, clone, micro, rootless, large, locked, disks),
-        *(uefi, tpm, shared_directories, kvm),
+        *(uefi, from_disk, tpm, shared_directories, kvm),
     )
 }

@@ -79,7 +79,9 @@ def _identity(machine: Machine) -> Iterator[str]:
     yield from ("-name", options(f"guest={machine.name}", debug_threads=True))
     if machine.uuid:
         yield from ("-uuid", plain(machine.uuid, field="machine.uuid"))
-    yield from ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
+    yield from ("-nodefaults", "-no-user-config", "-display", "none")
+    if not machine.reboot:
+        yield "-no-reboot"
     yield from ("-msg", "timestamp=on")
     if machine.sandbox:
         yield from ("-sandbox", SANDBOX)
@@ -202,6 +204,9 @@ def _channels(machine: Machine, places: Places) -> Iterator[str]:
             options("socket", id="monitor", fd=machine.monitor.fd, server=True, wait=False),
         )
         yield from ("-mon", "chardev=monitor,mode=control")
+    if machine.control is not None:
+        yield from ("-chardev", options("socket", id="control", fd=machine.control.fd))
+        yield from ("-mon", "chardev=control,mode=control")
     if machine.console is not None:
         yield from ("-chardev", _console(machine.console), "-serial", "chardev:console")
     if machine.agent is not None:
@@ -216,6 +221,8 @@ def _channels(machine: Machine, places: Places) -> Iterator[str]:
 
 def _console(console: Console) -> str:
     log = path_of(console.log) if console.log is not None else None
+    if console.connected is not None:
+        return options("socket", id="console", fd=console.connected.fd)
     if console.listen is None:
         if log is None:
             return options("null", id="console")

@@ -206,9 +206,11 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Console(msgspec.Struct, frozen=True, kw_only=True):
-    """The first serial port: a listening socket, a log opened for writing only, or both."""
+    """The first serial port: a listening socket, a log opened for writing only, or both; or
+    a connected socket."""
 
     listen: Descriptor | None = None
+    connected: Descriptor | None = None
     log: Descriptor | None = None
 
 
@@ -234,9 +236,11 @@ class HostDevice(msgspec.Struct, frozen=True, kw_only=True):
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """A whole machine.
 
-    `agent` is a connected socket, `monitor` a listening one. `root_ports` are for hot-plug,
-    named `rp0`, `rp1`, …. With `incoming` it waits to be told where its state comes from;
-    with `paused` its processors wait for `cont`. `generation` is a VM generation ID.
+    `agent` is a connected socket, `monitor` a listening one, `control` a second monitor's
+    connected one. With `reboot` a reset of the guest is one, else an end. `root_ports` are
+    for hot-plug, named `rp0`, `rp1`, …. With `incoming` it waits to be told where its state
+    comes from; with `paused` its processors wait for `cont`. `generation` is a VM
+    generation ID.
     """
 
     name: str
@@ -244,6 +248,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     boot: Kernel | Firmware
     uuid: str = ""
     monitor: Descriptor | None = None
+    control: Descriptor | None = None
     agent: Descriptor | None = None
     console: Console | None = None
     disks: tuple[Disk, ...] = ()
@@ -257,5 +262,6 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     generation: str = ""
     root_ports: int = 0
     paused: bool = False
+    reboot: bool = False
     incoming: bool = False
     sandbox: bool = True
