@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import select
+from typing import TYPE_CHECKING
 
 from hutch.cli.command import Command
 from hutch.cli.output import write_bytes
 from hutch.cli.session import Invocation
 from hutch.cli.terminal import KeyFilter, detach_keys, raw_mode
+
+if TYPE_CHECKING:
+    from hutch.engine.instance import Instance
 
 __all__ = ["COMMANDS"]
 
@@ -18,6 +22,8 @@ _KEYS = "ctrl-]"
 
 def _console(invocation: Invocation) -> int:
     instance = invocation.engine.get(invocation.arguments[0])
+    if instance.info().spec.machine.from_disk is not None:
+        return _streams(invocation, instance)
     if invocation.flag("log"):
         write_bytes(instance.console_log())
         return 0
@@ -29,6 +35,27 @@ def _console(invocation: Invocation) -> int:
         with raw_mode(0):
             _relay(console, keys, stdin=True)
     return 0
+
+
+def _streams(invocation: Invocation, instance: Instance) -> int:
+    """The console of a machine that starts from a disk, which is its streams."""
+    from hutch.cli.terminal import Streams, relay, terminal_size
+
+    if invocation.flag("log"):
+        for record in instance.logs():
+            write_bytes(record.data)
+        return 0
+    stdin = os.isatty(0)
+    session = instance.attach(stdin=stdin)
+    if stdin:
+        session.resize(*terminal_size())
+    return relay(
+        session,
+        tty=True,
+        streams=Streams(stdin=stdin, ends=False),
+        keys=detach_keys(invocation.options.get("detach_keys", _KEYS)),
+        proxy_signals=False,
+    )
 
 
 def _relay(console: object, keys: KeyFilter, *, stdin: bool) -> None:
@@ -68,7 +95,8 @@ COMMANDS = {
             ("log", "", "flag", "", "Show what was written there until now, and end"),
         ),
         epilog="The program's own streams are not there: `hutch logs` and `hutch attach` have "
-        "them. One at a time can be joined to a console.",
+        "them. One at a time can be joined to a console. Of a machine that starts from a disk, "
+        "the console is its streams, and any number can join.",
         examples=("hutch console vm", "hutch console --log vm"),
     ),
 }

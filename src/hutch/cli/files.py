@@ -71,6 +71,8 @@ def _diff(invocation: Invocation) -> int:
 
 def _export(invocation: Invocation) -> int:
     target = invocation.options.get("output")
+    if invocation.flag("disk"):
+        return _export_disk(invocation, target)
     instance = invocation.engine.get(invocation.arguments[0])
     if target in (None, "-"):
         if is_tty(1):
@@ -85,6 +87,19 @@ def _export(invocation: Invocation) -> int:
     with open_output(target) as file:
         for chunk in instance.export():
             file.write(chunk)
+    return 0
+
+
+def _export_disk(invocation: Invocation, target: str | None) -> int:
+    from hutch.cli.progress import pull_progress
+    from hutch.storage.diskimages import format_of
+
+    if target in (None, "-"):
+        raise UsageError("a disk goes to a file", hint="use -o FILE", exit_code=1)
+    with pull_progress(quiet=False) as progress:
+        invocation.engine.machines.export_disk(
+            invocation.arguments[0], target, format=format_of(target), progress=progress
+        )
     return 0
 
 
@@ -132,12 +147,16 @@ COMMANDS = {
     ),
     "export": Command(
         handler=_export,
-        summary="Write an instance's whole file system as a tar archive.",
+        summary="Write an instance's whole file system as a tar archive, or its disk.",
         arguments="INSTANCE",
         low=1,
         high=1,
-        options=(("output", "o", "text", "FILE", "Write to a file instead of stdout"),),
-        examples=("hutch export -o web.tar web",),
+        options=(
+            ("disk", "", "flag", "", "Write the disk of a stopped machine that has one"),
+            ("output", "o", "text", "FILE", "Write to a file instead of stdout"),
+        ),
+        epilog="A disk's format is what the name of FILE ends in: qcow2, raw, vmdk, vhdx.",
+        examples=("hutch export -o web.tar web", "hutch export --disk -o db.qcow2 db"),
     ),
     "commit": Command(
         handler=_commit,

@@ -13,7 +13,7 @@ from hutch.cli.session import Invocation, warn
 if TYPE_CHECKING:
     from hutch.engine.instance import Instance
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "run_attached", "run_detached"]
 
 _STREAMS = ("stdin", "stdout", "stderr")
 
@@ -27,8 +27,8 @@ def _run(invocation: Invocation) -> int:
         return _dry_run(invocation, options)
     instance = _create(invocation, options)
     if detached:
-        return _run_detached(instance, values)
-    return _run_attached(instance, values)
+        return run_detached(instance, values)
+    return run_attached(instance, values)
 
 
 def _create_only(invocation: Invocation) -> int:
@@ -106,7 +106,8 @@ def _create(invocation: Invocation, options: dict[str, Any]) -> Instance:
     return instance
 
 
-def _run_detached(instance: Instance, values: dict[str, Any]) -> int:
+def run_detached(instance: Instance, values: dict[str, Any]) -> int:
+    """Start an instance and print its identifier."""
     try:
         instance.start()
     except BaseException:
@@ -116,7 +117,8 @@ def _run_detached(instance: Instance, values: dict[str, Any]) -> int:
     return 0
 
 
-def _run_attached(instance: Instance, values: dict[str, Any]) -> int:
+def run_attached(instance: Instance, values: dict[str, Any]) -> int:
+    """Start an instance with our streams as its own; return its exit code."""
     from hutch.cli.terminal import Streams, detach_keys, relay, terminal_size
 
     tty = bool(values.get("tty"))

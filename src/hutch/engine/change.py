@@ -65,6 +65,9 @@ def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:
     from hutch.storage.snapshots import DISK_FILE
 
     size = check_size(size)
+    if record.spec.machine.from_disk is not None:
+        _grow_own_disk(context, record, size)
+        return
     path = str(context.directory(record.id) / DISK_FILE)
     if record.state not in (State.RUNNING, State.PAUSED):
         context.disks.grow(path, size)
@@ -78,3 +81,13 @@ def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:
     if not isinstance(driver, Growable):
         raise Unsupported("disk: cannot be changed while it runs", hint="stop it first")
     driver.grow_disk(record.id, size)
+
+
+def _grow_own_disk(context: Context, record: InstanceRecord, size: int) -> None:
+    """Grow the disk of a machine that starts from one; what is on it is the machine's affair."""
+    from hutch.storage.diskimages import resize_disk
+    from hutch.storage.snapshots import QCOW2_FILE
+
+    if record.state in (State.RUNNING, State.PAUSED):
+        raise WrongState(f"disk: {record.name} is {record.state}", hint="stop it first")
+    resize_disk(str(context.directory(record.id) / QCOW2_FILE), size, format="qcow2")

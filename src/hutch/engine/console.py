@@ -82,4 +82,9 @@ def _machine(record: InstanceRecord) -> InstanceRecord:
             f"instance {record.name}: a container has no console of its own",
             hint="its program's streams are shown by `hutch logs` and `hutch attach`",
         )
+    if record.spec.machine.from_disk is not None:
+        raise Unsupported(
+            f"instance {record.name}: its serial console is its streams",
+            hint="attach to it, and read its logs",
+        )
     return record

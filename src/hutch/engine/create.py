@@ -29,7 +29,7 @@ from hutch.spec.model import InstanceSpec
 from hutch.storage.faults import disk_errors
 from hutch.storage.snapshots import DISK_FILE
 
-__all__ = ["create", "ensure_image"]
+__all__ = ["check_references", "create", "ensure_image", "insert_record", "lock_new"]
 
 _PULL_POLICIES = ("missing", "always", "never")
 _NAME_ATTEMPTS = 20
@@ -135,7 +135,7 @@ def create_from_spec(
     elif not spec.hostname and spec.network_mode == "host":
         spec = msgspec.structs.replace(spec, hostname=os.uname().nodename)
     context.driver(spec.isolation).check(spec)
-    spec = _with_references(context, spec)
+    spec = check_references(context, spec)
     with ExitStack() as leased:
         if spec.isolation == "vm":
             from hutch.engine.machines import prepare_machine
@@ -172,7 +172,7 @@ def _make(
         os.mkdir(directory, 0o700)
     with (
         disk_errors(f"instance {identifier[:12]}"),
-        _lock_new(context, identifier),
+        lock_new(context, identifier),
         ExitStack() as undo,
     ):
         undo.callback(dispose, context, identifier)
@@ -183,7 +183,7 @@ def _make(
 
             make_disk(context, spec, str(directory / DISK_FILE), disk)
         mounts = resolve_mounts(context, identifier, spec, image, undo)
-        record = _insert(
+        record = insert_record(
             context,
             InstanceRecord(
                 id=identifier,
@@ -203,7 +203,7 @@ def _make(
 
 
 @contextmanager
-def _lock_new(context: Context, identifier: str) -> Iterator[None]:
+def lock_new(context: Context, identifier: str) -> Iterator[None]:
     """Hold the lock of an instance in the making; without its lock file there is none."""
     with ExitStack() as stack:
         try:
@@ -236,7 +236,7 @@ def _root_owner(spec: InstanceSpec) -> tuple[int, int] | None:
     return remapped_root()
 
 
-def _with_references(context: Context, spec: InstanceSpec) -> InstanceSpec:
+def check_references(context: Context, spec: InstanceSpec) -> InstanceSpec:
     """Refuse a specification that names instances or networks which do not exist; put the
     names of networks that were given by their identifiers."""
     for mode in (spec.network_mode, spec.pid_mode, spec.ipc_mode):
@@ -257,7 +257,7 @@ def _with_networks(context: Context, spec: InstanceSpec) -> InstanceSpec:
     return msgspec.structs.replace(spec, networks=wanted, network_mode=wanted[0].name)
 
 
-def _insert(context: Context, record: InstanceRecord) -> InstanceRecord:
+def insert_record(context: Context, record: InstanceRecord) -> InstanceRecord:
     """Store the record under its name, or under a fresh one."""
     for attempt in range(_NAME_ATTEMPTS):
         name = record.name or random_name(attempt)
@@ -267,9 +267,9 @@ def _insert(context: Context, record: InstanceRecord) -> InstanceRecord:
                 tx.insert(NAMES, name, NameRecord(id=record.id))
                 tx.insert(INSTANCES, record.id, named)
                 context.snapshots.note(tx, record.id, record.chain_ids)
-                if record.spec.isolation == "vm":
+                if record.spec.machine.kernel:
                     context.kernels.note(tx, record.id, record.spec.machine.kernel)
-                if tx.get(IMAGES, record.image_id, ImageRecord) is None:
+                if record.image_id and tx.get(IMAGES, record.image_id, ImageRecord) is None:
                     raise NotFound(f"image {record.image_name}: was removed meanwhile")
                 tx.event("container", "create", record.id, name=name, image=record.image_name)
         except AlreadyExists:

@@ -26,6 +26,7 @@ from hutch.records import Progress, silent
 if TYPE_CHECKING:
     from typing import Self, Unpack
 
+    from hutch.engine.disk_machines import Machines
     from hutch.engine.images import Images
     from hutch.engine.kernels import Kernels
     from hutch.engine.migrate import Migrated
@@ -252,6 +253,13 @@ class Engine:
         from hutch.engine.kernels import Kernels
 
         return Kernels(self._context)
+
+    @cached_property
+    def machines(self) -> Machines:
+        """Virtual machines that start from a disk of their own."""
+        from hutch.engine.disk_machines import Machines
+
+        return Machines(self._context)
 
     @cached_property
     def networks(self) -> Networks:

@@ -10,6 +10,7 @@ from hutch.engine.context import Context
 from hutch.engine.records import InstanceRecord
 from hutch.engine.results import Change
 from hutch.engine.stop import current, pause, unpause
+from hutch.errors import Unsupported
 from hutch.image.records import ImageRecord
 from hutch.lifecycle import State
 from hutch.storage.snapshots import OverlayAssets
@@ -45,11 +46,21 @@ def _layers(context: Context, record: InstanceRecord) -> Iterator[OverlayAssets]
         yield context.snapshots.load(record.id, record.chain_ids)
 
 
+def _with_layers(record: InstanceRecord) -> InstanceRecord:
+    """Refuse a machine whose files are on a disk that only it can read."""
+    if record.spec.machine.from_disk is not None:
+        raise Unsupported(
+            f"instance {record.name}: its files are on a disk that only it reads",
+            hint="`hutch export --disk` writes the disk",
+        )
+    return record
+
+
 def diff(context: Context, identifier: str) -> list[Change]:
     """Return what differs from the image, by path."""
     from hutch.storage.changes import changes
 
-    record = current(context, identifier)
+    record = _with_layers(current(context, identifier))
     with _layers(context, record) as assets:
         return [
             Change(kind=change.kind, path=change.path)
@@ -62,7 +73,7 @@ def export(context: Context, identifier: str) -> Iterator[bytes]:
     from hutch.storage.overlay import Merged
     from hutch.storage.pack import pack_merged
 
-    record = current(context, identifier)
+    record = _with_layers(current(context, identifier))
 
     def stream() -> Iterator[bytes]:
         with (
@@ -88,7 +99,7 @@ def commit(
     from hutch.drivers.container.idmaps import mapping_of
     from hutch.image.commit import commit_image
 
-    record = current(context, identifier)
+    record = _with_layers(current(context, identifier))
     with ExitStack() as stack:
         if pause and record.state == State.RUNNING:
             _pause(context, identifier)

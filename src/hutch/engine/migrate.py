@@ -113,6 +113,11 @@ def _over(
 
 
 def _check_state(record: InstanceRecord) -> None:
+    if record.spec.machine.from_disk is not None:
+        raise Unsupported(
+            f"migration of {record.name}: hutch does not move machines that start from a disk",
+            hint="`hutch export --disk`, and `hutch vm run` there",
+        )
     if record.state == State.RUNNING and record.spec.isolation != "vm":
         raise Unsupported(
             f"live migration of container {record.name}: needs CRIU, which hutch does not drive",

@@ -43,7 +43,13 @@ _ADDRESSES = "addresses.json"
 
 
 def savable(context: Context, record: InstanceRecord, what: str) -> Savable:
-    """Return the driver of a machine, or raise `Unsupported` for a container."""
+    """Return the driver of a machine, or raise `Unsupported` for what cannot be saved."""
+    if record.spec.machine.from_disk is not None:
+        raise Unsupported(
+            f"{what} of {record.name}: a machine that starts from a disk has no agent to renew "
+            "a copy of it",
+            hint="`hutch export --disk` copies the disk of a stopped one",
+        )
     driver = context.driver(record.spec.isolation)
     if not isinstance(driver, Savable):
         raise Unsupported(

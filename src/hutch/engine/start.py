@@ -23,7 +23,7 @@ from hutch.plan.ops import Plan
 from hutch.process.supervisor import Supervisor
 from hutch.spec.model import NetworkAttachment
 from hutch.storage.faults import disk_errors
-from hutch.storage.snapshots import DISK_FILE
+from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint
@@ -218,6 +218,9 @@ def _has_user_network(context: Context, record: InstanceRecord) -> bool:
     also where root has not the rights over the host that make namespaces."""
     if context.rootless or record.spec.isolation != "vm":
         return context.rootless
+    wish = record.spec.machine.from_disk
+    if wish is not None and wish.user_network:
+        return True
     from hutch.host.isolation import is_privileged
 
     return not is_privileged()
@@ -280,7 +283,7 @@ def _launch(
         upper=assets.upper,
         work=assets.work,
         root_disk=_root_disk(context, record),
-        disk=str(directory / DISK_FILE),
+        disk=str(directory / (QCOW2_FILE if spec.machine.from_disk else DISK_FILE)),
         volatile=record.volatile,
         mounts=tuple(mounts),
         join=join,
@@ -293,7 +296,7 @@ def _launch(
 
 def _root_disk(context: Context, record: InstanceRecord) -> str:
     """Return the image as a disk, made now where this is its first virtual machine."""
-    if record.spec.isolation != "vm":
+    if record.spec.isolation != "vm" or record.spec.machine.from_disk is not None:
         return ""
     with context.leases.hold(*record.chain_ids, purpose="root disk"):
         return context.rootdisks.ensure(record.chain_ids)

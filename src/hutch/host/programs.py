@@ -51,6 +51,11 @@ PROGRAMS: tuple[Program, ...] = (
         use="disk images of virtual machines in other formats than raw",
     ),
     Program(
+        name="genisoimage",
+        package="genisoimage",
+        use="cloud-init's data for machines that start from a disk",
+    ),
+    Program(
         name="nft",
         package="nftables",
         use="looking at the rules that hutch makes (hutch itself does not need it)",

@@ -10,8 +10,10 @@ from typing import Literal
 import msgspec
 
 __all__ = [
+    "AttachedDisk",
     "BindMount",
     "DeviceNode",
+    "FromDisk",
     "HealthCheck",
     "InstanceSpec",
     "LogOptions",
@@ -195,13 +197,42 @@ class ProcessSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     umask: int | None = None
 
 
+class AttachedDisk(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A further disk, which the machine writes to unless it is read-only."""
+
+    path: str
+    format: Literal["raw", "qcow2"] = "raw"
+    read_only: bool = False
+
+
+class FromDisk(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What a machine starts that brings its own kernel and init.
+
+    `path` is the disk it stands on, which is never written to (empty: a new, empty disk);
+    `stamp` tells whether that file is still the one it was. `seed` says that cloud-init
+    finds its data on a disk of ours. `screen` is empty for none, `unix` for a socket in the
+    instance's directory, or ADDRESS:PORT. With `user_network` QEMU itself is the network.
+    """
+
+    path: str = ""
+    format: Literal["raw", "qcow2"] = "raw"
+    stamp: str = ""
+    firmware: Literal["bios", "uefi"] = "bios"
+    cdroms: tuple[str, ...] = ()
+    disks: tuple[AttachedDisk, ...] = ()
+    seed: bool = False
+    screen: str = ""
+    user_network: bool = False
+
+
 class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What only a virtual machine has. Empty means the default of this host's QEMU.
 
     `accel` is auto, kvm or tcg; `kernel` the name or identifier of a guest kernel;
     `machine` a machine type of QEMU (`q35`, `microvm`); `cpu_model` a CPU model of QEMU;
     `disk` the size in bytes of the writable disk, 0 for the default; `template` says
-    whether the start may go on from a booted machine kept for that.
+    whether the start may go on from a booted machine kept for that. `from_disk` is set for
+    a machine that has no image, and no agent of ours.
     """
 
     accel: Literal["auto", "kvm", "tcg"] = "auto"
@@ -210,6 +241,7 @@ class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     cpu_model: str = ""
     disk: int = 0
     template: bool = True
+    from_disk: FromDisk | None = None
 
 
 class InstanceSpec(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,7 +17,8 @@ from hutch.linux.files import AT_FDCWD, RENAME_NOREPLACE, renameat2
 from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.faults import disk_errors
 
-__all__ = ["FORMATS", "DiskFormat", "DiskImage", "convert_disk", "disk_info", "import_disk"]
+__all__ = ["FORMATS", "DiskFormat", "DiskImage", "convert_disk", "create_disk", "disk_info"]
+__all__ += ["format_of", "import_disk", "require_whole", "resize_disk", "stamp_of"]
 
 DiskFormat = Literal["raw", "qcow2", "vmdk", "vhdx"]
 FORMATS: tuple[DiskFormat, ...] = ("raw", "qcow2", "vmdk", "vhdx")
@@ -87,20 +88,83 @@ def import_disk(
     Raises `InvalidArgument` for an image that names further files or has a format that is
     not among `FORMATS`; else as `convert_disk`.
     """
-    image = disk_info(source, format=source_format)
+    image = require_whole(disk_info(source, format=source_format), field="source")
+    return convert_disk(
+        source, target, source_format=_checked(image.format), format=format, progress=progress
+    )
+
+
+def require_whole(image: DiskImage, *, field: str) -> DiskImage:
+    """Return an image that stands by itself in a format we know, or raise `InvalidArgument`."""
     if image.references:
         raise InvalidArgument(
             f"disk {image.path}: needs further files: {', '.join(image.references)}",
-            field="source",
+            field=field,
             hint=f"qemu-img convert -O qcow2 {image.path} WHOLE.qcow2 where those files are",
         )
     if image.format not in FORMATS:
         raise InvalidArgument(
-            f"disk {image.path}: expected {', '.join(FORMATS)}, got {image.format}", field="source"
+            f"disk {image.path}: expected {', '.join(FORMATS)}, got {image.format}", field=field
         )
-    return convert_disk(
-        source, target, source_format=image.format, format=format, progress=progress
-    )
+    return image
+
+
+def format_of(path: str) -> DiskFormat:
+    """Return the format that a file's name ends in, raw where it says nothing."""
+    ending = path.rpartition(".")[2].lower()
+    return _checked(ending) if ending in FORMATS else "raw"
+
+
+def stamp_of(path: str) -> str:
+    """Return what changes when a file is written to; "" where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return ""
+    return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def create_disk(
+    target: str,
+    size: int,
+    *,
+    format: DiskFormat = "qcow2",
+    base: str = "",
+    base_format: DiskFormat = "raw",
+) -> DiskImage:
+    """Make an empty disk, or with `base` a qcow2 that keeps what differs from that disk,
+    which must stay as it is. Nothing is left of a failure."""
+    final = os.path.abspath(target)
+    partial = f"{final}.part{os.urandom(4).hex()}"
+    command = ["create", "-q", "-f", _checked(format)]
+    if base:
+        command += ["-b", _existing(base), "-F", _checked(base_format)]
+    try:
+        with disk_errors(f"disk {final}"):
+            os.stat(os.path.dirname(final))
+            done = _qemu_img([*command, partial, str(size)], _INFO_TIMEOUT_S)
+            if done.returncode != 0:
+                raise _failure(final, done.stderr)
+            _publish(partial, final)
+    finally:
+        _unlink(partial)
+    return disk_info(final, format=format)
+
+
+def resize_disk(path: str, size: int, *, format: DiskFormat) -> DiskImage:
+    """Grow a disk that no machine uses; what is on it does not notice by itself."""
+    image = disk_info(path, format=format)
+    if size < image.size:
+        raise InvalidArgument(
+            f"a disk cannot shrink: it has {image.size} bytes, got {size}", field="size"
+        )
+    with disk_errors(f"disk {image.path}"):
+        done = _qemu_img(
+            ["resize", "-q", "-f", _checked(format), image.path, str(size)], _INFO_TIMEOUT_S
+        )
+        if done.returncode != 0:
+            raise _failure(image.path, done.stderr)
+    return disk_info(path, format=format)
 
 
 def convert_disk(
@@ -203,10 +267,11 @@ def _existing(path: str) -> str:
     return full
 
 
-def _checked(format: str) -> str:
-    if format not in FORMATS:
-        raise InvalidArgument(f"expected one of {', '.join(FORMATS)}, got {format}", field="format")
-    return format
+def _checked(format: str) -> DiskFormat:
+    for known in FORMATS:
+        if format == known:
+            return known
+    raise InvalidArgument(f"expected one of {', '.join(FORMATS)}, got {format}", field="format")
 
 
 def _failure(path: str, stderr: bytes) -> Exception:

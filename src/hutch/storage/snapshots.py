@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DISK_FILE",
+    "QCOW2_FILE",
     "SNAPSHOTS",
     "OverlayAssets",
     "SnapshotRecord",
@@ -28,6 +29,7 @@ __all__ = [
 
 SNAPSHOTS = "snapshots"
 DISK_FILE = "disk.raw"
+QCOW2_FILE = "disk.qcow2"  # of a machine without an image
 """What the writable disk of a virtual machine is called in its instance's directory."""
 
 
@@ -161,11 +163,15 @@ class Snapshots:
         """Return what the instance has written, to its directory or to its disk."""
         directory = self.directory(instance_id)
         written = measure(f"{directory}/upper")
-        try:
-            disk = os.stat(f"{directory}/{DISK_FILE}").st_blocks * 512
-        except FileNotFoundError:
-            return written
+        disk = sum(_allocated(f"{directory}/{name}") for name in (DISK_FILE, QCOW2_FILE))
         return Usage(bytes=written.bytes + disk, inodes=written.inodes)
+
+
+def _allocated(path: str) -> int:
+    try:
+        return os.stat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def _ensure(path: str) -> None:

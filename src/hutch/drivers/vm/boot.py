@@ -42,12 +42,14 @@ _LOG = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
     """The descriptors that every machine has, as QEMU numbers them: a connected socket for
-    the agent, listening ones for QMP and the console, and the console's log."""
+    the agent, listening ones for QMP and the console, and the console's log. A machine
+    without an agent has the serial port's socket for `agent`, and `control`, a second QMP."""
 
     agent: int
     qmp: int
-    console: int
-    console_log: int
+    console: int = -1
+    console_log: int = -1
+    control: int = -1
 
 
 class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +59,8 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     where the console's and QEMU's words go. `argv` gets the standard ports and a collector
     for more descriptors. `config` is the monitor's configuration but for what is decided
     here. `namespace` holds a network namespace, -1 for a new, empty one; `host_network`
-    stays in the host's.
+    stays in the host's. `screen`, for a machine without an agent, is what the clients of its
+    screen call at.
     """
 
     identifier: str
@@ -77,6 +80,7 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     namespace: int = -1
     host_network: bool = False
     network: bool = False
+    screen: int = -1
     attach: int = 0
     env: dict[str, str] | None = None
     shared: tuple[tuple[str, str], ...] = ()
@@ -165,21 +169,36 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
     vmm_end, qemu_end = socket.socketpair()
     agent = holding(vmm_end.detach())
     qemu = Descriptors(held)
-    ports = Ports(
-        agent=qemu.add(qemu_end.detach()),
-        qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
-        console=qemu.add(listen_at(request.directory, CONSOLE_SOCKET)),
-        console_log=qemu.add(os.open(f"{request.logs}/console.log", _LOG, 0o600)),
-    )
+    if request.config.console:
+        ports = _console_ports(request, qemu, qemu_end)
+    else:
+        ports = Ports(
+            agent=qemu.add(qemu_end.detach()),
+            qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
+            console=qemu.add(listen_at(request.directory, CONSOLE_SOCKET)),
+            console_log=qemu.add(os.open(f"{request.logs}/console.log", _LOG, 0o600)),
+        )
     argv = tuple(request.argv(ports, qemu))
     config = msgspec.structs.replace(request.config, argv=argv, qemu_fds=len(qemu.fds))
     memory = holding(os.memfd_create("hutch-machine", os.MFD_CLOEXEC))
     _write_all(memory, encode_config(config))
-    listener = holding(listen_at(request.directory, AGENT_SOCKET))
+    listener = request.screen
+    if not request.config.console:
+        listener = holding(listen_at(request.directory, AGENT_SOCKET))
     log = holding(os.open(f"{request.logs}/qemu.log", _LOG, 0o600))
     link, theirs = MonitorLink.create()
     status = holding(theirs.detach())
     return link, [memory, agent, listener, status, log, *qemu.fds]
+
+
+def _console_ports(request: BootRequest, qemu: Descriptors, serial: socket.socket) -> Ports:
+    vmm_end, qemu_end = socket.socketpair()
+    qemu.add(vmm_end.detach())  # the first: it is the monitor's own, and kept from QEMU
+    return Ports(
+        control=qemu.add(qemu_end.detach()),
+        agent=qemu.add(serial.detach()),
+        qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
+    )
 
 
 def _write_all(fd: int, data: bytes) -> None:

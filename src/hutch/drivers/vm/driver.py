@@ -27,7 +27,7 @@ from hutch.drivers.vm.limits import check_spec, group_limits, memory_of
 from hutch.drivers.vm.machine import MachineRecord, load_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.drivers.vm.state import connect_cards, load_machine, save_machine
-from hutch.errors import InternalError, NotFound, WrongState
+from hutch.errors import InternalError, NotFound, Unsupported, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_NETWORK
@@ -38,6 +38,7 @@ from hutch.process.launcher import Launcher
 from hutch.process.records import read_pid
 from hutch.process.supervisor import Supervisor
 from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
+from hutch.storage.snapshots import QCOW2_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,15 +69,23 @@ class VmDriver:
         check_mounts(spec)
         group_limits(spec.resources, memory_of(spec))
         self._machines.check(spec)
+        if spec.machine.from_disk is not None:
+            from hutch.drivers.vm.fromdisk import check_from_disk
+
+            check_from_disk(spec)
 
     # ---- start ------------------------------------------------------------------------
 
     def plan(self, launch: Launch) -> Plan:
         """Return the plan by which the guest would start the program; nothing is done."""
+        if launch.spec.machine.from_disk is not None:
+            raise Unsupported(f"plan of {launch.name}: what its disk starts is not ours to plan")
         return compile_guest(launch.spec, self._launch_assets(launch))
 
     def arguments(self, launch: Launch) -> tuple[str, ...]:
         """Return the argument list that QEMU would be started with, without a template."""
+        if launch.spec.machine.from_disk is not None:
+            raise Unsupported(f"arguments of {launch.name}: only a start knows its descriptors")
         return self._machines.arguments(launch)
 
     def _launch_assets(self, launch: Launch) -> GuestAssets:
@@ -122,6 +131,10 @@ class VmDriver:
 
     def start(self, launch: Launch) -> Started:
         """Start the machine and the program in it; on failure nothing of it is left."""
+        if launch.spec.machine.from_disk is not None:
+            from hutch.drivers.vm.fromdisk import start_from_disk
+
+            return start_from_disk(self._machines, self._hierarchy, launch)
         with ExitStack() as undo, failures.translated(f"start of {launch.name}"):
             assets = self._launch_assets(launch)
             plan = compile_guest(launch.spec, assets)
@@ -237,7 +250,15 @@ class VmDriver:
         return str(self._root / "instances" / identifier)
 
     def _guest(self, identifier: str) -> Guest:
+        if not self._has_agent(identifier):
+            raise Unsupported(
+                f"instance {identifier[:12]}: a machine that starts from a disk has no agent",
+                hint="use `hutch console`, or SSH over its network",
+            )
         return Guest(f"{self._directory(identifier)}/run")
+
+    def _has_agent(self, identifier: str) -> bool:
+        return not os.path.exists(f"{self._directory(identifier)}/{QCOW2_FILE}")
 
     # ---- what is inside -----------------------------------------------------------------
 
@@ -263,9 +284,10 @@ class VmDriver:
     def stats(self, identifier: str) -> Stats:
         """Return what the machine costs the host in processor time, and what the guest uses
         of its memory."""
-        return inside.combined(
-            self._group(identifier).stats(), inside.stats(self._guest(identifier))
-        )
+        used = self._group(identifier).stats()
+        if not self._has_agent(identifier):
+            return used
+        return inside.combined(used, inside.stats(self._guest(identifier)))
 
     def processes(self, identifier: str) -> list[int]:
         """Return the host pids of the monitor and QEMU."""
@@ -315,8 +337,9 @@ class VmDriver:
 
         with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
             cont(monitor)
-        inside.renew(self._guest(identifier))
-        inside.freeze(self._guest(identifier), frozen=False)
+        if self._has_agent(identifier):
+            inside.renew(self._guest(identifier))
+            inside.freeze(self._guest(identifier), frozen=False)
 
     def freeze_programs(self, identifier: str) -> None:
         """Stop the program and all beside it, but for the agent."""
@@ -337,7 +360,8 @@ class VmDriver:
                 hint="stop it, update, and start it again",
             )
         self._group(identifier).update(group_limits(resources, memory))
-        inside.limit_processes(self._guest(identifier), resources.pids)
+        if self._has_agent(identifier):
+            inside.limit_processes(self._guest(identifier), resources.pids)
         self._set_balloon(identifier, memory)
 
     def _set_balloon(self, identifier: str, memory: int) -> None:

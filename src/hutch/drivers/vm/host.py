@@ -17,9 +17,9 @@ def require_qemu(root: Path, machine: str = "") -> None:
         qemu.require_machine(machine)
 
 
-def find_host(root: Path, accel: AcceleratorWish, kernel: Path) -> Host:
+def find_host(root: Path, accel: AcceleratorWish, kernel: Path | None) -> Host:
     """Return what machines run with here. `kernel` is the guests' own, by which KVM is
-    proven the first time after a start of the host."""
+    proven the first time after a start of the host (None: by one of the host's)."""
     cache = root / "cache"
     qemu = load_qemu(cache)
     chosen = choose_accelerator(cache, qemu, accel, kernel=kernel)

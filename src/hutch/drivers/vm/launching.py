@@ -40,7 +40,7 @@ from hutch.drivers.vm.setup import (
 from hutch.drivers.vm.shares import TAG, ShareServer, copy_memory, plug, serve, shared
 from hutch.drivers.vm.state import Loaded, opened, twin_setup
 from hutch.drivers.vm.templates import Template, Templates
-from hutch.errors import Unavailable, WrongState
+from hutch.errors import NotFound, Unavailable, WrongState
 from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
@@ -62,7 +62,7 @@ from hutch.process.launcher import Launcher, launcher_path
 from hutch.process.vmm import MonitorConfig
 from hutch.spec.model import InstanceSpec
 
-__all__ = ["MachineLauncher", "MachineStart"]
+__all__ = ["MachineLauncher", "MachineStart", "supervision"]
 
 _BOOT_S = 120.0
 _WRITABLE = 1  # of the disks, in the order of `_disks`
@@ -93,8 +93,8 @@ class MachineLauncher:
     """Starts machines; holds what is the same for every launch of this process."""
 
     def __init__(self, root: Path, launcher: Launcher, kernels: Kernels) -> None:
-        self._root = root
-        self._launcher = launcher
+        self.root = root
+        self.launcher = launcher
         self._kernels = kernels
         self.templates = Templates(root, launcher)
 
@@ -104,17 +104,25 @@ class MachineLauncher:
         return Programs.load(native / "hutch-agent", native / "hutch-launcher")
 
     @cached_property
-    def _sandbox(self) -> Sandbox:
-        return choose_sandbox(self._root)
+    def sandbox(self) -> Sandbox:
+        """The namespaces that QEMU gets on this host."""
+        return choose_sandbox(self.root)
+
+    def proving_kernel(self) -> Path | None:
+        """Return a guest kernel to try KVM with, None where the root has none yet."""
+        try:
+            return self._kernels.vmlinux(self._kernels.get(None))
+        except NotFound:
+            return None
 
     def check(self, spec: InstanceSpec) -> None:
         """Raise `Unsupported` where the host cannot run machines, or not this one."""
-        require_qemu(self._root, machine_type(spec))
+        require_qemu(self.root, machine_type(spec))
 
     def _parts(self, spec: InstanceSpec) -> _Parts:
         kernel = self._kernels.get(spec.machine.kernel or None)
         vmlinux = self._kernels.vmlinux(kernel)
-        host = find_host(self._root, spec.machine.accel, vmlinux)
+        host = find_host(self.root, spec.machine.accel, vmlinux)
         return _Parts(
             host=host,
             kernel=kernel,
@@ -146,7 +154,7 @@ class MachineLauncher:
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
         if launch.spec.machine.template and pluggable and loaded is None:
             template = self._held_template(parts, launch, held)
-        shares = serve(self._launcher, self._root, launch, group, held)
+        shares = serve(self.launcher, self.root, launch, group, held)
         taps = None
         user_network = is_user_network(launch.endpoints)
         if nics and not user_network:
@@ -174,15 +182,15 @@ class MachineLauncher:
             )
 
         booted = boot(
-            self._launcher,
+            self.launcher,
             BootRequest(
                 identifier=launch.id,
-                root=self._root,
-                sandbox=self._sandbox,
+                root=self.root,
+                sandbox=self.sandbox,
                 qemu=parts.host.qemu,
                 directory=f"{launch.directory}/run",
                 logs=launch.directory,
-                supervision=_supervision(launch, health),
+                supervision=supervision(launch, health),
                 argv=self._arguments(
                     parts,
                     launch,
@@ -245,11 +253,11 @@ class MachineLauncher:
         os.mkdir(directory, 0o700)
         setup = bare_setup(launch, modules=parts.kernel.late, resumed=template is not None)
         booted = boot(
-            self._launcher,
+            self.launcher,
             BootRequest(
                 identifier=launch.id,
-                root=self._root,
-                sandbox=self._sandbox,
+                root=self.root,
+                sandbox=self.sandbox,
                 qemu=parts.host.qemu,
                 directory=directory,
                 logs=directory,
@@ -420,11 +428,11 @@ class MachineLauncher:
             )
 
         return boot(
-            self._launcher,
+            self.launcher,
             BootRequest(
                 identifier=key,
-                root=self._root,
-                sandbox=self._sandbox,
+                root=self.root,
+                sandbox=self.sandbox,
                 qemu=parts.host.qemu,
                 directory=str(run),
                 logs=str(run),
@@ -509,7 +517,7 @@ def _files(launch: Launch) -> list[tuple[str, bytes]]:
     return found
 
 
-def _supervision(launch: Launch, health: HealthProbe | None) -> Supervision:
+def supervision(launch: Launch, health: HealthProbe | None) -> Supervision:
     spec = launch.spec
     return Supervision(
         directory=f"{launch.directory}/run",
