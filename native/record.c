@@ -185,6 +185,8 @@ void record_remove(struct supervisor *s)
 {
 	struct stat st;
 
+	if (s->dir >= 0)
+		unlinkat(s->dir, EXIT_TEMPORARY, 0); /* of a launch that failed */
 	if (s->listen < 0)
 		return;
 	close(s->listen);

@@ -222,7 +222,7 @@ static void spawn_exit_command(struct supervisor *s)
 	char *argv[65];
 	pid_t pid;
 
-	if (!count || count > 64 || is_seen_to(s))
+	if (!count || count > 64)
 		return;
 	for (uint32_t i = 0; i < count; i++) {
 		union { const char *from; char *to; } word = { .from = read_str(&r) };
@@ -247,7 +247,7 @@ static void spawn_exit_command(struct supervisor *s)
 static void finish(struct supervisor *s)
 {
 	uint8_t body[24];
-	bool signaled = s->exit.si_code != CLD_EXITED;
+	bool signaled = s->exit.si_code != CLD_EXITED, is_seen;
 
 	stream_drain(s);
 	for (int i = 0; i < 2; i++) {
@@ -263,8 +263,11 @@ static void finish(struct supervisor *s)
 	put_u64(body + 16, s->started_ns);
 	/* Whoever learns of the exit may start the next supervisor in this directory. */
 	record_remove(s);
+	/* Asked before it is told: who hears of the exit sees to the rest, and may leave at once. */
+	is_seen = is_seen_to(s);
 	tell_all(s, FR_EXIT, s->exit.si_code == CLD_DUMPED, body, sizeof(body));
-	spawn_exit_command(s);
+	if (!is_seen)
+		spawn_exit_command(s);
 	s->state = DONE;
 	s->flush_until_ns = mono_ns() + FLUSH_NS;
 }

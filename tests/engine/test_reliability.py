@@ -69,7 +69,7 @@ def nothing_left(engine: Engine) -> Iterator[None]:
 STEPS = [
     (Snapshots, "make"),
     (create, "resolve_mounts"),
-    (create, "_insert"),
+    (create, "insert_record"),
     (start, "_prepare_network"),
     (start, "write_files"),
     (start, "_launch"),

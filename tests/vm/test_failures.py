@@ -46,7 +46,7 @@ STEPS: list[tuple[object, str]] = [
     (machines, "prepare_machine"),
     (Snapshots, "make"),
     (Disks, "create"),
-    (create, "_insert"),
+    (create, "insert_record"),
     (start, "_prepare_network"),
     (start, "write_files"),
     (start, "_root_disk"),

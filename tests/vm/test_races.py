@@ -151,7 +151,7 @@ def _cleared(engine: Engine) -> bool:
 
 
 MOMENTS = [
-    ("hutch.engine.create", "_insert"),
+    ("hutch.engine.create", "insert_record"),
     ("hutch.drivers.vm.launching.MachineLauncher", "_record"),
     ("hutch.process.supervisor.Supervisor", "wait_pid"),
     ("hutch.process.vmm.MonitorLink", "wait_qemu"),

@@ -78,7 +78,7 @@ def read_stat(pid: int) -> ProcessStat | None:
     """Return who a process is, or None when there is no such process."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter while it is being reaped
         return None
     try:
         content = os.read(fd, 4096)
