@@ -50,11 +50,6 @@ class QemuVersion(msgspec.Struct, frozen=True, order=True):
         """
         return self >= QemuVersion(9)
 
-    @property
-    def locks_memory_on_fault(self) -> bool:
-        """Tell whether `-overcommit mem-lock=on-fault` is known (10.0)."""
-        return self >= QemuVersion(10)
-
 
 OLDEST = QemuVersion(7, 2)
 
