@@ -59,3 +59,11 @@ def test_its_own_name_servers_go_with_an_instance_into_a_further_network(
         [endpoint] = engine.networks.members(net)
         assert endpoint.upstreams == ("192.0.2.53",)
         engine.networks.disconnect(net, box)
+
+
+def test_traffic_of_every_interface_of_a_container_is_told(engine: Engine) -> None:
+    command = ["sleep", "1000"]
+    with engine.start("busybox", command, network="none", cap_add=["NET_ADMIN"]) as box:
+        made = box.exec(["ip", "link", "add", "br-own", "type", "bridge"])
+        assert made.exit_code == 0, made.stderr
+        assert [usage.name for usage in box.network_stats()] == ["br-own"]

@@ -66,8 +66,9 @@ def _shares_network(pid: int) -> bool:
 def network_stats(context: Context, identifier: str) -> tuple[NetworkUsage, ...]:
     """Return the traffic of the interfaces inside, loopback left out."""
     record = _live(context, identifier)
+    is_machine = record.spec.isolation == "vm"
     try:
-        if record.spec.isolation == "vm" and _shares_network(record.pid):
+        if is_machine and _shares_network(record.pid):
             return ()  # QEMU's own network, whose traffic is that of a program of the host
         with open(f"/proc/{record.pid}/net/dev") as file:
             lines = file.read().splitlines()[2:]
@@ -77,8 +78,10 @@ def network_stats(context: Context, identifier: str) -> tuple[NetworkUsage, ...]
     for line in lines:
         name, _, rest = line.partition(":")
         numbers = [int(word) for word in rest.split()]
+        if name.strip() == "lo" or len(numbers) < 12:
+            continue
         # Beside the interfaces, a machine's namespace has the bridges and taps they lead to.
-        if name.strip() == "lo" or name.strip()[:2] in ("br", "ta") or len(numbers) < 12:
+        if is_machine and not name.strip().startswith("eth"):
             continue
         usage.append(
             NetworkUsage(
