@@ -1,0 +1,66 @@
+"""Policies that run the jobs in some order, each to its end: FCFS, SJF.
+
+The first in order starts as soon as it fits, and nobody passes it (blocking, as in the
+textbooks and as a batch system without backfilling does).
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import ClassVar
+
+from hutch.sched.job import Job
+from hutch.sched.ledger import Capacity
+from hutch.sched.policy import NOTHING, Base, Decisions
+
+__all__ = ["FCFS", "SJF", "Ordered"]
+
+
+class Ordered(Base):
+    """Jobs by a key that does not change while they wait; ties by order of submission."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        super().__init__(capacity)
+        self._queue: list[tuple[float, int, int, Job]] = []
+
+    def _key(self, job: Job, now: float) -> float:
+        raise NotImplementedError
+
+    def _enqueue(self, job: Job, now: float) -> None:
+        heappush(self._queue, (self._key(job, now), job.seq, job.stamp, job))
+
+    def decide(self, now: float) -> Decisions:
+        queue = self._queue
+        fits = self.ledger.fits
+        started: list[Job] = []
+        while queue:
+            _, _, stamp, job = queue[0]
+            if job.stamp != stamp:
+                heappop(queue)
+            elif fits(job):
+                heappop(queue)
+                self._start(job, now)
+                started.append(job)
+            else:
+                break
+        return Decisions((), started) if started else NOTHING
+
+
+class FCFS(Ordered):
+    """First come, first served."""
+
+    name: ClassVar[str] = "fcfs"
+    summary: ClassVar[str] = "first come, first served"
+
+    def _key(self, job: Job, now: float) -> float:
+        return job.arrival
+
+
+class SJF(Ordered):
+    """Shortest job first: the shortest estimate of those that wait."""
+
+    name: ClassVar[str] = "sjf"
+    summary: ClassVar[str] = "shortest job first, by estimate"
+
+    def _key(self, job: Job, now: float) -> float:
+        return job.estimate
