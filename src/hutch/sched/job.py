@@ -51,6 +51,8 @@ class Job(msgspec.Struct, eq=False, gc=False):
     """Kinds of device and how many of each."""
     queue: str = ""
     """Which queue of a multi-level queue."""
+    limit: float = math.inf
+    """The user's own estimate, after which the job is ended; predictions stay below it."""
     key: str = ""
     """What jobs alike have in common (image and command): predictions are kept by it."""
 
@@ -62,17 +64,14 @@ class Job(msgspec.Struct, eq=False, gc=False):
     really ran: a quantum counts from here."""
     began: float = -1
     """When it first ran; negative before."""
+    corrections: int = 0
+    """How often the estimate was raised because the job outlived it."""
     stamp: int = 0
     """Counts its ways into a queue, so that what older entries say is not believed."""
 
-    @property
-    def plain(self) -> bool:
-        """Whether it needs cores and nothing else."""
-        return not self.memory and not self.devices
-
     def served_at(self, now: float) -> float:
         """Return the run time got until `now`."""
-        if self.phase == Phase.RUNNING and now > self.since:
+        if self.phase is Phase.RUNNING and now > self.since:
             return self.served + now - self.since
         return self.served
 

@@ -58,6 +58,8 @@ class Ledger:
     def check(self, job: Job) -> None:
         """Raise `InvalidArgument` for a job that would not fit an empty machine."""
         whole = self.capacity
+        if job.cores <= whole.cores and not job.memory and not job.devices:
+            return
         asked = [("cores", job.cores, whole.cores)]
         if whole.memory is not None:
             asked.append(("memory", job.memory, whole.memory))
@@ -74,23 +76,28 @@ class Ledger:
         """Tell whether the job can start, or go on, with what is free."""
         if job.cores > self.cores:
             return False
-        return job.plain or self._fits_beside_cores(job)
+        return not (job.memory or job.devices) or self._fits_beside_cores(job)
 
     def _fits_beside_cores(self, job: Job) -> bool:
-        paused = job.phase == Phase.PAUSED
+        paused = job.phase is Phase.PAUSED
         if job.memory > self.memory and not (paused and self.capacity.paused_keep_memory):
             return False
-        if paused or not job.devices:
+        return self.fits_devices(job)
+
+    def fits_devices(self, job: Job) -> bool:
+        """Tell whether the devices that a job needs are free or, as it is paused, its own."""
+        if job.phase is Phase.PAUSED or not job.devices:
             return True
         free = self.devices
         return all(count <= free.get(name, 0) for name, count in job.devices)
 
     def take(self, job: Job) -> None:
         """Take what a job needs to start or, when it is paused, to go on."""
-        self._cores(-job.cores)
-        if job.plain:
+        free = self.cores - job.cores
+        self.cores = free if free.__class__ is int else round(free, _DIGITS)
+        if not job.memory and not job.devices:
             return
-        paused = job.phase == Phase.PAUSED
+        paused = job.phase is Phase.PAUSED
         if not (paused and self.capacity.paused_keep_memory):
             self.memory -= job.memory
         if not paused:
@@ -104,10 +111,11 @@ class Ledger:
 
     def give(self, job: Job) -> None:
         """Give back all that a job holds; it runs or is paused."""
-        running = job.phase == Phase.RUNNING
+        running = job.phase is Phase.RUNNING
         if running:
-            self._cores(job.cores)
-        if job.plain:
+            free = self.cores + job.cores
+            self.cores = free if free.__class__ is int else round(free, _DIGITS)
+        if not job.memory and not job.devices:
             return
         if running or self.capacity.paused_keep_memory:
             self.memory += job.memory

@@ -23,10 +23,14 @@ class Parameter(msgspec.Struct, frozen=True):
     low: float = 0
     """The least that is allowed; for seconds and numbers 0 itself is not, unless `zero`."""
     zero: bool = False
+    high: float = math.inf
 
 
-def read_parameters(policy: str, known: dict[str, Parameter], text: str) -> dict[str, Value]:
-    """Return the values in `quantum=4,levels=3`. Raises `InvalidArgument` naming the field."""
+def read_parameters(owner: str, known: dict[str, Parameter], text: str) -> dict[str, Value]:
+    """Return the values in `quantum=4,levels=3`.
+
+    Raises `InvalidArgument` naming the field, which begins with `owner`.
+    """
     values: dict[str, Value] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
@@ -34,13 +38,13 @@ def read_parameters(policy: str, known: dict[str, Parameter], text: str) -> dict
         if name not in known:
             raise InvalidArgument(
                 f"no such parameter: {name!r}",
-                field=f"policy {policy}",
+                field=owner,
                 hint=f"it has {', '.join(known)}" if known else "it has none",
             )
         parameter = known[name]
         if not equals and parameter.kind == "flag":
             value = "true"
-        values[name] = _read(f"policy {policy}.{name}", parameter, value.strip())
+        values[name] = _read(f"{owner}.{name}", parameter, value.strip())
     return values
 
 
@@ -60,6 +64,8 @@ def _read(field: str, parameter: Parameter, text: str) -> Value:
     if math.isnan(number) or number < parameter.low or (number == 0 and not parameter.zero):
         bound = f"at least {parameter.low:g}" if parameter.low or parameter.zero else "above 0"
         raise InvalidArgument(f"must be {bound}, got {text!r}", field=field)
+    if number > parameter.high:
+        raise InvalidArgument(f"must be at most {parameter.high:g}, got {text!r}", field=field)
     if parameter.kind == "count":
         if number != int(number):
             raise InvalidArgument(f"expected a whole number, got {text!r}", field=field)

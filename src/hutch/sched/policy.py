@@ -45,7 +45,9 @@ from hutch.sched.job import Job, Phase
 from hutch.sched.ledger import Capacity, Ledger
 from hutch.sched.parameters import Parameter
 
-__all__ = ["NOTHING", "Base", "Decisions", "Policy"]
+__all__ = ["NOTHING", "Base", "Decisions", "Policy", "settled"]
+
+_OUTSIDE, _QUEUED, _RUNNING, _PAUSED = Phase
 
 
 class Decisions(NamedTuple):
@@ -60,6 +62,17 @@ class Decisions(NamedTuple):
 
 NOTHING = Decisions((), ())
 """What `decide` returns when all stays as it is; compare with `is`."""
+
+
+def settled(paused: list[Job], started: list[Job]) -> Decisions:
+    """Return decisions without those that were paused and started again within one."""
+    if paused:
+        out = [job for job in paused if job.phase is _PAUSED]
+        if len(out) < len(paused):
+            both = {id(job) for job in paused}
+            started = [job for job in started if id(job) not in both]
+            paused = out
+    return Decisions(paused, started) if paused or started else NOTHING
 
 
 class Policy(Protocol):
@@ -123,56 +136,57 @@ class Base:
         self.pending = 0
 
     def submit(self, job: Job, now: float) -> None:
-        if job.phase != Phase.OUTSIDE:
+        if job.phase is not _OUTSIDE:
             raise WrongState(f"job {job.id} is submitted already")
         self.ledger.check(job)
-        job.phase = Phase.QUEUED
+        job.phase = _QUEUED
         job.stamp += 1
         self.pending += 1
         self._enqueue(job, now)
 
     def finish(self, job: Job, now: float) -> None:
-        if job.phase != Phase.RUNNING:
+        if job.phase is not _RUNNING:
             raise WrongState(f"job {job.id} does not run")
         self.ledger.give(job)
-        job.served = job.served_at(now)
-        job.phase = Phase.OUTSIDE
+        if now > job.since:
+            job.served += now - job.since
+        job.phase = _OUTSIDE
         job.stamp += 1
         self._ended(job, now)
 
     def withdraw(self, job: Job, now: float) -> None:
-        if job.phase not in (Phase.QUEUED, Phase.PAUSED):
+        if job.phase is not _QUEUED and job.phase is not _PAUSED:
             raise WrongState(f"job {job.id} does not wait", hint="end it and tell `finish`")
-        if job.phase == Phase.PAUSED:
+        if job.phase is _PAUSED:
             self.ledger.give(job)
-        job.phase = Phase.OUTSIDE
+        job.phase = _OUTSIDE
         job.stamp += 1
         self.pending -= 1
         self._withdrawn(job, now)
 
     def revise(self, job: Job, now: float) -> None:
-        if job.phase in (Phase.QUEUED, Phase.PAUSED):
+        if job.phase is _QUEUED or job.phase is _PAUSED:
             job.stamp += 1
             self._enqueue(job, now)
-        elif job.phase == Phase.RUNNING:
+        elif job.phase is _RUNNING:
             self._revised(job, now)
 
     def resize(self, capacity: Capacity, now: float) -> None:
         self.ledger.resize(capacity)
 
     def adopt(self, job: Job, now: float) -> None:
-        running = job.phase == Phase.RUNNING
-        if not running and job.phase != Phase.PAUSED:
+        running = job.phase is _RUNNING
+        if not running and job.phase is not _PAUSED:
             raise WrongState(f"job {job.id} neither runs nor is paused")
-        job.phase = Phase.QUEUED
+        job.phase = _QUEUED
         self.ledger.take(job)
-        job.phase = Phase.RUNNING
+        job.phase = _RUNNING
         job.stamp += 1
         if running:
             self._started(job, now)
             return
         self.ledger.pause(job)
-        job.phase = Phase.PAUSED
+        job.phase = _PAUSED
         self.pending += 1
         self._enqueue(job, now)
 
@@ -185,7 +199,7 @@ class Base:
     def _start(self, job: Job, now: float) -> None:
         """Note that a waiting or paused job runs from now on."""
         self.ledger.take(job)
-        job.phase = Phase.RUNNING
+        job.phase = _RUNNING
         job.since = now
         if job.began < 0:
             job.began = now
@@ -197,7 +211,7 @@ class Base:
         """Note that a running job is paused from now on. The caller queues it."""
         self.ledger.pause(job)
         job.served = job.served_at(now)
-        job.phase = Phase.PAUSED
+        job.phase = _PAUSED
         job.stamp += 1
         self.pending += 1
 

@@ -28,7 +28,18 @@ _HERE = "hutch.sched.policies."
 POLICIES: Mapping[str, str] = {
     "fcfs": _HERE + "ordered:FCFS",
     "sjf": _HERE + "ordered:SJF",
-    "rr": _HERE + "roundrobin:RoundRobin",
+    "srtf": _HERE + "preemptive:SRTF",
+    "priority": _HERE + "ordered:Priority",
+    "priority-preemptive": _HERE + "preemptive:PreemptivePriority",
+    "rr": _HERE + "sliced:RoundRobin",
+    "mlfq": _HERE + "mlfq:MLFQ",
+    "hrrn": _HERE + "hrrn:HRRN",
+    "fair": _HERE + "fair:Fair",
+    "lottery": _HERE + "sliced:Lottery",
+    "stride": _HERE + "sliced:Stride",
+    "edf": _HERE + "preemptive:EDF",
+    "easy": _HERE + "easy:EASY",
+    "conservative": _HERE + "conservative:Conservative",
 }
 """Our policies: name, and where its class is."""
 
@@ -71,7 +82,7 @@ def create(text: str, capacity: Capacity, *, seed: int | None = None) -> Policy:
     name, _, rest = text.strip().partition(":")
     cls = find(name)
     known: dict[str, Parameter] = dict(cls.parameters)
-    values = read_parameters(name, known, rest) if rest else {}
+    values = read_parameters(f"policy {name}", known, rest) if rest else {}
     if seed is not None and "seed" in known:
         values.setdefault("seed", seed)
     return cast(Policy, cls(capacity, **values))

@@ -1,4 +1,4 @@
-"""Policies that run the jobs in some order, each to its end: FCFS, SJF.
+"""Policies that run the jobs in some order, each to its end: FCFS, SJF, priority.
 
 The first in order starts as soon as it fits, and nobody passes it (blocking, as in the
 textbooks and as a batch system without backfilling does).
@@ -11,9 +11,14 @@ from typing import ClassVar
 
 from hutch.sched.job import Job
 from hutch.sched.ledger import Capacity
+from hutch.sched.parameters import Parameter
 from hutch.sched.policy import NOTHING, Base, Decisions
 
-__all__ = ["FCFS", "SJF", "Ordered"]
+__all__ = ["AGEING", "FCFS", "SJF", "Ordered", "Priority"]
+
+AGEING = Parameter(
+    "number", 0, "points of priority that a job gains for each second since it came", zero=True
+)
 
 
 class Ordered(Base):
@@ -23,14 +28,16 @@ class Ordered(Base):
         super().__init__(capacity)
         self._queue: list[tuple[float, int, int, Job]] = []
 
-    def _key(self, job: Job, now: float) -> float:
+    def _key(self, job: Job) -> float:
         raise NotImplementedError
 
     def _enqueue(self, job: Job, now: float) -> None:
-        heappush(self._queue, (self._key(job, now), job.seq, job.stamp, job))
+        heappush(self._queue, (self._key(job), job.seq, job.stamp, job))
 
     def decide(self, now: float) -> Decisions:
         queue = self._queue
+        if not queue:
+            return NOTHING
         fits = self.ledger.fits
         started: list[Job] = []
         while queue:
@@ -52,7 +59,7 @@ class FCFS(Ordered):
     name: ClassVar[str] = "fcfs"
     summary: ClassVar[str] = "first come, first served"
 
-    def _key(self, job: Job, now: float) -> float:
+    def _key(self, job: Job) -> float:
         return job.arrival
 
 
@@ -62,5 +69,24 @@ class SJF(Ordered):
     name: ClassVar[str] = "sjf"
     summary: ClassVar[str] = "shortest job first, by estimate"
 
-    def _key(self, job: Job, now: float) -> float:
+    def _key(self, job: Job) -> float:
         return job.estimate
+
+
+class Priority(Ordered):
+    """The most urgent first, which is the one with the lowest number.
+
+    With ageing a job's number falls by so much a second from its arrival on. All fall
+    alike, so their order stays as it is and need not be looked at again.
+    """
+
+    name: ClassVar[str] = "priority"
+    summary: ClassVar[str] = "lowest priority number first, each to its end"
+    parameters: ClassVar[dict[str, Parameter]] = {"ageing": AGEING}
+
+    def __init__(self, capacity: Capacity, ageing: float = 0) -> None:
+        super().__init__(capacity)
+        self.ageing = ageing
+
+    def _key(self, job: Job) -> float:
+        return job.priority + self.ageing * job.arrival if self.ageing else job.priority
