@@ -95,6 +95,17 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _waited(job: SimJob) -> float:
+    """Return the time a job did not run: end − arrival − run time.
+
+    For one that ran in one piece the same is had without rounding.
+    """
+    if not job.pauses:
+        return job.began - job.arrival
+    waited = job.finish - job.arrival - job.runtime
+    return waited if waited > 0 else 0
+
+
 class EstimateError:
     """How far predictions at submission were from the run times."""
 
@@ -172,8 +183,7 @@ class Summary:
         slowdowns = [t / b for t, b in zip(turnarounds, times, strict=True) if b]
         tau = self.tau
         self.turnaround.add(turnarounds)
-        # Sums of fractions may miss 0 by a hair.
-        self.waiting.add([t - b if t > b else 0 for t, b in zip(turnarounds, times, strict=True)])
+        self.waiting.add([_waited(job) for job in jobs])
         self.response.add([job.began - job.arrival for job in jobs])
         self.slowdown.add(slowdowns)
         self.bounded_slowdown.add(

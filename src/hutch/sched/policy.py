@@ -38,7 +38,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
+
+import msgspec
 
 from hutch.errors import WrongState
 from hutch.sched.job import Job, Phase
@@ -50,7 +52,7 @@ __all__ = ["NOTHING", "Base", "Decisions", "Policy", "settled"]
 _OUTSIDE, _QUEUED, _RUNNING, _PAUSED = Phase
 
 
-class Decisions(NamedTuple):
+class Decisions(msgspec.Struct, frozen=True, gc=False):
     """What to do now: pause these first, then start or resume those, both in order.
 
     No job is in both.
@@ -138,7 +140,9 @@ class Base:
     def submit(self, job: Job, now: float) -> None:
         if job.phase is not _OUTSIDE:
             raise WrongState(f"job {job.id} is submitted already")
-        self.ledger.check(job)
+        ledger = self.ledger
+        if job.memory or job.devices or job.cores > ledger.capacity.cores:
+            ledger.check(job)
         job.phase = _QUEUED
         job.stamp += 1
         self.pending += 1
@@ -147,7 +151,11 @@ class Base:
     def finish(self, job: Job, now: float) -> None:
         if job.phase is not _RUNNING:
             raise WrongState(f"job {job.id} does not run")
-        self.ledger.give(job)
+        ledger = self.ledger
+        if job.memory or job.devices or job.cores.__class__ is not int:
+            ledger.give(job)
+        else:
+            ledger.cores += job.cores
         if now > job.since:
             job.served += now - job.since
         job.phase = _OUTSIDE
@@ -198,7 +206,11 @@ class Base:
 
     def _start(self, job: Job, now: float) -> None:
         """Note that a waiting or paused job runs from now on."""
-        self.ledger.take(job)
+        ledger = self.ledger
+        if job.memory or job.devices or job.cores.__class__ is not int:
+            ledger.take(job)
+        else:
+            ledger.cores -= job.cores
         job.phase = _RUNNING
         job.since = now
         if job.began < 0:

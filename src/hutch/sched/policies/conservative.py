@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import ClassVar
 
@@ -13,6 +14,9 @@ from hutch.sched.policies.profile import Profile
 from hutch.sched.policy import NOTHING, Base, Decisions
 
 __all__ = ["Conservative"]
+
+# What is expected to take no time still needs its cores at that moment.
+_LEAST = 1e-6
 
 
 class Conservative(Base):
@@ -30,7 +34,7 @@ class Conservative(Base):
 
     name: ClassVar[str] = "conservative"
     summary: ClassVar[str] = "backfilling with a reservation for every job"
-    parameters: ClassVar[dict[str, Parameter]] = {
+    parameters: ClassVar[Mapping[str, Parameter]] = {
         "depth": Parameter(
             "count", 0, "how many of the first have reservations (0: all)", zero=True
         ),
@@ -66,7 +70,7 @@ class Conservative(Base):
 
     def revise(self, job: Job, now: float) -> None:
         if job.phase is Phase.RUNNING:
-            self._set_end(job, job.since + job.estimate - job.served)
+            self._set_end(job, job.since + max(job.estimate - job.served, _LEAST))
         self._rebuild = True
 
     def _withdrawn(self, job: Job, now: float) -> None:
@@ -85,7 +89,7 @@ class Conservative(Base):
 
     def _started(self, job: Job, now: float) -> None:
         self._running[job.seq] = job
-        self._set_end(job, job.since + job.estimate - job.served)
+        self._set_end(job, job.since + max(job.estimate - job.served, _LEAST))
 
     def _set_end(self, job: Job, end: float) -> None:
         self._ends[job.seq] = end
@@ -100,8 +104,9 @@ class Conservative(Base):
             self._compress = True
 
     def _reserve(self, job: Job, now: float) -> None:
-        start = self._profile.earliest(job, now, job.estimate)
-        end = start + job.estimate
+        seconds = max(job.estimate, _LEAST)
+        start = self._profile.earliest(job, now, seconds)
+        end = start + seconds
         if start < math.inf:
             self._profile.take(job, start, end)
         self._reserved[job.seq] = start, end
@@ -186,8 +191,9 @@ class Conservative(Base):
             if had[0] <= now:
                 continue
             profile.give(job, *had)
-            start = min(profile.earliest(job, now, job.estimate), had[0])
-            end = start + job.estimate
+            seconds = max(job.estimate, _LEAST)
+            start = min(profile.earliest(job, now, seconds), had[0])
+            end = start + seconds
             profile.take(job, start, end)
             if start != had[0]:
                 self._reserved[seq] = start, end

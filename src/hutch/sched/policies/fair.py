@@ -47,7 +47,7 @@ class Fair(Base):
 
     name: ClassVar[str] = "fair"
     summary: ClassVar[str] = "fair share: the user who has used least of their share is next"
-    parameters: ClassVar[dict[str, Parameter]] = {
+    parameters: ClassVar[Mapping[str, Parameter]] = {
         "half_life": Parameter("seconds", _WEEK, "after which use counts half (inf: for ever)"),
         "ahead": Parameter("seconds", 60, "counted in advance for each running job"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import ClassVar
 
@@ -27,7 +28,7 @@ class MLFQ(Base):
 
     name: ClassVar[str] = "mlfq"
     summary: ClassVar[str] = "multi-level feedback: jobs sink to lower queues as they run"
-    parameters: ClassVar[dict[str, Parameter]] = {
+    parameters: ClassVar[Mapping[str, Parameter]] = {
         "levels": Parameter("count", 3, "how many queues", low=1),
         "quantum": Parameter("seconds", 10, "how long a turn in the highest is"),
         "factor": Parameter("number", 2, "how many times longer it is in each lower", low=1),

@@ -6,7 +6,9 @@ textbooks and as a batch system without backfilling does).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import ClassVar
 
 from hutch.sched.job import Job
@@ -28,8 +30,7 @@ class Ordered(Base):
         super().__init__(capacity)
         self._queue: list[tuple[float, int, int, Job]] = []
 
-    def _key(self, job: Job) -> float:
-        raise NotImplementedError
+    _key: Callable[[Job], float]
 
     def _enqueue(self, job: Job, now: float) -> None:
         heappush(self._queue, (self._key(job), job.seq, job.stamp, job))
@@ -59,8 +60,7 @@ class FCFS(Ordered):
     name: ClassVar[str] = "fcfs"
     summary: ClassVar[str] = "first come, first served"
 
-    def _key(self, job: Job) -> float:
-        return job.arrival
+    _key = attrgetter("arrival")
 
 
 class SJF(Ordered):
@@ -69,8 +69,7 @@ class SJF(Ordered):
     name: ClassVar[str] = "sjf"
     summary: ClassVar[str] = "shortest job first, by estimate"
 
-    def _key(self, job: Job) -> float:
-        return job.estimate
+    _key = attrgetter("estimate")
 
 
 class Priority(Ordered):
@@ -82,7 +81,7 @@ class Priority(Ordered):
 
     name: ClassVar[str] = "priority"
     summary: ClassVar[str] = "lowest priority number first, each to its end"
-    parameters: ClassVar[dict[str, Parameter]] = {"ageing": AGEING}
+    parameters: ClassVar[Mapping[str, Parameter]] = {"ageing": AGEING}
 
     def __init__(self, capacity: Capacity, ageing: float = 0) -> None:
         super().__init__(capacity)

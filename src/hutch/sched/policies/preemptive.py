@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import ClassVar
 
@@ -130,7 +131,7 @@ class PreemptivePriority(Ranked):
 
     name: ClassVar[str] = "priority-preemptive"
     summary: ClassVar[str] = "lowest priority number first; pauses less urgent ones"
-    parameters: ClassVar[dict[str, Parameter]] = {"ageing": AGEING}
+    parameters: ClassVar[Mapping[str, Parameter]] = {"ageing": AGEING}
 
     def __init__(self, capacity: Capacity, ageing: float = 0) -> None:
         super().__init__(capacity)
@@ -149,7 +150,7 @@ class EDF(Ranked):
 
     name: ClassVar[str] = "edf"
     summary: ClassVar[str] = "earliest deadline first; pauses those due later"
-    parameters: ClassVar[dict[str, Parameter]] = {
+    parameters: ClassVar[Mapping[str, Parameter]] = {
         "slack": Parameter(
             "number", 0, "a job without a deadline is due after so many estimates", zero=True
         ),

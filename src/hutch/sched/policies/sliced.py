@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
+from collections.abc import Mapping
 from heapq import heappop, heappush
 from typing import ClassVar
 
@@ -119,7 +120,7 @@ class RoundRobin(Sliced):
 
     name: ClassVar[str] = "rr"
     summary: ClassVar[str] = "round robin: every job in turn for a quantum"
-    parameters: ClassVar[dict[str, Parameter]] = {"quantum": QUANTUM}
+    parameters: ClassVar[Mapping[str, Parameter]] = {"quantum": QUANTUM}
 
     def __init__(self, capacity: Capacity, quantum: float = 10) -> None:
         super().__init__(capacity, quantum)
@@ -154,7 +155,7 @@ class Lottery(Sliced):
 
     name: ClassVar[str] = "lottery"
     summary: ClassVar[str] = "each turn to the winner of a draw; weights are tickets"
-    parameters: ClassVar[dict[str, Parameter]] = {
+    parameters: ClassVar[Mapping[str, Parameter]] = {
         "quantum": QUANTUM,
         "seed": Parameter("count", 1, "the same draws for the same seed", zero=True),
     }
@@ -201,7 +202,7 @@ class Stride(Sliced):
 
     name: ClassVar[str] = "stride"
     summary: ClassVar[str] = "each turn to who is furthest behind the share of its weight"
-    parameters: ClassVar[dict[str, Parameter]] = {"quantum": QUANTUM}
+    parameters: ClassVar[Mapping[str, Parameter]] = {"quantum": QUANTUM}
 
     def __init__(self, capacity: Capacity, quantum: float = 10) -> None:
         super().__init__(capacity, quantum)
