@@ -87,8 +87,10 @@ class Policy(Protocol):
     """Whether it ever pauses a job."""
     wake: float
     ledger: Ledger
-    pending: int
-    """How many jobs wait or are paused."""
+
+    @property
+    def pending(self) -> int:
+        """How many jobs wait or are paused."""
 
     def submit(self, job: Job, now: float) -> None:
         """Take a job that may run from now on. Raises `InvalidArgument` if it never fits."""

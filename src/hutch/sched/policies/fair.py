@@ -185,6 +185,8 @@ class Fair(Base):
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `save` returned; call it before any job is submitted."""
+        if not saved:
+            return
         now = float(saved["at"])
         self._zero = now
         for user, used in saved["used"].items():
