@@ -16,7 +16,7 @@ from hutch.errors import IntegrityError, InvalidArgument, Unsupported
 
 __all__ = ["BOOT", "LATE", "Modules", "builtin_names", "read_modinfo"]
 
-BOOT = ("virtio_pci", "virtio_console")
+BOOT = ("virtio_pci", "virtio_mmio", "virtio_console")
 """What the guest needs before its agent can be spoken to."""
 
 LATE = (

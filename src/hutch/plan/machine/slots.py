@@ -1,7 +1,7 @@
 """Where each device sits, fixed, so that a template and its clones agree on every address.
 
 q35: the root complex, slots 0x01 to 0x1e (0x00 and 0x1f are the chipset's). microvm: the
-transports of virtio-mmio, of which there are 24 with ACPI.
+transports of virtio-mmio, of which there are 24 with ACPI; the first is of no use.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _PCI = {
     "host_devices": _Range(0x1E, 1),
 }
 _ROOT_PORTS = _Range(0x1C, 2)
-_MMIO_SINGLE = {AGENT: 0, RNG: 1, BALLOON: 2}
-_MMIO = {"disks": _Range(3, 10, 1), "nics": _Range(13, 6, 1), "shares": _Range(19, 5, 1)}
+# Not 0: QEMU takes the first input of any I/O APIC for the timer's, which arrives at the third.
+_MMIO_SINGLE = {AGENT: 1, RNG: 2, BALLOON: 3}
+_MMIO = {"disks": _Range(4, 10, 1), "nics": _Range(14, 5, 1), "shares": _Range(19, 5, 1)}
 
 
 class Places:
