@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
+#include <stdlib.h>
 #include <sys/vfs.h>
 #include <time.h>
 
@@ -22,7 +23,7 @@ static const char *const shapes[SETUP_COUNT] = {
 	[SETUP_MKDIR] = "su", [SETUP_WRITE_FILE] = "sub", [SETUP_INTERFACE] = "usbu",
 	[SETUP_ADDRESS] = "sbu", [SETUP_LINK_UP] = "s", [SETUP_ROUTE] = "sb",
 	[SETUP_SYSCTL] = "ss", [SETUP_SYMLINK] = "ss", [SETUP_CGROUP] = "ss",
-	[SETUP_RESIZE] = "ssq", [SETUP_ONLINE] = "", [SETUP_REWRITE] = "sb", [SETUP_FLUSH] = "s",
+	[SETUP_RESIZE] = "ssq", [SETUP_ONLINE] = "u", [SETUP_REWRITE] = "sb", [SETUP_FLUSH] = "s",
 	[SETUP_RETIRE] = "ss",
 };
 
@@ -226,8 +227,9 @@ static int sysctl(struct reader *r, const char **what)
 	return put_value(path, read_str(r));
 }
 
-/* Write `value` to every file DIR/PREFIXn/NAME that says otherwise. */
-static int put_each(const char *where, const char *prefix, const char *name, const char *value)
+/* Write `value` to every file DIR/PREFIXn/NAME that says otherwise, and "0" from n = `end` on. */
+static int put_each(const char *where, const char *prefix, const char *name, const char *value,
+		    unsigned long end)
 {
 	char path[PATH_MAX], state[32];
 	struct dirent *entry;
@@ -236,7 +238,7 @@ static int put_each(const char *where, const char *prefix, const char *name, con
 
 	while (dir && !error && (entry = readdir(dir))) {
 		struct text t = text_in(path, sizeof(path));
-		const char *number = entry->d_name + strlen(prefix);
+		const char *number = entry->d_name + strlen(prefix), *wanted;
 		if (strncmp(entry->d_name, prefix, strlen(prefix)) != 0 || *number < '0' || *number > '9')
 			continue;
 		text_add(&t, where);
@@ -245,24 +247,47 @@ static int put_each(const char *where, const char *prefix, const char *name, con
 		text_add(&t, name);
 		if (get_file(path, state, sizeof(state)) < 0)
 			continue; /* the first processor has none */
-		if (strncmp(state, value, strlen(value)) != 0)
-			error = put_value(path, value);
+		wanted = strtoul(number, NULL, 10) < end ? value : "0";
+		if (strncmp(state, wanted, strlen(wanted)) != 0)
+			error = put_value(path, wanted);
 	}
 	if (dir)
 		closedir(dir);
 	return error;
 }
 
-static int online(const char **what)
+/* The processors in a list as the kernel writes it: 0-2,5. */
+static unsigned long count_listed(const char *list)
 {
+	unsigned long count = 0;
+
+	while (*list >= '0' && *list <= '9') {
+		char *end;
+		unsigned long first = strtoul(list, &end, 10), last = first;
+		if (*end == '-')
+			last = strtoul(end + 1, &end, 10);
+		count += last - first + 1;
+		list = *end == ',' ? end + 1 : end;
+	}
+	return count;
+}
+
+/* Use as many processors as there are to be, which are waited for, and all memory. */
+static int online(struct reader *r, const char **what)
+{
+	unsigned long wanted = read_u32(r);
+	char list[4096];
 	int error;
 
 	*what = "/sys/devices/system/cpu";
-	error = put_each(*what, "cpu", "/online", "1");
+	error = put_each(*what, "cpu", "/online", "1", wanted ? wanted : ULONG_MAX);
 	if (error)
 		return error;
+	if (get_file("/sys/devices/system/cpu/online", list, sizeof(list)) >= 0 &&
+	    count_listed(list) < wanted)
+		return SETUP_WAIT;
 	*what = "/sys/devices/system/memory";
-	return put_each(*what, "memory", "/state", "online");
+	return put_each(*what, "memory", "/state", "online", ULONG_MAX);
 }
 
 /* Two strings, in the order in which they are read. */
@@ -301,7 +326,7 @@ int setup_run(const struct op *op, const char **what)
 		first = *what = read_str(r);
 		return cgroup_create(first, read_str(r), what);
 	case SETUP_RESIZE: return resize(r, what);
-	case SETUP_ONLINE: return online(what);
+	case SETUP_ONLINE: return online(r, what);
 	case SETUP_REWRITE: return rewrite(r, what);
 	case SETUP_FLUSH: return setup_flush(r, what);
 	case SETUP_RETIRE: return setup_retire(r, what);

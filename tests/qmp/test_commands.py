@@ -96,6 +96,24 @@ def test_a_device_that_needs_no_guest_goes_at_once(tmp_path: Path) -> None:
         devices.device_del(monitor, "p0", timeout_s=30)
 
 
+def test_processors_are_plugged_into_their_places(tmp_path: Path) -> None:
+    with (
+        qemu(tmp_path, "-machine", "q35", "-smp", "1,maxcpus=4,sockets=2,cores=2") as path,
+        Monitor.connect(path) as monitor,
+    ):
+        slots = devices.query_cpu_slots(monitor)
+        assert [slot.place() for slot in slots] == [
+            (0, 0, 0, 0),
+            (0, 0, 1, 0),
+            (1, 0, 0, 0),
+            (1, 0, 1, 0),
+        ]
+        assert [bool(slot.path) for slot in slots] == [True, False, False, False]
+        devices.cpu_add(monitor, slots[1], id="vcpu1")
+        assert devices.query_cpu_slots(monitor)[1].path == "/machine/peripheral/vcpu1"
+        assert [cpu.index for cpu in machine.query_cpus(monitor)] == [0, 1]
+
+
 def test_the_balloon_is_set_and_asked(tmp_path: Path) -> None:
     with (
         qemu(tmp_path, "-device", "virtio-balloon-pci,id=balloon0") as path,

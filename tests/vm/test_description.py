@@ -42,6 +42,7 @@ def test_a_description_says_what_the_start_decided(engine: Engine, box: Instance
     assert machine.accelerator in ("kvm", "tcg") and machine.accelerator_reason
     assert os.path.basename(machine.qemu).startswith("qemu-system-")
     assert (machine.memory, machine.vcpus) == (128 << 20, 1)
+    assert machine.memory_max > machine.memory and machine.vcpus_max >= 8
     assert machine.kernel in box.exec(["uname", "-r"]).text
     assert machine.template
     shown = json.loads(_hutch(engine, "inspect", "seen"))[0]["Machine"]

@@ -69,7 +69,9 @@ def _machine(info: InstanceInfo) -> dict[str, Any] | None:
         "Type": found.machine,
         "CpuModel": found.cpu,
         "Memory": found.memory,
+        "MemoryMax": found.memory_max,
         "Vcpus": found.vcpus,
+        "VcpusMax": found.vcpus_max,
         "Template": found.template,
     }
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from hutch.drivers.base import Growable
+from hutch.drivers.base import Driver, Growable
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in, require_settled
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
-from hutch.errors import AlreadyExists, InvalidArgument, Unsupported, WrongState
+from hutch.errors import AlreadyExists, HutchError, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State
 from hutch.spec.build import check_name
 from hutch.spec.build import update as update_spec
+from hutch.spec.model import Resources
 
 __all__ = ["rename", "update"]
 
@@ -49,14 +51,26 @@ def update(context: Context, identifier: str, options: Mapping[str, Any]) -> Non
         spec = update_spec(record.spec, **options)
         driver = context.driver(spec.isolation)
         driver.check(spec)
-        if record.state in (State.RUNNING, State.PAUSED):
-            driver.update(identifier, spec.resources)
+        runs = record.state in (State.RUNNING, State.PAUSED)
+        if runs and spec.resources != record.spec.resources:
+            _update_running(driver, record, spec.resources)
         if spec.machine.disk != record.spec.machine.disk:
             _grow_disk(context, record, spec.machine.disk)
         with context.store.write(durable=True) as tx:
             present = load_in(tx, identifier)
             tx.put(INSTANCES, identifier, msgspec.structs.replace(present, spec=spec))
             tx.event("container", "update", identifier, name=present.name, image=present.image_name)
+
+
+def _update_running(driver: Driver, record: InstanceRecord, resources: Resources) -> None:
+    """Change what runs; where only some of it succeeds, as a guest that does not let all its
+    memory go, it has its former limits again."""
+    try:
+        driver.update(record.id, resources)
+    except BaseException:
+        with suppress(HutchError):
+            driver.update(record.id, record.spec.resources)
+        raise
 
 
 def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:

@@ -49,8 +49,9 @@ __all__ = ["Machines"]
 _STOP_S = 30.0
 # Of the options of `run`, those that mean something to a machine as a whole.
 _OPTIONS = RESOURCE_OPTIONS | frozenset(
-    """accel annotations cpu_model dns dns_search hostname ip ip6 labels log_driver log_opts
-    mac_address machine name network network_aliases publish remove restart stop_timeout""".split()
+    """accel annotations cpu_model cpus_max dns dns_search hostname ip ip6 labels log_driver
+    log_opts mac_address machine memory_max name network network_aliases publish remove restart
+    stop_timeout""".split()
 )
 
 

@@ -77,7 +77,8 @@ class MountInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A virtual machine as its last start made it: QEMU, the accelerator with the reason for
-    it, the guest's kernel, and the template it went on from ("" for a boot of its own)."""
+    it, the guest's kernel, the template it went on from ("" for a boot of its own), and what
+    it has now and may come to have while it runs: bytes of memory, processors."""
 
     qemu: str
     qemu_version: str
@@ -88,6 +89,8 @@ class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     cpu: str
     memory: int
     vcpus: int
+    memory_max: int
+    vcpus_max: int
     template: str
 
 

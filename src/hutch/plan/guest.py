@@ -196,7 +196,9 @@ class Cgroup(SetupOp, frozen=True, kw_only=True):
 
 
 class Online(SetupOp, frozen=True, kw_only=True):
-    """Bring hot-added processors and memory into use."""
+    """Use that many processors, which are waited for (0: all that are there), and all memory."""
+
+    processors: int = 0
 
 
 class Rewrite(SetupOp, frozen=True, kw_only=True):
@@ -269,7 +271,7 @@ SETUP_CODES: dict[type[SetupOp], tuple[int, str]] = {
     Symlink: (14, "ss"),
     Cgroup: (15, "ss"),
     Resize: (16, "ssq"),
-    Online: (17, ""),
+    Online: (17, "u"),
     Rewrite: (18, "sb"),
     Flush: (19, "s"),
     Retire: (20, "ss"),

@@ -1,4 +1,4 @@
-"""Plug and unplug devices, network back ends and memory; the balloon."""
+"""Plug and unplug devices, network back ends and memory; plug processors; the balloon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from hutch.qmp.monitor import Monitor
 
 __all__ = [
     "UNPLUG_S",
+    "CpuSlot",
     "chardev_add",
+    "cpu_add",
     "device_add",
     "device_del",
     "list_devices",
@@ -24,6 +26,7 @@ __all__ = [
     "qom_get",
     "qom_set",
     "query_balloon",
+    "query_cpu_slots",
     "set_balloon",
     "set_link",
 ]
@@ -67,6 +70,31 @@ def device_del(monitor: Monitor, id: str, *, timeout_s: float = UNPLUG_S) -> Non
         ) from None
     if event.name == "DEVICE_UNPLUG_GUEST_ERROR":
         raise WrongState(f"qemu: the guest refuses to let the device {id} go")
+
+
+class CpuSlot(msgspec.Struct, frozen=True, kw_only=True):
+    """A place for processors: by which properties it is named, of which type they are, and
+    the object of the one that is there ("": none)."""
+
+    properties: dict[str, int] = msgspec.field(name="props")
+    driver: str = msgspec.field(name="type")
+    path: str = msgspec.field(name="qom-path", default="")
+
+    def place(self) -> tuple[int, ...]:
+        """Return where it is: socket, die, core, thread."""
+        names = ("socket-id", "die-id", "core-id", "thread-id")
+        return tuple(self.properties.get(name, 0) for name in names)
+
+
+def query_cpu_slots(monitor: Monitor) -> list[CpuSlot]:
+    """Return the places for processors, as QEMU numbers the processors."""
+    slots: list[CpuSlot] = monitor.ask("query-hotpluggable-cpus", kind=list[CpuSlot])
+    return sorted(slots, key=CpuSlot.place)
+
+
+def cpu_add(monitor: Monitor, slot: CpuSlot, *, id: str) -> None:
+    """Plug a processor; the guest then still has to bring it into use."""
+    device_add(monitor, slot.driver, id=id, **slot.properties)
 
 
 class _Property(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from hutch.spec.limits import (
     read_resources,
     read_sysctls,
 )
-from hutch.spec.machine import MACHINE_OPTIONS, read_disk, read_machine
+from hutch.spec.machine import MACHINE_OPTIONS, check_room, read_disk, read_machine
 from hutch.spec.model import InstanceSpec
 from hutch.spec.mounts import parse_volumes_from, read_mounts
 from hutch.spec.networks import (
@@ -224,6 +224,8 @@ def _check_whole(spec: InstanceSpec) -> None:
         )
     if spec.resources.oom_kill_disable and not spec.resources.memory:
         raise InvalidArgument("needs a memory limit", field="oom_kill_disable")
+    if spec.isolation == "vm":
+        check_room(spec.resources, spec.machine)
     if spec.ipc_mode.startswith("container:") and spec.isolation == "vm":
         raise InvalidArgument("is not possible with a virtual machine", field="ipc")
 

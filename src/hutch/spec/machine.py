@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from hutch.errors import InvalidArgument
-from hutch.spec.model import MachineOptions
-from hutch.spec.parse import flag, one_of, text
+from hutch.spec.model import MachineOptions, Resources
+from hutch.spec.parse import flag, integer, one_of, text
 from hutch.units import parse_bytes
 
 __all__ = ["MACHINE_OPTIONS", "read_machine"]
 
-MACHINE_OPTIONS = frozenset(("accel", "cpu_model", "disk", "kernel", "machine", "template"))
+MACHINE_OPTIONS = frozenset(
+    """accel cpu_model cpus_max disk kernel machine memory_max template""".split()
+)
 MIN_DISK = 64 << 20
 MAX_DISK = 16 << 40
+MAX_VCPUS = 255
+"""What the interrupt controllers of a machine without more ado can address."""
+MAX_MEMORY = 4 << 40
 _ACCELERATORS = ("auto", "kvm", "tcg")
 
 
@@ -38,6 +43,22 @@ def read_disk(value: Any, machine: MachineOptions, isolation: str) -> MachineOpt
     from msgspec.structs import replace
 
     return replace(machine, disk=read_machine({"disk": value}, isolation).disk)
+
+
+def check_room(resources: Resources, machine: MachineOptions) -> None:
+    """Refuse more memory or processors than the machine is to have room for."""
+    if machine.memory_max and resources.memory > machine.memory_max:
+        raise InvalidArgument(
+            f"is more than the {machine.memory_max} bytes of memory_max",
+            field="memory",
+            hint="give a larger --memory-max when the machine is created",
+        )
+    if machine.cpus_max and resources.cpus > machine.cpus_max:
+        raise InvalidArgument(
+            f"are more than the {machine.cpus_max} of cpus_max",
+            field="cpus",
+            hint="give a larger --cpus-max when the machine is created",
+        )
 
 
 def _accel(value: Any, field: str) -> str:
@@ -72,11 +93,26 @@ def _disk(value: Any, field: str) -> int:
     return size
 
 
+def _cpus_max(value: Any, field: str) -> int:
+    return integer(value, field, low=1, high=MAX_VCPUS)
+
+
+def _memory_max(value: Any, field: str) -> int:
+    size = parse_bytes(value, field=field)
+    if not 0 < size <= MAX_MEMORY:
+        raise InvalidArgument(
+            f"must be from 1 to {MAX_MEMORY >> 40}T, got {size} bytes", field=field
+        )
+    return size
+
+
 _READERS: dict[str, Any] = {
     "accel": _accel,
     "cpu_model": _model,
+    "cpus_max": _cpus_max,
     "disk": _disk,
     "kernel": _word,
     "machine": _word,
+    "memory_max": _memory_max,
     "template": flag,
 }

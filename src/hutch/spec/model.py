@@ -232,13 +232,16 @@ class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     `machine` a machine type of QEMU (`q35`, `microvm`); `cpu_model` a CPU model of QEMU;
     `disk` the size in bytes of the writable disk, 0 for the default; `template` says
     whether the start may go on from a booted machine kept for that. `from_disk` is set for
-    a machine that has no image, and no agent of ours.
+    a machine that has no image, and no agent of ours. `cpus_max` and `memory_max` (bytes) are
+    how far it may grow while it runs, 0 for as far as the host.
     """
 
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     kernel: str = ""
     machine: str = ""
     cpu_model: str = ""
+    cpus_max: int = 0
+    memory_max: int = 0
     disk: int = 0
     template: bool = True
     from_disk: FromDisk | None = None

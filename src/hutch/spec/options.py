@@ -64,8 +64,10 @@ class RunOptions(UpdateOptions, total=False):
 
     accel: Literal["auto", "kvm", "tcg"] | str | None
     cpu_model: str | None
+    cpus_max: int | None
     kernel: str | None
     machine: str | None
+    memory_max: Size | None
     template: bool | None
 
     add_host: Mapping[str, str] | Texts | None

@@ -24,6 +24,7 @@ from hutch.plan.machine.model import (
     Memory,
     Nic,
     NumaNode,
+    PluggedMemory,
     Shape,
     Share,
     Tap,
@@ -261,6 +262,25 @@ def large(hw: Hardware) -> Machine:
     return _machine(hw, shape, nics=(Nic(mac="52:54:00:00:00:01", backend=Tap(fds=(hw.tap(),))),))
 
 
+def growing(hw: Hardware) -> Machine:
+    """One that goes on with processors and memory that it was given while it ran."""
+    shape = Shape(
+        memory=128 * MIB,
+        vcpus=2,
+        max_vcpus=8,
+        max_memory=4096 * MIB,
+        memory_slots=1,
+        backend=Memory(kind="memfd"),
+    )
+    return _machine(
+        hw,
+        shape,
+        root_ports=5,
+        plugged=PluggedMemory(requested=512 * MIB, port="rp4"),
+        incoming=True,
+    )
+
+
 def locked(hw: Hardware) -> Machine:
     """Memory that is never swapped."""
     return _machine(hw, Shape(memory=64 * MIB, lock_memory=True))
@@ -362,7 +382,7 @@ def kvm(hw: Hardware) -> Machine:
 CONFIGURATIONS: dict[str, Callable[[Hardware], Machine]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(plain, ordinary, template, clone, micro, rootless, large, locked, disks),
+        *(plain, ordinary, template, clone, micro, rootless, large, growing, locked, disks),
         *(uefi, from_disk, tpm, shared_directories, kvm),
     )
 }

@@ -23,8 +23,14 @@ from hutch.drivers.vm import inside
 from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.kernels import Kernels
 from hutch.drivers.vm.launching import MachineLauncher, MachineStart
-from hutch.drivers.vm.limits import check_spec, group_limits, memory_of
-from hutch.drivers.vm.machine import MachineRecord, load_record
+from hutch.drivers.vm.limits import (
+    check_spec,
+    group_limits,
+    memory_of,
+    memory_wanted,
+    vcpus_wanted,
+)
+from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.drivers.vm.state import connect_cards, load_machine, save_machine
 from hutch.errors import InternalError, NotFound, Unsupported, WrongState
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
 
     from hutch.drivers.base import GuestFiles
     from hutch.network.model import Endpoint
+    from hutch.qmp import Monitor
 
 __all__ = ["VmDriver"]
 
@@ -351,25 +358,41 @@ class VmDriver:
             save_machine(self._directory(identifier), target, cards=cards, end_as=end_as)
 
     def update(self, identifier: str, resources: Resources) -> None:
-        """Change the host's limits, the guest's limit of processes, and the balloon."""
-        record = load_record(self._directory(identifier))
-        memory = resources.memory or record.memory
-        if memory > record.memory:
-            raise WrongState(
-                f"memory: the machine was started with {record.memory} bytes",
-                hint="stop it, update, and start it again",
-            )
-        self._group(identifier).update(group_limits(resources, memory))
-        if self._has_agent(identifier):
-            inside.limit_processes(self._guest(identifier), resources.pids)
-        self._set_balloon(identifier, memory)
-
-    def _set_balloon(self, identifier: str, memory: int) -> None:
+        """Change the host's limits, the guest's limit of processes, and what hardware it has."""
+        from hutch.drivers.vm.resize import check_room
         from hutch.qmp import conversation
-        from hutch.qmp.devices import set_balloon
 
-        with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
-            set_balloon(monitor, memory)
+        directory = self._directory(identifier)
+        record = load_record(directory)
+        memory, vcpus = memory_wanted(resources), vcpus_wanted(resources)
+        check_room(record, vcpus=vcpus, memory=memory)
+        group = self._group(identifier)
+        with (
+            failures.translated(f"update of {identifier[:12]}"),
+            conversation(f"{directory}/run/{QMP_SOCKET}") as monitor,
+        ):
+            _require_running(monitor)
+            group.update(group_limits(resources, max(memory, record.memory)))
+            if self._has_agent(identifier):
+                inside.limit_processes(self._guest(identifier), resources.pids)
+            self._resize(monitor, identifier, record, memory, vcpus)
+        if memory < record.memory:
+            group.update(group_limits(resources, memory))
+
+    def _resize(
+        self, monitor: Monitor, identifier: str, record: MachineRecord, memory: int, vcpus: int
+    ) -> None:
+        if (memory, vcpus) == (record.memory, record.vcpus):
+            return
+        from hutch.drivers.vm.resize import Resizer
+
+        directory = self._directory(identifier)
+        guest = self._guest(identifier) if self._has_agent(identifier) else None
+        resizer = Resizer(monitor, guest, record, lambda new: save_record(directory, new))
+        if vcpus != record.vcpus:
+            resizer.processors(vcpus)
+        if memory != record.memory:
+            resizer.memory(memory)
 
     def grow_disk(self, identifier: str, size: int) -> None:
         """Let the writable disk grow, and the guest's file system with it."""
@@ -426,3 +449,10 @@ class VmDriver:
     def prune_templates(self) -> int:
         """Let go of all templates; return how many there were."""
         return self._machines.templates.prune()
+
+
+def _require_running(monitor: Monitor) -> None:
+    from hutch.qmp.machine import query_status
+
+    if query_status(monitor) != "running":
+        raise WrongState("the machine is paused: its guest cannot help", hint="unpause it first")

@@ -20,7 +20,14 @@ from hutch.drivers.vm.cards import is_user_network, network_cards
 from hutch.drivers.vm.host import find_host
 from hutch.drivers.vm.launching import MachineLauncher, supervision
 from hutch.drivers.vm.limits import group_limits, memory_of
-from hutch.drivers.vm.machine import Host, MachineRecord, machine_type, save_record, shape_of
+from hutch.drivers.vm.machine import (
+    ROOT_PORTS,
+    Host,
+    MachineRecord,
+    machine_type,
+    save_record,
+    shape_of,
+)
 from hutch.drivers.vm.sandbox import Descriptors, listen_at
 from hutch.errors import HutchError, InternalError, InvalidArgument, NotFound, Unsupported
 from hutch.host.firmware import find_uefi
@@ -197,6 +204,7 @@ def _record(host: Host, spec: InstanceSpec) -> MachineRecord:
         vcpus=shape.vcpus,
         template="",
         user=ResolvedUser(uid=0, gid=0),
+        shape=shape,
     )
 
 
@@ -224,6 +232,7 @@ def _machine(
         disks=tuple(_disks(launch, wish, descriptors)),
         nics=tuple(nics),
         display=Display() if wish.screen else None,
+        root_ports=ROOT_PORTS,
         reboot=True,
     )
 

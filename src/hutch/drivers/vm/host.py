@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hutch.drivers.vm.machine import Host
@@ -28,5 +29,7 @@ def find_host(root: Path, accel: AcceleratorWish, kernel: Path | None) -> Host:
         version=qemu.version,
         accelerator=chosen.accelerator,
         reason=chosen.reason,
+        memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        processors=os.cpu_count() or 1,
         tsc_khz=load_tsc_khz(cache) if chosen.accelerator == "tcg" else 0,
     )

@@ -52,6 +52,7 @@ from hutch.plan.machine.model import (
     Disk,
     DiskFile,
     Memory,
+    PluggedMemory,
     Shape,
     Share,
 )
@@ -87,6 +88,7 @@ class _Parts(msgspec.Struct, frozen=True, kw_only=True):
     vmlinux: Path
     initramfs: Path
     shape: Shape
+    plugged: PluggedMemory | None = None
 
 
 class MachineLauncher:
@@ -119,7 +121,7 @@ class MachineLauncher:
         """Raise `Unsupported` where the host cannot run machines, or not this one."""
         require_qemu(self.root, machine_type(spec))
 
-    def _parts(self, spec: InstanceSpec) -> _Parts:
+    def _parts(self, spec: InstanceSpec, loaded: Loaded | None = None) -> _Parts:
         kernel = self._kernels.get(spec.machine.kernel or None)
         vmlinux = self._kernels.vmlinux(kernel)
         host = find_host(self.root, spec.machine.accel, vmlinux)
@@ -128,7 +130,8 @@ class MachineLauncher:
             kernel=kernel,
             vmlinux=vmlinux,
             initramfs=ensure_initramfs(self._kernels, kernel, self._programs),
-            shape=shape_of(spec, host),
+            shape=(loaded.machine.shape if loaded else None) or shape_of(spec, host),
+            plugged=loaded.machine.plugged_memory() if loaded else None,
         )
 
     # ---- an instance's machine ----------------------------------------------------------
@@ -146,10 +149,10 @@ class MachineLauncher:
 
         `held` closes, after the launch, what is only needed for it.
         """
-        parts = self._parts(launch.spec)
+        loaded = held.enter_context(opened(launch.saved)) if launch.saved else None
+        parts = self._parts(launch.spec, loaded)
         nics = len(launch.endpoints)
         template = None
-        loaded = held.enter_context(opened(launch.saved)) if launch.saved else None
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
         if launch.spec.machine.template and pluggable and loaded is None:
@@ -166,6 +169,8 @@ class MachineLauncher:
             self._record(parts, template, user, log_size(launch.directory)),
             shares=len(shared(launch)),
         )
+        if loaded is not None:
+            record = msgspec.structs.replace(record, memory=loaded.machine.memory)
         save_record(launch.directory, record)
         spec = launch.spec
         files = _files(launch)
@@ -306,6 +311,7 @@ class MachineLauncher:
                 nics=network_cards(launch.endpoints, taps, descriptors),
                 shares=_shares(shares, descriptors) if template is None else (),
                 incoming=template is not None or loaded,
+                plugged=parts.plugged,
             )
 
         return argv
@@ -328,8 +334,10 @@ class MachineLauncher:
             kernel_id=parts.kernel.id,
             machine=parts.shape.machine,
             cpu=parts.shape.cpu,
-            memory=parts.shape.memory,
+            memory=parts.shape.memory + (parts.plugged.requested if parts.plugged else 0),
             vcpus=parts.shape.vcpus,
+            shape=parts.shape,
+            plugged=parts.plugged.requested if parts.plugged else -1,
             template=template.key if template else "",
             user=user,
             console_start=console_start,

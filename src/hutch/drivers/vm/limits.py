@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 
 import msgspec
 
 from hutch.drivers.limits import limits as resource_limits
 from hutch.errors import InvalidArgument, Unsupported
 from hutch.linux.cgroup import DEFAULT_DEVICES, DeviceRule, Limits
+from hutch.spec.machine import MAX_VCPUS
 from hutch.spec.model import BindMount, InstanceSpec, Resources
 
-__all__ = ["DEFAULT_MEMORY", "check_spec", "group_limits", "memory_of", "vcpus_of"]
+__all__ = ["DEFAULT_MEMORY", "check_spec", "group_limits", "max_memory_of", "max_vcpus_of"]
+__all__ += ["memory_of", "memory_wanted", "vcpus_of", "vcpus_wanted"]
 
 DEFAULT_MEMORY = 512 << 20
 # A kernel with its initramfs does not get to its end in less.
@@ -19,30 +22,72 @@ MIN_MEMORY = 96 << 20
 # QEMU's own, beyond the guest's memory: 96-109 MB were measured under emulation, whose
 # translated code may grow to a quarter of the memory besides.
 _OVERHEAD = 192 << 20
-_MAX_VCPUS = 255
+# How far a machine may grow where nothing is said: as far as the host, within bounds that cost
+# next to nothing. A processor that may come takes 0.2 MB of the guest's memory, and memory
+# must be within what every processor can address beside the machine's holes (2^39 bytes).
+_ROOM_VCPUS = (8, 32)
+_ROOM_MEMORY = 256 << 30
 _KVM = DeviceRule(kind="c", major=10, minor=232)
 
 
+def memory_wanted(resources: Resources) -> int:
+    """Return the bytes of memory that the guest is to have, whole MiB."""
+    return -(-(resources.memory or DEFAULT_MEMORY) >> 20) << 20
+
+
+def vcpus_wanted(resources: Resources) -> int:
+    """Return how many processors the guest is to have: `cpus` rounded up, one by default."""
+    return max(1, math.ceil(resources.cpus))
+
+
 def memory_of(spec: InstanceSpec) -> int:
-    """Return the bytes of memory that the guest has, whole MiB."""
-    wanted = spec.resources.memory or DEFAULT_MEMORY
-    return -(-wanted >> 20) << 20
+    """Return the bytes of memory that the guest has at its start."""
+    return memory_wanted(spec.resources)
 
 
 def vcpus_of(spec: InstanceSpec) -> int:
-    """Return how many processors the guest has: `cpus` rounded up, one by default."""
-    return max(1, math.ceil(spec.resources.cpus))
+    """Return how many processors the guest has at its start."""
+    return vcpus_wanted(spec.resources)
+
+
+def max_memory_of(spec: InstanceSpec, host: int) -> int:
+    """Return the bytes up to which the guest's memory may grow while it runs; `host` is the
+    host's memory."""
+    own = memory_of(spec)
+    asked = spec.machine.memory_max
+    if asked:
+        return max(own, -(-asked >> 20) << 20)
+    return max(own, min(-(-host >> 30) << 30, _ROOM_MEMORY))
+
+
+def max_vcpus_of(spec: InstanceSpec, host: int) -> int:
+    """Return how many processors the guest may have while it runs; `host` is the host's number."""
+    own = vcpus_of(spec)
+    if spec.machine.cpus_max:
+        return max(own, spec.machine.cpus_max)
+    low, high = _ROOM_VCPUS
+    return max(own, min(max(host, low), high))
 
 
 def group_limits(resources: Resources, memory: int) -> Limits:
     """Return the limits of QEMU's control group.
 
     The guest's memory bounds what the program has; the group holds QEMU's own besides. A
-    limit of processes is the guest's, not that of QEMU's threads.
+    limit of processes is the guest's, not that of QEMU's threads. A guest may have more
+    processors than the host, to try what a program does with them.
     """
-    asked = resource_limits(msgspec.structs.replace(resources, memory=0, pids=0, memory_swap=None))
+    cpus = min(resources.cpus, float(os.cpu_count() or 1))
+    asked = resource_limits(
+        msgspec.structs.replace(resources, cpus=cpus, memory=0, pids=0, memory_swap=None)
+    )
     ceiling = memory + memory // 4 + _OVERHEAD if resources.memory else None
-    return msgspec.structs.replace(asked, memory=ceiling, devices=(*DEFAULT_DEVICES, _KVM))
+    return msgspec.structs.replace(
+        asked,
+        memory=ceiling,
+        # Stated, so that both follow when the memory is changed.
+        memory_swap=ceiling and 2 * ceiling,
+        devices=(*DEFAULT_DEVICES, _KVM),
+    )
 
 
 def check_spec(spec: InstanceSpec) -> None:
@@ -68,8 +113,8 @@ def check_spec(spec: InstanceSpec) -> None:
             "bytes",
             field="memory",
         )
-    if vcpus_of(spec) > _MAX_VCPUS:
-        raise InvalidArgument(f"must be at most {_MAX_VCPUS}", field="cpus")
+    if vcpus_of(spec) > MAX_VCPUS:
+        raise InvalidArgument(f"must be at most {MAX_VCPUS}", field="cpus")
     for index, mount in enumerate(spec.mounts):
         if isinstance(mount, BindMount) and mount.propagation.endswith("shared"):
             raise _only_container(f"mounts[{index}].propagation")

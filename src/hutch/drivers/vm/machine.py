@@ -11,7 +11,7 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.drivers.vm.boot import Ports
-from hutch.drivers.vm.limits import memory_of, vcpus_of
+from hutch.drivers.vm.limits import max_memory_of, max_vcpus_of, memory_of, vcpus_of
 from hutch.errors import NotFound, Unsupported
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.machine.argv import machine_arguments
@@ -27,6 +27,7 @@ from hutch.plan.machine.model import (
     Machine,
     Memory,
     Nic,
+    PluggedMemory,
     Shape,
     Share,
 )
@@ -39,28 +40,36 @@ __all__ += ["save_record", "shape_of", "template_key"]
 RECORD = "machine.json"
 _TYPES = {"": Q35, "q35": Q35, "microvm": MICROVM}
 # A change of how templates are made, or of the agent's protocol, makes all of them stale.
-_TEMPLATE_FORMAT = 3
-_ROOT_PORTS = 4
+_TEMPLATE_FORMAT = 4
+ROOT_PORTS = 5
+MEMORY_PORT = "rp4"
+"""The last of them: where more memory comes from while the machine runs."""
 # With "enhanced rep movsb" a guest copies and clears memory a byte at a time, which costs an
 # emulated CPU eight times the steps of doing it by words.
 _EMULATED_CPU = "max,-erms"
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """The host's side, as found: QEMU, and the accelerator with the reason for it."""
+    """The host's side, as found: QEMU, the accelerator with the reason for it, and the bytes
+    of memory and the processors that it has."""
 
     qemu: str
     version: QemuVersion
     accelerator: Accelerator
     reason: str
     tsc_khz: int = 0
+    memory: int = 0
+    processors: int = 1
 
 
 class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What later calls need to know of a machine that was started; in its directory.
 
     `template` is the name of what it went on from, "" for a boot of its own; `console_start`
-    where this start's part of the console's log begins.
+    where this start's part of the console's log begins. `memory` and `vcpus` are what it uses
+    now, `shape` what QEMU must be started with to take its state over (its `vcpus` are those
+    that are plugged), and `plugged` the memory beyond that which it was asked to take, -1
+    where it has no device for that yet.
     """
 
     qemu: str
@@ -77,6 +86,24 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     user: ResolvedUser
     shares: int = 0
     console_start: int = 0
+    shape: Shape | None = None
+    plugged: int = -1
+
+    @property
+    def memory_max(self) -> int:
+        """The bytes of memory that it may come to have while it runs."""
+        return self.memory if self.shape is None else max(self.shape.memory, self.shape.max_memory)
+
+    @property
+    def vcpus_max(self) -> int:
+        """The processors that it may come to have while it runs."""
+        return self.vcpus if self.shape is None else max(self.shape.vcpus, self.shape.max_vcpus)
+
+    def plugged_memory(self) -> PluggedMemory | None:
+        """Return the device for more memory, where it has one."""
+        if self.plugged < 0:
+            return None
+        return PluggedMemory(requested=self.plugged, port=MEMORY_PORT)
 
 
 def save_record(directory: str, record: MachineRecord) -> None:
@@ -108,10 +135,17 @@ def machine_type(spec: InstanceSpec) -> str:
 def shape_of(spec: InstanceSpec, host: Host) -> Shape:
     """Return processors and memory of a specification on this host."""
     model = spec.machine.cpu_model or ("host" if host.accelerator == "kvm" else _EMULATED_CPU)
+    machine = machine_type(spec)
+    memory, vcpus = memory_of(spec), vcpus_of(spec)
+    fixed = machine == MICROVM
+    most = memory if fixed else max_memory_of(spec, host.memory)
     return Shape(
-        memory=memory_of(spec),
-        vcpus=vcpus_of(spec),
-        machine=machine_type(spec),
+        memory=memory,
+        vcpus=vcpus,
+        max_memory=most if most > memory else 0,
+        memory_slots=1 if most > memory else 0,
+        max_vcpus=vcpus if fixed else max_vcpus_of(spec, host.processors),
+        machine=machine,
         accelerator=host.accelerator,
         cpu=model,
     )
@@ -129,11 +163,17 @@ def machine_argv(
     nics: Sequence[Nic],
     shares: Sequence[Share] = (),
     incoming: bool = False,
+    plugged: PluggedMemory | None = None,
 ) -> tuple[str, ...]:
     """Return QEMU's argument list; `kernel` are the paths of vmlinux and initramfs in QEMU."""
     line = ""
     if not incoming:
-        line = kernel_command_line(accelerator=host.accelerator, tsc_khz=host.tsc_khz)
+        line = kernel_command_line(
+            accelerator=host.accelerator,
+            tsc_khz=host.tsc_khz,
+            memory=shape.memory,
+            max_memory=shape.max_memory,
+        )
     machine = Machine(
         name=name,
         shape=msgspec.structs.replace(shape, backend=memory),
@@ -144,7 +184,8 @@ def machine_argv(
         disks=tuple(disks),
         nics=tuple(nics),
         shares=tuple(shares),
-        root_ports=0 if shape.machine == MICROVM else _ROOT_PORTS,
+        root_ports=0 if shape.machine == MICROVM else ROOT_PORTS,
+        plugged=plugged,
         incoming=incoming,
     )
     return machine_arguments(machine, version=host.version, qemu=host.qemu)

@@ -161,6 +161,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     state: int
     unacked: int
     cards: int
+    machine: MachineRecord
 
 
 @contextmanager
@@ -169,7 +170,9 @@ def opened(saved: SavedState) -> Iterator[Loaded]:
     record = _load(saved.directory)
     state = os.open(f"{saved.directory}/{_STATE}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield Loaded(state=state, unacked=record.unacked, cards=record.cards)
+        yield Loaded(
+            state=state, unacked=record.unacked, cards=record.cards, machine=record.machine
+        )
     finally:
         os.close(state)
 

@@ -9,7 +9,7 @@ import msgspec
 from hutch.errors import InvalidArgument, Unsupported
 from hutch.plan.machine import slots
 from hutch.plan.machine.disks import disk_arguments
-from hutch.plan.machine.memory import memory_arguments
+from hutch.plan.machine.memory import memory_arguments, plugged_memory
 from hutch.plan.machine.model import (
     Console,
     Descriptor,
@@ -55,6 +55,7 @@ def machine_arguments(machine: Machine, *, version: QemuVersion, qemu: str) -> t
         *_passed_through(machine, places),
         *_display(machine, places),
         *_root_ports(machine, places),
+        *_plugged(machine),
         *_start(machine),
     )
 
@@ -69,6 +70,8 @@ def _check(machine: Machine) -> None:
         )
     if machine.host_devices and machine.incoming:
         raise Unsupported("machine.host_devices: a device of the host does not migrate")
+    if machine.plugged is not None and shape.max_memory <= shape.memory:
+        raise InvalidArgument("there is no room for more memory", field="machine.plugged")
     if "," in shape.machine or "," in machine.name:
         raise InvalidArgument("a comma is not allowed", field="machine.name")
     if len({d.serial for d in machine.disks}) < len(machine.disks):
@@ -312,6 +315,15 @@ def _root_ports(machine: Machine, places: Places) -> Iterator[str]:
             "pcie-root-port", id=f"rp{index}", **where, chassis=index + 1, slot=index + 1
         )
         yield from ("-device", port)
+
+
+def _plugged(machine: Machine) -> Iterator[str]:
+    if machine.plugged is None:
+        return
+    shared = machine.shape.backend.kind == "memfd"
+    backend, device = plugged_memory(machine.shape, machine.plugged, shared=shared)
+    yield from ("-object", options(backend[0], **backend[1]))
+    yield from ("-device", options(device[0], **device[1]))
 
 
 def _start(machine: Machine) -> Iterator[str]:

@@ -21,6 +21,17 @@ _ALWAYS = (
 )
 # Under emulation the guest shares no processor with another tenant's guest code, and the
 # host has mitigations of its own; what these cost is a third of the boot.
+# What comes while the machine runs is used at once, and up to eight times the memory from the
+# start only for what can be moved away again (the kernel's own default is three times). For
+# each byte the kernel needs 1/64 of one elsewhere.
+_GROWING = (
+    *("memhp_default_state=online", "memory_hotplug.online_policy=auto-movable"),
+    "memory_hotplug.auto_movable_ratio=801",
+)
+# A guest that may have memory above 4 GiB sets 64 MiB aside for devices that do not reach so
+# far. Ours do; a megabyte stays, should one be passed through that does not.
+_BOUNCE = "swiotlb=512"
+_LOW_MEMORY = 2 << 30
 _EMULATED = ("mitigations=off", "init_on_alloc=0", "apparmor=0")
 
 
@@ -28,6 +39,8 @@ def kernel_command_line(
     *,
     accelerator: Accelerator,
     tsc_khz: int = 0,
+    memory: int = 0,
+    max_memory: int = 0,
     quiet: bool = True,
     console: str = "ttyS0",
     extra: str = "",
@@ -36,9 +49,14 @@ def kernel_command_line(
 
     `tsc_khz` is the host's time stamp counter (0 where it is not known): an emulated guest
     that calibrates against a busy host is wrong or, on microvm, stuck. It is not given
-    under KVM, where the guest reads it from kvm-clock.
+    under KVM, where the guest reads it from kvm-clock. `memory` and `max_memory` are those
+    of the machine's shape, in bytes.
     """
     words = [f"console={console}", *(["quiet"] if quiet else []), *_ALWAYS]
+    if max_memory > memory:
+        words += _GROWING
+        if memory <= _LOW_MEMORY:
+            words.append(_BOUNCE)
     if accelerator == "tcg":
         words += _EMULATED
         if tsc_khz:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from hutch.errors import InvalidArgument
-from hutch.plan.machine.model import Memory, Shape
+from hutch.plan.machine.model import Memory, PluggedMemory, Shape
 from hutch.plan.machine.quoting import options
 from hutch.plan.machine.version import QemuVersion
 
-__all__ = ["MEMORY_MIN", "memory_arguments"]
+__all__ = ["MEMORY_DEVICE", "MEMORY_MIN", "memory_arguments", "plugged_memory"]
 
 MEMORY_MIN = 16 << 20
+MEMORY_DEVICE = "plugged-dev"
+"""What the device is called that gives memory while the machine runs."""
+_MEMORY_OBJECT = "plugged"
 _UNIT = 1 << 20
+_OBJECTS = {
+    "plain": "memory-backend-ram",
+    "file": "memory-backend-file",
+    "memfd": "memory-backend-memfd",
+}
 
 
 def memory_arguments(shape: Shape, version: QemuVersion) -> Iterator[str]:
@@ -71,9 +80,7 @@ def _object(
     kind = "memfd" if memory.kind == "plain" and memory.huge_page else memory.kind
     read_only = kind == "file" and not memory.share and version.maps_read_only_files
     text = options(
-        {"plain": "memory-backend-ram", "file": "memory-backend-file"}.get(
-            kind, "memory-backend-memfd"
-        ),
+        _OBJECTS[kind],
         id=name,
         size=size,
         mem_path=memory.path if kind == "file" else None,
@@ -90,3 +97,37 @@ def _object(
     if host_nodes:
         text += "".join(f",host-nodes={node}" for node in host_nodes) + ",policy=bind"
     return text
+
+
+def plugged_memory(
+    shape: Shape, plugged: PluggedMemory, *, shared: bool
+) -> tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]:
+    """Return the object and the device that give a machine memory while it runs, each as
+    its type and its properties.
+
+    The object has all the room there is; the host gives what the guest takes of it. `shared`
+    says that a device process must see the memory.
+    """
+    huge = shape.backend.huge_page
+    backend: dict[str, Any] = {
+        "id": _MEMORY_OBJECT,
+        "size": shape.max_memory - shape.memory,
+        "share": shared,
+        "merge": shape.backend.merge,
+        "dump": False,
+        # Most of it is never used: the host need not be able to give it all.
+        "reserve": False,
+    }
+    if huge:
+        backend |= {"hugetlb": True, "hugetlbsize": huge}
+    device: dict[str, Any] = {
+        "id": MEMORY_DEVICE,
+        "bus": plugged.port,
+        "memdev": _MEMORY_OBJECT,
+        "requested-size": plugged.requested,
+    }
+    if huge:
+        # The guest is refused what the host has no page for; else it would die of using it.
+        device["prealloc"] = True
+    kind = _OBJECTS["memfd" if huge or shared else "plain"]
+    return (kind, backend), ("virtio-mem-pci", device)

@@ -29,6 +29,7 @@ __all__ = [
     "Memory",
     "Nic",
     "NumaNode",
+    "PluggedMemory",
     "Shape",
     "Share",
     "Tap",
@@ -99,6 +100,16 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     numa: tuple[NumaNode, ...] = ()
     backend: Memory = Memory()
     lock_memory: bool = False
+
+
+class PluggedMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """The device that gives memory beyond the machine's own (virtio-mem), at a port for hot-plug.
+
+    It has room up to the shape's `max_memory`; the guest is asked to take `requested` bytes.
+    """
+
+    requested: int
+    port: str
 
 
 class Kernel(msgspec.Struct, frozen=True, kw_only=True):
@@ -261,6 +272,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     balloon: bool = True
     generation: str = ""
     root_ports: int = 0
+    plugged: PluggedMemory | None = None
     paused: bool = False
     reboot: bool = False
     incoming: bool = False
