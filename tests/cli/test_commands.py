@@ -183,7 +183,6 @@ assert msgspec.json.decode(msgspec.json.encode(uuid.UUID(int=7)), type=uuid.UUID
 @pytest.mark.parametrize(
     ("argv", "why"),
     [
-        (["run", "--gpus", "all", "x"], "--device"),
         (["create", "--link=db", "x"], "network create"),
         (["container", "run", "--runtime", "runc", "x"], "--isolation"),
         (["start", "--checkpoint", "c", "x"], "checkpoints"),

@@ -69,8 +69,16 @@ def _options(values: dict[str, Any], *, attached: bool) -> dict[str, Any]:
 def _dry_run(invocation: Invocation, options: dict[str, Any]) -> int:
     """Print the plan of a start; the instance made for that is removed again."""
     from hutch.cli.output import print_json
+    from hutch.errors import Exhausted
 
-    instance = _create(invocation, options)
+    try:
+        instance = _create(invocation, options)
+    except Exhausted as exc:
+        decision = getattr(exc, "decision", None)
+        if decision is None or not invocation.json:
+            raise
+        print_json({"Admission": decision})
+        return 125
     try:
         plan = invocation.engine.plan(instance.id)
         qemu = invocation.engine.machine_arguments(instance.id)

@@ -87,6 +87,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "system df": ("system", "Show what takes space"),
     "system prune": ("system", "Remove everything that nothing uses"),
     "system info": ("system", "Show what this engine and this host are"),
+    "system resources": ("resources", "Show what the host has and who holds it"),
+    "system configure": ("resources", "Show or change how the host is given out"),
     "system events": ("system", "Show what happens, as it happens"),
     "system reconcile": ("system", "Put the records right after a crash"),
     "doctor": ("system", "Say what this host can do, and what is missing"),

@@ -14,11 +14,12 @@ from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in, require_settled
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
+from hutch.engine.reserve import resized
 from hutch.errors import AlreadyExists, HutchError, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State
 from hutch.spec.build import check_name
 from hutch.spec.build import update as update_spec
-from hutch.spec.model import Resources
+from hutch.spec.model import InstanceSpec, Resources
 
 __all__ = ["rename", "update"]
 
@@ -51,15 +52,20 @@ def update(context: Context, identifier: str, options: Mapping[str, Any]) -> Non
         spec = update_spec(record.spec, **options)
         driver = context.driver(spec.isolation)
         driver.check(spec)
-        runs = record.state in (State.RUNNING, State.PAUSED)
-        if runs and spec.resources != record.spec.resources:
-            _update_running(driver, record, spec.resources)
-        if spec.machine.disk != record.spec.machine.disk:
-            _grow_disk(context, record, spec.machine.disk)
-        with context.store.write(durable=True) as tx:
-            present = load_in(tx, identifier)
-            tx.put(INSTANCES, identifier, msgspec.structs.replace(present, spec=spec))
-            tx.event("container", "update", identifier, name=present.name, image=present.image_name)
+        with resized(context, record, spec) as placed:
+            runs = record.state in (State.RUNNING, State.PAUSED)
+            if runs and spec.resources != record.spec.resources:
+                _update_running(driver, record, placed.resources)
+            if spec.machine.disk != record.spec.machine.disk:
+                _grow_disk(context, record, spec.machine.disk)
+            _store(context, identifier, spec)
+
+
+def _store(context: Context, identifier: str, spec: InstanceSpec) -> None:
+    with context.store.write(durable=True) as tx:
+        present = load_in(tx, identifier)
+        tx.put(INSTANCES, identifier, msgspec.structs.replace(present, spec=spec))
+        tx.event("container", "update", identifier, name=present.name, image=present.image_name)
 
 
 def _update_running(driver: Driver, record: InstanceRecord, resources: Resources) -> None:

@@ -19,6 +19,7 @@ from hutch.engine.lookup import find_id, load
 from hutch.engine.mounts import resolve_mounts
 from hutch.engine.naming import random_name
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
+from hutch.engine.reserve import reserve_at_create
 from hutch.errors import AlreadyExists, InvalidArgument, NotFound
 from hutch.ids import new_instance_id
 from hutch.image.records import IMAGES, ImageRecord
@@ -137,6 +138,7 @@ def create_from_spec(
     context.driver(spec.isolation).check(spec)
     spec = check_references(context, spec)
     with ExitStack() as leased:
+        leased.enter_context(reserve_at_create(context, identifier, spec, name or ""))
         if spec.isolation == "vm":
             from hutch.engine.machines import prepare_machine
 

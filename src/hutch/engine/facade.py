@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hutch.engine.kernels import Kernels
     from hutch.engine.migrate import Migrated
     from hutch.engine.networks import Networks
+    from hutch.engine.resources import Resources
     from hutch.engine.snapshots import Snapshots
     from hutch.engine.volumes import Volumes
     from hutch.image.registry_config import RegistryConfig
@@ -267,6 +268,13 @@ class Engine:
         from hutch.engine.networks import Networks
 
         return Networks(self._context)
+
+    @cached_property
+    def resources(self) -> Resources:
+        """What the host has, who holds it, and what there is room for."""
+        from hutch.engine.resources import Resources
+
+        return Resources(self._context)
 
     @cached_property
     def snapshots(self) -> Snapshots:

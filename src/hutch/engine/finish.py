@@ -18,7 +18,7 @@ from hutch.engine.context import Context
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
 from hutch.engine.mounts import release_mounts
-from hutch.engine.records import INSTANCES, NAMES, SUSPENDED, InstanceRecord
+from hutch.engine.records import INSTANCES, NAMES, RESERVATIONS, SUSPENDED, InstanceRecord
 from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.process.records import (
@@ -222,11 +222,21 @@ def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
             error=seen.error,
         )
         tx.put(INSTANCES, record.id, updated)
+        held = tx.delete(RESERVATIONS, record.id)
         if updated.state == State.SUSPENDED:
             _say(tx, updated, "suspend")
         else:
             _died(tx, updated)
+    if held:
+        _settle(context)
     return updated
+
+
+def _settle(context: Context) -> None:
+    """Share again what processors the instance had to itself."""
+    from hutch.engine.reserve import settle_cpus
+
+    settle_cpus(context)
 
 
 def _say(tx: Transaction, record: InstanceRecord, action: str) -> None:
@@ -276,9 +286,12 @@ def _erase(
             context.kernels.forget(tx, record.id)
         tx.delete(INSTANCES, record.id)
         tx.delete(NAMES, record.name)
+        held = tx.delete(RESERVATIONS, record.id)
         if died:
             _died(tx, record)
         tx.event("container", "destroy", record.id, name=record.name, image=record.image_name)
+    if held:
+        _settle(context)
 
 
 def dispose(context: Context, identifier: str) -> None:

@@ -59,6 +59,7 @@ def reconcile(context: Context) -> ReconcileReport:
     groups = _orphan_groups(context, known)
     endpoints = context.networks.reconcile(lambda identifier: _is_live(context, identifier))
     _orphan_names(context, known)
+    _settle_resources(context)
     from hutch.engine.system import collect_garbage
 
     reclaimed = collect_garbage(context)
@@ -188,6 +189,17 @@ def _orphan_names(context: Context, known: set[str]) -> None:
         for name, record in tx.items(NAMES, NameRecord):
             if record.id not in known and tx.get(INSTANCES, record.id, InstanceRecord) is None:
                 tx.delete(NAMES, name)
+
+
+def _settle_resources(context: Context) -> None:
+    """Drop reservations of instances and processes that are no more."""
+    from hutch.engine.reserve import SHARED_CPUS, settle_cpus
+    from hutch.resources.reservations import RESERVATIONS, Reservation
+
+    with context.store.read() as tx:
+        held = tx.items(RESERVATIONS, Reservation)
+    if held or (context.root / SHARED_CPUS).exists():
+        settle_cpus(context, always=True)
 
 
 def _quietly(action: Callable[[], None]) -> None:

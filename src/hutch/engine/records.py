@@ -6,12 +6,13 @@ import msgspec
 from hutch.lifecycle import State
 from hutch.spec.model import InstanceSpec
 
-__all__ = ["EXECS", "INSTANCES", "NAMES", "SUSPENDED", "InstanceRecord"]
+__all__ = ["EXECS", "INSTANCES", "NAMES", "RESERVATIONS", "SUSPENDED", "InstanceRecord"]
 __all__ += ["MACHINE_SNAPSHOTS", "NameRecord", "ResolvedMount", "SnapshotRecord"]
 
 INSTANCES = "instances"
 NAMES = "instance_names"
 EXECS = "execs"
+RESERVATIONS = "reservations"
 MACHINE_SNAPSHOTS = "machine_snapshots"
 # The directory with the memory of one that is suspended, whole when it has this name.
 SUSPENDED = "suspended"

@@ -17,6 +17,7 @@ from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in, require_settled
 from hutch.engine.records import INSTANCES, SUSPENDED, InstanceRecord, ResolvedMount
+from hutch.engine.reserve import follow_settled, reserve_at_start
 from hutch.errors import HutchError, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State, move
 from hutch.plan.ops import Plan
@@ -90,12 +91,13 @@ def _start_locked(
         kept = kept_addresses(context, record, attachments(record))
     driver = context.driver(record.spec.isolation)
     with ExitStack() as undo:
+        undo.callback(_write, context, record, state=record.state)
+        placed = reserve_at_start(context, record, undo)
         endpoints = _prepare_network(context, record, undo, kept)
         _write(context, record, state=State.STARTING, boot_id=context.boot_id)
-        undo.callback(_write, context, record, state=record.state)
         try:
             with ExitStack() as held:
-                launch = _launch(context, record, endpoints, held)
+                launch = _launch(context, placed, endpoints, held)
                 launch = msgspec.structs.replace(
                     launch,
                     attach=attach,
@@ -133,6 +135,7 @@ def _start_locked(
     )
     if suspended:
         context.trash.discard(str(context.directory(record.id) / SUSPENDED))
+    follow_settled(context, record, placed)
     return started.supervisor
 
 

@@ -30,6 +30,7 @@ from hutch.spec.networks import (
     publish_exposed,
 )
 from hutch.spec.parse import flag, integer, ip_address, items, mapping, strings, text
+from hutch.spec.placement import is_device_name, parse_gpus, read_placement
 from hutch.spec.process import argv_of, read_command, read_health, read_process
 from hutch.spec.security import read_logs, read_mode, read_restart, read_security
 from hutch.spec.signals import parse_signal, signal_name
@@ -45,12 +46,13 @@ __all__ = ["OPTIONS", "ImageDefaults", "build", "check_name", "update"]
 OPTIONS = RESOURCE_OPTIONS.union(
     MACHINE_OPTIONS,
     """add_host annotations cap_add cap_drop cgroupns device_cgroup_rules devices dns dns_options
-    dns_search domainname entrypoint env env_file expose group_add health_cmd health_interval
+    dns_search domainname entrypoint env env_file expose gpus group_add health_cmd health_interval
     health_retries health_start_period health_timeout hostname init interactive ip ip6 ipc
     isolation labels log_driver log_opts mac_address mounts name network network_aliases
-    no_healthcheck no_new_privileges oom_score_adj pid platform privileged publish publish_all
-    pull read_only remove restart security_opt shm_size stdin_once stop_signal stop_timeout
-    storage_opts sysctls tmpfs tty ulimits user userns uts volumes volumes_from workdir""".split(),
+    no_healthcheck no_new_privileges oom_score_adj pid placement platform privileged publish
+    publish_all pull read_only remove restart security_opt shm_size stdin_once stop_signal
+    stop_timeout storage_opts sysctls tmpfs tty ulimits user userns uts volumes volumes_from
+    workdir""".split(),
 )
 _NEVER_S = 315_360_000.0  # ten years: what a stop timeout of -1 (wait for ever) becomes
 _NETWORK_ONLY = (
@@ -91,6 +93,8 @@ def build(
         values["labels"] = {**image.labels, **values.get("labels", {})}
     _fill_ports(values, image, given, network_mode)
     _fill_modes(values, given, network_mode)
+    if "devices" in given:
+        values["device_names"] = _device_names(given["devices"], "devices")
     if "stop_signal" not in values and image.stop_signal:
         values["stop_signal"] = _signal(image.stop_signal, "image.stop_signal")
     spec = InstanceSpec(
@@ -287,7 +291,16 @@ def _dns_options(value: Any, field: str) -> tuple[str, ...]:
 
 
 def _devices(value: Any, field: str) -> tuple[Any, ...]:
-    return tuple(parse_device(v, f"{field}[{i}]") for i, v in enumerate(items(value, field)))
+    return tuple(
+        parse_device(v, f"{field}[{i}]")
+        for i, v in enumerate(items(value, field))
+        if not (isinstance(v, str) and is_device_name(v))
+    )
+
+
+def _device_names(value: Any, field: str) -> tuple[str, ...]:
+    named = (v for v in items(value, field) if isinstance(v, str) and is_device_name(v))
+    return tuple(dict.fromkeys(named))
 
 
 def _volumes_from(value: Any, field: str) -> tuple[str, ...]:
@@ -313,11 +326,13 @@ _READERS: dict[str, tuple[str, Any]] = {
     "dns_options": ("dns_options", _dns_options),
     "dns_search": ("dns_search", _dns_search),
     "domainname": ("domainname", _hostname),
+    "gpus": ("gpus", parse_gpus),
     "hostname": ("hostname", _hostname),
     "init": ("init", flag),
     "isolation": ("isolation", _isolation),
     "labels": ("labels", mapping),
     "oom_score_adj": ("oom_score_adj", _oom_score),
+    "placement": ("placement", read_placement),
     "read_only": ("read_only", flag),
     "remove": ("auto_remove", flag),
     "restart": ("restart", read_restart),

@@ -288,9 +288,9 @@ def parse_device(value: object, field: str = "devices") -> DeviceNode:
         given = text(value, field, empty=False)
         if not given.startswith("/") and "=" in given:
             raise InvalidArgument(
-                f"device names of a vendor are not possible: {given[:80]!r}",
+                f"neither a path nor a device's name: {given[:80]!r}",
                 field=field,
-                hint="name the device nodes, such as /dev/dri/renderD128",
+                hint="/dev/dri/renderD128, vendor.com/class=name, or vfio=0000:01:00.0",
             )
         parts = given.split(":")
     if len(parts) == 2 and not parts[1].startswith("/"):

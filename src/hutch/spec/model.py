@@ -20,6 +20,7 @@ __all__ = [
     "MachineOptions",
     "Mount",
     "NetworkAttachment",
+    "Placement",
     "PortMapping",
     "ProcessSpec",
     "Resources",
@@ -141,6 +142,19 @@ class Resources(Value, frozen=True, kw_only=True, omit_defaults=True):
     device_write_bps: tuple[Throttle, ...] = ()
     device_read_iops: tuple[Throttle, ...] = ()
     device_write_iops: tuple[Throttle, ...] = ()
+
+
+class Placement(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """Where on the host it is to run. `cpus` exclusive gives it processors of its own (empty:
+    as the root's policy has it); `numa` single keeps them on one memory node; `smt` full takes
+    cores whole; `fit` is which node is taken where several would do (empty: the root's);
+    `huge` are bytes of huge pages by page size."""
+
+    cpus: Literal["", "shared", "exclusive"] = ""
+    numa: Literal["any", "prefer", "single"] = "prefer"
+    smt: Literal["any", "full"] = "any"
+    fit: Literal["", "first", "best", "worst", "pack", "spread"] = ""
+    huge: dict[int, int] = {}
 
 
 class RestartPolicy(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -266,6 +280,8 @@ class InstanceSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     volumes_from: tuple[str, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
     device_rules: tuple[str, ...] = ()
+    device_names: tuple[str, ...] = ()
+    gpus: str = ""
     network_mode: str = "bridge"
     networks: tuple[NetworkAttachment, ...] = ()
     ports: tuple[PortMapping, ...] = ()
@@ -293,3 +309,4 @@ class InstanceSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     stop_timeout_s: float = 10.0
     storage_options: dict[str, str] = {}
     machine: MachineOptions = MachineOptions()
+    placement: Placement = Placement()

@@ -15,6 +15,7 @@ from hutch.spec.model import (
     DeviceNode,
     Mount,
     NetworkAttachment,
+    Placement,
     PortMapping,
     RestartPolicy,
     Throttle,
@@ -85,6 +86,7 @@ class RunOptions(UpdateOptions, total=False):
     env: Mapping[str, object] | Texts | None
     env_file: Text | Sequence[Text] | None
     expose: int | str | Sequence[int | str] | None
+    gpus: str | int | None
     group_add: str | int | Sequence[str | int] | None
     health_cmd: Texts | None
     health_interval: Seconds | None
@@ -110,6 +112,7 @@ class RunOptions(UpdateOptions, total=False):
     no_new_privileges: bool | None
     oom_score_adj: int | None
     pid: str | None
+    placement: str | Mapping[str, object] | Placement | None
     platform: str | None
     privileged: bool | None
     publish: int | str | Sequence[int | str | PortMapping] | Mapping[str, object] | None

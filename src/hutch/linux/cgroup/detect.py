@@ -7,7 +7,7 @@ import os
 from hutch.linux.cgroup.protocol import Hierarchy
 from hutch.linux.cgroup.v1 import TRACKING, V1Hierarchy
 
-__all__ = ["detect"]
+__all__ = ["bound_cpusets", "detect"]
 
 _CONTROLLERS = {
     "cpu": "cpu",
@@ -43,6 +43,28 @@ def detect(
     if v2 is not None:
         return v2
     return NoHierarchy()
+
+
+def bound_cpusets(
+    cgroup_root: str | os.PathLike[str] = "/sys/fs/cgroup",
+    *,
+    proc: str | os.PathLike[str] = "/proc",
+) -> tuple[str | None, str | None]:
+    """Return the lists of processors and of memory nodes that instances' groups are within;
+    None where no cpuset says so, and this process's own are to be taken."""
+    from hutch.linux.cgroup.files import read_text
+
+    v1_mounts, v2_mount = _mounts(os.fspath(cgroup_root), os.fspath(proc))
+    places = [f"{v1_mounts['cpuset']}/cpuset.effective_"] if "cpuset" in v1_mounts else []
+    if v2_mount:
+        places.append(f"{v2_mount}/cpuset.")
+    for place in places:
+        ending = "" if place.endswith("effective_") else ".effective"
+        try:
+            return read_text(f"{place}cpus{ending}"), read_text(f"{place}mems{ending}")
+        except OSError:
+            continue
+    return None, None
 
 
 def _mounts(cgroup_root: str, proc: str) -> tuple[dict[str, str], str | None]:

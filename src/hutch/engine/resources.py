@@ -1,0 +1,127 @@
+"""What the host has, who holds it, what there is room for: `engine.resources`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from hutch.engine.context import Context
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from hutch.resources.admission import Decision
+    from hutch.resources.demand import Demand, Holding
+    from hutch.resources.inventory import Inventory
+    from hutch.resources.settings import Settings
+    from hutch.spec.options import RunOptions
+
+__all__ = ["ResourceUse", "Resources", "Share"]
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of one thing there is, is given out at most (None: no limit), and is held.
+    Memory and disk in bytes, processors in numbers."""
+
+    resource: str
+    total: float
+    given_out: float | None
+    held: float
+
+
+class ResourceUse(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole picture: shares, processors with an owner, and what each instance holds."""
+
+    shares: tuple[Share, ...]
+    exclusive: dict[int, str]
+    shared_cpus: tuple[int, ...]
+    holdings: tuple[Holding, ...]
+
+
+class Resources:
+    """The resources of a root's host."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    @property
+    def settings(self) -> Settings:
+        """How this root gives out what the host has; see `configure`."""
+        from hutch.resources.settings import load_settings
+
+        return load_settings(self._context.root)
+
+    def configure(self, values: dict[str, str]) -> Settings:
+        """Change settings by name (`{"reserved.memory": "2G", "overcommit.cpus": "2"}`), for
+        every process on this root; what runs already goes on. `none` puts one back."""
+        from hutch.linux.locks import lock_file
+        from hutch.resources.settings import load_settings, save_settings, with_values
+
+        root = self._context.root
+        with lock_file(root / "locks" / "settings"):
+            settings = with_values(load_settings(root), values)
+            save_settings(root, settings)
+        return settings
+
+    def inventory(self) -> Inventory:
+        """Read what the host has for instances: processors, nodes, memory, huge pages, room."""
+        from hutch.engine.reserve import inventory
+
+        return inventory(self._context)
+
+    def demand(self, **options: Unpack[RunOptions]) -> Demand:
+        """Return what an instance with these options would need of the host."""
+        from hutch.resources.demand import demand_of
+        from hutch.spec.build import ImageDefaults, build
+
+        given: dict[str, Any] = dict(options)
+        if given.get("isolation") == "auto":
+            given["isolation"] = "container"
+        spec = build("none", ImageDefaults(), ["true"], **given)
+        return demand_of(spec, self.settings)
+
+    def decide(self, demand: Demand | None = None, **options: Unpack[RunOptions]) -> Decision:
+        """Say whether an instance would fit now, and if not, of what there is too little, who
+        holds it and what would help. Nothing is taken; `create` and `start` take it."""
+        from hutch.engine.reserve import decide_for
+
+        wanted = demand if demand is not None else self.demand(**options)
+        return decide_for(self._context, wanted)
+
+    def use(self) -> ResourceUse:
+        """Return what is given out and who holds it."""
+        from hutch.engine.reserve import holdings, inventory
+        from hutch.resources.admission import capacity_of
+        from hutch.resources.cpus import shared_pool
+
+        settings, host = self.settings, inventory(self._context)
+        with self._context.store.write() as tx:
+            held = holdings(self._context, tx, settings)
+        totals = {
+            "memory": host.memory,
+            "cpus": len(host.cpus),
+            "disk": sum(room.total for room in host.rooms),
+        }
+        sums = {
+            "memory": sum(h.memory for h in held),
+            "cpus": sum(h.cpus + len(h.exclusive) for h in held),
+            "disk": sum(h.disk for h in held),
+        }
+        limits = capacity_of(host, settings)
+        exclusive = {cpu: h.name for h in held for cpu in h.exclusive}
+        return ResourceUse(
+            shares=tuple(
+                Share(resource=n, total=totals[n], given_out=limits[n], held=sums[n])
+                for n in totals
+            ),
+            exclusive=exclusive,
+            shared_cpus=shared_pool(host, exclusive),
+            holdings=tuple(h for h in held if _holds_anything(h)),
+        )
+
+
+def _holds_anything(held: Holding) -> bool:
+    return bool(
+        held.memory or held.cpus or held.exclusive or held.disk or held.huge or held.devices
+    )

@@ -1,0 +1,201 @@
+"""How this root gives out what the host has: `resources.json` in the root.
+
+Without the file nothing is refused, kept for the host, or taken back: an instance has what the
+kernel lets it have, as with Docker.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from hutch.decoding import prepare
+from hutch.errors import InvalidArgument
+
+__all__ = ["FILE", "RUNGS", "Overcommit", "Reserved", "Settings", "Watermarks"]
+__all__ += ["load_settings", "save_settings", "with_values"]
+
+FILE = "resources.json"
+RUNGS = ("balloon", "merge", "cache", "swap", "hold", "freeze", "suspend", "kill")
+_MAX_FILE = 1 << 20
+Rung = Literal["balloon", "merge", "cache", "swap", "hold", "freeze", "suspend", "kill"]
+
+
+class Reserved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept for the host: processors, and bytes of memory and of the root's disk."""
+
+    cpus: float = 0.0
+    memory: int = 0
+    disk: int = 0
+
+
+class Overcommit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many times over each is given out. None: without a limit, or, where something is
+    reserved for the host, once."""
+
+    cpus: float | None = None
+    memory: float | None = None
+    disk: float | None = None
+
+
+class Watermarks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When memory is taken back: shares of all memory that are available, and stalls in percent
+    of time over ten seconds (PSI). Reclaim starts below `low`, goes on until `high`, and may
+    hurt (kill) below `critical`."""
+
+    high: float = 0.15
+    low: float = 0.10
+    critical: float = 0.05
+    stall_some: float = 20.0
+    stall_full: float = 5.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole. `memory` bounds what all instances have together (0: all there is), which
+    `parent`, the name of the control group above theirs, is held to. `cpu_policy` static gives
+    whole processors to every instance that asks for whole ones and bounds its memory, as the
+    kubelet does. `ladder` are the rungs that reclaim may take, in that order. `idle_s` is how
+    long an instance must do next to nothing to be called idle."""
+
+    reserved: Reserved = Reserved()
+    overcommit: Overcommit = Overcommit()
+    cpu_policy: Literal["shared", "static"] = "shared"
+    fit: Literal["first", "best", "worst", "pack", "spread"] = "pack"
+    parent: str = "hutch"
+    memory: int = 0
+    watermarks: Watermarks = Watermarks()
+    ladder: tuple[Rung, ...] = ("balloon", "cache", "swap")
+    idle_s: float = 60.0
+
+    @property
+    def limits_memory(self) -> bool:
+        """Tell whether memory is given out up to a limit."""
+        set_ = self.reserved.memory or self.memory
+        return bool(set_) or self.overcommit.memory is not None
+
+    @property
+    def limits_cpus(self) -> bool:
+        """Tell whether processor time is given out up to a limit."""
+        return bool(self.reserved.cpus) or self.overcommit.cpus is not None
+
+    @property
+    def limits_disk(self) -> bool:
+        """Tell whether disk space is given out up to a limit."""
+        return bool(self.reserved.disk) or self.overcommit.disk is not None
+
+    @property
+    def admits(self) -> bool:
+        """Tell whether anything is given out up to a limit, so that starts may be refused."""
+        return self.limits_memory or self.limits_cpus or self.limits_disk
+
+
+def load_settings(root: Path) -> Settings:
+    """Return the settings of a root; the defaults where it has no file of them."""
+    path = f"{root}/{FILE}"
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_FILE + 1)
+    except FileNotFoundError:
+        return Settings()
+    if len(data) > _MAX_FILE:
+        raise InvalidArgument(f"larger than {_MAX_FILE} bytes", field=path)
+    try:
+        return _checked(prepare(Settings).decode(data))
+    except msgspec.MsgspecError as exc:
+        hint = "see docs/how-to/resources.md, or remove the file"
+        raise InvalidArgument(str(exc), field=path, hint=hint) from exc
+
+
+def save_settings(root: Path, settings: Settings) -> None:
+    """Write the settings; readers see the old file or the new one."""
+    data = msgspec.json.format(msgspec.json.encode(_checked(settings)), indent=4)
+    partial = root / f".{FILE}.{os.getpid()}"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, root / FILE)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def with_values(settings: Settings, values: dict[str, str]) -> Settings:
+    """Return the settings with some changed: `{"reserved.memory": "2G", "ladder": "cache"}`.
+
+    `none` (and an empty text) puts a value back to its default.
+    """
+    plain: dict[str, Any] = msgspec.to_builtins(settings)
+    for name, text in values.items():
+        _assign(plain, name, text)
+    try:
+        return _checked(msgspec.convert(plain, Settings))
+    except msgspec.ValidationError as exc:
+        message, _, where = str(exc).partition(" - at `$.")
+        field = where.rstrip("`") or next(iter(values), "settings")
+        raise InvalidArgument(message[:1].lower() + message[1:], field=field) from exc
+
+
+def _assign(plain: dict[str, Any], name: str, text: str) -> None:
+    from hutch.units import parse_bytes, parse_duration
+
+    place, _, last = name.rpartition(".")
+    target = plain.get(place) if place else plain
+    if not isinstance(target, dict) or last not in target or isinstance(target[last], dict):
+        known = sorted(_names(msgspec.to_builtins(Settings())))
+        raise InvalidArgument("no such setting", field=name, hint=f"one of {', '.join(known)}")
+    if text in ("", "none"):
+        del target[last]
+    elif last in ("memory", "disk") and place != "overcommit":
+        target[last] = parse_bytes(text, field=name)
+    elif last == "idle_s":
+        target[last] = parse_duration(text, field=name)
+    elif last == "ladder":
+        target[last] = [part.strip() for part in text.split(",") if part.strip()]
+    elif last in ("cpu_policy", "fit", "parent"):
+        target[last] = text
+    else:
+        try:
+            target[last] = float(text)
+        except ValueError:
+            raise InvalidArgument(f"expected a number, got {text[:40]!r}", field=name) from None
+
+
+def _names(plain: dict[str, Any]) -> list[str]:
+    found = []
+    for name, value in plain.items():
+        found += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) else [name]
+    return found
+
+
+def _checked(settings: Settings) -> Settings:
+    """Return settings whose numbers go together; raise naming the one that does not."""
+    for name, value in (
+        ("reserved.cpus", settings.reserved.cpus),
+        ("reserved.memory", settings.reserved.memory),
+        ("reserved.disk", settings.reserved.disk),
+        ("memory", settings.memory),
+        ("idle_s", settings.idle_s),
+    ):
+        if not 0 <= value < 1 << 63:
+            raise InvalidArgument(f"must not be negative, got {value}", field=name)
+    for name in ("cpus", "memory", "disk"):
+        ratio = getattr(settings.overcommit, name)
+        if ratio is not None and not 0 < ratio <= 1000:
+            raise InvalidArgument(f"must be above 0, got {ratio:g}", field=f"overcommit.{name}")
+    marks = settings.watermarks
+    if not 0 <= marks.critical <= marks.low <= marks.high < 1:
+        raise InvalidArgument(
+            "must be shares with critical <= low <= high", field="watermarks", hint="as 0.05"
+        )
+    parts = settings.parent.split("/")
+    if not all(p and p.replace("-", "").replace("_", "").isalnum() and p.isascii() for p in parts):
+        raise InvalidArgument(
+            f"expected names with / between them, got {settings.parent[:80]!r}", field="parent"
+        )
+    if len(set(settings.ladder)) < len(settings.ladder):
+        raise InvalidArgument("names a rung twice", field="ladder")
+    return settings
