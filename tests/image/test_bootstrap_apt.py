@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hutch.image.apt import (
@@ -151,6 +151,7 @@ def test_passwords_are_pointed_at_and_not_copied(tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=300))
+@example("no colon\n continued")
 def test_no_sources_file_breaks_the_reader(text: str) -> None:
     import tempfile
 

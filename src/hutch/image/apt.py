@@ -116,7 +116,7 @@ def _fields(stanza: str) -> dict[str, str]:
         if line.startswith("#"):
             continue
         if line[:1] in (" ", "\t"):
-            if name:
+            if name in fields:
                 fields[name] += " " + line.strip()
             continue
         name, colon, value = line.partition(":")
