@@ -127,11 +127,11 @@ def _expand(node: DeviceNode, index: int) -> list[ResolvedDevice]:
         ResolvedDevice(
             source=node.source,
             target=node.target,
-            mode=status.st_mode,
+            mode=status.st_mode if node.mode is None else stat.S_IFMT(status.st_mode) | node.mode,
             major=os.major(status.st_rdev),
             minor=os.minor(status.st_rdev),
-            uid=status.st_uid,
-            gid=status.st_gid,
+            uid=status.st_uid if node.uid is None else node.uid,
+            gid=status.st_gid if node.gid is None else node.gid,
         )
     ]
 

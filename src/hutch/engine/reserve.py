@@ -127,6 +127,7 @@ def reserve_at_create(
     if _passes_by(context, spec):
         yield
         return
+    _check_devices(context, spec)
     _take(context, identifier, spec, name or identifier[:12], leased=True)
     try:
         yield
@@ -139,12 +140,24 @@ def reserve_at_start(context: Context, record: InstanceRecord, undo: ExitStack) 
     """Take what a start needs, or make what `create` took the instance's own; return the record
     with the processors it is to run on. `undo` gives it back."""
     if not _passes_by(context, record.spec):
+        _check_devices(context, record.spec)
         taken = _take(context, record.id, record.spec, record.name, leased=False)
         undo.callback(release, context, record.id)
         if taken is not None and taken.cpus:
             settle_cpus(context)
+        if record.spec.device_names or record.spec.gpus:
+            from hutch.engine.devices import with_devices
+
+            record = with_devices(context, record)
         return msgspec.structs.replace(record, spec=effective(context, record.spec, taken))
     return msgspec.structs.replace(record, spec=effective(context, record.spec, None))
+
+
+def _check_devices(context: Context, spec: InstanceSpec) -> None:
+    if spec.device_names or spec.gpus:
+        from hutch.engine.devices import check_devices
+
+        check_devices(context, spec)
 
 
 def _take(

@@ -83,6 +83,7 @@ def demand_of(spec: InstanceSpec, settings: Settings) -> Demand:
         full_cores=placement.smt == "full",
         fit=placement.fit or settings.fit,
         huge=dict(placement.huge),
+        devices=tuple(name for name in spec.device_names if name.startswith("vfio=")),
         disk=spec.machine.disk if is_machine else 0,
     )
 

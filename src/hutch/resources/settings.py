@@ -58,7 +58,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `parent`, the name of the control group above theirs, is held to. `cpu_policy` static gives
     whole processors to every instance that asks for whole ones and bounds its memory, as the
     kubelet does. `ladder` are the rungs that reclaim may take, in that order. `idle_s` is how
-    long an instance must do next to nothing to be called idle."""
+    long an instance must do next to nothing to be called idle. `cdi` are the directories of
+    the files that describe devices."""
 
     reserved: Reserved = Reserved()
     overcommit: Overcommit = Overcommit()
@@ -69,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     watermarks: Watermarks = Watermarks()
     ladder: tuple[Rung, ...] = ("balloon", "cache", "swap")
     idle_s: float = 60.0
+    cdi: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
 
     @property
     def limits_memory(self) -> bool:
@@ -153,7 +155,7 @@ def _assign(plain: dict[str, Any], name: str, text: str) -> None:
         target[last] = parse_bytes(text, field=name)
     elif last == "idle_s":
         target[last] = parse_duration(text, field=name)
-    elif last == "ladder":
+    elif last in ("ladder", "cdi"):
         target[last] = [part.strip() for part in text.split(",") if part.strip()]
     elif last in ("cpu_policy", "fit", "parent"):
         target[last] = text
@@ -196,6 +198,8 @@ def _checked(settings: Settings) -> Settings:
         raise InvalidArgument(
             f"expected names with / between them, got {settings.parent[:80]!r}", field="parent"
         )
+    if not all(directory.startswith("/") for directory in settings.cdi):
+        raise InvalidArgument("must be whole paths", field="cdi")
     if len(set(settings.ladder)) < len(settings.ladder):
         raise InvalidArgument("names a rung twice", field="ladder")
     return settings

@@ -75,11 +75,15 @@ Mount = BindMount | VolumeMount | TmpfsMount
 
 
 class DeviceNode(Value, frozen=True, kw_only=True, omit_defaults=True):
-    """A host device at `target` inside, with cgroup `permissions` out of r, w, m."""
+    """A host device at `target` inside, with cgroup `permissions` out of r, w, m. Its mode and
+    owner are those of the host's node where they are None."""
 
     source: str
     target: str
     permissions: str = "rwm"
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
 
 
 class NetworkAttachment(Value, frozen=True, kw_only=True, omit_defaults=True):
