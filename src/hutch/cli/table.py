@@ -88,6 +88,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "system prune": ("system", "Remove everything that nothing uses"),
     "system info": ("system", "Show what this engine and this host are"),
     "system resources": ("resources", "Show what the host has and who holds it"),
+    "system memory": ("memory", "Show who has the memory; take it back"),
     "system configure": ("resources", "Show or change how the host is given out"),
     "system events": ("system", "Show what happens, as it happens"),
     "system reconcile": ("system", "Put the records right after a crash"),

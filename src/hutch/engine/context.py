@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hutch.image.registry_config import RegistryConfig
     from hutch.network import Networks
     from hutch.process.launcher import Launcher
+    from hutch.resources.groups import InstanceGroups
     from hutch.storage.content import ContentStore
     from hutch.storage.disks import Disks
     from hutch.storage.gc import Collector
@@ -189,6 +190,13 @@ class Context:
         from hutch.drivers.container.own_ids import remove_trees
 
         return Trash(self.root, remove_foreign=remove_trees)
+
+    @cached_property
+    def groups(self) -> InstanceGroups:
+        """The control groups of instances."""
+        from hutch.resources.groups import InstanceGroups
+
+        return InstanceGroups(self.root)
 
     @cached_property
     def collector(self) -> Collector:

@@ -186,6 +186,9 @@ def _try(
     settings = load_settings(context.root)
     demand = demand_of(spec, settings)
     host = inventory(context)
+    if settings.memory and not leased:
+        # After a boot of the host the group is a new one.
+        bound_parent(context, settings)
     with context.store.write() as tx:
         others = holdings(context, tx, settings, without=identifier)
         before = tx.get(RESERVATIONS, identifier, Reservation)
@@ -238,6 +241,23 @@ def release(context: Context, identifier: str) -> None:
         held = tx.delete(RESERVATIONS, identifier)
     if held:
         settle_cpus(context)
+
+
+def bound_parent(context: Context, settings: Settings) -> None:
+    """Hold the group above all instances to what this root has, where it is the root's own:
+    the usual one is that of every root on the host."""
+    from contextlib import suppress
+
+    from hutch.linux.cgroup.reclaim import set_hard_limit
+    from hutch.resources.settings import Settings
+
+    if settings.parent == Settings().parent:
+        return
+    groups = context.groups.hierarchy
+    with suppress(FileNotFoundError):
+        directories = groups.ensure_parent() if settings.memory else groups.parent
+        if directories:
+            set_hard_limit(directories, settings.memory or None)
 
 
 # ---- processors -------------------------------------------------------------------------
@@ -324,7 +344,7 @@ def settle_cpus(context: Context, *, always: bool = False) -> None:
             path.unlink(missing_ok=True)
         own = {reservation.id for reservation in kept if reservation.cpus}
         for key in live - own:
-            _give_cpus(records[key], pool)
+            _give_cpus(context, records[key], pool)
 
 
 def _replace(path: os.PathLike[str], text: str) -> None:
@@ -334,16 +354,16 @@ def _replace(path: os.PathLike[str], text: str) -> None:
     os.replace(partial, path)
 
 
-def _give_cpus(record: InstanceRecord, pool: str) -> None:
+def _give_cpus(context: Context, record: InstanceRecord, pool: str) -> None:
     """Let a running instance's group have the pool, and of that what it named."""
     from contextlib import suppress
 
     from hutch.errors import HutchError
-    from hutch.linux.cgroup import Limits, detect
+    from hutch.linux.cgroup import Limits
 
     # One that ends or has not yet got its group sees to itself.
     with suppress(HutchError, OSError):
-        group = detect().load(record.id)
+        group = context.groups.hierarchy.load(record.id)
         group.update(Limits(cpuset_cpus=_within(record.spec.resources.cpuset_cpus, pool)))
 
 

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hutch.engine.context import Context
+from hutch.engine.lookup import all_records
+from hutch.engine.reserve import bound_parent
+from hutch.errors import WrongState
+from hutch.lifecycle import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Unpack
 
+    from hutch.engine.memory import MemoryReport
+    from hutch.engine.reclaim import ReclaimReport, ReclaimStep
     from hutch.resources.admission import Decision
     from hutch.resources.demand import Demand, Holding
     from hutch.resources.inventory import Inventory
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
     from hutch.spec.options import RunOptions
 
 __all__ = ["ResourceUse", "Resources", "Share"]
+
+_LIVE = (State.STARTING, State.RUNNING, State.PAUSED, State.RESTARTING)
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,9 +69,26 @@ class Resources:
 
         root = self._context.root
         with lock_file(root / "locks" / "settings"):
-            settings = with_values(load_settings(root), values)
+            before = load_settings(root)
+            settings = with_values(before, values)
+            if settings.parent != before.parent:
+                self._require_none_running()
             save_settings(root, settings)
+            if (settings.memory, settings.parent) != (before.memory, before.parent):
+                try:
+                    bound_parent(self._context, settings)
+                except BaseException:
+                    save_settings(root, before)
+                    raise
         return settings
+
+    def _require_none_running(self) -> None:
+        running = [r.name for r in all_records(self._context) if r.state in _LIVE]
+        if running:
+            raise WrongState(
+                f"parent: {running[0]} has its control group under the old one",
+                hint="stop what runs, then change it",
+            )
 
     def inventory(self) -> Inventory:
         """Read what the host has for instances: processors, nodes, memory, huge pages, room."""
@@ -119,6 +145,34 @@ class Resources:
             shared_cpus=shared_pool(host, exclusive),
             holdings=tuple(h for h in held if _holds_anything(h)),
         )
+
+    # ---- memory while it runs ---------------------------------------------------------------
+
+    def memory(self) -> MemoryReport:
+        """Look at who has the memory, how short it is, and what reclaim has in force."""
+        from hutch.engine.memory import report
+
+        return report(self._context, self.settings)
+
+    def reclaim(self, *, dry_run: bool = False) -> ReclaimReport:
+        """Make one pass: take memory back where it is short, by the rungs that the settings
+        name; undo what was done where there is room again. With `dry_run` only say what would
+        be done. `Busy` where another process makes a pass."""
+        from hutch.engine.reclaim import reclaim_pass
+
+        return reclaim_pass(self._context, dry_run=dry_run)
+
+    def watch(self, interval: float = 5.0) -> Iterator[ReclaimReport]:
+        """Make passes for ever, `interval` seconds apart and at once at a stall; yield each."""
+        from hutch.engine.reclaim import watch
+
+        return watch(self._context, interval)
+
+    def release(self) -> list[ReclaimStep]:
+        """Undo everything that reclaim has in force."""
+        from hutch.engine.reclaim import release_all
+
+        return release_all(self._context)
 
 
 def _holds_anything(held: Holding) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -19,9 +19,9 @@ __all__ = ["FILE", "RUNGS", "Overcommit", "Reserved", "Settings", "Watermarks"]
 __all__ += ["load_settings", "save_settings", "with_values"]
 
 FILE = "resources.json"
-RUNGS = ("balloon", "merge", "cache", "swap", "hold", "freeze", "suspend", "kill")
-_MAX_FILE = 1 << 20
 Rung = Literal["balloon", "merge", "cache", "swap", "hold", "freeze", "suspend", "kill"]
+RUNGS: tuple[Rung, ...] = get_args(Rung)
+_MAX_FILE = 1 << 20
 
 
 class Reserved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,8 +54,9 @@ class Watermarks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole. `memory` bounds what all instances have together (0: all there is), which
-    `parent`, the name of the control group above theirs, is held to. `cpu_policy` static gives
+    """The whole. `memory` bounds what all instances have together (0: all there is), and the
+    control group above theirs, `parent`, is held to it unless it is the usual one, which all
+    roots share. `cpu_policy` static gives
     whole processors to every instance that asks for whole ones and bounds its memory, as the
     kubelet does. `ladder` are the rungs that reclaim may take, in that order. `idle_s` is how
     long an instance must do next to nothing to be called idle. `cdi` are the directories of

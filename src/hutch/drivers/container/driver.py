@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 
 from hutch.drivers import failures
@@ -25,13 +24,14 @@ from hutch.drivers.container.processes import (
 )
 from hutch.drivers.limits import device_rules, limits, resolve_devices
 from hutch.errors import NotFound, Unsupported, WrongState
-from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
+from hutch.linux.cgroup import Group, Hierarchy, Stats
 from hutch.plan.container import SYNC_IDMAP, SYNC_NETWORK, compile_container, compile_exec
 from hutch.plan.ops import Plan
 from hutch.plan.wire import encode
 from hutch.process.errors import LaunchFailed
 from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
+from hutch.resources.groups import InstanceGroups
 from hutch.spec.model import InstanceSpec, Resources
 
 __all__ = ["ContainerDriver"]
@@ -56,12 +56,13 @@ class ContainerDriver:
 
     def __init__(self, root: Path, launcher: Launcher) -> None:
         self._root = root
+        self._groups = InstanceGroups(root)
         self._launcher = launcher
         self._assets = AssetBuilder(root, launcher)
 
-    @cached_property
+    @property
     def _hierarchy(self) -> Hierarchy:
-        return detect()
+        return self._groups.hierarchy
 
     def check(self, spec: InstanceSpec) -> None:
         """Raise for devices, limits or namespaces that this host cannot give."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.drivers.vm.state import connect_cards, load_machine, save_machine
 from hutch.errors import InternalError, NotFound, Unsupported, WrongState
-from hutch.linux.cgroup import Group, Hierarchy, Stats, detect
+from hutch.linux.cgroup import Group, Hierarchy, Stats
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_NETWORK
 from hutch.plan.ops import HealthProbe, Plan
@@ -43,6 +42,7 @@ from hutch.process.guest import Guest
 from hutch.process.launcher import Launcher
 from hutch.process.records import read_pid
 from hutch.process.supervisor import Supervisor
+from hutch.resources.groups import InstanceGroups
 from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
 from hutch.storage.snapshots import QCOW2_FILE
 
@@ -63,12 +63,13 @@ class VmDriver:
 
     def __init__(self, root: Path, launcher: Launcher, kernels: Kernels) -> None:
         self._root = root
+        self._groups = InstanceGroups(root)
         self._confinement = Confinement(root)
         self._machines = MachineLauncher(root, launcher, kernels)
 
-    @cached_property
+    @property
     def _hierarchy(self) -> Hierarchy:
-        return detect()
+        return self._groups.hierarchy
 
     def check(self, spec: InstanceSpec) -> None:
         """Raise for what a machine cannot have, and where QEMU is missing."""

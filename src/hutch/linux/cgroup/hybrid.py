@@ -35,6 +35,19 @@ class HybridHierarchy:
         self._only_v2 = v2.controllers - v1.controllers
         self.controllers = v1.controllers | v2.controllers
 
+    @property
+    def parent(self) -> dict[str, str]:
+        """The group above all these: its v1 directories by controller, that of v2 under ""."""
+        return {**self._v1.parent, **self._v2.parent}
+
+    def ensure_parent(self) -> dict[str, str]:
+        """Make the group above where it is missing, for memory; return its directories."""
+        if "memory" in self._v1.controllers:
+            self._v1.ensure_parent()
+        else:
+            self._v2.ensure_parent()
+        return self.parent
+
     def create(self, identifier: str, limits: Limits) -> HybridGroup:
         """Make the group and set its limits; nothing is left when it raises."""
         v1 = self._v1.create(identifier, without(limits, self._only_v2))
@@ -166,6 +179,15 @@ class NoHierarchy:
 
     version = "none"
     controllers: frozenset[str] = frozenset()
+
+    @property
+    def parent(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def ensure_parent(self) -> dict[str, str]:
+        """Return nothing."""
+        return {}
 
     def create(self, identifier: str, limits: Limits) -> NoGroup:
         """Return a group without effect; `Unsupported` when a limit is asked for.

@@ -104,6 +104,16 @@ class Hierarchy(Protocol):
         """The usable controllers, by their v2 names, `devices` and `freezer` included."""
         ...
 
+    @property
+    def parent(self) -> dict[str, str]:
+        """The group above all these: its v1 directories by controller, and under "" that of
+        cgroup v2. It may not be there yet."""
+        ...
+
+    def ensure_parent(self) -> dict[str, str]:
+        """Make the group above where it is missing, for memory; return its directories."""
+        ...
+
     def create(self, identifier: str, limits: Limits) -> Group:
         """Make the group and set its limits; nothing is left when it raises."""
         ...

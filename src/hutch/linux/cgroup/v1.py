@@ -42,6 +42,18 @@ class V1Hierarchy:
         self._track = track and TRACKING in mounts
         self.controllers = frozenset(mounts) - {TRACKING}
 
+    @property
+    def parent(self) -> dict[str, str]:
+        """The directories of the group above all these, by controller."""
+        mounts = ((name, mount) for name, mount in self._mounts.items() if name != TRACKING)
+        return {name: f"{mount}/{self._parent}" for name, mount in mounts}
+
+    def ensure_parent(self) -> dict[str, str]:
+        """Make the group above where it is missing, for memory; return its directories."""
+        if "memory" in self._mounts:
+            self._make_parent("memory")
+        return self.parent
+
     def create(self, identifier: str, limits: Limits) -> V1Group:
         """Make the group and set its limits; nothing is left when it raises."""
         check_id(identifier)

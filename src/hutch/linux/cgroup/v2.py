@@ -68,6 +68,16 @@ class V2Hierarchy:
         self.controllers = switched | _BUILT_IN | ({"devices"} if privileged else set())
         self._enforces_devices = privileged
 
+    @property
+    def parent(self) -> dict[str, str]:
+        """The directory of the group above all these, under the empty name."""
+        return {"": self._root}
+
+    def ensure_parent(self) -> dict[str, str]:
+        """Make the group above where it is missing; return its directory."""
+        self._make_parent()
+        return self.parent
+
     def create(self, identifier: str, limits: Limits) -> V2Group:
         """Make the group and set its limits; nothing is left when it raises."""
         check_id(identifier)
