@@ -72,9 +72,9 @@ def test_disks_come_and_go_by_descriptor(tmp_path: Path) -> None:
         devices.device_add(monitor, "virtio-blk-pci", id="d0", bus="rp0", drive="disk0")
         assert [s.device for s in blocks.query_blockstats(monitor)] == ["d0"]
         blocks.resize_block(monitor, "disk0", 2 << 20)
-        blocks.set_io_throttle(monitor, "d0", operations_per_s=100)
+        blocks.set_io_throttle(monitor, ["d0"], "g", operations_per_s=100)
         with pytest.raises(NotFound, match="no disk d1"):
-            blocks.set_io_throttle(monitor, "d1", operations_per_s=100)
+            blocks.set_io_throttle(monitor, ["d1"], "g", operations_per_s=100)
         with pytest.raises(CommandFailed, match="in use"):
             blocks.blockdev_del(monitor, "disk0")
 

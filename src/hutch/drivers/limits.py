@@ -8,6 +8,7 @@ import stat
 from hutch.errors import InvalidArgument
 from hutch.linux.cgroup import ALL_DEVICES, DEFAULT_DEVICES, DeviceRule, Limits
 from hutch.plan.assets import ResolvedDevice
+from hutch.spec.limits import is_machine_disk
 from hutch.spec.model import DeviceNode, InstanceSpec, Resources, Throttle
 
 __all__ = ["device_rules", "limits", "resolve_devices"]
@@ -42,10 +43,11 @@ def limits(resources: Resources, devices: tuple[DeviceRule, ...] | None = None) 
 
 
 def _rates(field: str, throttles: tuple[Throttle, ...]) -> tuple[tuple[int, int, int], ...] | None:
-    if not throttles:
-        return None
+    """Return the rates of the host's devices; those of a machine's disks are QEMU's."""
     rates = []
     for index, throttle in enumerate(throttles):
+        if is_machine_disk(throttle.path):
+            continue
         try:
             status = os.stat(throttle.path)
         except OSError as exc:
@@ -55,7 +57,7 @@ def _rates(field: str, throttles: tuple[Throttle, ...]) -> tuple[tuple[int, int,
         if not stat.S_ISBLK(status.st_mode):
             raise InvalidArgument(f"{throttle.path}: not a block device", field=f"{field}[{index}]")
         rates.append((os.major(status.st_rdev), os.minor(status.st_rdev), throttle.rate))
-    return tuple(rates)
+    return tuple(rates) or None
 
 
 def device_rules(spec: InstanceSpec, devices: tuple[ResolvedDevice, ...]) -> tuple[DeviceRule, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -79,7 +80,8 @@ def resize_block(monitor: Monitor, node: str, size: int, *, timeout_s: float = R
 
 def set_io_throttle(
     monitor: Monitor,
-    device: str,
+    devices: Sequence[str],
+    group: str,
     *,
     bytes_per_s: int = 0,
     read_bytes_per_s: int = 0,
@@ -88,28 +90,31 @@ def set_io_throttle(
     reads_per_s: int = 0,
     writes_per_s: int = 0,
 ) -> None:
-    """Limit a disk by its device id; 0 is no limit, and a total excludes its parts.
+    """Limit disks by their device ids, together; 0 is no limit, and a total excludes its parts.
 
-    For a disk without limits at its start. One that had them has a throttle group, whose
-    limits change by `set_throttle_group`; with both, the stricter holds.
+    `group` is the name of what they share. For disks without limits at their start: one that
+    had them has a throttle group, whose limits change by `set_throttle_group`; with both, the
+    stricter holds.
     """
     entries: list[_Entry] = monitor.ask("query-blockstats", kind=list[_Entry])
     # QEMU wants what holds the disk: of a virtio device that is a part of it, not the id.
-    paths = [entry.qdev for entry in entries if _device_id(entry.qdev) == device]
-    if not paths:
-        raise NotFound(f"qemu: no disk {device}")
-    monitor.execute(
-        "block_set_io_throttle",
-        {
-            "id": paths[0],
-            "bps": bytes_per_s,
-            "bps_rd": read_bytes_per_s,
-            "bps_wr": write_bytes_per_s,
-            "iops": operations_per_s,
-            "iops_rd": reads_per_s,
-            "iops_wr": writes_per_s,
-        },
-    )
+    paths = {_device_id(entry.qdev): entry.qdev for entry in entries}
+    for device in devices:
+        if device not in paths:
+            raise NotFound(f"qemu: no disk {device}")
+        monitor.execute(
+            "block_set_io_throttle",
+            {
+                "id": paths[device],
+                "group": group,
+                "bps": bytes_per_s,
+                "bps_rd": read_bytes_per_s,
+                "bps_wr": write_bytes_per_s,
+                "iops": operations_per_s,
+                "iops_rd": reads_per_s,
+                "iops_wr": writes_per_s,
+            },
+        )
 
 
 def set_throttle_group(monitor: Monitor, group: str, limits: dict[str, int]) -> None:

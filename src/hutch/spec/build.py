@@ -12,6 +12,7 @@ from hutch.errors import InvalidArgument
 from hutch.spec.defaults import ImageDefaults
 from hutch.spec.limits import (
     RESOURCE_OPTIONS,
+    machine_disks,
     parse_device,
     parse_device_rules,
     parse_ulimits,
@@ -230,6 +231,13 @@ def _check_whole(spec: InstanceSpec) -> None:
         raise InvalidArgument("needs a memory limit", field="oom_kill_disable")
     if spec.isolation == "vm":
         check_room(spec.resources, spec.machine)
+    else:
+        for name, field in machine_disks(spec.resources):
+            raise InvalidArgument(
+                f"{name!r} is a disk of a virtual machine",
+                field=field,
+                hint="name a block device of the host, such as /dev/sda",
+            )
     if spec.ipc_mode.startswith("container:") and spec.isolation == "vm":
         raise InvalidArgument("is not possible with a virtual machine", field="ipc")
 

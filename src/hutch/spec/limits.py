@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hutch.errors import InvalidArgument
@@ -11,7 +11,10 @@ from hutch.spec.parse import absolute_path, flag, integer, items, mapping, numbe
 from hutch.units import parse_bytes
 
 __all__ = [
+    "RATES",
     "RESOURCE_OPTIONS",
+    "is_machine_disk",
+    "machine_disks",
     "parse_device",
     "parse_device_rules",
     "parse_ulimits",
@@ -25,6 +28,7 @@ RESOURCE_OPTIONS = frozenset(
     device_read_iops device_write_bps device_write_iops memory memory_reservation memory_swap
     memory_swappiness oom_kill_disable pids_limit""".split()
 )
+RATES = ("device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops")
 _ULIMITS = frozenset(
     """as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime
     sigpending stack""".split()
@@ -166,17 +170,33 @@ def _throttles(bytes_: bool) -> Any:
 
 def _throttle(value: Any, field: str, bytes_: bool) -> Throttle:
     if isinstance(value, Throttle):
-        return Throttle(
-            path=absolute_path(value.path, field),
-            rate=integer(value.rate, field, low=1, high=_MAX_LIMIT),
-        )
-    path, colon, rate = text(value, field).rpartition(":")
-    if not colon:
-        raise InvalidArgument("expected DEVICE:RATE", field=field, hint="for example /dev/sda:10mb")
-    amount = parse_bytes(rate, field=field) if bytes_ else integer(rate, field)
+        path, amount = value.path, value.rate
+    else:
+        path, colon, rate = text(value, field).rpartition(":")
+        if not colon:
+            raise InvalidArgument(
+                "expected DEVICE:RATE", field=field, hint="for example /dev/sda:10mb"
+            )
+        amount = parse_bytes(rate, field=field) if bytes_ else integer(rate, field)
+    of_machine = is_machine_disk(path)
     return Throttle(
-        path=absolute_path(path, field), rate=integer(amount, field, low=1, high=_MAX_LIMIT)
+        path=path if of_machine else absolute_path(path, field),
+        rate=integer(amount, field, low=0 if of_machine else 1, high=_MAX_LIMIT),
     )
+
+
+def is_machine_disk(name: str) -> bool:
+    """Tell whether a device is a disk of a virtual machine (`disk`, `disk1`, …), not a path."""
+    number = name.removeprefix("disk")
+    return name.startswith("disk") and (not number or (number.isascii() and number.isdecimal()))
+
+
+def machine_disks(resources: Resources) -> Iterator[tuple[str, str]]:
+    """Yield the disks of a virtual machine whose rates are limited, with the field and index."""
+    for field in RATES:
+        for index, throttle in enumerate(getattr(resources, field)):
+            if is_machine_disk(throttle.path):
+                yield throttle.path, f"{field}[{index}]"
 
 
 _RESOURCES: dict[str, tuple[str, Any]] = {

@@ -116,7 +116,11 @@ class Ulimit(Value, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Throttle(Value, frozen=True, kw_only=True, omit_defaults=True):
-    """A rate for a block device: bytes or operations per second."""
+    """A rate for a block device: bytes or operations per second.
+
+    `path` may name a disk of a virtual machine: `disk` is its own, `disk1`, … those attached;
+    rate 0 then means not limited.
+    """
 
     path: str
     rate: int

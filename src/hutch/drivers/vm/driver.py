@@ -32,6 +32,7 @@ from hutch.drivers.vm.limits import (
 from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.drivers.vm.state import connect_cards, load_machine, save_machine
+from hutch.drivers.vm.throttling import check_rates, set_rates, start_rates
 from hutch.errors import InternalError, NotFound, Unsupported, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats
 from hutch.plan.assets import ResolvedUser
@@ -75,6 +76,7 @@ class VmDriver:
         """Raise for what a machine cannot have, and where QEMU is missing."""
         check_spec(spec)
         check_mounts(spec)
+        check_rates(spec)
         group_limits(spec.resources, memory_of(spec))
         self._machines.check(spec)
         if spec.machine.from_disk is not None:
@@ -196,6 +198,7 @@ class VmDriver:
             started.shares.wait_started()
         with failures.machine_failures(f"start of {launch.name}", launch.directory):
             monitor.wait_qemu()
+            start_rates(launch.directory, launch.spec.resources, image=True)
             if started.template is not None:
                 self._machines.resume(f"{launch.directory}/run", started.template, started.shares)
                 monitor.go()
@@ -376,6 +379,7 @@ class VmDriver:
             group.update(group_limits(resources, max(memory, record.memory)))
             if self._has_agent(identifier):
                 inside.limit_processes(self._guest(identifier), resources.pids)
+            set_rates(monitor, resources, image=self._has_agent(identifier), running=True)
             self._resize(monitor, identifier, record, memory, vcpus)
         if memory < record.memory:
             group.update(group_limits(resources, memory))

@@ -29,6 +29,7 @@ from hutch.drivers.vm.machine import (
     shape_of,
 )
 from hutch.drivers.vm.sandbox import Descriptors, listen_at
+from hutch.drivers.vm.throttling import start_rates
 from hutch.errors import HutchError, InternalError, InvalidArgument, NotFound, Unsupported
 from hutch.host.firmware import find_uefi
 from hutch.linux.cgroup import Group, Hierarchy
@@ -125,6 +126,7 @@ def _bring_up(launch: Launch, booted: Booted, taps: Taps | None) -> int:
         booted.monitor.wait_qemu()
         # Without an answer QEMU is about to end, which the monitor tells better than we can.
         if _answers(f"{launch.directory}/run/{QMP_SOCKET}"):
+            start_rates(launch.directory, launch.spec.resources, image=False)
             booted.monitor.go()
         booted.monitor.wait_started(_QEMU_S)
     return pid
