@@ -61,7 +61,7 @@ bool config_load(struct config *c, const char **problem)
 	c->shutdown_ms = read_u32(&r);
 	c->unacked = read_u32(&r);
 	if (r.bad || c->fds > MAX_QEMU_FDS || (c->flags & ~(uint32_t)CONFIG_ALL) ||
-	    c->unacked > STDIN_WINDOW || (c->flags & CONFIG_CONSOLE && !c->fds))
+	    c->unacked > STDIN_WINDOW || (config_has_control(c) && !c->fds))
 		return false;
 	*problem = "the command";
 	arguments = take_list(&r, &c->argv);
@@ -74,9 +74,14 @@ bool config_load(struct config *c, const char **problem)
 	return !r.bad && r.at == r.end && c->setup_len <= MAX_PLAN && c->plan_len <= MAX_PLAN;
 }
 
+bool config_has_control(const struct config *c)
+{
+	return c->flags & (CONFIG_CONSOLE | CONFIG_CONTROL);
+}
+
 int config_first_fd(const struct config *c)
 {
-	return c->flags & CONFIG_CONSOLE ? FD_CONTROL + 1 : FD_QEMU;
+	return config_has_control(c) ? FD_CONTROL + 1 : FD_QEMU;
 }
 
 void config_free(struct config *c)

@@ -15,7 +15,7 @@ static void wait_at_most(struct vmm *v, uint32_t ms)
 	v->deadline_ns = mono_ns() + ms * 1000000ull;
 }
 
-static void say(const char *text)
+void say(const char *text)
 {
 	char line[MAX_TEXT + 64];
 	struct text t = text_in(line, sizeof(line) - 1);
@@ -125,6 +125,8 @@ void machine_started(struct vmm *v)
 	v->stage = ST_RUN;
 	v->deadline_ns = 0;
 	config_free(&v->config);
+	if (config_has_control(&v->config))
+		control_begin(v);
 	put_u64(time, now_ns());
 	status_send(v, STATUS_STARTED, 0, time, sizeof(time));
 }
@@ -204,6 +206,9 @@ void machine_qemu_ended(struct vmm *v)
 		agent_read_rest(v); /* the process's exit may be among it */
 	if (v->stage >= ST_SHUTDOWN)
 		_exit(v->code);
+	control_drain(v);
+	if (v->config.flags & CONFIG_CONSOLE && v->stage == ST_RUN && v->control.quit)
+		_exit(EXIT_SAVED);
 	/* Nobody waits for a template's process: whoever quits its QEMU is done with it. */
 	if (v->stage == ST_RUN && !v->process.started && v->qemu_status == 0)
 		_exit(0);

@@ -173,8 +173,6 @@ static void watch_console(struct vmm *v, struct watch *w)
 	if (v->stage != ST_RUN)
 		return;
 	watch(w, FD_LISTEN, POLLIN, W_SCREEN);
-	if (c->control_open)
-		watch(w, FD_CONTROL, POLLIN, W_CONTROL);
 	if (!v->agent_gone && !c->output.len)
 		watch(w, FD_AGENT, POLLIN, W_PORT);
 	if (c->stdin_open && !c->input.len)
@@ -213,6 +211,8 @@ static void watch_all(struct vmm *v, struct watch *w)
 	watch(w, v->signals, POLLIN, W_SIGNALS);
 	if (v->status >= 0)
 		watch(w, v->status, POLLIN, W_STATUS);
+	if (v->control.open)
+		watch(w, FD_CONTROL, POLLIN, W_CONTROL);
 	if (v->config.flags & CONFIG_CONSOLE)
 		watch_console(v, w);
 	else
@@ -243,7 +243,7 @@ static void dispatch(struct vmm *v, int who, short events)
 	case W_RESCUE: rescue_read(v); break;
 	case W_PORT: console_read_port(v); break;
 	case W_SCREEN: console_accept(); break;
-	case W_CONTROL: console_read_control(v); break;
+	case W_CONTROL: control_read(v); break;
 	case W_TYPED: console_read_stdin(v); break;
 	case W_WAITING: console_write(v); break;
 	default:
@@ -255,15 +255,17 @@ static void dispatch(struct vmm *v, int who, short events)
 
 static int timeout_ms(const struct vmm *v)
 {
-	uint64_t now = mono_ns();
+	uint64_t now = mono_ns(), due = v->deadline_ns, retry = v->control.retry_ns;
 
-	if (!v->deadline_ns)
+	if (retry && (!due || retry < due))
+		due = retry;
+	if (!due)
 		return -1;
-	if (v->deadline_ns <= now)
+	if (due <= now)
 		return 0;
-	if (v->deadline_ns - now > INT_MAX * 1000000ull)
+	if (due - now > INT_MAX * 1000000ull)
 		return INT_MAX;
-	return (int)((v->deadline_ns - now) / 1000000 + 1);
+	return (int)((due - now) / 1000000 + 1);
 }
 
 static _Noreturn void run(struct vmm *v)
@@ -273,6 +275,7 @@ static _Noreturn void run(struct vmm *v)
 	for (;;) {
 		process_turn(v);
 		quiet_turn(v);
+		control_turn(v);
 		if (!v->agent_gone)
 			agent_result(v, mux_flush(&v->mux));
 		watch_all(v, &w);

@@ -11,12 +11,12 @@
 /* What the starter hands over, by number. QEMU has its descriptors at the same numbers. */
 enum { FD_CONFIG = 3, FD_AGENT, FD_LISTEN, FD_STATUS, FD_LOG, FD_QEMU };
 
-/* With CONFIG_CONSOLE FD_AGENT is the serial port, FD_LISTEN where clients of the screen
- * call, and this, the first of QEMU's, our own connection to its monitor. */
+/* With CONFIG_CONSOLE FD_AGENT is the serial port and FD_LISTEN where clients of the screen
+ * call. With it or CONFIG_CONTROL the first of QEMU's is our own connection to its monitor. */
 enum { FD_CONTROL = FD_QEMU };
 
 enum { CONFIG_VOLATILE = 1, CONFIG_TTY = 2, CONFIG_HOLD = 4, CONFIG_ADOPT = 8, CONFIG_CONSOLE = 16,
-       CONFIG_ALL = 31 };
+       CONFIG_CONTROL = 32, CONFIG_ALL = 63 };
 
 enum {
 	MAX_CONFIG = 16 << 20,
@@ -106,8 +106,18 @@ struct pipe_buffer {
 
 /* The stdio of a machine without an agent. */
 struct console {
-	bool stdin_open, control_open;
+	bool stdin_open;
 	struct pipe_buffer input, output;
+};
+
+/* Our connection to QEMU's monitor; see control.c. */
+struct control {
+	bool open;
+	bool quit;         /* QEMU was told to end by whoever saved the machine */
+	uint64_t last_ns;  /* when there was no room; 0: never */
+	uint64_t retry_ns; /* when the machine is told to go on; 0: it does */
+	size_t len;
+	char line[1024];   /* of an event: what matters is at its head */
 };
 
 /* The main link standing still; see quiet.c. */
@@ -138,6 +148,7 @@ struct vmm {
 	int rescue;       /* a connection to QEMU that is told to go on, or -1 */
 	uint32_t rescue_seen;
 	struct console console;
+	struct control control;
 	struct vmm_client clients[MAX_VMM_CLIENTS];
 };
 
@@ -151,6 +162,7 @@ enum { STATUS_GO = 1 };
 /* config.c */
 bool config_load(struct config *c, const char **problem);
 void config_free(struct config *c);
+bool config_has_control(const struct config *c);
 int config_first_fd(const struct config *c); /* that is QEMU's */
 
 /* qemu.c */
@@ -196,11 +208,17 @@ void client_closed(struct vmm *v, struct vmm_client *c, uint32_t error);
 void console_begin(struct vmm *v);
 void console_signal(int signum);
 void console_accept(void);
-void console_read_control(struct vmm *v);
 void console_read_port(struct vmm *v);
 void console_read_stdin(struct vmm *v);
 void console_write(struct vmm *v);
 void console_drain(struct vmm *v); /* after QEMU's end */
+
+/* control.c */
+void control_begin(struct vmm *v);
+void control_tell(const char *text, size_t n, int fd); /* fd: goes along, or -1 */
+void control_read(struct vmm *v);
+void control_drain(struct vmm *v); /* after QEMU's end */
+void control_turn(struct vmm *v);  /* what is due */
 
 /* machine.c: the stages, one after the other, and the ends. */
 void machine_begin(struct vmm *v);
@@ -213,6 +231,7 @@ void machine_put_away(struct vmm *v); /* SHUTDOWN is answered */
 void machine_qemu_ended(struct vmm *v);
 void machine_agent_gone(struct vmm *v);
 void machine_timeout(struct vmm *v);
+void say(const char *text); /* on stderr, which is logged */
 bool machine_is_up(const struct vmm *v); /* the starter may leave */
 /* The machine cannot go on: kill QEMU, tell the starter or stderr, exit. */
 _Noreturn void machine_lost(struct vmm *v, enum part part, int error, const char *text);

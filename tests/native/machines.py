@@ -277,12 +277,12 @@ class Machines:
         attach: int = COLLECT,
         qemu_has_agent: bool = False,
         screen: int | None = None,
-        control: socket.socket | None = None,
+        connection: socket.socket | None = None,
         **options: object,
     ) -> Iterator[Machine]:
         """Run a monitor for the length of the block; its end is the monitor's.
 
-        `screen` takes the place of agent.sock, `control` is the monitor's connection to QEMU.
+        `screen` takes the place of agent.sock, `connection` is the monitor's connection to QEMU.
         With `qemu_has_agent` the guest's end of the channel is the program's descriptor 8,
         and the test has only its copy.
         """
@@ -302,8 +302,8 @@ class Machines:
             stack.callback(os.close, fds[4])
             if screen is not None:
                 fds[2] = screen
-            if control is not None:
-                fds.append(control.fileno())
+            if connection is not None:
+                fds.append(connection.fileno())
             if qemu_has_agent:
                 ours.settimeout(None)  # programs in the place of QEMU wait when they read
                 fds.append(ours.fileno())

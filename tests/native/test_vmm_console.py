@@ -57,7 +57,7 @@ def test_the_serial_port_is_stdin_and_stdout(
     machines: Machines, qmp: tuple[socket.socket, socket.socket], no_screen: int
 ) -> None:
     typed = bytes(range(256)) * 512
-    with machines.run(screen=no_screen, control=qmp[1], console=True) as machine:
+    with machines.run(screen=no_screen, connection=qmp[1], console=True) as machine:
         machine.link.wait_started(WAIT_S)
         machine.peer.raw(b"login: ")
         out = next(iter(machine.supervisor.output(WAIT_S)))
@@ -72,7 +72,7 @@ def test_all_that_a_machine_said_before_it_switched_off_is_there(
     data = b"".join(b"%15d\n" % number for number in range(4096))
     script = ("/bin/sh", "-c", f"seq -f %15.0f 0 {4095} >&9; exit 0")
     with machines.run(
-        qemu=script, screen=no_screen, control=qmp[1], console=True, qemu_has_agent=True
+        qemu=script, screen=no_screen, connection=qmp[1], console=True, qemu_has_agent=True
     ) as machine:
         status, out, _ = machine.supervisor.collect(timeout_s=WAIT_S)
     assert (status.code, out == data) == (0, True)
@@ -83,7 +83,7 @@ def test_a_signal_to_end_presses_the_power_button(
     machines: Machines, qmp: tuple[socket.socket, socket.socket], no_screen: int, signum: int
 ) -> None:
     with machines.run(
-        qemu=_ENDS, screen=no_screen, control=qmp[1], console=True, qemu_has_agent=True
+        qemu=_ENDS, screen=no_screen, connection=qmp[1], console=True, qemu_has_agent=True
     ) as machine:
         machine.link.wait_started(WAIT_S)
         machine.supervisor.signal(signum)
@@ -96,7 +96,7 @@ def test_a_signal_to_end_presses_the_power_button(
 def test_other_signals_do_nothing(
     machines: Machines, qmp: tuple[socket.socket, socket.socket], no_screen: int
 ) -> None:
-    with machines.run(screen=no_screen, control=qmp[1], console=True) as machine:
+    with machines.run(screen=no_screen, connection=qmp[1], console=True) as machine:
         machine.link.wait_started(WAIT_S)
         machine.supervisor.signal(signal.SIGUSR1)
         machine.supervisor.signal(signal.SIGTERM)
@@ -108,7 +108,7 @@ def test_who_calls_for_the_screen_is_handed_to_qemu(
 ) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
-        machines.run(screen=server.fileno(), control=qmp[1], console=True) as machine,
+        machines.run(screen=server.fileno(), connection=qmp[1], console=True) as machine,
     ):
         machine.link.wait_started(WAIT_S)
         with socket.create_connection(server.getsockname()) as client:
@@ -129,9 +129,46 @@ def test_a_qemu_that_fails_before_go_is_told(
 ) -> None:
     script = ("/bin/sh", "-c", "echo no such disk >&2; exit 1")
     with machines.run(
-        qemu=script, screen=no_screen, control=qmp[1], console=True, hold=True
+        qemu=script, screen=no_screen, connection=qmp[1], console=True, hold=True
     ) as machine:
         with pytest.raises(MachineFailed, match="status 1") as caught:
             machine.link.wait_started(WAIT_S)
         assert caught.value.stage == "qemu"
         assert machine.log.read_text() == "no such disk\n"
+
+
+_EVENT = '{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "%s", "data": {%s}}\r\n'
+_NO_ROOM = '"device": "", "nospace": true, "reason": "x", "action": "stop"'
+
+
+@pytest.mark.parametrize("console", [True, False])
+def test_a_machine_without_room_on_the_host_is_told_to_go_on(
+    machines: Machines, qmp: tuple[socket.socket, socket.socket], no_screen: int, console: bool
+) -> None:
+    options: dict[str, object] = {"screen": no_screen, "console": True} if console else {}
+    with machines.run(connection=qmp[1], control=not console, **options) as machine:  # type: ignore[arg-type]
+        if not console:
+            machine.boot()
+        machine.link.wait_started(WAIT_S)
+        assert _commands(qmp[0], 1) == ["qmp_capabilities"]
+        other = _NO_ROOM.replace("true", "false")
+        words = _EVENT % ("BLOCK_IO_ERROR", other) + _EVENT % ("STOP", "")
+        words += _EVENT % ("BLOCK_IO_ERROR", "x" * 5000) + _EVENT % ("BLOCK_IO_ERROR", _NO_ROOM)
+        qmp[0].sendall(words.encode())
+        assert _commands(qmp[0], 1) == ["cont"]
+        # As it fails again it is told again, and the log has it once.
+        qmp[0].sendall((_EVENT % ("BLOCK_IO_ERROR", _NO_ROOM)).encode())
+        assert _commands(qmp[0], 1) == ["cont"]
+
+
+def test_a_machine_that_was_ended_through_its_monitor_was_saved(
+    machines: Machines, qmp: tuple[socket.socket, socket.socket], no_screen: int
+) -> None:
+    with machines.run(
+        qemu=_ENDS, screen=no_screen, connection=qmp[1], console=True, qemu_has_agent=True
+    ) as machine:
+        machine.link.wait_started(WAIT_S)
+        words = '"guest": false, "reason": "host-qmp-quit"'
+        qmp[0].sendall((_EVENT % ("SHUTDOWN", words)).encode())
+        machine.supervisor.send_stdin(b"off\n")
+        assert machine.supervisor.wait(WAIT_S).code == 254

@@ -34,7 +34,7 @@ _INPUT_WINDOW = 64 << 10
 MAX_QEMU_FDS = 64
 
 _MAGIC = b"HVC1"
-_VOLATILE, _TTY, _HOLD, _ADOPT, _CONSOLE = 1, 2, 4, 8, 16
+_VOLATILE, _TTY, _HOLD, _ADOPT, _CONSOLE, _CONTROL = 1, 2, 4, 8, 16, 32
 _QEMU, _AGENT, _READY, _STARTED, _FAILED, _EXIT = range(1, 7)
 _GO = 1
 _LAUNCH_STAGE = 4
@@ -71,9 +71,10 @@ class MonitorConfig(msgspec.Struct, frozen=True, kw_only=True):
     told of its input.
 
     `console` is for a machine without an agent: the channel is its serial port and becomes
-    stdio, what calls at the listening socket is a client of the screen, signals that ask to
-    end press the power button, and the first descriptor is a connection to QEMU's monitor,
-    kept from QEMU.
+    stdio, what calls at the listening socket is a client of the screen, and signals that ask
+    to end press the power button. With it or `control` the first descriptor is a connection
+    to QEMU's monitor, kept from QEMU: over it a machine that was stopped for want of room on
+    the host is told to go on.
     """
 
     argv: tuple[str, ...]
@@ -89,6 +90,7 @@ class MonitorConfig(msgspec.Struct, frozen=True, kw_only=True):
     adopt: bool = False
     unacked: int = 0
     console: bool = False
+    control: bool = False
 
 
 def encode_config(config: MonitorConfig) -> bytes:
@@ -109,6 +111,7 @@ def encode_config(config: MonitorConfig) -> bytes:
     flags = config.volatile * _VOLATILE | config.tty * _TTY | config.hold * _HOLD
     flags |= config.adopt * _ADOPT
     flags |= config.console * _CONSOLE
+    flags |= config.control * _CONTROL
     times = [int(s * 1000) for s in (config.boot_timeout_s, config.shutdown_timeout_s)]
     try:
         size = _CONFIG.size + len(body)

@@ -32,7 +32,7 @@ from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
 from hutch.process.vmm import MonitorConfig, MonitorLink, encode_config, vmm_path
 
-__all__ = ["BootRequest", "Booted", "Ports", "boot"]
+__all__ = ["BootRequest", "Booted", "Ports", "boot", "map_ids"]
 
 QMP_SOCKET = "qmp.sock"
 AGENT_SOCKET = "agent.sock"
@@ -42,8 +42,9 @@ _LOG = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
     """The descriptors that every machine has, as QEMU numbers them: a connected socket for
-    the agent, listening ones for QMP and the console, and the console's log. A machine
-    without an agent has the serial port's socket for `agent`, and `control`, a second QMP."""
+    the agent, listening ones for QMP and the console, and the console's log; `control`, the
+    monitor's own QMP, where it has one. A machine without an agent has the serial port's
+    socket for `agent`."""
 
     agent: int
     qmp: int
@@ -140,12 +141,13 @@ def boot(launcher: Launcher, request: BootRequest) -> Booted:
         undo.callback(supervisor.close)
         if request.sandbox.namespaces == "user":
             with failures.launching(plan, "start"):
-                _map_ids(supervisor)
+                map_ids(supervisor)
         undo.pop_all()
         return Booted(supervisor=supervisor, monitor=link, plan=plan)
 
 
-def _map_ids(supervisor: Supervisor) -> None:
+def map_ids(supervisor: Supervisor) -> None:
+    """Make us root of the user namespace of what a supervisor starts, at its sync point."""
     pid = supervisor.wait_pid()
     supervisor.wait_sync(SYNC_IDMAP)
     write_own_map(pid)
@@ -169,10 +171,20 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
     vmm_end, qemu_end = socket.socketpair()
     agent = holding(vmm_end.detach())
     qemu = Descriptors(held)
+    control = -1
+    if request.config.console or request.config.control:
+        mine, its = socket.socketpair()
+        qemu.add(mine.detach())  # the first: it is the monitor's own, and kept from QEMU
+        control = qemu.add(its.detach())
     if request.config.console:
-        ports = _console_ports(request, qemu, qemu_end)
+        ports = Ports(
+            control=control,
+            agent=qemu.add(qemu_end.detach()),
+            qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
+        )
     else:
         ports = Ports(
+            control=control,
             agent=qemu.add(qemu_end.detach()),
             qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
             console=qemu.add(listen_at(request.directory, CONSOLE_SOCKET)),
@@ -189,16 +201,6 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
     link, theirs = MonitorLink.create()
     status = holding(theirs.detach())
     return link, [memory, agent, listener, status, log, *qemu.fds]
-
-
-def _console_ports(request: BootRequest, qemu: Descriptors, serial: socket.socket) -> Ports:
-    vmm_end, qemu_end = socket.socketpair()
-    qemu.add(vmm_end.detach())  # the first: it is the monitor's own, and kept from QEMU
-    return Ports(
-        control=qemu.add(qemu_end.detach()),
-        agent=qemu.add(serial.detach()),
-        qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
-    )
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -215,6 +215,7 @@ class MachineLauncher:
                     tty=spec.process.tty,
                     hold=template is not None or loaded is not None,
                     adopt=loaded is not None,
+                    control=True,
                     unacked=loaded.unacked if loaded else 0,
                 ),
                 kvm=parts.host.accelerator == "kvm",

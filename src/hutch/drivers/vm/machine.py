@@ -179,6 +179,7 @@ def machine_argv(
         shape=msgspec.structs.replace(shape, backend=memory),
         boot=Kernel(path=kernel[0], initrd=kernel[1], command_line=line),
         monitor=Descriptor(ports.qmp),
+        control=Descriptor(ports.control) if ports.control >= 0 else None,
         agent=Descriptor(ports.agent),
         console=Console(listen=Descriptor(ports.console), log=Descriptor(ports.console_log)),
         disks=tuple(disks),
