@@ -10,6 +10,7 @@ import msgspec
 from hutch.drivers.limits import limits as resource_limits
 from hutch.errors import InvalidArgument, Unsupported
 from hutch.linux.cgroup import DEFAULT_DEVICES, DeviceRule, Limits
+from hutch.plan.machine.argv import translated_code
 from hutch.spec.machine import MAX_VCPUS
 from hutch.spec.model import BindMount, InstanceSpec, Resources
 
@@ -19,8 +20,8 @@ __all__ += ["memory_of", "memory_wanted", "vcpus_of", "vcpus_wanted"]
 DEFAULT_MEMORY = 512 << 20
 # A kernel with its initramfs does not get to its end in less.
 MIN_MEMORY = 96 << 20
-# QEMU's own, beyond the guest's memory: 96-109 MB were measured under emulation, whose
-# translated code may grow to a quarter of the memory besides.
+# QEMU's own, beyond the guest's memory: 96-109 MB were measured under emulation, without
+# the translated code.
 _OVERHEAD = 192 << 20
 # How far a machine may grow where nothing is said: as far as the host, within bounds that cost
 # next to nothing. A processor that may come takes 0.2 MB of the guest's memory, and memory
@@ -80,7 +81,7 @@ def group_limits(resources: Resources, memory: int) -> Limits:
     asked = resource_limits(
         msgspec.structs.replace(resources, cpus=cpus, memory=0, pids=0, memory_swap=None)
     )
-    ceiling = memory + memory // 4 + _OVERHEAD if resources.memory else None
+    ceiling = memory + translated_code(memory) + _OVERHEAD if resources.memory else None
     return msgspec.structs.replace(
         asked,
         memory=ceiling,

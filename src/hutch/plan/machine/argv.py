@@ -24,8 +24,10 @@ from hutch.plan.machine.quoting import endpoint, options, path_of, plain
 from hutch.plan.machine.slots import Places
 from hutch.plan.machine.version import QemuVersion
 
-__all__ = ["AGENT_PORT", "SANDBOX", "machine_arguments"]
+__all__ = ["AGENT_PORT", "SANDBOX", "machine_arguments", "translated_code"]
 
+# What a guest of Debian translates from its start to a prompt, with room.
+_TRANSLATED_MIN = 64 << 20
 AGENT_PORT = "org.hutch.agent"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 """With `spawn=deny` QEMU starts nothing: taps and sockets come as descriptors. `-runas` and
@@ -146,6 +148,11 @@ def _board(machine: Machine, places: Places) -> Iterator[str]:
     yield from ("-smp", _processors(shape))
 
 
+def translated_code(memory: int) -> int:
+    """Return how many bytes of translated code an emulated machine of that memory may keep."""
+    return max(memory // 4 >> 20 << 20, _TRANSLATED_MIN)
+
+
 def _accelerator(shape: Shape) -> str:
     if shape.accelerator == "kvm":
         return "kvm"
@@ -153,7 +160,8 @@ def _accelerator(shape: Shape) -> str:
     threads = shape.tcg_threads
     if threads == "auto":
         threads = "multi" if several else "single"
-    return f"tcg,thread={threads}"
+    # QEMU's own limit is a gigabyte, which would be the control group's to bear.
+    return f"tcg,thread={threads},tb-size={translated_code(shape.memory) >> 20}"
 
 
 def _processors(shape: Shape) -> str:
