@@ -160,6 +160,7 @@ COMMANDS = {
             ("sig-proxy", "", "flag", "", "Let signals to hutch press the power button (true)"),
             ("ssh-key", "", "list", "KEY", "Public key, or its file, for cloud-init's user"),
             ("stop-timeout", "", "int", "SECONDS", "Time from power button to the end (30)"),
+            ("tpm", "", "flag", "", "A TPM 2.0, kept with the machine"),
             ("uefi", "", "flag", "", "Start by UEFI instead of BIOS"),
             ("user-data", "", "text", "FILE", "The same as --cloud-init"),
             ("vnc", "", "text", "WHERE", "A screen: unix, or 127.0.0.1:PORT"),

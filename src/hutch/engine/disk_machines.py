@@ -51,7 +51,7 @@ _STOP_S = 30.0
 _OPTIONS = RESOURCE_OPTIONS | frozenset(
     """accel annotations cpu_model cpus_max dns dns_search hostname ip ip6 labels log_driver
     log_opts mac_address machine memory_max name network network_aliases publish remove restart
-    stop_timeout""".split()
+    stop_timeout tpm""".split()
 )
 
 

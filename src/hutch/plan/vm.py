@@ -64,16 +64,18 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
     `namespace` is the slot of a network namespace (-1: a new, empty one); `inherit` are the
     slots that become descriptors 3, 4, … of `hutch-vmm`.
 
-    `namespaces` says who makes the namespaces: `own` with the privileges at hand, `user` in
-    a user namespace whose root is the caller (who maps its ids at `SYNC_IDMAP`), and `none`
-    leaves them out, for hosts that refuse them; `vmm` is then the program's own path, and
-    `user` may be None, to stay who one is. `host_network` keeps to the host's network
+    `argv` is another of the host's programs to run in the same confinement, in the place of
+    `hutch-vmm`. `namespaces` says who makes the namespaces: `own` with the privileges at hand,
+    `user` in a user namespace whose root is the caller (who maps its ids at `SYNC_IDMAP`), and
+    `none` leaves them out, for hosts that refuse them; `vmm` is then the program's own path,
+    and `user` may be None, to stay who one is. `host_network` keeps to the host's network
     namespace, for QEMU's own user network.
     """
 
     supervision: ops.Supervision
     skeleton: str
     vmm: str
+    argv: tuple[str, ...] = ()
     binds: tuple[tuple[str, str], ...] = ()
     shared: tuple[tuple[str, str], ...] = ()
     user: ResolvedUser | None
@@ -122,7 +124,7 @@ def compile_sandbox(assets: SandboxAssets) -> ops.Plan:
     if assets.namespaces == "none":
         return ops.Plan(
             cgroup_slot=assets.cgroup_slot,
-            child=(*_joins(assets), *_credentials(assets), _exec(assets.vmm)),
+            child=(*_joins(assets), *_credentials(assets), _exec(assets.argv or (assets.vmm,))),
             slots=assets.slots,
             supervision=assets.supervision,
         )
@@ -136,7 +138,7 @@ def compile_sandbox(assets: SandboxAssets) -> ops.Plan:
         prepare=prepare,
         clone_flags=clone_flags,
         cgroup_slot=assets.cgroup_slot,
-        child=(*_joins(assets), *child, *_credentials(assets), _exec(VMM)),
+        child=(*_joins(assets), *child, *_credentials(assets), _exec(assets.argv or (VMM,))),
         slots=assets.slots,
         supervision=assets.supervision,
     )
@@ -165,7 +167,8 @@ def _sandbox_root(
         ops.RootDir(path=assets.skeleton),
     ]
     shown = [(*bind, PROTECTED, "dir") for bind in assets.binds]
-    shown.append((assets.vmm, VMM, PROTECTED, ""))
+    if not assets.argv:
+        shown.append((assets.vmm, VMM, PROTECTED, ""))
     shown += [(*bind, PLAIN, "") for bind in assets.shared]
     for number, (source, target, attr, create) in enumerate(shown):
         slot = assets.slots + number
@@ -241,8 +244,8 @@ def _credentials(assets: SandboxAssets) -> list[ops.AnyOp]:
     return tail
 
 
-def _exec(program: str) -> ops.Exec:
-    return ops.Exec(argv=(program,), env=())
+def _exec(argv: tuple[str, ...]) -> ops.Exec:
+    return ops.Exec(argv=argv, env=())
 
 
 # ---- in the guest -----------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hutch.units import parse_bytes
 __all__ = ["MACHINE_OPTIONS", "read_machine"]
 
 MACHINE_OPTIONS = frozenset(
-    """accel cpu_model cpus_max disk kernel machine memory_max template""".split()
+    """accel cpu_model cpus_max disk kernel machine memory_max template tpm""".split()
 )
 MIN_DISK = 64 << 20
 MAX_DISK = 16 << 40
@@ -115,4 +115,5 @@ _READERS: dict[str, Any] = {
     "machine": _word,
     "memory_max": _memory_max,
     "template": flag,
+    "tpm": flag,
 }

@@ -253,9 +253,10 @@ class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     `accel` is auto, kvm or tcg; `kernel` the name or identifier of a guest kernel;
     `machine` a machine type of QEMU (`q35`, `microvm`); `cpu_model` a CPU model of QEMU;
     `disk` the size in bytes of the writable disk, 0 for the default; `template` says
-    whether the start may go on from a booted machine kept for that. `from_disk` is set for
-    a machine that has no image, and no agent of ours. `cpus_max` and `memory_max` (bytes) are
-    how far it may grow while it runs, 0 for as far as the host.
+    whether the start may go on from a booted machine kept for that; `tpm` whether it has a
+    TPM 2.0, whose state is kept with the instance. `from_disk` is set for a machine that has
+    no image, and no agent of ours. `cpus_max` and `memory_max` (bytes) are how far it may
+    grow while it runs, 0 for as far as the host.
     """
 
     accel: Literal["auto", "kvm", "tcg"] = "auto"
@@ -266,6 +267,7 @@ class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     memory_max: int = 0
     disk: int = 0
     template: bool = True
+    tpm: bool = False
     from_disk: FromDisk | None = None
 
 

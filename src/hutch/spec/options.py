@@ -70,6 +70,7 @@ class RunOptions(UpdateOptions, total=False):
     machine: str | None
     memory_max: Size | None
     template: bool | None
+    tpm: bool | None
 
     add_host: Mapping[str, str] | Texts | None
     annotations: Pairs | None

@@ -30,6 +30,7 @@ from hutch.drivers.vm.machine import (
 )
 from hutch.drivers.vm.sandbox import Descriptors, listen_at
 from hutch.drivers.vm.throttling import start_rates
+from hutch.drivers.vm.tpm import TpmServer, find_swtpm, serve_tpm
 from hutch.errors import HutchError, InternalError, InvalidArgument, NotFound, Unsupported
 from hutch.host.firmware import find_uefi
 from hutch.linux.cgroup import Group, Hierarchy
@@ -48,6 +49,7 @@ from hutch.plan.machine.model import (
     Firmware,
     Machine,
     Nic,
+    Tpm,
 )
 from hutch.process.records import read_pid
 from hutch.process.vmm import MonitorConfig
@@ -78,6 +80,8 @@ def check_from_disk(spec: InstanceSpec) -> None:
         raise Unsupported("health_cmd: a machine that starts from a disk has no agent to run it")
     if wish.firmware == "uefi":
         find_uefi()
+    if spec.machine.tpm:
+        find_swtpm()
 
 
 def _wish(spec: InstanceSpec) -> FromDisk:
@@ -100,9 +104,15 @@ def start_from_disk(machines: MachineLauncher, hierarchy: Hierarchy, launch: Lau
                 taps = create_taps(len(launch.endpoints))
                 for fd in (taps.namespace, *taps.taps):
                     held.callback(os.close, fd)
-            booted = _boot(machines, launch, group, taps, held)
+            tpm = None
+            if launch.spec.machine.tpm:
+                sandbox = machines.sandbox
+                tpm = serve_tpm(machines.launcher, sandbox, machines.root, launch, group, held)
+            booted = _boot(machines, launch, group, taps, tpm, held)
             undo.callback(booted.supervisor.close)
             held.callback(booted.monitor.close)
+            if tpm is not None:
+                tpm.wait_started()
             pid = _bring_up(launch, booted, taps)
         known = read_pid(f"{launch.directory}/run")
         if known is None or known.pid != pid:
@@ -145,7 +155,12 @@ def _answers(path: str) -> bool:
 
 
 def _boot(
-    machines: MachineLauncher, launch: Launch, group: Group, taps: Taps | None, held: ExitStack
+    machines: MachineLauncher,
+    launch: Launch,
+    group: Group,
+    taps: Taps | None,
+    tpm: TpmServer | None,
+    held: ExitStack,
 ) -> Booted:
     spec, wish = launch.spec, _wish(launch.spec)
     if wish.seed:
@@ -157,7 +172,7 @@ def _boot(
 
     def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
         nics = _cards(launch, taps, descriptors)
-        machine = _machine(launch, host, ports, nics, descriptors)
+        machine = _machine(launch, host, ports, nics, tpm, descriptors)
         return machine_arguments(machine, version=host.version, qemu=host.qemu)
 
     return boot(
@@ -215,6 +230,7 @@ def _machine(
     host: Host,
     ports: Ports,
     nics: Sequence[Nic],
+    tpm: TpmServer | None,
     descriptors: Descriptors,
 ) -> Machine:
     wish = _wish(launch.spec)
@@ -235,6 +251,7 @@ def _machine(
         nics=tuple(nics),
         display=Display() if wish.screen else None,
         root_ports=ROOT_PORTS,
+        tpm=Tpm(socket=Descriptor(descriptors.add(os.dup(tpm.socket)))) if tpm else None,
         reboot=True,
     )
 
