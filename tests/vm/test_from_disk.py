@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -20,7 +21,10 @@ from hutch.errors import (
     Unsupported,
     WrongState,
 )
+from hutch.network import Endpoint
 from hutch.process import Output
+from hutch.qmp import conversation
+from hutch.qmp.machine import stop
 from hutch.storage.diskimages import convert_disk, create_disk, disk_info
 from tests.requires import requires
 from tests.vm.bootdisks import SIZE, iso_file, run, sector_disk
@@ -193,6 +197,96 @@ def test_a_disk_that_is_attached_is_written_to_unless_it_is_read_only(
     assert os.stat(extra).st_mtime_ns == before
 
 
+# ---- its state ------------------------------------------------------------------------------
+
+
+def _echoes(session: Session, words: bytes) -> None:
+    session.send(words + b"\n")
+    until(session, words + b"\n")
+
+
+def _address(machine: Instance) -> list[tuple[str, str]]:
+    found = cast("tuple[Endpoint, ...]", machine.info().endpoints)
+    return [(endpoint.ipv4, endpoint.mac) for endpoint in found]
+
+
+def test_it_is_suspended_and_goes_on_with_its_addresses(engine: Engine, base: Path) -> None:
+    with engine.machines.create(base, memory="128M", network="bridge") as machine:
+        start(machine).close()
+        before = _address(machine)
+        assert before[0][0]
+        machine.suspend()
+        assert machine.info().state == "suspended"
+        with machine.start_attached() as session:
+            _echoes(session, b"alive")
+            assert _address(machine) == before
+        log = b"".join(record.data for record in machine.logs())
+        assert log.count(b"disk A runs") == 1
+        machine.suspend()
+        machine.start(discard=True)
+        with machine.attach(stdin=True) as session:
+            until(session, b"runs")
+
+
+def test_a_snapshot_of_a_running_one_is_gone_back_to(machine: Instance, engine: Engine) -> None:
+    with start(machine) as session:
+        session.send(b"w")
+        until(session, b"written")
+        machine.snapshot("good")
+        _echoes(session, b"on")
+        session.send(b"w")
+        until(session, b"written")
+    with pytest.raises(WrongState, match=r"is running"):
+        engine.snapshots.restore(f"{machine.name}/good")
+    machine.kill()
+    engine.snapshots.restore(f"{machine.name}/good")
+    with machine.attach(stdin=True) as session:
+        _echoes(session, b"back")
+        session.send(b"r")
+        until(session, b"disk B runs")
+    with pytest.raises(Unsupported, match="memory of a machine without an agent"):
+        engine.snapshots.restore(f"{machine.name}/good", name="other")
+    engine.snapshots.remove(f"{machine.name}/good")
+
+
+def test_a_snapshot_of_one_at_rest_becomes_another_machine(
+    machine: Instance, engine: Engine
+) -> None:
+    with start(machine) as session:
+        session.send(b"w")
+        until(session, b"written")
+    machine.kill()
+    kept = machine.snapshot()
+    assert (kept.memory, kept.size > 0) == (False, True)
+    start(machine, "B").close()
+    machine.kill()
+    with engine.snapshots.restore(f"{machine.name}/{kept.tag}", name="other") as other:
+        start(other, "B").close()
+        assert other.info().spec.hostname == other.id[:12]
+    engine.snapshots.remove(f"{machine.name}/{kept.tag}")
+
+
+def test_memory_is_not_kept_without_all_disks(engine: Engine, base: Path, tmp_path: Path) -> None:
+    create_disk(str(tmp_path / "data.raw"), SIZE, format="raw")
+    with engine.machines.start(
+        base, disks=[tmp_path / "data.raw"], memory="128M", network="none"
+    ) as machine:
+        with pytest.raises(Unsupported, match=r"disk1 .*would not be in it"):
+            machine.snapshot()
+        with pytest.raises(Unsupported, match="no agent to make a twin"):
+            machine.fork()
+        machine.kill()
+        engine.snapshots.remove(f"{machine.name}/{machine.snapshot().tag}")
+
+
+def test_one_whose_saver_was_killed_goes_on(machine: Instance, engine: Engine) -> None:
+    with start(machine) as session:
+        with conversation(Path(machine.info().directory, "run/qmp.sock")) as monitor:
+            stop(monitor)
+        engine.reconcile()
+        _echoes(session, b"on")
+
+
 # ---- screen --------------------------------------------------------------------------------
 
 
@@ -314,23 +408,23 @@ def test_its_files_are_its_own(machine: Instance, what: str) -> None:
         getattr(machine, what)()
 
 
-def test_it_is_neither_copied_nor_moved(machine: Instance, engine: Engine) -> None:
-    for ask in (
-        lambda: engine.snapshots.create(machine.name),
-        lambda: machine.fork(),
-        lambda: machine.suspend(),
-    ):
-        with pytest.raises(HutchError, match=r"starts from a disk|is created"):
-            ask()
+def test_it_does_not_move(machine: Instance, engine: Engine) -> None:
     with pytest.raises(Unsupported, match="does not move"):
         engine.migrate(machine.name, "exec:true")
 
 
-def test_its_disk_grows_while_it_is_stopped(machine: Instance) -> None:
+def test_its_disk_grows_at_rest_and_while_it_runs(machine: Instance) -> None:
+    disk = f"{machine.info().directory}/disk.qcow2"
     machine.update(disk="96M")
-    assert disk_info(f"{machine.info().directory}/disk.qcow2", format="qcow2").size == 96 << 20
-    with start(machine), pytest.raises(WrongState, match=r"disk: .* is running"):
+    assert disk_info(disk, format="qcow2").size == 96 << 20
+    with start(machine):
         machine.update(disk="128M")
+        assert disk_info(disk, format="qcow2").size == 128 << 20
+        with pytest.raises(InvalidArgument, match="cannot shrink"):
+            machine.update(disk="96M")
+        machine.pause()
+        with pytest.raises(WrongState, match="is paused"):
+            machine.update(disk="256M")
 
 
 # ---- network ---------------------------------------------------------------------------------

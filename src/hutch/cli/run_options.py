@@ -116,7 +116,6 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("storage-opt", "", "list", "KEY=VALUE", "size=… of the writable layer"),
     ("sysctl", "", "list", "KEY=VALUE", "Set a kernel parameter of its namespaces"),
     ("tmpfs", "", "list", "PATH[:OPTIONS]", "Mount a file system in memory"),
-    ("tpm", "", "flag", "", "Give a virtual machine a TPM 2.0"),
     ("tty", "t", "flag", "", "Give it a terminal"),
     ("ulimit", "", "list", "NAME=SOFT[:HARD]", "Set a resource limit"),
     ("user", "u", "text", "USER[:GROUP]", "Run as this user"),

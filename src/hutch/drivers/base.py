@@ -264,6 +264,11 @@ class Savable(Protocol):
         """
         ...
 
+    def awaken(self, identifier: str) -> bool:
+        """Let a running instance go on that stands still because who saved it was killed; tell
+        whether it did. The caller has its lock."""
+        ...
+
 
 @runtime_checkable
 class Pluggable(Protocol):

@@ -80,34 +80,27 @@ def _update_running(driver: Driver, record: InstanceRecord, resources: Resources
 
 
 def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:
-    """Grow a machine's writable disk with its file system, in the guest where it runs."""
+    """Grow a machine's writable disk: with its file system, in the guest where it runs; what
+    is on a disk that it starts from is its own affair."""
+    from hutch.storage.diskimages import disk_info, resize_disk
     from hutch.storage.disks import check_size
-    from hutch.storage.snapshots import DISK_FILE
+    from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE
 
     size = check_size(size)
-    if record.spec.machine.from_disk is not None:
-        _grow_own_disk(context, record, size)
-        return
-    path = str(context.directory(record.id) / DISK_FILE)
+    of_image = record.spec.machine.from_disk is None
+    path = str(context.directory(record.id) / (DISK_FILE if of_image else QCOW2_FILE))
     if record.state not in (State.RUNNING, State.PAUSED):
-        context.disks.grow(path, size)
+        if of_image:
+            context.disks.grow(path, size)
+        else:
+            resize_disk(path, size, format="qcow2")
         return
     if record.state is State.PAUSED:
         raise WrongState(f"instance {record.name} is paused", hint="unpause it, then grow its disk")
-    old = context.disks.get(path).size
+    old = context.disks.get(path).size if of_image else disk_info(path, format="qcow2").size
     if size < old:
         raise InvalidArgument(f"a disk cannot shrink: it has {old} bytes, got {size}", field="disk")
     driver = context.driver(record.spec.isolation)
     if not isinstance(driver, Growable):
         raise Unsupported("disk: cannot be changed while it runs", hint="stop it first")
     driver.grow_disk(record.id, size)
-
-
-def _grow_own_disk(context: Context, record: InstanceRecord, size: int) -> None:
-    """Grow the disk of a machine that starts from one; what is on it is the machine's affair."""
-    from hutch.storage.diskimages import resize_disk
-    from hutch.storage.snapshots import QCOW2_FILE
-
-    if record.state in (State.RUNNING, State.PAUSED):
-        raise WrongState(f"disk: {record.name} is {record.state}", hint="stop it first")
-    resize_disk(str(context.directory(record.id) / QCOW2_FILE), size, format="qcow2")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
+from hutch.drivers.base import Savable
 from hutch.engine.after import wants_restart
 from hutch.engine.context import BootRecord, Context
 from hutch.engine.finish import dispose, refresh_locked, remove_locked
@@ -95,6 +97,8 @@ def _settle(context: Context, identifier: str, booked: list[str], removed: list[
                 remove_locked(context, record, remove_volumes=record.spec.auto_remove)
                 removed.append(identifier)
                 return
+            if record.state == State.RUNNING:
+                _awaken(context, record)
     except Busy:
         return
     except NotFound:
@@ -103,6 +107,14 @@ def _settle(context: Context, identifier: str, booked: list[str], removed: list[
         return
     if record.state in (State.EXITED, State.RESTARTING) and _was_rebooted(context, before, record):
         _start_again(context, record)
+
+
+def _awaken(context: Context, record: InstanceRecord) -> None:
+    """Let a machine go on whose saver was killed; nobody saves it now, as its lock is ours."""
+    driver = context.driver(record.spec.isolation)
+    if isinstance(driver, Savable):
+        with suppress(HutchError):  # it may end at any moment
+            driver.awaken(record.id)
 
 
 def _forget(context: Context, identifier: str) -> bool:

@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 
 from hutch.decoding import decode_json
-from hutch.drivers.base import Savable
+from hutch.drivers.base import Savable, SavedState
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh_locked
 from hutch.engine.lookup import load
-from hutch.engine.records import MACHINE_SNAPSHOTS, SUSPENDED, InstanceRecord, SnapshotRecord
+from hutch.engine.records import MACHINE_SNAPSHOTS, InstanceRecord, SnapshotRecord
 from hutch.errors import Unsupported, WrongState
 from hutch.ids import new_id
 from hutch.lifecycle import State
@@ -44,11 +44,11 @@ _ADDRESSES = "addresses.json"
 
 def savable(context: Context, record: InstanceRecord, what: str) -> Savable:
     """Return the driver of a machine, or raise `Unsupported` for what cannot be saved."""
-    if record.spec.machine.from_disk is not None:
+    if record.spec.machine.from_disk is not None and what == "fork":
         raise Unsupported(
-            f"{what} of {record.name}: a machine that starts from a disk has no agent to renew "
-            "a copy of it",
-            hint="`hutch export --disk` copies the disk of a stopped one",
+            f"fork of {record.name}: a machine that starts from a disk has no agent to make a "
+            "twin of it another machine",
+            hint="stop it, `hutch snapshot` it, and `hutch snapshot restore --name NEW`",
         )
     driver = context.driver(record.spec.isolation)
     if not isinstance(driver, Savable):
@@ -143,7 +143,7 @@ class _Addresses(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def keep_addresses(context: Context, record: InstanceRecord, directory: Path) -> None:
-    """Write down the addresses of an instance that is being suspended."""
+    """Write down the addresses of an instance that is being saved."""
     kept = [
         _Addresses(
             network=endpoint.network,
@@ -157,11 +157,11 @@ def keep_addresses(context: Context, record: InstanceRecord, directory: Path) ->
 
 
 def kept_addresses(
-    context: Context, record: InstanceRecord, wanted: Sequence[NetworkAttachment]
+    saved: SavedState, wanted: Sequence[NetworkAttachment]
 ) -> list[NetworkAttachment]:
-    """Return the networks that a suspended instance is in, with the addresses it had."""
+    """Return the networks that a saved instance is in, with the addresses it had."""
     try:
-        content = (context.directory(record.id) / SUSPENDED / _ADDRESSES).read_bytes()
+        content = Path(saved.directory, _ADDRESSES).read_bytes()
         known = {kept.network: kept for kept in decode_json(content, list[_Addresses])}
     except (FileNotFoundError, msgspec.DecodeError):
         return []

@@ -11,8 +11,10 @@ from contextlib import ExitStack
 import msgspec
 
 from hutch.drivers.base import SavedState
+from hutch.drivers.vm.disk_state import copy_files, put_back_files
 from hutch.engine.context import Context
 from hutch.engine.create import create_from_spec
+from hutch.engine.disk_snapshots import check_whole, restore_disk_machine
 from hutch.engine.finish import refresh_locked
 from hutch.engine.instance import Instance
 from hutch.engine.locking import instance_lock
@@ -24,7 +26,7 @@ from hutch.engine.records import (
     InstanceRecord,
     SnapshotRecord,
 )
-from hutch.engine.saved import new_saved, savable, saved_directory, twin_spec
+from hutch.engine.saved import keep_addresses, new_saved, savable, saved_directory, twin_spec
 from hutch.engine.start import start
 from hutch.errors import AlreadyExists, InvalidArgument, NotFound, WrongState
 from hutch.lifecycle import State
@@ -53,6 +55,8 @@ def take_snapshot(context: Context, identifier: str, tag: str | None = None) -> 
         record = refresh_locked(context, load(context, identifier))
         directory = saved_directory(context, saved)
         if record.state == State.RUNNING:
+            check_whole(record)
+            keep_addresses(context, record, directory)
             driver.save(identifier, str(directory), cards=len(record.endpoints))
         elif record.state in _AT_REST:
             _copy_at_rest(context, record, str(directory))
@@ -87,7 +91,10 @@ def _taken(key: str) -> AlreadyExists:
 def _copy_at_rest(context: Context, record: InstanceRecord, target: str) -> None:
     directory = context.directory(record.id)
     with disk_errors(f"snapshot of {record.name}"):
-        copy_sparse(f"{directory}/{DISK_FILE}", f"{target}/{DISK_FILE}")
+        if record.spec.machine.from_disk is None:
+            copy_sparse(f"{directory}/{DISK_FILE}", f"{target}/{DISK_FILE}")
+        else:
+            copy_files(str(directory), target)
         if record.state == State.SUSPENDED:
             for entry in os.listdir(directory / SUSPENDED):
                 copy_sparse(f"{directory}/{SUSPENDED}/{entry}", f"{target}/{entry}")
@@ -121,7 +128,8 @@ def _record(
             tx.insert(MACHINE_SNAPSHOTS, f"{record.name}/{tag}", kept)
         except AlreadyExists:
             raise _taken(f"{record.name}/{tag}") from None
-        context.kernels.note(tx, saved, record.spec.machine.kernel)
+        if record.spec.machine.kernel:
+            context.kernels.note(tx, saved, record.spec.machine.kernel)
         tx.event("container", "snapshot", record.id, name=record.name, tag=tag)
     return kept
 
@@ -190,6 +198,8 @@ class Snapshots:
         record = self.get(snapshot)
         if name is None:
             return self._restore_in_place(record)
+        if record.spec.machine.from_disk is not None:
+            return restore_disk_machine(self._context, record, name)
         return self._restore_new(record, name)
 
     def _restore_new(self, record: SnapshotRecord, name: str) -> Instance:
@@ -228,10 +238,14 @@ class Snapshots:
                     f"instance {present.name} is {present.state}",
                     hint="stop it first, or restore the snapshot with --name NEW",
                 )
-            partial = f"{directory}/.{DISK_FILE}"
-            context.trash.discard(partial)
             source = saved_directory(context, record.id)
-            copy_sparse(f"{source}/{DISK_FILE}", partial)
+            partial = ""
+            if record.spec.machine.from_disk is None:
+                partial = f"{directory}/.{DISK_FILE}"
+                context.trash.discard(partial)
+                copy_sparse(f"{source}/{DISK_FILE}", partial)
+            else:
+                put_back_files(str(source), str(directory))
             with context.store.write(durable=True) as tx:
                 state = State.EXITED if present.state == State.SUSPENDED else present.state
                 fresh = msgspec.structs.replace(
@@ -239,7 +253,8 @@ class Snapshots:
                 )
                 tx.put(INSTANCES, present.id, fresh)
                 tx.event("container", "restore", present.id, name=present.name, tag=record.tag)
-                os.rename(partial, f"{directory}/{DISK_FILE}")
+                if partial:
+                    os.rename(partial, f"{directory}/{DISK_FILE}")
             context.trash.discard(str(directory / SUSPENDED))
         self._go_on(present.id, record)
         return Instance(context, present.id, present.name)

@@ -85,10 +85,12 @@ def _start_locked(
     suspended = record.state == State.SUSPENDED and saved is None
     kept: Sequence[NetworkAttachment] = ()
     if suspended:
+        saved = SavedState(directory=str(context.directory(record.id) / SUSPENDED))
+    # A machine without an agent cannot be told of other addresses.
+    if saved is not None and (suspended or record.spec.machine.from_disk is not None):
         from hutch.engine.saved import kept_addresses
 
-        saved = SavedState(directory=str(context.directory(record.id) / SUSPENDED))
-        kept = kept_addresses(context, record, attachments(record))
+        kept = kept_addresses(saved, attachments(record))
     driver = context.driver(record.spec.isolation)
     with ExitStack() as undo:
         undo.callback(_write, context, record, state=record.state)
@@ -209,7 +211,7 @@ def _prepare_network(
     try:
         endpoints = prepare(kept or attachments(record))
     except HutchError:
-        if not kept:
+        if not kept or spec.machine.from_disk is not None:
             raise
         endpoints = prepare(attachments(record))
     undo.callback(context.networks.detach, record.id)

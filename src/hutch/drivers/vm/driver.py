@@ -336,9 +336,14 @@ class VmDriver:
     def pause(self, identifier: str) -> None:
         """Stop the machine's processors."""
         from hutch.qmp import conversation
-        from hutch.qmp.machine import stop
+        from hutch.qmp.machine import query_status, stop
 
         with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+            if query_status(monitor) == "io-error":
+                raise WrongState(
+                    "the machine stands still: the host has no room for what it writes",
+                    hint="make room, and it goes on by itself",
+                )
             stop(monitor)
 
     def unpause(self, identifier: str) -> None:
@@ -358,8 +363,22 @@ class VmDriver:
 
     def save(self, identifier: str, target: str, *, cards: int, end_as: str = "") -> None:
         """Save a running machine to a directory; see `hutch.drivers.base.Savable`."""
+        directory = self._directory(identifier)
         with failures.translated(f"save of {identifier[:12]}"):
-            save_machine(self._directory(identifier), target, cards=cards, end_as=end_as)
+            if self._has_agent(identifier):
+                save_machine(directory, target, cards=cards, end_as=end_as)
+                return
+            from hutch.drivers.vm.disk_state import save_disk_machine
+
+            save_disk_machine(directory, target, cards=cards, end_as=end_as)
+
+    def awaken(self, identifier: str) -> bool:
+        """Let a running machine go on whose saver was killed; see `hutch.drivers.base.Savable`."""
+        if self._has_agent(identifier):
+            return False  # its monitor sees to that
+        from hutch.drivers.vm.disk_state import awaken
+
+        return awaken(self._directory(identifier))
 
     def update(self, identifier: str, resources: Resources) -> None:
         """Change the host's limits, the guest's limit of processes, and what hardware it has."""
@@ -400,15 +419,20 @@ class VmDriver:
             resizer.memory(memory)
 
     def grow_disk(self, identifier: str, size: int) -> None:
-        """Let the writable disk grow, and the guest's file system with it."""
+        """Let the writable disk grow, and where there is an agent the file system with it."""
         from hutch.drivers.vm.hotplug import grow_disk
+        from hutch.plan.machine.disks import node_name
         from hutch.qmp import conversation
+        from hutch.qmp.blocks import resize_block
 
         with (
             failures.translated("disk"),
             conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor,
         ):
-            grow_disk(monitor, self._guest(identifier), size)
+            if self._has_agent(identifier):
+                grow_disk(monitor, self._guest(identifier), size)
+            else:
+                resize_block(monitor, node_name(0), size)
 
     # ---- networks while it runs ---------------------------------------------------------
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 import msgspec
 
 from hutch.drivers import failures
-from hutch.drivers.base import Launch, Started
+from hutch.drivers.base import Launch, SavedState, Started
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards
 from hutch.drivers.vm.host import find_host
@@ -29,9 +29,17 @@ from hutch.drivers.vm.machine import (
     shape_of,
 )
 from hutch.drivers.vm.sandbox import Descriptors, listen_at
+from hutch.drivers.vm.state import connect_cards, load_machine, opened
 from hutch.drivers.vm.throttling import start_rates
 from hutch.drivers.vm.tpm import TpmServer, find_swtpm, serve_tpm
-from hutch.errors import HutchError, InternalError, InvalidArgument, NotFound, Unsupported
+from hutch.errors import (
+    HutchError,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+    WrongState,
+)
 from hutch.host.firmware import find_uefi
 from hutch.linux.cgroup import Group, Hierarchy
 from hutch.network.model import Endpoint
@@ -137,9 +145,24 @@ def _bring_up(launch: Launch, booted: Booted, taps: Taps | None) -> int:
         # Without an answer QEMU is about to end, which the monitor tells better than we can.
         if _answers(f"{launch.directory}/run/{QMP_SOCKET}"):
             start_rates(launch.directory, launch.spec.resources, image=False)
+            if launch.saved is not None:
+                _load(launch, launch.saved)
             booted.monitor.go()
         booted.monitor.wait_started(_QEMU_S)
     return pid
+
+
+def _load(launch: Launch, saved: SavedState) -> None:
+    """Let the machine go on where it was saved."""
+    with opened(saved) as loaded:
+        if len(launch.endpoints) != loaded.cards:
+            raise WrongState(
+                f"the saved machine has {loaded.cards} network cards, and the instance "
+                f"{len(launch.endpoints)}",
+                hint="connect it to as many networks as when it was saved",
+            )
+        load_machine(launch.directory, loaded)
+        connect_cards(launch.directory, loaded.cards)
 
 
 def _answers(path: str) -> bool:
@@ -163,7 +186,7 @@ def _boot(
     held: ExitStack,
 ) -> Booted:
     spec, wish = launch.spec, _wish(launch.spec)
-    if wish.seed:
+    if wish.seed and launch.saved is None:
         _write_seed(launch)
     host = find_host(machines.root, spec.machine.accel, machines.proving_kernel())
     save_record(launch.directory, _record(host, spec))
@@ -253,6 +276,7 @@ def _machine(
         root_ports=ROOT_PORTS,
         tpm=Tpm(socket=Descriptor(descriptors.add(os.dup(tpm.socket)))) if tpm else None,
         reboot=True,
+        incoming=launch.saved is not None,
     )
 
 

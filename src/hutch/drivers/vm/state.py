@@ -22,7 +22,7 @@ from hutch.drivers.failures import last_line
 from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.machine import MachineRecord, load_record
 from hutch.drivers.vm.setup import interfaces, renewal
-from hutch.errors import IntegrityError, NotFound, Unavailable, Unsupported
+from hutch.errors import IntegrityError, NotFound, Unavailable, Unsupported, WrongState
 from hutch.plan import guest
 from hutch.plan.vm import GUEST_FILES
 from hutch.process.guest import Guest
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from hutch.qmp import Monitor
 
 __all__ = ["Loaded", "connect_cards", "load_machine", "opened", "save_machine", "saved_size"]
-__all__ += ["twin_setup"]
+__all__ += ["STATE_FILE", "Saved", "check_movable", "twin_setup", "write_record", "write_state"]
 
-_STATE, _DISK, _RECORD = "state", "disk.raw", "saved.json"
+STATE_FILE, _DISK, _RECORD = "state", "disk.raw", "saved.json"
 # How long the memory is written while the machine runs and dirties it; then it is stopped.
 _PATIENCE_S = 5.0
 _PAUSE_MS = 20
 
 
-class _Saved(msgspec.Struct, frozen=True, kw_only=True):
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
     """What a later load must know. `unacked` is input that the process had not taken."""
 
     unacked: int
@@ -62,34 +62,40 @@ def save_machine(directory: str, target: str, *, cards: int, end_as: str = "") -
     if machine.shares:
         raise _immovable("it has directories of the host")
     with (
-        open(f"{target}/{_STATE}", "xb") as state,
+        open(f"{target}/{STATE_FILE}", "xb") as state,
         conversation(f"{run}/{QMP_SOCKET}") as monitor,
     ):
-        _check_movable(monitor, cards)
+        check_movable(monitor, cards)
         with Guest(run).quiesce(monitor.fileno()) as quiet:
-            _write_state(monitor, state.fileno(), emulated=machine.accelerator == "tcg")
-            saved = _Saved(unacked=quiet.unacked, cards=cards, machine=machine)
+            write_state(monitor, state.fileno(), emulated=machine.accelerator == "tcg")
+            saved = Saved(unacked=quiet.unacked, cards=cards, machine=machine)
             if not end_as:
                 _copy_disk(f"{directory}/{_DISK}", f"{target}/{_DISK}")
                 qmp.cont(monitor)
             else:
                 os.fsync(state.fileno())
                 _sync(f"{directory}/{_DISK}")
-                _write_record(target, saved)
+                write_record(target, saved)
                 os.rename(target, end_as)
                 _sync(os.path.dirname(end_as))
                 qmp.quit(monitor)
                 quiet.wait_end()
     if not end_as:
-        _write_record(target, saved)
+        write_record(target, saved)
 
 
-def _check_movable(monitor: Monitor, cards: int) -> None:
+def check_movable(monitor: Monitor, cards: int) -> None:
     """Raise for a machine with devices whose state QEMU cannot save, naming its reasons, and
     for one that is not as it would be started: it could not be loaded."""
     from hutch.qmp.devices import list_devices
+    from hutch.qmp.machine import RUNNING, query_status
     from hutch.qmp.migration import query_migrate
 
+    if query_status(monitor) not in RUNNING:
+        raise WrongState(
+            "the machine stands still: the host has no room for what it writes",
+            hint="make room, and it goes on by itself",
+        )
     names = list_devices(monitor)
     plugged = any(name.startswith("card") for name in names)
     if plugged or sum(name.startswith("nic") for name in names) != cards:
@@ -109,7 +115,7 @@ def _immovable(reason: str) -> Unsupported:
     )
 
 
-def _write_state(monitor: Monitor, fd: int, *, emulated: bool) -> None:
+def write_state(monitor: Monitor, fd: int, *, emulated: bool) -> None:
     """Write memory and devices; when it returns the machine is stopped, its disks flushed."""
     from hutch.qmp.machine import stop
     from hutch.qmp.migration import save_state, set_parameters
@@ -126,7 +132,7 @@ def _copy_disk(source: str, target: str) -> None:
     copy_sparse(source, target)
 
 
-def _write_record(target: str, saved: _Saved) -> None:
+def write_record(target: str, saved: Saved) -> None:
     """Write the record, last of all: it says that the rest is there."""
     partial = f"{target}/.{_RECORD}"
     with open(partial, "wb") as file:
@@ -145,10 +151,10 @@ def _sync(path: str) -> None:
         os.close(fd)
 
 
-def _load(directory: str) -> _Saved:
+def _load(directory: str) -> Saved:
     try:
         with open(f"{directory}/{_RECORD}", "rb") as file:
-            return decode_json(file.read(), _Saved)
+            return decode_json(file.read(), Saved)
     except FileNotFoundError:
         raise NotFound(f"{directory}: there is no saved state") from None
     except msgspec.DecodeError as exc:
@@ -168,7 +174,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 def opened(saved: SavedState) -> Iterator[Loaded]:
     """Open a saved state for one machine."""
     record = _load(saved.directory)
-    state = os.open(f"{saved.directory}/{_STATE}", os.O_RDONLY | os.O_CLOEXEC)
+    state = os.open(f"{saved.directory}/{STATE_FILE}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield Loaded(
             state=state, unacked=record.unacked, cards=record.cards, machine=record.machine
