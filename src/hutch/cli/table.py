@@ -83,6 +83,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "vm kernel add": ("kernels", "Add a guest kernel, from a package or from files"),
     "vm kernel ls": ("kernels", "List the guest kernels"),
     "vm kernel rm": ("kernels", "Remove guest kernels"),
+    "sched simulate": ("sched", "Tell what policies would have made of a workload"),
+    "sched compare": ("sched", "Compare policies on a workload"),
+    "sched generate": ("sched", "Write a generated workload, or a trace in another format"),
+    "sched policies": ("sched", "List policies, estimators and generators"),
     "system doctor": ("system", "Say what this host can do, and what is missing"),
     "system df": ("system", "Show what takes space"),
     "system prune": ("system", "Remove everything that nothing uses"),
@@ -101,8 +105,9 @@ TABLE: dict[str, tuple[str, str]] = {
     "_exited": ("system", ""),
     "_migrate_target": ("migrate", ""),
     "_complete": ("completion", ""),
+    "_sched_worker": ("sched", ""),
 }
-HIDDEN = frozenset({"_exited", "_complete", "_migrate_target"})
+HIDDEN = frozenset({"_exited", "_complete", "_migrate_target", "_sched_worker"})
 GROUPS: dict[str, str] = {
     "container": "Instances: the same commands as at the top",
     "image": "Images",
@@ -112,6 +117,7 @@ GROUPS: dict[str, str] = {
     "vm": "Virtual machines",
     "vm disk": "Disk images of virtual machines",
     "vm kernel": "Guest kernels of virtual machines",
+    "sched": "Scheduling policies, simulated on workloads",
     "system": "The host and the engine",
 }
 ALIASES: dict[str, str] = {

@@ -138,22 +138,26 @@ class Average(_Stepwise):
 class LastTwo(_Stepwise):
     """The mean of the last two run times of the same user, or of the same key (`by_key`).
 
-    Before there are any, the user's estimate. Source: see the steps above.
+    Before there are any, the user's estimate or `initial`. Source: see the steps above.
     """
 
     name: ClassVar[str] = "last-two"
     parameters: ClassVar[Mapping[str, Parameter]] = {
         "by_key": Parameter("flag", False, "by image and command instead of by user"),
+        "initial": Parameter("seconds", math.inf, "what is foretold when nothing is known"),
     }
 
-    def __init__(self, by_key: bool = False) -> None:
+    def __init__(self, by_key: bool = False, initial: float = math.inf) -> None:
         self.by_key = by_key
+        self.initial = initial
         self._last: dict[str, tuple[float, ...]] = {}
 
     def predict(self, job: Question) -> float:
         last = self._last.get(job.key if self.by_key else job.user)
         limit = math.inf if job.estimate is None else job.estimate
-        return min(sum(last) / len(last), limit) if last else limit
+        if last:
+            return min(sum(last) / len(last), limit)
+        return self.initial if job.estimate is None else limit
 
     def learn(self, job: Job, runtime: float) -> None:
         key = job.key if self.by_key else job.user

@@ -92,6 +92,6 @@ def _interpolate(ordered: Sequence[float], fractions: Iterable[float]) -> list[f
         below = min(int(rank), last)
         above = min(below + 1, last)
         part = rank - below
-        low = ordered[below]
-        result.append(low if not part else low + (ordered[above] - low) * part)
+        low, high = ordered[below], ordered[above]
+        result.append(low + (high - low) * part)
     return result

@@ -21,7 +21,7 @@ from hutch.sched.ledger import Capacity
 from hutch.sched.parameters import Parameter, read_parameters
 from hutch.sched.policy import Policy
 
-__all__ = ["POLICIES", "create", "describe", "find"]
+__all__ = ["POLICIES", "create", "describe", "find", "theirs"]
 
 GROUP = "hutch.policies"
 _HERE = "hutch.sched.policies."
@@ -44,6 +44,13 @@ POLICIES: Mapping[str, str] = {
 """Our policies: name, and where its class is."""
 
 
+def theirs() -> dict[str, Any]:
+    """Return the entry points of other packages' policies, by name."""
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
 def find(name: str) -> Any:
     """Return the class of a policy by its name without parameters.
 
@@ -54,19 +61,16 @@ def find(name: str) -> Any:
     if where is not None:
         module, _, attribute = where.partition(":")
         return getattr(import_module(module), attribute)
-    from importlib.metadata import entry_points
-
-    theirs = entry_points(group=GROUP)
-    for entry in theirs:
-        if entry.name == name:
-            try:
-                return entry.load()
-            except Exception as exc:
-                raise Unsupported(f"policy {name}: {entry.value} cannot be loaded: {exc}") from exc
+    others = theirs()
+    if (entry := others.get(name)) is not None:
+        try:
+            return entry.load()
+        except (ImportError, AttributeError) as exc:
+            raise Unsupported(f"policy {name}: {entry.value} cannot be loaded: {exc}") from exc
     from difflib import get_close_matches
 
-    known = [*POLICIES, *(entry.name for entry in theirs)]
-    near = get_close_matches(name, known, 1)
+    known = [*POLICIES, *others]
+    near = get_close_matches(name, known, 1, 0.5)
     raise InvalidArgument(
         f"no such policy: {name!r}",
         field="policy",

@@ -18,7 +18,7 @@ from hutch.sched.traces.swf import read_header, read_swf
 from hutch.sched.traces.table import read_csv
 from hutch.sched.workload import TraceJob
 
-__all__ = ["FORMATS", "Trace", "open_trace"]
+__all__ = ["FORMATS", "Trace", "kind_of", "open_trace"]
 
 FORMATS = ("swf", "csv", "batsim")
 _SUFFIXES = {".swf": "swf", ".csv": "csv", ".json": "batsim"}
@@ -83,7 +83,7 @@ def open_trace(
         made = generate(name, seed=seed)
         return Trace(name, lambda _: made.jobs(), made.cores)
     where = os.path.basename(name)
-    kind = kind or _kind(name)
+    kind = kind or kind_of(name)
     if kind not in FORMATS:
         raise InvalidArgument(
             f"unknown format: {kind!r}", field="format", hint=f"there are {', '.join(FORMATS)}"
@@ -98,7 +98,8 @@ def open_trace(
     return Trace(where, lambda trace: _swf(name, where, trace), _cores(name, where))
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """Return the format that a file's name tells."""
     stem = name.removesuffix(".gz")
     for suffix, kind in _SUFFIXES.items():
         if stem.endswith(suffix):

@@ -1,0 +1,116 @@
+"""Curves of how a metric is distributed over jobs (CDF), as a picture and as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from hutch.sched.report.axes import format_number, format_time, marks
+from hutch.sched.report.drawing import COLOURS, GREY, INK, Line, Picture, Rect, Text
+
+__all__ = ["LABELS", "Curve", "cdf_picture", "cdf_text"]
+
+Curve = Sequence[tuple[float, float]]
+"""Points (value, share of jobs up to it), rising."""
+
+LABELS = {
+    "turnaround": "turnaround",
+    "waiting": "waiting",
+    "response": "response",
+    "slowdown": "slowdown",
+    "bounded_slowdown": "bounded slowdown",
+}
+_TIMES = ("turnaround", "waiting", "response")
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 150, 34, 40
+
+
+def _scale(curves: Mapping[str, Curve], metric: str) -> tuple[float, float]:
+    """Return the bounds of the logarithmic axis; what is below the lowest is drawn on it."""
+    floor = 1.0
+    highest = max((points[-1][0] for points in curves.values() if points), default=floor)
+    if metric in _TIMES and highest < 10:
+        floor = 0.01
+    return floor, max(highest, floor * 10)
+
+
+def _from(points: Curve, low: float) -> list[tuple[float, float]]:
+    """Return a curve from the axis's lowest value on: one point stands for all below it."""
+    below = [point for point in points if point[0] <= low]
+    return below[-1:] + [point for point in points if point[0] > low]
+
+
+def cdf_picture(
+    curves: Mapping[str, Curve], metric: str, *, title: str = "", width: int = 860
+) -> Picture:
+    """Return a chart of a curve for each policy, on a logarithmic axis."""
+    height = 300
+    plot_width, plot_height = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
+    low, high = _scale(curves, metric)
+    span = math.log10(high / low)
+    show = format_time if metric in _TIMES else format_number
+
+    def place(value: float, share: float) -> tuple[float, float]:
+        part = math.log10(max(value, low) / low) / span
+        return _LEFT + part * plot_width, _TOP + (1 - share) * plot_height
+
+    picture = Picture(width, height, [], title)
+    shapes = picture.shapes
+    shapes.append(Text(_LEFT, 20, title or f"share of jobs by {LABELS[metric]}", 13, bold=True))
+    shapes.append(Rect(_LEFT, _TOP, plot_width, plot_height, "#f9fafb"))
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        y = place(low, share)[1]
+        shapes.append(Line([(_LEFT, y), (_LEFT + plot_width, y)], "#d8dee4", 0.7))
+        shapes.append(Text(_LEFT - 8, y + 4, f"{share:.0%}", 11, GREY, "end"))
+    for value in marks(low, high, times=metric in _TIMES):
+        x = place(value, 0)[0]
+        shapes.append(Line([(x, _TOP), (x, _TOP + plot_height)], "#d8dee4", 0.7))
+        words = ("up to " if value == low else "") + show(value)
+        shapes.append(Text(x, _TOP + plot_height + 17, words, 11, anchor="middle"))
+    shapes.append(Text(_LEFT + plot_width / 2, height - 6, LABELS[metric], 11, INK, "middle"))
+    for n, (name, points) in enumerate(curves.items()):
+        colour = COLOURS[n % len(COLOURS)]
+        if drawn := _from(points, low):
+            shapes.append(Line([place(*point) for point in drawn], colour, 1.8, n >= 7))
+        y = _TOP + 8 + n * 17
+        x = _LEFT + plot_width + 12
+        shapes.append(Line([(x, y), (x + 20, y)], colour, 2.4, n >= 7))
+        shapes.append(Text(x + 26, y + 4, name, 11))
+    return picture
+
+
+_MARKS = "ox+*#@%&=~^v<>"
+
+
+def cdf_text(
+    curves: Mapping[str, Curve], metric: str, *, width: int = 80, height: int = 16
+) -> list[str]:
+    """Return lines for a terminal: a mark for each policy on a logarithmic axis."""
+    low, high = _scale(curves, metric)
+    span = math.log10(high / low)
+    columns = max(width - 8, 20)
+    grid = [[" "] * columns for _ in range(height)]
+    for n, points in enumerate(curves.values()):
+        for column in range(columns):
+            value = low * 10 ** (span * column / (columns - 1))
+            share = max((s for v, s in points if v <= value * (1 + 1e-9)), default=0)
+            row = round((1 - share) * (height - 1))
+            grid[row][column] = _MARKS[n % len(_MARKS)]
+    show = format_time if metric in _TIMES else format_number
+    lines = [
+        f"{1 - row / (height - 1):>5.0%} │" + "".join(cells).rstrip()
+        for row, cells in enumerate(grid)
+    ]
+    lines.append("      └" + "─" * columns)
+    axis = [" "] * columns
+    for value in marks(low, high, times=metric in _TIMES):
+        words = show(value)
+        at = round(math.log10(value / low) / span * (columns - 1))
+        at = min(at, columns - len(words))
+        if all(cell == " " for cell in axis[max(at - 1, 0) : at + len(words) + 1]):
+            axis[at : at + len(words)] = words
+    lines.append("       " + "".join(axis).rstrip())
+    lines.append(
+        f"       {LABELS[metric]}: "
+        + ", ".join(f"{_MARKS[n % len(_MARKS)]} {name}" for n, name in enumerate(curves))
+    )
+    return lines

@@ -1,0 +1,124 @@
+"""Pictures and pages: what is drawn is what ran."""
+
+from __future__ import annotations
+
+import struct
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+
+import pytest
+
+from hutch.sched import Capacity, create
+from hutch.sched.report.axes import format_time, marks, ticks
+from hutch.sched.report.curves import cdf_picture, cdf_text
+from hutch.sched.report.drawing import Rect, to_svg
+from hutch.sched.report.gantt import SliceRecorder, gantt_picture, gantt_text
+from hutch.sched.report.html import html_page
+from hutch.sched.report.result import CSV_COLUMNS, Result, csv_cells, result_of
+from hutch.sched.simulator import simulate
+from tests.sched.traces import jobs
+
+TRACE = jobs((0, 6), (0, 3), (1, 4), (2, 2), cores=(2, 1, 3, 1))
+
+
+def played(policy: str) -> Result:
+    recorder = SliceRecorder()
+    summary = simulate(TRACE, create(policy, Capacity(cores=3)), observer=recorder)
+    summary.policy = policy
+    result = result_of(summary, curves=True)
+    result.slices = recorder.slices
+    return result
+
+
+def test_bars_cover_what_ran_and_do_not_overlap() -> None:
+    slices = played("rr:quantum=2").slices
+    picture = gantt_picture(slices, 3)
+    bars = [s for s in picture.shapes if isinstance(s, Rect) and s.label]
+    plot = next(s for s in picture.shapes if isinstance(s, Rect) and not s.label)
+    scale, row = plot.width / max(piece.ended for piece in slices), plot.height / 3
+    work = sum(bar.width / scale * round(bar.height / row) for bar in bars)
+    assert work == pytest.approx(6 * 2 + 3 + 4 * 3 + 2)
+    for n, one in enumerate(bars):
+        for other in bars[n + 1 :]:
+            apart = (
+                one.x + one.width <= other.x + 1e-6
+                or other.x + other.width <= one.x + 1e-6
+                or one.y + one.height <= other.y + 1e-6
+                or other.y + other.height <= one.y + 1e-6
+            )
+            assert apart
+
+
+def test_svg_is_well_formed_whatever_a_job_is_called() -> None:
+    recorder = SliceRecorder()
+    trace = [j.__class__('<&">', j.submit, j.runtime) for j in TRACE[:1]]
+    simulate(trace, create("fcfs", Capacity(cores=1)), observer=recorder)
+    svg = to_svg(gantt_picture(recorder.slices, 1, title="a < b"))
+    assert ET.fromstring(svg).tag.endswith("svg")
+
+
+def test_png_has_two_pixels_for_each_unit() -> None:
+    pytest.importorskip("PIL")
+    from hutch.sched.report.png import to_png
+
+    picture = gantt_picture(played("easy").slices, 3, title="easy")
+    data = to_png(picture)
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    size = struct.unpack(">II", data[16:24])
+    assert size == (round(picture.width * 2), round(picture.height * 2))
+
+
+def test_a_window_keeps_what_is_inside_it() -> None:
+    recorder = SliceRecorder((2, 5), most=2)
+    simulate(TRACE, create("fcfs", Capacity(cores=3)), observer=recorder)
+    assert all(2 <= piece.began < piece.ended <= 5 for piece in recorder.slices)
+    assert len(recorder.slices) == 2 and recorder.dropped == 0
+
+
+def test_a_chart_in_the_terminal_has_a_row_for_each_job() -> None:
+    lines = gantt_text(played("fcfs").slices, width=28)
+    assert lines[0] == "1 │" + "█" * 12
+    assert lines[1] == "2 │" + "█" * 6
+    assert lines[2] == "3 │" + " " * 12 + "█" * 8
+    assert lines[-1].split() == ["0", "12", "s"]
+    short = gantt_text(played("fcfs").slices, width=28, rows=2)
+    assert short[-1] == "2 more jobs are not shown"
+
+
+def test_curves_end_at_the_highest_value() -> None:
+    result = played("fcfs")
+    curve = result.curve("waiting")
+    assert curve[0][1] == 0 and curve[-1][1] == 1
+    assert all(a <= b for (a, _), (b, _) in pairwise(curve))
+    ET.fromstring(to_svg(cdf_picture({"fcfs": curve}, "waiting")))
+    assert "o fcfs" in cdf_text({"fcfs": curve}, "waiting")[-1]
+
+
+def test_the_page_is_whole_and_marks_the_best() -> None:
+    page = html_page(
+        [played("fcfs"), played("easy")], trace="<log>", cores=3, settings={"memory": "1"}
+    )
+    assert page.count("<svg") == 5 + 2
+    assert 'class="best"' in page and "&lt;log&gt;" in page and "<log>" not in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_line_of_csv_has_every_column() -> None:
+    assert len(csv_cells(played("fcfs"))) == len(CSV_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0"), (0.25, "250 ms"), (59, "59 s"), (60, "1 min"), (90, "90 s"), (150, "2.5 min"),
+     (3600, "1 h"), (7200, "2 h"), (86400, "1 d"), (1e7, "116 d"), (float("inf"), "–")],
+)  # fmt: skip
+def test_times_are_short(seconds: float, words: str) -> None:
+    assert format_time(seconds) == words
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(0, 30) == [0, 5, 10, 15, 20, 25, 30]
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert ticks(0, 7200) == [0, 900, 1800, 2700, 3600, 4500, 5400, 6300, 7200]
+    assert marks(1, 4000, times=True) == [1, 10, 60, 600, 3600]
+    assert marks(1, 1500, times=False) == [1, 10, 100, 1000]
