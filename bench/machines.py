@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +177,35 @@ def memory(stage: Stage, with_peers: Peers, rounds: int) -> Row:
     )
 
 
+def reclaim(stage: Stage, with_peers: Peers, rounds: int) -> list[Row]:
+    """QEMU's resident memory: started, full, emptied by the guest, and with the balloon."""
+    rows = []
+    with _engine(stage) as engine:
+        for template, name in ((True, "from a template"), (False, "booted")):
+            options = _options(network="none", memory="512M", shm_size="400M", template=template)
+            box = engine.start(IMAGE, _SLEEP, **options)
+            found = {"hutch": _resident_kb(engine, box)}
+            box.exec(["dd", "if=/dev/zero", "of=/dev/shm/x", "bs=1M", "count=200"])
+            found["200 MB written"] = _resident_kb(engine, box)
+            box.exec(["rm", "/dev/shm/x"])
+            time.sleep(_IDLE_S)
+            found["removed"] = _resident_kb(engine, box)
+            box.update(memory="128M")
+            found["update to 128 MB"] = _resident_kb(engine, box)
+            box.remove(force=True)
+            ways = {way: Samples(seconds=[size]) for way, size in found.items()}
+            case = f"machine: resident memory of 512 MB, {name}"
+            rows.append(Row(case=case, ways=ways, unit="kB"))
+    return rows
+
+
+def _resident_kb(engine: Any, box: Any) -> float:
+    total = 0
+    for pid in engine._context.driver("vm").processes(box.id):
+        total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return total * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
 def clones(stage: Stage, with_peers: Peers, rounds: int) -> Row:
     """50 starts from one template at once, until each has answered an exec."""
     with _engine(stage) as engine:
@@ -205,10 +234,11 @@ def clones(stage: Stage, with_peers: Peers, rounds: int) -> Row:
         )
 
 
-MACHINE_CASES = {
+MACHINE_CASES: dict[str, Callable[[Stage, Peers, int], Row | list[Row]]] = {
     "vm-cold": cold_start,
     "vm-start": template_start,
     "vm-exec": execute,
     "vm-memory": memory,
+    "vm-reclaim": reclaim,
     "vm-clones": clones,
 }

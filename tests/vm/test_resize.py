@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hutch.engine import Engine, Instance
 from hutch.errors import InvalidArgument, WrongState
 from tests.requires import requires
-from tests.vm.machines import NEEDS, machine_root
+from tests.vm.machines import NEEDS, machine_root, processes, until
 
 pytestmark = [*NEEDS, pytest.mark.timeout(600)]
 
@@ -162,5 +163,35 @@ def test_a_machine_without_hotplug_says_so(engine: Engine) -> None:
     try:
         with pytest.raises(WrongState, match="microvm"):
             box.update(cpus=2)
+    finally:
+        box.remove(force=True)
+
+
+def resident(engine: Engine, box: Instance) -> int:
+    """Return the MiB of QEMU's own memory that the host holds."""
+    pid = processes(engine, box)["qemu"]
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"Private_Dirty:\s+(\d+)", rollup)
+    assert found is not None
+    return int(found[1]) // 1024
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_memory_that_it_no_longer_uses_goes_back_to_the_host(
+    engine: Engine, template: bool
+) -> None:
+    options = {**OPTIONS, "memory": "512M", "template": template}
+    box = engine.start("busybox", ["sleep", "10000"], **options)  # type: ignore[arg-type]
+    try:
+        fill = ["dd", "if=/dev/zero", "of=/dev/shm/x", "bs=1M", "count=200"]
+        box.exec(fill)
+        full = resident(engine, box)
+        box.exec(["rm", "/dev/shm/x"])
+        until(lambda: resident(engine, box) < full - 150, "the host does not get it back")
+        # What was given back can be had again, and the guest is well.
+        box.exec(fill)
+        assert box.exec(["sh", "-c", "cmp -n 209715200 /dev/shm/x /dev/zero"]).exit_code == 0
+        log = engine.root / "instances" / box.id / "qemu.log"
+        assert "discard" not in log.read_text()
     finally:
         box.remove(force=True)

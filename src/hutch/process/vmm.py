@@ -24,6 +24,7 @@ __all__ = [
     "FIRST_QEMU_FD",
     "MonitorConfig",
     "MonitorLink",
+    "discard_path",
     "encode_config",
     "vmm_path",
 ]
@@ -53,6 +54,11 @@ _T = TypeVar("_T")
 def vmm_path() -> str:
     """Return where the package keeps the monitor's binary."""
     return os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "hutch-vmm")
+
+
+def discard_path() -> str:
+    """Return where the package keeps what QEMU is given to discard a template's memory."""
+    return os.path.join(os.path.dirname(vmm_path()), "hutch-discard.so")
 
 
 class MonitorConfig(msgspec.Struct, frozen=True, kw_only=True):

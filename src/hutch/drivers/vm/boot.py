@@ -30,7 +30,13 @@ from hutch.plan.ops import Plan, Supervision
 from hutch.plan.vm import SandboxAssets, compile_sandbox
 from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
-from hutch.process.vmm import MonitorConfig, MonitorLink, encode_config, vmm_path
+from hutch.process.vmm import (
+    MonitorConfig,
+    MonitorLink,
+    discard_path,
+    encode_config,
+    vmm_path,
+)
 
 __all__ = ["BootRequest", "Booted", "Ports", "boot", "map_ids"]
 
@@ -60,8 +66,9 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     where the console's and QEMU's words go. `argv` gets the standard ports and a collector
     for more descriptors. `config` is the monitor's configuration but for what is decided
     here. `namespace` holds a network namespace, -1 for a new, empty one; `host_network`
-    stays in the host's. `screen`, for a machine without an agent, is what the clients of its
-    screen call at.
+    stays in the host's. `discards` says that its memory is a sealed file, of which it is to
+    give back what it has written itself. `screen`, for a machine without an agent, is what
+    the clients of its screen call at.
     """
 
     identifier: str
@@ -74,6 +81,7 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     argv: Callable[[Ports, Descriptors], Sequence[str]]
     config: MonitorConfig
     kvm: bool = False
+    discards: bool = False
     seccomp: bytes = b""
     rows: int = 0
     columns: int = 0
@@ -191,7 +199,11 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
             console_log=qemu.add(os.open(f"{request.logs}/console.log", _LOG, 0o600)),
         )
     argv = tuple(request.argv(ports, qemu))
-    config = msgspec.structs.replace(request.config, argv=argv, qemu_fds=len(qemu.fds))
+    env = request.config.env
+    if request.discards:
+        library = qemu.add(os.open(discard_path(), os.O_RDONLY | os.O_CLOEXEC))
+        env = (*env, f"LD_PRELOAD=/proc/self/fd/{library}")
+    config = msgspec.structs.replace(request.config, argv=argv, env=env, qemu_fds=len(qemu.fds))
     memory = holding(os.memfd_create("hutch-machine", os.MFD_CLOEXEC))
     _write_all(memory, encode_config(config))
     listener = request.screen

@@ -7,6 +7,7 @@ signals and the exit code pass through it. What else is asked of the guest goes 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -33,8 +34,8 @@ from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.drivers.vm.state import connect_cards, load_machine, save_machine
 from hutch.drivers.vm.throttling import check_rates, set_rates, start_rates
-from hutch.errors import InternalError, NotFound, Unsupported, WrongState
-from hutch.linux.cgroup import Group, Hierarchy, Stats
+from hutch.errors import Busy, InternalError, NotFound, Unsupported, WrongState
+from hutch.linux.cgroup import Group, Hierarchy, Limits, Stats
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_NETWORK
 from hutch.plan.ops import HealthProbe, Plan
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 __all__ = ["VmDriver"]
 
 _BRING_UP_S = 150.0
+# Free pages are reported to QEMU after at most two seconds.
+_LOWER_S = 6.0
 
 
 class VmDriver:
@@ -401,7 +404,7 @@ class VmDriver:
             set_rates(monitor, resources, image=self._has_agent(identifier), running=True)
             self._resize(monitor, identifier, record, memory, vcpus)
         if memory < record.memory:
-            group.update(group_limits(resources, memory))
+            _lower(group, group_limits(resources, memory))
 
     def _resize(
         self, monitor: Monitor, identifier: str, record: MachineRecord, memory: int, vcpus: int
@@ -478,6 +481,19 @@ class VmDriver:
     def prune_templates(self) -> int:
         """Let go of all templates; return how many there were."""
         return self._machines.templates.prune()
+
+
+def _lower(group: Group, limits: Limits) -> None:
+    """Lower a group's limits; what the guest has given up reaches the host a moment later."""
+    deadline = time.monotonic() + _LOWER_S
+    while True:
+        try:
+            group.update(limits)
+            return
+        except Busy:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 def _require_running(monitor: Monitor) -> None:

@@ -219,6 +219,7 @@ class MachineLauncher:
                     unacked=loaded.unacked if loaded else 0,
                 ),
                 kvm=parts.host.accelerator == "kvm",
+                discards=template is not None and shares is None,
                 rows=launch.rows,
                 columns=launch.columns,
                 group=group,
@@ -483,7 +484,12 @@ def _resumed_memory(
     """Return a template's memory: mapped privately, or a copy that a server can share."""
     copy = os.dup(template.memory) if shares is None else copy_memory(template.memory, shape.memory)
     number = descriptors.add(copy)
-    return Memory(kind="file", path=f"/proc/self/fd/{number}", share=shares is not None)
+    return Memory(
+        kind="file",
+        path=f"/proc/self/fd/{number}",
+        share=shares is not None,
+        sealed=shares is None,
+    )
 
 
 def _shares(server: ShareServer | None, descriptors: Descriptors) -> tuple[Share, ...]:

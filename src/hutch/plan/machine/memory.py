@@ -78,7 +78,8 @@ def _object(
 ) -> str:
     # Huge pages without a hugetlbfs come from a memory file.
     kind = "memfd" if memory.kind == "plain" and memory.huge_page else memory.kind
-    read_only = kind == "file" and not memory.share and version.maps_read_only_files
+    private = kind == "file" and not memory.share and not memory.sealed
+    read_only = private and version.maps_read_only_files
     text = options(
         _OBJECTS[kind],
         id=name,

@@ -56,14 +56,17 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Where the guest's memory is.
 
     `plain` is QEMU's own. `file` is `path` (a template with `share`; a clone of one
-    without), which QEMU opens itself. `memfd` is shared with a device process such as
-    virtiofsd. `huge_page` is a size in bytes, 0 for ordinary pages; with `file` the path
+    without), which QEMU opens itself; `sealed` says that nobody can write to it, so that QEMU
+    may open it as if it could, and discard what a clone has of its own
+    (native/preload/discard.c). `memfd` is shared with a device process such as virtiofsd.
+    `huge_page` is a size in bytes, 0 for ordinary pages; with `file` the path
     must be on a hugetlbfs. `host_nodes` binds it to NUMA nodes of the host.
     """
 
     kind: Literal["plain", "file", "memfd"] = "plain"
     path: str = ""
     share: bool = False
+    sealed: bool = False
     huge_page: int = 0
     preallocate: bool = False
     merge: bool = False
