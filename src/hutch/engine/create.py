@@ -30,7 +30,7 @@ from hutch.spec.model import InstanceSpec
 from hutch.storage.faults import disk_errors
 from hutch.storage.snapshots import DISK_FILE
 
-__all__ = ["check_references", "create", "ensure_image", "insert_record", "lock_new"]
+__all__ = ["check_references", "create", "ensure_image", "insert_record", "layer_size", "lock_new"]
 
 _PULL_POLICIES = ("missing", "always", "never")
 _NAME_ATTEMPTS = 20
@@ -218,15 +218,25 @@ def lock_new(context: Context, identifier: str) -> Iterator[None]:
 
 def _make_layers(context: Context, identifier: str, image: ImageRecord, spec: InstanceSpec) -> None:
     """Make the writable layer; layers that a power cut took are unpacked again first."""
-    owner = _root_owner(spec)
+    owner, size = _root_owner(spec), layer_size(spec)
     try:
-        context.snapshots.make(identifier, image.chain_ids, owner=owner)
+        context.snapshots.make(identifier, image.chain_ids, owner=owner, size=size)
     except NotFound:
         from hutch.image.unpacking import ensure_unpacked
 
         with context.leases.hold(*image.digests, *image.chain_ids, purpose="unpack"):
             ensure_unpacked(image, context.content, context.layers)
-        context.snapshots.make(identifier, image.chain_ids, owner=owner)
+        context.snapshots.make(identifier, image.chain_ids, owner=owner, size=size)
+
+
+def layer_size(spec: InstanceSpec) -> int:
+    """Return the bytes that a container's writable layer may have, 0 for no limit."""
+    asked = spec.storage_options.get("size")
+    if not asked or spec.isolation == "vm":
+        return 0
+    from hutch.units import parse_bytes
+
+    return parse_bytes(asked, field="storage_opts.size")
 
 
 def _root_owner(spec: InstanceSpec) -> tuple[int, int] | None:

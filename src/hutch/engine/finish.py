@@ -29,6 +29,7 @@ from hutch.process.records import (
     read_pid,
 )
 from hutch.records import Transaction
+from hutch.storage.limited import is_limited, release_limited
 
 __all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked", "with_room"]
 
@@ -296,7 +297,10 @@ def _erase(
 
 def dispose(context: Context, identifier: str) -> None:
     """Remove an instance's directory with its writable layer; safe to repeat."""
+    directory = str(context.directory(identifier))
     try:
-        context.trash.discard(str(context.directory(identifier)))
+        if is_limited(directory):
+            release_limited(directory)
+        context.trash.discard(directory)
     except OSError as exc:
         raise HutchError(f"{context.directory(identifier)}: {exc.strerror}") from exc

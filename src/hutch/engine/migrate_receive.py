@@ -15,6 +15,7 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.engine.context import Context
+from hutch.engine.create import layer_size
 from hutch.engine.locking import instance_lock
 from hutch.engine.machines import prepare_machine
 from hutch.engine.migrate import hello
@@ -254,7 +255,8 @@ class _Incoming:
 
     def _prepare(self, image: ImageRecord) -> None:
         """Make what does not depend on the instance's files."""
-        self._context.snapshots.make(self._id, image.chain_ids)
+        size = layer_size(self._record.spec)
+        self._context.snapshots.make(self._id, image.chain_ids, size=size)
         if self._record.spec.isolation == "vm":
             prepare_machine(self._context, self._record.spec, image, silent)
 
@@ -271,7 +273,7 @@ class _Incoming:
     def _take(self, head: say.Stream) -> None:
         match head.kind:
             case "upper":
-                self._tree(f"{self._directory}/upper", "writable layer")
+                self._tree(self._context.snapshots.upper(self._id), "writable layer")
             case "disk":
                 unpack_file(self._wire.stream(), f"{self._directory}/{DISK_FILE}", limit=_MAX_FILE)
             case "changes":

@@ -143,7 +143,9 @@ class Sender:
             elif record.spec.isolation == "vm":
                 self._file("disk", DISK_FILE, f"{directory}/{DISK_FILE}")
             else:
-                self._stream(Stream(kind="upper"), pack_diff(f"{directory}/upper"))
+                self._stream(
+                    Stream(kind="upper"), pack_diff(self._context.snapshots.upper(record.id))
+                )
             for name in sorted(os.listdir(directory)):
                 if name == "log" or name.startswith("log."):
                     self._file("file", name, f"{directory}/{name}")

@@ -10,6 +10,7 @@ import msgspec
 from hutch.errors import NotFound
 from hutch.records import Records, Transaction
 from hutch.storage.layers import Layers
+from hutch.storage.limited import ensure_limited, is_limited, make_limited, tree_of, work_of
 from hutch.storage.trash import Trash
 
 TYPE_CHECKING = False
@@ -74,6 +75,10 @@ class Snapshots:
         """Return the instance's directory."""
         return f"{self._instances}/{instance_id}"
 
+    def upper(self, instance_id: str) -> str:
+        """Return the directory of what an instance wrote."""
+        return self._assets(self.directory(instance_id), ()).upper
+
     def prepare(
         self,
         instance_id: str,
@@ -109,17 +114,24 @@ class Snapshots:
         chain_ids: Sequence[str],
         *,
         owner: tuple[int, int] | None = None,
+        size: int = 0,
     ) -> OverlayAssets:
-        """Make upper and work; whoever calls it sees to the record (`note`)."""
+        """Make upper and work; whoever calls it sees to the record (`note`). With `size` they
+        hold so many bytes and no more."""
         lower = self._layers.lower(chain_ids)
         directory = self.directory(instance_id)
-        assets = OverlayAssets(lower=lower, upper=f"{directory}/upper", work=f"{directory}/work")
         try:
             os.mkdir(directory, 0o700)
         except FileExistsError:
             pass
         except FileNotFoundError:
             os.makedirs(directory, 0o700)
+        if size:
+            from hutch.storage.disks import Disks
+
+            disks = Disks(os.path.dirname(self._instances))
+            make_limited(disks, directory, size, field="storage_opts.size")
+        assets = self._assets(directory, lower)
         _ensure(assets.upper)
         _ensure(assets.work)
         # The merged root looks as the upper directory does.
@@ -133,12 +145,14 @@ class Snapshots:
 
     def load(self, instance_id: str, chain_ids: Sequence[str]) -> OverlayAssets:
         """Return the assets of a prepared snapshot whose layers the caller knows."""
-        directory = self.directory(instance_id)
-        return OverlayAssets(
-            lower=self._layers.lower(chain_ids),
-            upper=f"{directory}/upper",
-            work=f"{directory}/work",
-        )
+        return self._assets(self.directory(instance_id), self._layers.lower(chain_ids))
+
+    @staticmethod
+    def _assets(directory: str, lower: tuple[str, ...]) -> OverlayAssets:
+        if not is_limited(directory):
+            return OverlayAssets(lower=lower, upper=f"{directory}/upper", work=f"{directory}/work")
+        ensure_limited(directory)
+        return OverlayAssets(lower=lower, upper=tree_of(directory), work=work_of(directory))
 
     def get(self, instance_id: str) -> OverlayAssets:
         """Return the assets of a prepared snapshot; raise `NotFound` where there is none."""
@@ -162,7 +176,7 @@ class Snapshots:
     def usage(self, instance_id: str) -> Usage:
         """Return what the instance has written, to its directory or to its disk."""
         directory = self.directory(instance_id)
-        written = measure(f"{directory}/upper")
+        written = measure(tree_of(directory) if is_limited(directory) else f"{directory}/upper")
         disk = sum(_allocated(f"{directory}/{name}") for name in (DISK_FILE, QCOW2_FILE))
         return Usage(bytes=written.bytes + disk, inodes=written.inodes)
 

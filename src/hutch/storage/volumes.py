@@ -11,8 +11,11 @@ import msgspec
 from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unsupported
 from hutch.ids import new_id
 from hutch.records import Records, Transaction
+from hutch.storage.disks import check_size
 from hutch.storage.faults import disk_errors
+from hutch.storage.limited import ensure_limited, release_limited, tree_of
 from hutch.storage.trash import Trash
+from hutch.units import parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ VOLUME_USERS = "volume_users"
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 Filters = Mapping[str, Sequence[str]]
-_KEYS = ("type", "device", "o")
+_KEYS = ("type", "device", "o", "size")
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -73,9 +76,14 @@ class Volumes:
         return f"{self._volumes}/{name}/_data"
 
     def _volume(self, name: str, record: VolumeRecord) -> Volume:
+        path = self._path(name)
+        if _is_bind(record.options):
+            path = record.options["device"]
+        elif "size" in record.options:
+            path = tree_of(f"{self._volumes}/{name}")
         return Volume(
             name=name,
-            path=record.options["device"] if _is_bind(record.options) else self._path(name),
+            path=path,
             created_at=record.created_at,
             driver=record.driver,
             options=record.options,
@@ -124,10 +132,30 @@ class Volumes:
                     )
                 return self._volume(name, found)
             with disk_errors(f"volume {name}"):
-                _make(self._path(name))
+                self._make(name, chosen)
             transaction.put(VOLUMES, name, record)
             transaction.event("volume", "create", name, driver=driver)
         return self._volume(name, record)
+
+    def _make(self, name: str, options: Mapping[str, str]) -> None:
+        """Make the directory; with a size, a file system of that size."""
+        directory = f"{self._volumes}/{name}"
+        _make(self._path(name))
+        if "size" not in options:
+            return
+        from hutch.storage.disks import Disks
+        from hutch.storage.limited import make_limited
+
+        # What a creator that was killed has left is not this one's.
+        release_limited(directory)
+        self._trash.discard(f"{directory}/limited.raw")
+        try:
+            disks = Disks(os.path.dirname(self._volumes))
+            size = parse_bytes(options["size"], field="options.size")
+            make_limited(disks, directory, size, field="options.size")
+        except BaseException:
+            self._trash.discard(directory)
+            raise
 
     def get(self, name: str) -> Volume:
         """Return the volume; raise `NotFound`."""
@@ -172,7 +200,9 @@ class Volumes:
     def _delete(self, transaction: Transaction, name: str) -> None:
         with disk_errors(f"volume {name}"):
             record = _require(transaction, name)
-            if record.options and not _is_bind(record.options):
+            if "size" in record.options:
+                release_limited(f"{self._volumes}/{name}")
+            elif record.options and not _is_bind(record.options):
                 from hutch.storage.volume_mounts import unmount_volume
 
                 unmount_volume(self._path(name))
@@ -258,6 +288,7 @@ class Volumes:
                 names = []
             for name in names:
                 if name not in recorded:
+                    release_limited(f"{self._volumes}/{name}")
                     self._trash.discard(f"{self._volumes}/{name}")
         return count
 
@@ -270,7 +301,7 @@ class Volumes:
         """
         with self._records.read() as transaction:
             record = _require(transaction, name)
-        if record.populated or record.options:
+        if record.populated or record.options.keys() - {"size"}:
             return False
         from hutch.storage.copyup import copy_up
         from hutch.storage.locking import file_lock
@@ -282,8 +313,9 @@ class Volumes:
                 return False
             copied = False
             with disk_errors(f"volume {name}"):
-                if not os.listdir(self._path(name)):
-                    copied = copy_up(lower, target, self._path(name))
+                path = self._volume(name, record).path
+                if not os.listdir(path):
+                    copied = copy_up(lower, target, path)
             with self._records.write() as transaction:
                 record = _require(transaction, name)
                 transaction.put(VOLUMES, name, msgspec.structs.replace(record, populated=True))
@@ -324,6 +356,9 @@ class Volumes:
         from hutch.storage.volume_mounts import mount_volume
 
         with file_lock(f"{self._volumes}/.{name}.lock"):
+            if "size" in options:
+                ensure_limited(f"{self._volumes}/{name}")
+                return
             mount_volume(
                 name,
                 self._path(name),
@@ -392,8 +427,13 @@ def _check_options(options: Mapping[str, str]) -> None:
             raise InvalidArgument(
                 f"unknown option of the local driver: {key!r}",
                 field="options",
-                hint="it knows type, device and o",
+                hint="it knows type, device, o and size",
             )
+    if "size" in options:
+        if len(options) > 1:
+            raise InvalidArgument("size goes alone", field="options")
+        check_size(parse_bytes(options["size"], field="options.size"), field="options.size")
+        return
     kind = options.get("type", "")
     if not options or kind == "tmpfs":
         return
