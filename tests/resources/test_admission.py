@@ -17,7 +17,7 @@ GIB = 1 << 30
 HOST = Inventory(
     cpus=tuple(Cpu(id=n, core=n, cache=0, node=0, package=0) for n in range(4)),
     nodes=(Node(id=0, cpus=(0, 1, 2, 3), memory=4 * GIB, free=GIB),),
-    memory=4 * GIB,
+    memory=4 * GIB + (64 << 20),  # of which the huge pages are not given out otherwise
     available=GIB,
     huge=(HugePages(size=2 << 20, total=32, free=32),),
     rooms=(Room(path="/", total=100 * GIB, free=50 * GIB),),
@@ -124,6 +124,16 @@ def test_memory_is_the_reservation_else_the_limit() -> None:
 def test_a_machine_needs_its_memory_and_qemus() -> None:
     assert needs(isolation="vm").memory == (512 + 128) << 20
     assert needs(isolation="vm", memory="1G", cpus=2).cpus == 2.0
+
+
+def test_a_machines_huge_pages_are_all_of_its_memory_and_counted_apart() -> None:
+    found = needs(isolation="vm", memory="256M", placement="huge=2M")
+    assert found.huge == {2 << 20: 256 << 20} and found.memory == 128 << 20
+    for placement in ("huge=2M:128M", "huge=1G", "huge=2M,huge=1G"):
+        with pytest.raises(InvalidArgument, match=r"placement\.huge"):
+            needs(isolation="vm", memory="256M", placement=placement)
+    with pytest.raises(InvalidArgument, match=r"placement\.huge"):
+        needs(placement="huge=2M")
 
 
 def test_processor_time_from_either_way_of_saying_it() -> None:

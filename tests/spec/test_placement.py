@@ -27,12 +27,27 @@ def test_a_placement_from_text_and_from_a_mapping() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "cpus", "cpus=some", "cpu=shared", "huge=2M", "huge=3M:6M", "huge=2M:3M", "huge=4k:8k"],
+    [
+        "",
+        "cpus",
+        "cpus=some",
+        "cpu=shared",
+        "huge=",
+        "huge=2M:",
+        "huge=2M:0",
+        "huge=3M:6M",
+        "huge=2M:3M",
+        "huge=4k:8k",
+    ],
 )
 def test_a_wrong_placement_names_its_key(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         read_placement(text)
     assert (caught.value.field or "").startswith("placement")
+
+
+def test_huge_pages_without_an_amount_are_all_of_a_machines_memory() -> None:
+    assert read_placement("huge=2M").huge == {2 << 20: 0}
 
 
 def test_devices_by_path_and_by_name() -> None:

@@ -231,7 +231,8 @@ def _guest(context: Context, record: InstanceRecord) -> tuple[int, int]:
     """Return what a running guest may use, and what it uses; zeros where it is not known."""
     if record.spec.isolation != "vm" or record.state != State.RUNNING:
         return 0, 0
-    if record.spec.machine.from_disk is not None:
+    # What is given back of a huge page is nothing until all of it is.
+    if record.spec.machine.from_disk is not None or record.spec.placement.huge:
         return 0, 0
     from hutch.qmp import conversation
     from hutch.qmp.devices import query_balloon

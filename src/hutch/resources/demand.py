@@ -66,8 +66,10 @@ def demand_of(spec: InstanceSpec, settings: Settings) -> Demand:
     resources, placement = spec.resources, spec.placement
     is_machine = spec.isolation == "vm"
     memory = resources.memory_reservation or resources.memory
+    huge = _huge(spec)
     if is_machine:
-        memory = (memory or _GUEST) + _QEMU
+        # Huge pages are counted by themselves: they are no other's already.
+        memory = (0 if huge else memory or _GUEST) + _QEMU
     cpus = resources.cpus
     if not cpus and resources.cpu_quota_us:
         cpus = resources.cpu_quota_us / (resources.cpu_period_us or 100_000)
@@ -82,10 +84,33 @@ def demand_of(spec: InstanceSpec, settings: Settings) -> Demand:
         numa=placement.numa,
         full_cores=placement.smt == "full",
         fit=placement.fit or settings.fit,
-        huge=dict(placement.huge),
+        huge=huge,
         devices=tuple(name for name in spec.device_names if name.startswith("vfio=")),
         disk=spec.machine.disk if is_machine else 0,
     )
+
+
+def _huge(spec: InstanceSpec) -> dict[int, int]:
+    """Return the huge pages that are needed; a machine's memory is in them whole."""
+    wanted = dict(spec.placement.huge)
+    if not wanted:
+        return {}
+    field = "placement.huge"
+    if spec.isolation != "vm":
+        if 0 in wanted.values():
+            raise InvalidArgument(
+                "a container's amount is missing", field=field, hint="for example huge=2M:64M"
+            )
+        return wanted
+    guest = -(-(spec.resources.memory or _GUEST) >> 20) << 20
+    (page, amount), *more = wanted.items()
+    if more or amount not in (0, guest) or guest % page:
+        raise InvalidArgument(
+            f"a virtual machine's memory is in pages of one size, all {guest} bytes of it",
+            field=field,
+            hint="huge=2M, and a --memory that is a multiple of the page",
+        )
+    return {page: guest}
 
 
 def _pinned(cpuset: str) -> tuple[int, ...]:

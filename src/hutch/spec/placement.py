@@ -64,16 +64,15 @@ def _pairs(value: object, field: str) -> list[tuple[str, Any]]:
 
 
 def _huge(value: object, field: str) -> tuple[int, int]:
-    """Return page size and amount of `2M:64M`, in bytes."""
+    """Return page size and amount of `2M:64M`, in bytes; `2M` alone is all of a machine's."""
     page_text, colon, amount_text = text(value, field).partition(":")
-    if not colon:
-        raise InvalidArgument(
-            f"expected PAGE:AMOUNT, got {page_text[:40]!r}", field=field, hint="for example 2M:64M"
-        )
-    page, amount = parse_bytes(page_text, field=field), parse_bytes(amount_text, field=field)
+    page = parse_bytes(page_text, field=field)
     if not page or page & (page - 1) or page < 64 << 10:
-        raise InvalidArgument(f"no size of huge pages: {page_text[:40]}", field=field)
-    if not amount or amount % page:
+        raise InvalidArgument(
+            f"no size of huge pages: {page_text[:40]!r}", field=field, hint="for example 2M:64M"
+        )
+    amount = parse_bytes(amount_text, field=field) if colon else 0
+    if (colon and not amount) or amount % page:
         raise InvalidArgument(f"must be a multiple of {page_text[:40]}", field=field)
     return page, amount
 

@@ -155,6 +155,8 @@ class MachineLauncher:
         template = None
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
+        # Memory of a template is in ordinary pages.
+        pluggable = pluggable and not launch.spec.placement.huge
         if launch.spec.machine.template and pluggable and loaded is None:
             template = self._held_template(parts, launch, held)
         shares = serve(self.launcher, self.root, launch, group, held)
@@ -297,7 +299,10 @@ class MachineLauncher:
         `loaded` says that its state comes from a saved one."""
 
         def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
-            memory = Memory(kind="memfd" if shares else "plain")
+            page = next(iter(launch.spec.placement.huge), 0)
+            memory = Memory(
+                kind="memfd" if shares else "plain", huge_page=page, preallocate=bool(page)
+            )
             if template is not None:
                 memory = _resumed_memory(template, parts.shape, shares, descriptors)
             return machine_argv(
