@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -272,6 +273,20 @@ def fits(job: TraceJob, free: tuple[float, int]) -> bool:
 @settings(some, max_examples=80)
 @given(traces(most=40))
 def test_easy_starts_the_same_jobs_as_looking_at_all_of_them(trace: list[TraceJob]) -> None:
+    recorder = record("easy", trace, CORES, memory=MEMORY)
+    assert {who: job.began for who, job in recorder.jobs.items()} == PlainEASY(trace).play()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_easy_starts_the_same_jobs_when_hundreds_come_at_once(seed: int) -> None:
+    chance = random.Random(seed)
+    trace = [
+        TraceJob(
+            n, n // 100, (runtime := chance.randint(0, 30)), chance.randint(1, CORES),
+            chance.randint(0, MEMORY), runtime + chance.randint(0, 9),
+        )
+        for n in range(300)
+    ]  # fmt: skip
     recorder = record("easy", trace, CORES, memory=MEMORY)
     assert {who: job.began for who, job in recorder.jobs.items()} == PlainEASY(trace).play()
 

@@ -41,6 +41,10 @@ class Backlog:
         slot = shelf.put(job, place, self._where)
         self._where[job.seq] = shelf, slot
 
+    def has(self, job: Job) -> bool:
+        """Tell whether a job is in."""
+        return job.seq in self._where
+
     def remove(self, job: Job) -> None:
         """Take a job out, if it is in."""
         found = self._where.pop(job.seq, None)
@@ -71,25 +75,37 @@ class Backlog:
 
 
 class _Shelf:
-    """Jobs alike, in slots by order; a tree over the slots has the least estimate below."""
+    """Jobs alike, in slots by order. Trees over the slots have the least estimate below and,
+    where jobs ask for memory, the least of that."""
 
-    __slots__ = ("_jobs", "_least", "_next", "_places", "_size", "cores", "plain")
+    __slots__ = (
+        "_jobs",
+        "_memory",
+        "_next",
+        "_places",
+        "_shortest",
+        "_size",
+        "cores",
+        "devices",
+        "least_memory",
+    )
 
     def __init__(self, shape: Shape) -> None:
-        self.cores = shape[0]
-        self.plain = not shape[1] and not shape[2]
+        self.cores, bits, self.devices = shape
+        self.least_memory = 1 << (bits - 1) if bits else 0
         self._clear(_FIRST)
 
     def _clear(self, size: int) -> None:
         self._size = size
-        self._least = [_GONE] * (2 * size)
+        self._shortest = [_GONE] * (2 * size)
+        self._memory = [_GONE] * (2 * size) if self.least_memory else []
         self._jobs: list[Job | None] = [None] * size
         self._places = [0] * size
         self._next = 0
 
     @property
     def shortest(self) -> float:
-        return self._least[1]
+        return self._shortest[1]
 
     def put(self, job: Job, place: int, where: dict[int, tuple[_Shelf, int]]) -> int:
         if self._next == self._size:
@@ -98,30 +114,37 @@ class _Shelf:
         self._next += 1
         self._jobs[slot] = job
         self._places[slot] = place
-        estimate = job.estimate if job.estimate < _UNKNOWN else _UNKNOWN
-        least, node = self._least, slot + self._size
-        while node and estimate < least[node]:
-            least[node] = estimate
-            node >>= 1
+        self._lower(self._shortest, slot, min(job.estimate, _UNKNOWN))
+        if self._memory:
+            self._lower(self._memory, slot, job.memory)
         return slot
 
     def remove(self, slot: int) -> None:
         self._jobs[slot] = None
-        self._set(slot, _GONE)
+        self._set(self._shortest, slot, _GONE)
+        if self._memory:
+            self._set(self._memory, slot, _GONE)
 
     def revise(self, slot: int, job: Job) -> None:
-        self._set(slot, min(job.estimate, _UNKNOWN))
+        self._set(self._shortest, slot, min(job.estimate, _UNKNOWN))
 
-    def _set(self, slot: int, estimate: float) -> None:
-        least, node = self._least, slot + self._size
-        least[node] = estimate
+    def _lower(self, tree: list[float], slot: int, value: float) -> None:
+        """Enter a value where there was none."""
+        node = slot + self._size
+        while node and value < tree[node]:
+            tree[node] = value
+            node >>= 1
+
+    def _set(self, tree: list[float], slot: int, value: float) -> None:
+        node = slot + self._size
+        tree[node] = value
         node >>= 1
         while node:
-            a, b = least[2 * node], least[2 * node + 1]
+            a, b = tree[2 * node], tree[2 * node + 1]
             low = a if a < b else b
-            if least[node] == low:
+            if tree[node] == low:
                 break
-            least[node] = low
+            tree[node] = low
             node >>= 1
 
     def _compact(self, where: dict[int, tuple[_Shelf, int]]) -> None:
@@ -134,39 +157,45 @@ class _Shelf:
     def first(
         self, ledger: Ledger, spare: Ledger, seconds: float, before: float
     ) -> tuple[Job, int] | None:
-        """Return the first job that could fill the gap, if it is before a place."""
-        if self.plain:
-            # All here ask for the same cores: whether it fits the spare ones is one question.
-            limit = _UNKNOWN if self.cores <= spare.cores else seconds
-            slot = self._find(limit, 0)
-            if slot < 0 or self._places[slot] >= before:
-                return None
-            job = self._jobs[slot]
-            return None if job is None else (job, self._places[slot])
-        slot = self._find(_UNKNOWN, 0)
-        while slot >= 0 and self._places[slot] < before:
-            job = self._jobs[slot]
-            assert job is not None
-            if ledger.fits(job) and (job.estimate <= seconds or spare.fits(job)):
-                return job, self._places[slot]
-            slot = self._find(_UNKNOWN, slot + 1)
-        return None
+        """Return the first job that could fill the gap, if it is before a place.
 
-    def _find(self, limit: float, start: int) -> int:
-        """Return the first slot from `start` on whose estimate is at most `limit`, or -1."""
-        least, size = self._least, self._size
-        if start >= size or not least[1] <= limit:
-            return -1
-        node = start + size
-        while not least[node] <= limit:
-            # To the next subtree on the right: up while this is a right child.
-            while node & 1:
+        Its cores are known to be free.
+        """
+        if not self._has(ledger):
+            return None
+        slot = self._find(seconds, ledger.memory)
+        if self.cores <= spare.cores and self._has(spare):
+            other = self._find(_UNKNOWN, min(ledger.memory, spare.memory))
+            if other >= 0 and (slot < 0 or other < slot):
+                slot = other
+        if slot < 0 or self._places[slot] >= before:
+            return None
+        job = self._jobs[slot]
+        return None if job is None else (job, self._places[slot])
+
+    def _has(self, ledger: Ledger) -> bool:
+        """Tell whether there are the devices, and memory for the least of these jobs."""
+        if self.least_memory > ledger.memory:
+            return False
+        free = ledger.devices
+        return all(count <= free.get(name, 0) for name, count in self.devices)
+
+    def _find(self, seconds: float, memory: float) -> int:
+        """Return the first slot whose job is so short and asks for so little, or -1.
+
+        Subtrees in which no job is short enough, or none asks for little enough, are left
+        out.
+        """
+        shortest, least, size = self._shortest, self._memory, self._size
+        node = 1
+        while True:
+            if shortest[node] <= seconds and (not least or least[node] <= memory):
+                if node >= size:
+                    return node - size
+                node *= 2
+                continue
+            while node & 1:  # the next subtree on the right: up from a right child
                 node >>= 1
-                if node <= 1:
+                if not node:
                     return -1
             node += 1
-        while node < size:
-            node *= 2
-            if not least[node] <= limit:
-                node += 1
-        return node - size

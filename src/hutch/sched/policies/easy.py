@@ -16,6 +16,8 @@ from hutch.sched.policy import NOTHING, Base, Decisions
 
 __all__ = ["EASY"]
 
+_FRESH = 64
+
 
 class EASY(Base):
     """First come, first served; later jobs run early where that delays not the first.
@@ -56,7 +58,20 @@ class EASY(Base):
     def _enqueue(self, job: Job, now: float) -> None:
         self._backlog.remove(job)
         self._queue.append((job.stamp, job))
-        self._fresh.append((job.stamp, job))
+        if len(self._fresh) < _FRESH:
+            self._fresh.append((job.stamp, job))
+            return
+        # So many at once are not tried one by one at the next decision.
+        self._shelve_all()
+        self._place += 1
+        self._backlog.put(job, self._place)
+        self._reserved = None
+
+    def _shelve_all(self) -> None:
+        for stamp, job in self._fresh:
+            if job.stamp == stamp and not self._backlog.has(job):
+                self._place += 1
+                self._backlog.put(job, self._place)
 
     def revise(self, job: Job, now: float) -> None:
         if job.phase is Phase.RUNNING:
@@ -170,7 +185,7 @@ class EASY(Base):
         ledger, spare = self.ledger, self._spare
         seconds = self._shadow - now if self._shadow < math.inf else -1
         for stamp, job in self._fresh:
-            if job.stamp != stamp or job.phase is not Phase.QUEUED:
+            if job.stamp != stamp or self._backlog.has(job):
                 continue
             self._place += 1
             if (

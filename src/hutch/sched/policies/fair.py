@@ -41,7 +41,7 @@ class Fair(Base):
     Use is forgotten by half every `half_life`. Each running job counts for `ahead` seconds
     more than it ran, so that a user does not take every core at one instant. Among a user's
     own jobs: first come, first served; each runs to its end. A user's weight is that of
-    the job submitted last. Source: Kay and Lauder, "A fair share scheduler", CACM 31(1),
+    the first job that waits. Source: Kay and Lauder, "A fair share scheduler", CACM 31(1),
     1988; decay as in Slurm's multifactor plugin.
     """
 
@@ -100,6 +100,7 @@ class Fair(Base):
             account.queue.popleft()
         account.stamp += 1
         if account.queue:
+            account.weight = account.queue[0][1].weight
             inflation = self._inflation(now)
             self._settle(account, now, inflation)
             entry = (self._standing(account, inflation), account.queue[0][1].seq)
@@ -114,8 +115,7 @@ class Fair(Base):
     def _enqueue(self, job: Job, now: float) -> None:
         account = self._accounts.setdefault(job.user, _Account())
         account.queue.append((job.stamp, job))
-        if len(account.queue) == 1 or account.weight != job.weight:
-            account.weight = job.weight
+        if len(account.queue) == 1:
             self._push(job.user, account, now)
 
     def _started(self, job: Job, now: float) -> None:

@@ -12,6 +12,7 @@ from hutch.sched.policy import NOTHING, Base, Decisions
 __all__ = ["HRRN", "Contest"]
 
 _FIRST = 16
+_CATCH_UP = 128
 
 
 class HRRN(Base):
@@ -33,6 +34,9 @@ class HRRN(Base):
         if (slot := self._slots.pop(job.seq, None)) is not None:
             self._contest.remove(slot, now)
         self._slots[job.seq] = self._contest.put(job, now)
+        if self.pending % _CATCH_UP == 0:
+            # Between decisions far apart much would change at once.
+            self._contest.winner(now)
 
     def _withdrawn(self, job: Job, now: float) -> None:
         self._contest.remove(self._slots.pop(job.seq), now)
