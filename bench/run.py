@@ -15,9 +15,10 @@ from bench.measure import Row, render
 from bench.peers import install_peers
 from bench.pulls import PULL_CASES
 from bench.rootdisks import DISK_CASES
+from bench.sched import SCHED_CASES, fetch_accasim, remove_accasim
 from bench.stage import enter_namespaces, is_inside, stage
 
-_WITHOUT_PEERS = {**DISK_CASES, **MACHINE_CASES}
+_WITHOUT_PEERS = {**DISK_CASES, **MACHINE_CASES, **SCHED_CASES}
 _CASES = {**CASES, **PULL_CASES, **_WITHOUT_PEERS}
 
 
@@ -48,6 +49,8 @@ def main() -> int:
             reason = fetch_kernel()
             if reason:
                 print(f"{reason}: the cases of machines are left out", file=sys.stderr)
+        if "sched-accasim" in wanted and (reason := fetch_accasim()):
+            print(reason, file=sys.stderr)
     enter_namespaces()
     if not has_kernel():
         wanted = [name for name in wanted if name not in MACHINE_CASES]
@@ -55,6 +58,7 @@ def main() -> int:
         rows = _measure(wanted, arguments.rounds, beside=beside)
     finally:
         remove_kernel()
+        remove_accasim()
     if arguments.json:
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
     missed = [v for row in rows for v in row.verdicts() if "MISSED" in v]

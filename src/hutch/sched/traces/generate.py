@@ -6,6 +6,7 @@ The same specification and seed give the same jobs, on every machine.
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate, islice
 from typing import Any
@@ -93,7 +94,7 @@ def _jobs(make: Callable[..., Iterator[tuple[int, int, int]]], values: Any) -> I
     chance = random.Random(f"{values['seed']} users")
     shares = list(accumulate(1 / n for n in range(1, values["users"] + 1)))
     names = [f"u{n}" for n in range(1, values["users"] + 1)]
-    choices, uniform, inflate = chance.choices, chance.uniform, values["inflate"]
+    draw, uniform, inflate = chance.random, chance.uniform, values["inflate"]
     made = islice(make(values), values["jobs"])
     for number, (submit, cores, runtime) in enumerate(made, 1):
         estimate = round(runtime * uniform(1, 1 + inflate)) if inflate else None
@@ -105,7 +106,7 @@ def _jobs(make: Callable[..., Iterator[tuple[int, int, int]]], values: Any) -> I
             0,
             estimate,
             0,
-            choices(names, cum_weights=shares)[0],
+            names[bisect(shares, draw() * shares[-1])],
         )
 
 

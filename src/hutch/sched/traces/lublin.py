@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -119,41 +119,44 @@ def _jobs(chance: random.Random, cores: int, stretch: float) -> Iterator[tuple[i
 
 
 def _sizes_and_times(chance: random.Random, kind: _Kind, cores: int) -> Iterator[tuple[int, int]]:
-    draw, uniform, gamma, exp = chance.random, chance.uniform, chance.gammavariate, math.exp
+    draw, exp = chance.random, math.exp
     whole = math.log2(cores)
     high = max(whole - kind.top, 0)
     low = min(kind.lowest, high)
     middle = min(max(whole - kind.middle, low), high)
     slope, base = kind.short_share
     serial, power_of_two = kind.serial, kind.serial + kind.power_of_two
+    short, long = _gamma(chance, *kind.short), _gamma(chance, *kind.long)
     while True:
         luck = draw()
         if luck <= serial:
             size = 1
         else:
-            first = draw() <= kind.lower_stage
-            exponent = uniform(low, middle) if first else uniform(middle, high)
+            if draw() <= kind.lower_stage:
+                exponent = low + (middle - low) * draw()
+            else:
+                exponent = middle + (high - middle) * draw()
             if luck <= power_of_two:
-                exponent = math.floor(exponent + 0.5)
-            size = min(cores, max(1, math.floor(2**exponent + 0.5)))
-        share = slope * size + base
-        shape, scale = kind.short if draw() <= share else kind.long
-        log_time = gamma(shape, scale)
+                exponent = int(exponent + 0.5)
+            size = int(2**exponent + 0.5)
+            if size > cores:
+                size = cores
+        log_time = short() if draw() <= slope * size + base else long()
         while log_time > _LONGEST:
-            log_time = gamma(shape, scale)
+            log_time = short() if draw() <= slope * size + base else long()
         yield size, int(exp(log_time))
 
 
 def _arrivals(chance: random.Random, kind: _Kind, stretch: float) -> Iterator[float]:
     """Yield the times when jobs of a kind come, from midnight on."""
-    gamma, exp = chance.gammavariate, math.exp
-    shape, scale = kind.gap[0] * kind.gap_all_day, kind.gap[1]
+    exp = math.exp
+    gap = _gamma(chance, kind.gap[0] * kind.gap_all_day, kind.gap[1])
     weights = _day(*kind.day)
     slot, began, points = 0, 0.0, 0.0
     while True:
-        log_gap = gamma(shape, scale)
+        log_gap = gap()
         while log_gap > _WIDEST_GAP:
-            log_gap = gamma(shape, scale)
+            log_gap = gap()
         # A gap of the busy hours is worth points; a slot takes as many as it is busy.
         points += exp(log_gap) * stretch / _SLOT
         while points > weights[slot]:
@@ -161,6 +164,30 @@ def _arrivals(chance: random.Random, kind: _Kind, stretch: float) -> Iterator[fl
             slot = (slot + 1) % _SLOTS
             began += _SLOT
         yield began + _SLOT * points / weights[slot]
+
+
+def _gamma(chance: random.Random, shape: float, scale: float) -> Callable[[], float]:
+    """Return a function that draws from a gamma distribution of a shape above 1.
+
+    Source: Marsaglia and Tsang, "A simple method for generating gamma variables", ACM TOMS
+    26(3), 2000. What depends on the shape alone is worked out once, unlike in `random`.
+    """
+    gauss, draw, log = chance.gauss, chance.random, math.log
+    d = shape - 1 / 3
+    c = 1 / math.sqrt(9 * d)
+
+    def sample() -> float:
+        while True:
+            x = gauss(0, 1)
+            v = 1 + c * x
+            if v <= 0:
+                continue
+            v = v * v * v
+            u = draw()
+            if u < 1 - 0.0331 * x * x * x * x or log(u) < x * x / 2 + d * (1 - v + log(v)):
+                return d * v * scale
+
+    return sample
 
 
 def _day(shape: float, scale: float) -> list[float]:
