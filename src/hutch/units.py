@@ -1,4 +1,4 @@
-"""Quantities as people write them: sizes in bytes, durations, CPU counts."""
+"""Quantities as people write them: sizes in bytes, durations, bit rates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NewType
 
 from hutch.errors import InvalidArgument
 
-__all__ = ["Bytes", "format_bytes", "format_duration", "parse_bytes", "parse_duration"]
+__all__ = ["Bytes", "format_bytes", "format_duration", "format_rate", "parse_bytes"]
+__all__ += ["parse_duration", "parse_rate"]
 
 Bytes = NewType("Bytes", int)
 
@@ -25,6 +26,8 @@ _SECONDS = {
     "d": 86400.0,
 }
 _MAX_BYTES = 1 << 63
+_RATE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmg]?)(?:bit)?(?:/s)?\s*$", re.IGNORECASE)
+_MAX_RATE = 10**12
 
 
 def parse_bytes(value: str | int, *, field: str = "size") -> Bytes:
@@ -91,3 +94,37 @@ def format_duration(seconds: float) -> str:
             count = whole // size
             return f"{count} {unit}{'' if count == 1 else 's'}"
     return f"{whole} second{'' if whole == 1 else 's'}"
+
+
+def parse_rate(value: str | int, *, field: str = "rate") -> int:
+    """Return bits per second from an int or from `10mbit`, `1.5Gbit`, `800k`.
+
+    Prefixes are powers of 1000, as tc(8) and Incus have them. 0 is no limit; below 8 kbit
+    no packet would pass in a second.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise InvalidArgument(f"expected a rate, got {value!r}", field=field)
+    if isinstance(value, int):
+        rate = value
+    else:
+        match = _RATE.match(value)
+        if match is None:
+            raise InvalidArgument(
+                f"expected a rate such as 10mbit, got {value[:40]!r}",
+                field=field,
+                hint="bits per second with an optional suffix kbit, mbit or gbit; 0 is no limit",
+            )
+        rate = int(float(match[1]) * 1000 ** _POWER[match[2].lower()])
+    if rate and not 8000 <= rate <= _MAX_RATE:
+        raise InvalidArgument(
+            f"out of range: {value!r}", field=field, hint="from 8kbit to 1000gbit; 0 is no limit"
+        )
+    return rate
+
+
+def format_rate(rate: int) -> str:
+    """Return bits per second as `parse_rate` reads them, exactly: `10mbit`, `1500kbit`."""
+    for unit, size in (("gbit", 10**9), ("mbit", 10**6), ("kbit", 1000)):
+        if rate and rate % size == 0:
+            return f"{rate // size}{unit}"
+    return f"{rate}bit"

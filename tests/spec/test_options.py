@@ -21,7 +21,13 @@ from hutch.spec.model import (
     VolumeMount,
 )
 from hutch.spec.mounts import parse_mount, parse_tmpfs, parse_volume
-from hutch.spec.networks import parse_exposed, parse_extra_hosts, parse_networks, parse_ports
+from hutch.spec.networks import (
+    change_rates,
+    parse_exposed,
+    parse_extra_hosts,
+    parse_networks,
+    parse_ports,
+)
 from hutch.spec.security import read_logs, read_restart, read_security
 from hutch.spec.signals import parse_signal, signal_name
 
@@ -183,6 +189,46 @@ def test_networks_are_read_in_all_forms() -> None:
     assert networks[1].name == "front"
     _, networks = parse_networks({"network": "back", "network_aliases": ["a1"], "ip": "10.0.0.3"})
     assert networks == (NetworkAttachment(name="back", aliases=("a1",), ipv4="10.0.0.3"),)
+
+
+def test_rates_of_a_network_are_read_in_all_forms() -> None:
+    expected = NetworkAttachment(name="front", rx_rate=10_000_000, tx_rate=64_000)
+    for value in (
+        "name=front,rx-rate=10mbit,tx-rate=64k",
+        {"name": "front", "rx_rate": 10_000_000, "tx_rate": "64kbit/s"},
+        expected,
+    ):
+        assert parse_networks({"network": value}) == ("front", (expected,))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("name=front,rx-rate=fast", r"network\[0\].rx-rate: expected a rate"),
+        ("name=front,tx-rate=7999", r"network\[0\].tx-rate: out of range"),
+        ("name=front,tx-rate=2000gbit", r"network\[0\].tx-rate: out of range"),
+        ("name=host,tx-rate=1mbit", r"network\[0\].tx-rate: is not possible on 'host'"),
+        ("name=front,rx-rate=1mbit,rx-rate=2mbit", "repeated option 'rx-rate'"),
+    ],
+)
+def test_bad_rates_are_refused(value: str, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        parse_networks({"network": value})
+
+
+def test_a_change_of_rates_leaves_what_it_does_not_state() -> None:
+    before = (
+        NetworkAttachment(name="front", aliases=("web",), rx_rate=8000, tx_rate=9000),
+        NetworkAttachment(name="back"),
+    )
+    after = change_rates(before, [{"name": "front", "rx_rate": 0}, "name=back,tx-rate=1gbit"])
+    assert after == (
+        NetworkAttachment(name="front", aliases=("web",), tx_rate=9000),
+        NetworkAttachment(name="back", tx_rate=10**9),
+    )
+    for bad in ("name=other,rx-rate=1mbit", "rx-rate=1mbit", "front", "name=front,ip=10.0.0.2"):
+        with pytest.raises(InvalidArgument):
+            change_rates(before, bad)
 
 
 def test_extra_hosts_take_both_separators_and_ipv6() -> None:

@@ -233,7 +233,11 @@ COMMANDS = {
         _update,
         "Change the limits or the restart policy of instances; running ones obey at once.",
         "hutch update --memory 1g --cpus 2 web",
-        (*RESOURCES, ("disk", "", "text", "SIZE", "Larger writable disk of a virtual machine")),
+        (
+            *RESOURCES,
+            ("disk", "", "text", "SIZE", "Larger writable disk of a virtual machine"),
+            ("network", "", "list", "SPEC", "Rates: name=NETWORK,rx-rate=RATE,tx-rate=RATE"),
+        ),
     ),
     "prune": Command(
         handler=_prune,

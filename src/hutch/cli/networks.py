@@ -91,6 +91,8 @@ def _connect(invocation: Invocation) -> int:
         ip=values.get("ip", ""),
         ip6=values.get("ip6", ""),
         mac_address=values.get("mac_address", ""),
+        rx_rate=values.get("rx_rate", 0),
+        tx_rate=values.get("tx_rate", 0),
     )
     return 0
 
@@ -162,6 +164,8 @@ COMMANDS = {
             ("ip", "", "text", "ADDRESS", "IPv4 address"),
             ("ip6", "", "text", "ADDRESS", "IPv6 address"),
             ("mac-address", "", "text", "ADDRESS", "MAC address"),
+            ("rx-rate", "", "text", "RATE", "What it may receive, such as 10mbit (a second)"),
+            ("tx-rate", "", "text", "RATE", "What it may send"),
         ),
         examples=("hutch network connect --alias db back postgres",),
     ),

@@ -257,6 +257,7 @@ def _port_bindings(spec: InstanceSpec) -> dict[str, list[dict[str, str]]]:
 def _network_settings(info: InstanceInfo) -> dict[str, Any]:
     ports: dict[str, list[dict[str, str]] | None] = dict.fromkeys(info.spec.exposed)
     networks = {a.name: _endpoint(None, a.aliases) for a in info.spec.networks}
+    rates = {a.name: (a.rx_rate, a.tx_rate) for a in info.spec.networks}
     for endpoint in info.endpoints:
         networks[endpoint.network] = _endpoint(endpoint, endpoint.aliases)  # type: ignore[attr-defined]
         for port in endpoint.ports:  # type: ignore[attr-defined]
@@ -264,6 +265,8 @@ def _network_settings(info: InstanceInfo) -> dict[str, Any]:
             for address in [port.host_ip] if port.host_ip else ["0.0.0.0", "::"]:
                 entries.append({"HostIp": address, "HostPort": str(port.host_port)})
             ports[f"{port.container_port}/{port.protocol}"] = entries
+    for name, shape in networks.items():
+        shape["RxRate"], shape["TxRate"] = rates.get(name, (0, 0))
     first = next(iter(networks.values()), _endpoint(None, ()))
     sandbox = f"/proc/{info.pid}/ns/net" if info.pid else ""
     return {

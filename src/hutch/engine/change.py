@@ -56,6 +56,8 @@ def update(context: Context, identifier: str, options: Mapping[str, Any]) -> Non
             runs = record.state in (State.RUNNING, State.PAUSED)
             if runs and spec.resources != record.spec.resources:
                 _update_running(driver, record, placed.resources)
+            if runs:
+                _change_rates(context, record, spec)
             if spec.machine.disk != record.spec.machine.disk:
                 _grow_disk(context, record, spec.machine.disk)
             _store(context, identifier, spec)
@@ -77,6 +79,15 @@ def _update_running(driver: Driver, record: InstanceRecord, resources: Resources
         with suppress(HutchError):
             driver.update(record.id, record.spec.resources)
         raise
+
+
+def _change_rates(context: Context, record: InstanceRecord, spec: InstanceSpec) -> None:
+    """Hold a running instance to the rates of networks that have changed."""
+    for before, after in zip(record.spec.networks, spec.networks, strict=True):
+        if after != before:
+            context.networks.set_rates(
+                record.id, after.name, rx_rate=after.rx_rate, tx_rate=after.tx_rate
+            )
 
 
 def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:

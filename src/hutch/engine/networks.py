@@ -27,6 +27,7 @@ from hutch.errors import (
 from hutch.lifecycle import State
 from hutch.spec.model import NetworkAttachment
 from hutch.spec.networks import check_attachment
+from hutch.units import parse_rate
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint, NetworkRecord
@@ -124,14 +125,22 @@ class Networks:
         ip: str = "",
         ip6: str = "",
         mac_address: str = "",
+        rx_rate: str | int = 0,
+        tx_rate: str | int = 0,
     ) -> None:
-        """Give an instance an endpoint in a further network, live where it runs."""
+        """Give an instance an endpoint in a further network, live where it runs.
+
+        `rx_rate` and `tx_rate` limit what it may receive and send: bits per second, or a
+        text such as `10mbit`.
+        """
         attachment = NetworkAttachment(
             name=self._networks.get(network).name,
             aliases=tuple(aliases),
             ipv4=ip,
             ipv6=ip6,
             mac=mac_address,
+            rx_rate=parse_rate(rx_rate, field="rx_rate"),
+            tx_rate=parse_rate(tx_rate, field="tx_rate"),
         )
         check_attachment(attachment, "network")
         identifier = self._identifier(instance)

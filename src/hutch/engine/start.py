@@ -243,6 +243,8 @@ def _prepare_user_network(
             f"network: {record.spec.network_mode!r} needs root",
             hint="leave the option out, or use none or host",
         )
+    if any(a.rx_rate or a.tx_rate for a in attachments(record)):
+        raise Unsupported("network: rates need root", hint="leave rx-rate and tx-rate out")
     if record.spec.isolation == "vm":
         endpoint = user.machine_endpoint(record.id, record.spec.ports)
         user.save_endpoint(context.directory(record.id) / "run", endpoint)

@@ -33,6 +33,7 @@ __all__ = [
     "RouteSocket",
     "add_address",
     "add_bridge",
+    "add_ifb",
     "add_neighbour",
     "add_route",
     "add_veth",
@@ -168,6 +169,13 @@ def add_bridge(
     if mac:
         body.append(attribute(IFLA_ADDRESS, mac))
     body.append(nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"bridge")))
+    return message(RTM_NEWLINK, b"".join(body), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def add_ifb(name: str, *, index: int = 0) -> bytes:
+    """Create an intermediate functional block, up: a device for nothing but its queue."""
+    body = [_IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), _name(name)]
+    body.append(nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"ifb")))
     return message(RTM_NEWLINK, b"".join(body), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 
 

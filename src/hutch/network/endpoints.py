@@ -99,6 +99,8 @@ def create_endpoint(
         internal=network.internal,
         dns=network.dns,
         mtu=network.mtu,
+        rx_rate=attachment.rx_rate,
+        tx_rate=attachment.tx_rate,
     )
     if ports:
         if network.internal:
@@ -201,6 +203,13 @@ def promote(tx: Transaction, instance_id: str, ports: Sequence[PortLease] = ()) 
             tx.put(ENDPOINTS, endpoint_key(instance_id, endpoint.network_id), successor)
             return successor
     return None
+
+
+def set_rates(tx: Transaction, endpoint: Endpoint, rx_rate: int, tx_rate: int) -> Endpoint:
+    """Let an endpoint receive and send so many bits per second; return it."""
+    changed = msgspec.structs.replace(endpoint, rx_rate=rx_rate, tx_rate=tx_rate)
+    tx.put(ENDPOINTS, endpoint_key(endpoint.instance_id, endpoint.network_id), changed)
+    return changed
 
 
 def rename(tx: Transaction, endpoint: Endpoint, old: str, new: str) -> None:

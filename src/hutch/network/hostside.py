@@ -83,6 +83,7 @@ class HostSide:
             if link is None or not link.is_up or link.kind != "bridge":
                 link = self.ensure_bridge(route, endpoint.network)
             index = self._add_pair(route, endpoint, link, pid)
+            self.limit(route, endpoint)
             if configuration is None:
                 configuration = container_messages(endpoint)
             self._configure(endpoint, pid, configuration)
@@ -93,6 +94,22 @@ class HostSide:
         self.open_ports(endpoint)
         if endpoint.dns:
             self.refresh_names([endpoint.network_id], start=True)
+
+    def limit(self, route: RouteSocket, endpoint: Endpoint, *, changed: bool = False) -> None:
+        """Hold an endpoint to its rates; `changed`: it had others before."""
+        if changed or endpoint.rx_rate or endpoint.tx_rate:
+            from hutch.network import rates, sweep
+
+            rates.limit(route, endpoint, sweep.note_of(self._root))
+
+    def forget_rates(self, endpoints: Iterable[Endpoint]) -> None:
+        """Remove what limited endpoints that are no more."""
+        limited = [endpoint for endpoint in endpoints if endpoint.tx_rate]
+        if limited:
+            from hutch.network import rates
+
+            with RouteSocket() as route:
+                rates.forget(route, limited)
 
     def publish(self, endpoint: Endpoint, pid: int) -> None:
         """Open the ports that an endpoint has got after its attachment."""
@@ -265,12 +282,13 @@ class HostSide:
             ports = [lease for _, lease in tx.items(PORTS, PortLease)]
         firewall.replace_table(self.table, networks, ports)
 
-    def repair(self, wanted: Iterable[str], known_interfaces: set[str]) -> None:
-        """Bring the host in line with the records: bridges of the networks in `wanted`,
-        the table if any bridge is there, no interface of ours that no endpoint has."""
+    def repair(self, endpoints: Sequence[Endpoint]) -> None:
+        """Bring the host in line with the records: bridges of the endpoints' networks, the
+        table if any bridge is there, no interface of ours that no endpoint has."""
+        known_interfaces = {endpoint.host_interface for endpoint in endpoints}
         with self._records.read() as tx:
             networks = [n for _, n in tx.items(NETWORKS, NetworkRecord) if n.bridge]
-        names = set(wanted)
+        names = {endpoint.network for endpoint in endpoints}
         self._stop_orphans({network.id for network in networks})
         with RouteSocket() as route:
             links = {link.name: link for link in route.links()}
@@ -287,6 +305,18 @@ class HostSide:
                 stale = link.name.startswith("hv") and link.name not in known_interfaces
                 if link.master in ours and stale:
                     route.request(rtnetlink.delete_link(link.index), ignore=(errno.ENODEV,))
+            self._drop_queues(route, list(links.values()), known_interfaces)
+            for endpoint in endpoints:
+                self.limit(route, endpoint)
+
+    def _drop_queues(
+        self, route: RouteSocket, links: Sequence[LinkInfo], known_interfaces: set[str]
+    ) -> None:
+        if any(link.kind == "ifb" for link in links):
+            from hutch.network import rates, sweep
+
+            for link in rates.strays(links, sweep.note_of(self._root), known_interfaces):
+                route.request(rtnetlink.delete_link(link.index), ignore=(errno.ENODEV,))
 
     def _stop_orphans(self, network_ids: set[str]) -> None:
         with self.lock():
@@ -326,6 +356,7 @@ class HostSide:
             for link in links:
                 if link.index in ours or (link.master in ours and link.name.startswith("hv")):
                     route.request(rtnetlink.delete_link(link.index), ignore=(errno.ENODEV,))
+            self._drop_queues(route, links, set())
             self._leave_filters(names)
             if firewall.has_table(self.table):
                 firewall.remove_table(self.table)

@@ -75,7 +75,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `interface` and `ifindex` are those inside the instance, `host_interface` the other
     end. `names` resolve to the addresses for the other members of the network; `upstreams`
-    are the servers that this instance's other queries go to.
+    are the servers that this instance's other queries go to. `rx_rate` and `tx_rate` are
+    bits per second that the instance may receive and send, 0 for no limit.
     """
 
     id: str
@@ -96,6 +97,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     internal: bool = False
     dns: bool = False
     mtu: int = 0
+    rx_rate: int = 0
+    tx_rate: int = 0
 
     @property
     def ipv4(self) -> str:

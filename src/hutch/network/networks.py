@@ -222,7 +222,8 @@ class Networks:
         if ports:
             self._host.release_ports(self.endpoints(instance_id))
         with self._records.write() as tx:
-            stale = self._release_all(tx, instance_id)
+            stale = endpoints.endpoints_of(tx, instance_id)
+            freed = self._release_all(tx, instance_id)
             networks = [named(tx, attachment.name) for attachment in attachments]
             made = self._create_all(
                 tx,
@@ -235,7 +236,8 @@ class Networks:
                 elsewhere=elsewhere,
                 dns=dns,
             )
-        self._host.close_ports(stale)
+        self._host.forget_rates(stale)
+        self._host.close_ports(freed)
         return made
 
     def _create_all(
@@ -316,6 +318,7 @@ class Networks:
         if not held:
             return
         self._host.release_ports(held)
+        self._host.forget_rates(held)
         with self._records.write() as tx:
             freed = self._release_all(tx, instance_id)
         self._host.close_ports(freed)
@@ -377,6 +380,7 @@ class Networks:
                 attach(endpoint)
         except BaseException:
             self._host.remove_link(endpoint.host_interface)
+            self._host.forget_rates([endpoint])
             self._host.release_ports([endpoint])
             with self._records.write() as tx:
                 freed = endpoints.release_endpoint(tx, endpoint)
@@ -407,6 +411,7 @@ class Networks:
             tx.event("network", "disconnect", network.name, instance=instance_id)
         self._host.close_ports(freed)
         self._host.remove_link(endpoint.host_interface)
+        self._host.forget_rates([endpoint])
         left = {e.network_id for e in self.endpoints(instance_id) if e.dns}
         self._host.refresh_names(left | ({network.id} if network.dns else set()))
         if successor is not None and pid is not None:
@@ -415,6 +420,21 @@ class Networks:
                 netns.configure(pid, routes, ignore=(errno.EEXIST,))
             self._host.publish(successor, pid)
         return endpoint
+
+    def set_rates(
+        self, instance_id: str, reference: str, *, rx_rate: int, tx_rate: int
+    ) -> Endpoint:
+        """Change what a running instance may receive and send in a network, in bits per
+        second; 0 is no limit. On a refusal the records keep what was."""
+        network = self.get(reference)
+        with self._records.read() as tx:
+            before = endpoints.find_endpoint(tx, instance_id, network)
+        wanted = msgspec.structs.replace(before, rx_rate=rx_rate, tx_rate=tx_rate)
+        with RouteSocket() as route:
+            self._host.limit(route, wanted, changed=True)
+        with self._records.write() as tx:
+            present = endpoints.find_endpoint(tx, instance_id, network)
+            return endpoints.set_rates(tx, present, rx_rate, tx_rate)
 
     # ---- after crashes ----------------------------------------------------------------
 
@@ -442,10 +462,7 @@ class Networks:
             remaining = [endpoint for _, endpoint in tx.items(ENDPOINTS, Endpoint)]
             _drop_orphans(tx, {endpoint.id for endpoint in remaining})
         self._host.release_ports_of_others({endpoint.id for endpoint in remaining})
-        self._host.repair(
-            {endpoint.network for endpoint in remaining},
-            {endpoint.host_interface for endpoint in remaining},
-        )
+        self._host.repair(remaining)
         with self._records.read() as tx:
             networks = {n.id for _, n in tx.items(NETWORKS, NetworkRecord) if n.dns}
         self._host.refresh_names(networks, start=True)

@@ -38,7 +38,7 @@ def remove_vanished() -> list[str]:
         gone: dict[str, list[LinkInfo]] = {}
         for link in links:
             root = link.alias.removeprefix(_PREFIX)
-            if link.kind == "bridge" and root != link.alias and not os.path.lexists(root):
+            if link.kind in ("bridge", "ifb") and root != link.alias and not os.path.lexists(root):
                 gone.setdefault(root, []).append(link)
         masters = {link.master for link in links}
         swept = []
@@ -51,7 +51,7 @@ def remove_vanished() -> list[str]:
 
 def _remove(route: RouteSocket, root: str, bridges: list[LinkInfo]) -> None:
     try:
-        foreign.forget_bridges([link.name for link in bridges])
+        foreign.forget_bridges([link.name for link in bridges if link.kind == "bridge"])
     except OSError as error:
         raise firewall.translate(error) from error
     for link in bridges:

@@ -23,6 +23,7 @@ from hutch.spec.machine import MACHINE_OPTIONS, check_room, read_disk, read_mach
 from hutch.spec.model import InstanceSpec
 from hutch.spec.mounts import parse_volumes_from, read_mounts
 from hutch.spec.networks import (
+    change_rates,
     check_hostname,
     parse_exposed,
     parse_extra_hosts,
@@ -121,18 +122,20 @@ def update(spec: InstanceSpec, **options: Unpack[UpdateOptions]) -> InstanceSpec
     """Return `spec` with other limits or another restart policy; nothing else may change."""
     from msgspec.structs import replace
 
-    allowed = RESOURCE_OPTIONS | {"disk", "restart"}
+    allowed = RESOURCE_OPTIONS | {"disk", "network", "restart"}
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in allowed:
             raise InvalidArgument(
                 "cannot be changed after creation",
                 field=name,
-                hint="limits, the restart policy and the size of a machine's disk can",
+                hint="limits, rates of networks, the restart policy and a machine's disk size can",
             )
     changes: dict[str, Any] = {"resources": read_resources(given, spec.resources)}
     if "restart" in given:
         changes["restart"] = read_restart(given["restart"])
+    if "network" in given:
+        changes["networks"] = change_rates(spec.networks, given["network"])
     if "disk" in given:
         changes["machine"] = read_disk(given["disk"], spec.machine, spec.isolation)
     changed = replace(spec, **changes)

@@ -87,13 +87,16 @@ class DeviceNode(Value, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class NetworkAttachment(Value, frozen=True, kw_only=True, omit_defaults=True):
-    """One network by name, with what is asked of the endpoint."""
+    """One network by name, with what is asked of the endpoint. `rx_rate` and `tx_rate` are
+    what the instance may receive and send, in bits per second; 0 is no limit."""
 
     name: str
     aliases: tuple[str, ...] = ()
     ipv4: str = ""
     ipv6: str = ""
     mac: str = ""
+    rx_rate: int = 0
+    tx_rate: int = 0
 
 
 class PortMapping(Value, frozen=True, kw_only=True, omit_defaults=True):

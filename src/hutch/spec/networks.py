@@ -8,8 +8,10 @@ from typing import Any
 from hutch.errors import InvalidArgument
 from hutch.spec.model import NetworkAttachment, PortMapping
 from hutch.spec.parse import integer, ip_address, items, split_csv, strings, text
+from hutch.units import parse_rate
 
 __all__ = [
+    "change_rates",
     "check_hostname",
     "parse_exposed",
     "parse_extra_hosts",
@@ -57,34 +59,84 @@ def _attachment(value: object, field: str) -> NetworkAttachment:
     return _long_attachment(parts, field)
 
 
+_KEYS = {
+    "name": "name", "ip": "ipv4", "ipv4": "ipv4", "ip6": "ipv6", "ipv6": "ipv6",
+    "mac-address": "mac", "mac": "mac", "rx-rate": "rx_rate", "rx_rate": "rx_rate",
+    "tx-rate": "tx_rate", "tx_rate": "tx_rate",
+}  # fmt: skip
+
+
 def _long_attachment(parts: Iterable[str], field: str) -> NetworkAttachment:
     single: dict[str, str] = {}
     aliases: list[str] = []
-    names = {
-        "name": "name", "ip": "ipv4", "ipv4": "ipv4", "ip6": "ipv6", "ipv6": "ipv6",
-        "mac-address": "mac", "mac": "mac",
-    }  # fmt: skip
     for part in parts:
         key, equals, entry = part.partition("=")
         if not equals or not entry:
             raise InvalidArgument(f"expected KEY=VALUE, got {part!r}", field=field)
         if key in ("alias", "aliases"):
             aliases.append(entry)
-        elif key in names and names[key] not in single:
-            single[names[key]] = entry
+        elif key in _KEYS and _KEYS[key] not in single:
+            single[_KEYS[key]] = entry
         else:
             raise InvalidArgument(
                 f"unknown or repeated option {key!r}",
                 field=field,
-                hint="options are name, alias, ip, ip6 and mac-address",
+                hint="options are name, alias, ip, ip6, mac-address, rx-rate and tx-rate",
             )
     if "name" not in single:
         raise InvalidArgument("is missing", field=f"{field}.name", hint="add name=NETWORK")
     if single["name"] == "default":
         single["name"] = "bridge"
-    attachment = NetworkAttachment(aliases=tuple(aliases), **single)
+    rates = {key: single.pop(key, "0") for key in ("rx_rate", "tx_rate")}
+    attachment = NetworkAttachment(
+        aliases=tuple(aliases),
+        rx_rate=parse_rate(rates["rx_rate"], field=f"{field}.rx-rate"),
+        tx_rate=parse_rate(rates["tx_rate"], field=f"{field}.tx-rate"),
+        **single,
+    )
     check_attachment(attachment, field)
     return attachment
+
+
+def change_rates(
+    networks: tuple[NetworkAttachment, ...], value: object, field: str = "network"
+) -> tuple[NetworkAttachment, ...]:
+    """Return the attachments with the rates that `name=NETWORK,rx-rate=…,tx-rate=…` entries
+    state; what they do not state stays."""
+    from msgspec.structs import replace
+
+    changed = {attachment.name: attachment for attachment in networks}
+    for i, entry in enumerate(items(value, field)):
+        where = f"{field}[{i}]"
+        given = _rates_alone(entry, where)
+        name = given.pop("name", "")
+        if name not in changed:
+            raise InvalidArgument(
+                f"the instance is not in network {name!r}" if name else "is missing",
+                field=f"{where}.name",
+                hint="`hutch network connect` connects it to a further one" if name else None,
+            )
+        rates = {
+            _KEYS[key]: parse_rate(rate, field=f"{where}.{key}") for key, rate in given.items()
+        }
+        changed[name] = replace(changed[name], **rates)
+    return tuple(changed.values())
+
+
+def _rates_alone(entry: object, field: str) -> dict[str, Any]:
+    if isinstance(entry, Mapping):
+        given = {str(key).replace("_", "-"): value for key, value in entry.items()}
+    else:
+        parts = [part.partition("=") for part in split_csv(text(entry, field), field)]
+        given = {key: value for key, _, value in parts}
+    for key in given:
+        if key not in ("name", "rx-rate", "tx-rate"):
+            raise InvalidArgument(
+                f"{key[:40]!r} cannot be changed",
+                field=field,
+                hint="write name=NETWORK,rx-rate=RATE,tx-rate=RATE",
+            )
+    return given
 
 
 def _is_lone(name: str) -> bool:
@@ -109,6 +161,9 @@ def check_attachment(attachment: NetworkAttachment, field: str) -> None:
             _needs_user_defined(name, f"{field}.{key}")
     if attachment.mac:
         _check_mac(attachment.mac, f"{field}.mac_address")
+    for key, rate in (("rx-rate", attachment.rx_rate), ("tx-rate", attachment.tx_rate)):
+        if parse_rate(rate, field=f"{field}.{key}") and _is_lone(name):
+            raise InvalidArgument(f"is not possible on {name!r}", field=f"{field}.{key}")
     if attachment.aliases:
         _needs_user_defined(name, f"{field}.alias")
         for alias in attachment.aliases:

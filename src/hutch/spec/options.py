@@ -55,6 +55,7 @@ class UpdateOptions(TypedDict, total=False):
     memory_reservation: Size | None
     memory_swap: Size | None
     memory_swappiness: int | None
+    network: Network | Sequence[Network] | None
     oom_kill_disable: bool | None
     pids_limit: int | None
     restart: str | Mapping[str, object] | RestartPolicy | None
@@ -107,7 +108,6 @@ class RunOptions(UpdateOptions, total=False):
     mac_address: str | None
     mounts: str | Mapping[str, object] | Sequence[str | Mapping[str, object] | Mount] | None
     name: str | None
-    network: Network | Sequence[Network] | None
     network_aliases: Texts | None
     no_healthcheck: bool | None
     no_new_privileges: bool | None

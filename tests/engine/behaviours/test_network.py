@@ -7,7 +7,11 @@ import urllib.request
 
 import pytest
 
-from hutch.engine import Engine
+from hutch.engine import Engine, Instance
+from hutch.linux.rtnetlink import RouteSocket
+from hutch.linux.tc import token_bucket
+from hutch.network import Endpoint
+from hutch.network.rates import queue_name
 from tests.engine.behaviours.conftest import Maker
 from tests.engine.behaviours.waiting import until
 
@@ -71,3 +75,30 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _rates(box: Instance) -> tuple[int, int]:
+    """What the kernel lets the instance receive and send, in bits per second."""
+    [endpoint] = box.info().endpoints
+    assert isinstance(endpoint, Endpoint)
+    found = []
+    with RouteSocket() as route:
+        for name in (endpoint.host_interface, queue_name(endpoint)):
+            link = route.link(name)
+            bucket = token_bucket(route, link.index) if link is not None else None
+            found.append(8 * bucket.rate if bucket is not None else 0)
+    return found[0], found[1]
+
+
+def test_rates_hold_from_the_start_and_change_live(make: Maker) -> None:
+    wanted = {"name": "bridge", "rx_rate": "10mbit", "tx_rate": "5mbit"}
+    with make.start(network=wanted) as box:
+        assert _rates(box) == (10_000_000, 5_000_000)
+        box.update(network={"name": "bridge", "rx_rate": 0, "tx_rate": "2mbit"})
+        assert _rates(box) == (0, 2_000_000)
+        box.stop(timeout=0)
+        box.update(network={"name": "bridge", "rx_rate": "1mbit"})
+        box.start()
+        assert _rates(box) == (1_000_000, 2_000_000)
+        [attachment] = box.info().spec.networks
+        assert (attachment.rx_rate, attachment.tx_rate) == (1_000_000, 2_000_000)
