@@ -200,6 +200,7 @@ void machine_qemu_ended(struct vmm *v)
 	char line[64];
 	struct text t = text_in(line, sizeof(line));
 
+	logs_read_rest(v);
 	if (v->config.flags & CONFIG_CONSOLE)
 		console_drain(v);
 	else if (v->stage < ST_SHUTDOWN && !v->agent_gone)

@@ -10,7 +10,7 @@
 static struct vmm the;
 
 enum watched { W_SIGNALS, W_AGENT, W_STATUS, W_LISTEN, W_STDIN, W_STDOUT, W_STDERR, W_RESCUE,
-	       W_PORT, W_SCREEN, W_CONTROL, W_TYPED, W_WAITING, W_CLIENT };
+	       W_PORT, W_SCREEN, W_CONTROL, W_TYPED, W_WAITING, W_LOGS, W_CLIENT = W_LOGS + LOGS };
 
 struct watch {
 	struct pollfd fds[W_CLIENT + MAX_VMM_CLIENTS];
@@ -213,6 +213,9 @@ static void watch_all(struct vmm *v, struct watch *w)
 		watch(w, v->status, POLLIN, W_STATUS);
 	if (v->control.open)
 		watch(w, FD_CONTROL, POLLIN, W_CONTROL);
+	for (int i = 0; i < LOGS; i++)
+		if (v->logs[i].pipe >= 0)
+			watch(w, v->logs[i].pipe, POLLIN, W_LOGS + i);
 	if (v->config.flags & CONFIG_CONSOLE)
 		watch_console(v, w);
 	else
@@ -246,6 +249,8 @@ static void dispatch(struct vmm *v, int who, short events)
 	case W_CONTROL: control_read(v); break;
 	case W_TYPED: console_read_stdin(v); break;
 	case W_WAITING: console_write(v); break;
+	case W_LOGS + LOG_QEMU:
+	case W_LOGS + LOG_CONSOLE: log_read(&v->logs[who - W_LOGS]); break;
 	default:
 		c = &v->clients[who - W_CLIENT];
 		if (c->used)
@@ -313,6 +318,7 @@ int main(int argc, char **argv)
 	block_signals();
 	v->status = FD_STATUS;
 	v->rescue = v->quiet.monitor = -1;
+	v->logs[LOG_QEMU].pipe = v->logs[LOG_CONSOLE].pipe = -1;
 	v->process.owner = OWNER_PROCESS;
 	if (!config_load(&v->config, &problem))
 		machine_failed(v, PART_CONFIG, 0, 0, EPROTO, problem);

@@ -30,7 +30,7 @@ static void default_signals(void)
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, sizeof(uint64_t));
 }
 
-static int exec_qemu(const struct config *c, pid_t parent, int null)
+static int exec_qemu(const struct config *c, pid_t parent, int null, int said)
 {
 	char **argv = string_list(c->argv), **env = string_list(c->env);
 
@@ -39,7 +39,7 @@ static int exec_qemu(const struct config *c, pid_t parent, int null)
 		_exit(127);
 	setsid(); /* the terminal is not QEMU's */
 	default_signals();
-	if (!argv || !env || dup2(null, 0) < 0 || dup2(FD_LOG, 1) < 0 || dup2(FD_LOG, 2) < 0)
+	if (!argv || !env || dup2(null, 0) < 0 || dup2(said, 1) < 0 || dup2(said, 2) < 0)
 		return -1;
 	for (int fd = config_first_fd(c); fd < FD_QEMU + (int)c->fds; fd++)
 		if (fcntl(fd, F_SETFD, 0) < 0)
@@ -47,15 +47,17 @@ static int exec_qemu(const struct config *c, pid_t parent, int null)
 	return execve(argv[0], argv, env);
 }
 
-/* The pipe has two uses: what is empty for ever is QEMU's stdin, and errno of a failed exec
- * comes back through the second one. */
+/* What is empty for ever is QEMU's stdin, errno of a failed exec comes back through the second
+ * pipe, and what QEMU says through the third. */
 static int start(struct vmm *v)
 {
-	int empty[2], told[2], error = 0;
+	int empty[2], told[2], said[2], error = 0;
 	pid_t parent = getpid();
 
-	if (pipe2(empty, O_CLOEXEC) < 0 || pipe2(told, O_CLOEXEC) < 0)
+	if (pipe2(empty, O_CLOEXEC) < 0 || pipe2(told, O_CLOEXEC) < 0 || pipe2(said, O_CLOEXEC) < 0)
 		return errno;
+	log_open(&v->logs[LOG_QEMU], FD_LOG, said[0]);
+	log_open(&v->logs[LOG_CONSOLE], FD_CONSOLE_LOG, FD_CONSOLE_PIPE);
 	close(empty[1]);
 	v->qemu = fork();
 	if (v->qemu < 0) {
@@ -63,13 +65,14 @@ static int start(struct vmm *v)
 		return errno;
 	}
 	if (v->qemu == 0) {
-		exec_qemu(&v->config, parent, empty[0]);
+		exec_qemu(&v->config, parent, empty[0], said[1]);
 		error = errno;
 		(void)!write(told[1], &error, sizeof(error));
 		_exit(127);
 	}
 	close(empty[0]);
 	close(told[1]);
+	close(said[1]);
 	if (read(told[0], &error, sizeof(error)) != sizeof(error))
 		error = 0;
 	close(told[0]);
@@ -87,7 +90,6 @@ void qemu_start(struct vmm *v)
 	error = start(v);
 	if (error)
 		machine_failed(v, PART_QEMU, 0, 0, error, read_str(&argv));
-	close(FD_LOG);
 	if (first < last)
 		sys_close_range(first, last - 1, 0);
 	put_u32(pid, (uint32_t)v->qemu);
@@ -124,4 +126,5 @@ void qemu_kill(struct vmm *v)
 	while (waitpid(v->qemu, &v->qemu_status, 0) < 0 && errno == EINTR)
 		;
 	v->qemu = 0;
+	logs_read_rest(v);
 }

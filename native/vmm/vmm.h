@@ -9,7 +9,8 @@
 #include "../wire.h"
 
 /* What the starter hands over, by number. QEMU has its descriptors at the same numbers. */
-enum { FD_CONFIG = 3, FD_AGENT, FD_LISTEN, FD_STATUS, FD_LOG, FD_QEMU };
+enum { FD_CONFIG = 3, FD_AGENT, FD_LISTEN, FD_STATUS, FD_LOG, FD_CONSOLE_LOG, FD_CONSOLE_PIPE,
+       FD_QEMU };
 
 /* With CONFIG_CONSOLE FD_AGENT is the serial port and FD_LISTEN where clients of the screen
  * call. With it or CONFIG_CONTROL the first of QEMU's is our own connection to its monitor. */
@@ -120,6 +121,15 @@ struct control {
 	char line[1024];   /* of an event: what matters is at its head */
 };
 
+/* What is said, on its way into a file of bounded size; see logs.c. */
+struct vmm_log {
+	int file, pipe;    /* pipe -1: nobody speaks any more */
+	uint64_t size, left_out;
+	uint64_t note; /* how long the words about it in the file are */
+};
+
+enum { LOG_QEMU, LOG_CONSOLE, LOGS };
+
 /* The main link standing still; see quiet.c. */
 struct quiet {
 	struct vmm_client *client; /* NULL: nobody wants it */
@@ -149,6 +159,7 @@ struct vmm {
 	uint32_t rescue_seen;
 	struct console console;
 	struct control control;
+	struct vmm_log logs[LOGS];
 	struct vmm_client clients[MAX_VMM_CLIENTS];
 };
 
@@ -203,6 +214,11 @@ void client_event(struct vmm *v, struct vmm_client *c, short events);
 size_t client_data(struct vmm *v, struct vmm_client *c, const uint8_t *data, size_t n);
 void client_eof(struct vmm_client *c);
 void client_closed(struct vmm *v, struct vmm_client *c, uint32_t error);
+
+/* logs.c */
+void log_open(struct vmm_log *log, int file, int pipe);
+bool log_read(struct vmm_log *log); /* false: there is no more now */
+void logs_read_rest(struct vmm *v); /* after QEMU's end */
 
 /* console.c */
 void console_begin(struct vmm *v);

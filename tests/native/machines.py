@@ -278,13 +278,14 @@ class Machines:
         qemu_has_agent: bool = False,
         screen: int | None = None,
         connection: socket.socket | None = None,
+        said: int | None = None,
         **options: object,
     ) -> Iterator[Machine]:
         """Run a monitor for the length of the block; its end is the monitor's.
 
         `screen` takes the place of agent.sock, `connection` is the monitor's connection to QEMU.
-        With `qemu_has_agent` the guest's end of the channel is the program's descriptor 8,
-        and the test has only its copy.
+        With `qemu_has_agent` the guest's end of the channel is the program's descriptor 10,
+        and the test has only its copy. `said` is the read end of the console's pipe.
         """
         with ExitStack() as stack:
             ours, theirs = socket.socketpair()
@@ -296,10 +297,14 @@ class Machines:
             listener.listen(300)
             link, status = MonitorLink.create()
             stack.enter_context(link)
-            log = self.directory / "qemu.log"
             fds = [0, theirs.fileno(), listener.fileno(), status.fileno()]
-            fds.append(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC))
-            stack.callback(os.close, fds[4])
+            for name in ("qemu.log", "console.log"):
+                fds.append(os.open(self.directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
+                stack.callback(os.close, fds[-1])
+            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, null)
+            fds.append(null if said is None else said)
+            own = len(fds)
             if screen is not None:
                 fds[2] = screen
             if connection is not None:
@@ -310,7 +315,7 @@ class Machines:
             config = MonitorConfig(
                 argv=qemu,
                 plan=plan,
-                qemu_fds=len(fds) - 5,
+                qemu_fds=len(fds) - own,
                 **options,  # type: ignore[arg-type]
             )
             fds[0] = _memory(encode_config(config) if configuration is None else configuration)
@@ -330,7 +335,7 @@ class Machines:
                 peer=Peer(ours),
                 guest=Guest(str(self.directory)),
                 config=config,
-                log=log,
+                log=self.directory / "qemu.log",
             )
 
 

@@ -15,19 +15,32 @@ _LIMITED = b"[    7.1] Memory cgroup out of memory: Killed process 90 (python3)\
 def test_kills_of_this_start_are_counted(tmp_path: Path) -> None:
     log = tmp_path / console.LOG
     log.write_bytes(_KILLED)
-    start = console.log_size(str(tmp_path))
-    assert console.count_oom_kills(str(tmp_path), start) == 0
+    console.begin_logs(str(tmp_path))
+    assert console.count_oom_kills(str(tmp_path)) == 0
     log.write_bytes(_KILLED + b"something else\n" + _KILLED + _LIMITED)
-    assert console.count_oom_kills(str(tmp_path), start) == 2
+    assert console.count_oom_kills(str(tmp_path)) == 3
 
 
 def test_a_machine_that_never_started_has_no_kills(tmp_path: Path) -> None:
-    assert console.log_size(str(tmp_path)) == 0
-    assert console.count_oom_kills(str(tmp_path), 0) == 0
+    assert console.count_oom_kills(str(tmp_path)) == 0
+    assert console.last_words(str(tmp_path), 100) == b""
 
 
-@pytest.mark.parametrize(("size", "left"), [(1 << 20, 1 << 20), (5 << 20, 0)])
-def test_a_long_log_is_emptied_before_a_start(tmp_path: Path, size: int, left: int) -> None:
-    (tmp_path / console.LOG).write_bytes(bytes(size))
-    console.trim(str(tmp_path))
-    assert console.log_size(str(tmp_path)) == left
+def test_the_logs_of_the_last_two_starts_are_kept(tmp_path: Path) -> None:
+    for number in range(3):
+        console.begin_logs(str(tmp_path))
+        (tmp_path / console.LOG).write_bytes(b"start %d\n" % number)
+        (tmp_path / "qemu.log").write_bytes(b"qemu %d\n" % number)
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [
+        b"qemu 1\n", b"qemu 2\n", b"start 1\n", b"start 2\n",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limit", "shown"), [(99, b"start 1\nstart 2\n"), (10, b"1\nstart 2\n"), (3, b" 2\n")]
+)
+def test_the_last_words_are_of_both(tmp_path: Path, limit: int, shown: bytes) -> None:
+    for number in range(3):
+        console.begin_logs(str(tmp_path))
+        (tmp_path / console.LOG).write_bytes(b"start %d\n" % number)
+    assert console.last_words(str(tmp_path), limit) == shown

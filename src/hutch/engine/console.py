@@ -63,17 +63,12 @@ def open_console(context: Context, identifier: str) -> Console:
 
 
 def console_log(context: Context, identifier: str, limit: int) -> bytes:
-    """Return the last `limit` bytes of what was written to the console, of all starts."""
-    from hutch.drivers.vm.console import LOG, log_size
+    """Return the last `limit` bytes of what was written to the console, in this start and the
+    one before."""
+    from hutch.drivers.vm.console import last_words
 
     _machine(load(context, identifier))
-    directory = str(context.directory(identifier))
-    try:
-        with open(f"{directory}/{LOG}", "rb") as file:
-            file.seek(max(0, log_size(directory) - limit))
-            return file.read(limit)
-    except FileNotFoundError:
-        return b""
+    return last_words(str(context.directory(identifier)), limit)
 
 
 def _machine(record: InstanceRecord) -> InstanceRecord:

@@ -291,7 +291,8 @@ class Instance:
         return open_console(self._context, self.id)
 
     def console_log(self, limit: int = 1 << 20) -> bytes:
-        """Return the end of what was written to that console, at most `limit` bytes."""
+        """Return the end of what was written to that console in this start and the one
+        before, at most `limit` bytes."""
         from hutch.engine.console import console_log
 
         return console_log(self._context, self.id, limit)

@@ -43,14 +43,15 @@ __all__ = ["BootRequest", "Booted", "Ports", "boot", "map_ids"]
 QMP_SOCKET = "qmp.sock"
 AGENT_SOCKET = "agent.sock"
 CONSOLE_SOCKET = "console.sock"
-_LOG = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+# Not to append: hutch-vmm keeps the file from growing.
+_LOG = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
     """The descriptors that every machine has, as QEMU numbers them: a connected socket for
-    the agent, listening ones for QMP and the console, and the console's log; `control`, the
-    monitor's own QMP, where it has one. A machine without an agent has the serial port's
-    socket for `agent`."""
+    the agent, listening ones for QMP and the console, and a pipe for the console's log;
+    `control`, the monitor's own QMP, where it has one. A machine without an agent has the
+    serial port's socket for `agent`."""
 
     agent: int
     qmp: int
@@ -179,12 +180,15 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
     vmm_end, qemu_end = socket.socketpair()
     agent = holding(vmm_end.detach())
     qemu = Descriptors(held)
+    said, console_end = os.pipe2(os.O_CLOEXEC)
+    holding(said)
     control = -1
     if request.config.console or request.config.control:
         mine, its = socket.socketpair()
         qemu.add(mine.detach())  # the first: it is the monitor's own, and kept from QEMU
         control = qemu.add(its.detach())
     if request.config.console:
+        os.close(console_end)
         ports = Ports(
             control=control,
             agent=qemu.add(qemu_end.detach()),
@@ -196,7 +200,7 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
             agent=qemu.add(qemu_end.detach()),
             qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
             console=qemu.add(listen_at(request.directory, CONSOLE_SOCKET)),
-            console_log=qemu.add(os.open(f"{request.logs}/console.log", _LOG, 0o600)),
+            console_log=qemu.add(console_end),
         )
     argv = tuple(request.argv(ports, qemu))
     env = request.config.env
@@ -209,10 +213,13 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
     listener = request.screen
     if not request.config.console:
         listener = holding(listen_at(request.directory, AGENT_SOCKET))
-    log = holding(os.open(f"{request.logs}/qemu.log", _LOG, 0o600))
+    logs = [
+        holding(os.open(f"{request.logs}/{name}", _LOG, 0o600))
+        for name in ("qemu.log", "console.log")
+    ]
     link, theirs = MonitorLink.create()
     status = holding(theirs.detach())
-    return link, [memory, agent, listener, status, log, *qemu.fds]
+    return link, [memory, agent, listener, status, *logs, said, *qemu.fds]
 
 
 def _write_all(fd: int, data: bytes) -> None:

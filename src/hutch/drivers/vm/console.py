@@ -1,49 +1,53 @@
-"""A machine's serial console: what the guest's kernel wrote there, and a link to it."""
+"""A machine's serial console: what the guest's kernel wrote there, and a link to it.
+
+`hutch-vmm` writes the log of a start, and keeps it from growing beyond some megabytes.
+"""
 
 from __future__ import annotations
 
 import _socket
 import os
 import re
+from contextlib import suppress
 
 from hutch.drivers.vm.boot import CONSOLE_SOCKET
 from hutch.errors import Unavailable
 
-__all__ = ["LOG", "connect", "count_oom_kills", "log_size", "trim"]
+__all__ = ["LOG", "begin_logs", "connect", "count_oom_kills", "last_words"]
 
 LOG = "console.log"
 # mm/oom_kill.c; a limit of a control group has "Memory cgroup out of memory".
 _KILLED = re.compile(rb"out of memory: Killed process \d+", re.IGNORECASE)
 _READ = 256 << 10
-_KEPT = 4 << 20
 
 
-def trim(directory: str) -> None:
-    """Empty a log that earlier starts have made long. What a guest writes during one start is
-    not bounded: its own kernel is told to be quiet, but it may be hostile."""
-    if log_size(directory) > _KEPT:
-        with open(f"{directory}/{LOG}", "r+b") as file:
-            file.truncate(0)
+def begin_logs(directory: str) -> None:
+    """Put the logs of the start before aside, in place of those of the start before that."""
+    for name in (LOG, "qemu.log"):
+        with suppress(FileNotFoundError):
+            os.rename(f"{directory}/{name}", f"{directory}/{name}.1")
 
 
-def log_size(directory: str) -> int:
-    """Return how long the log is, which goes on from one start to the next."""
-    try:
-        return os.stat(f"{directory}/{LOG}").st_size
-    except FileNotFoundError:
-        return 0
+def last_words(directory: str, limit: int) -> bytes:
+    """Return the last `limit` bytes of this start's log and the one's before."""
+    found = b""
+    for name in (LOG, f"{LOG}.1"):
+        with suppress(FileNotFoundError), open(f"{directory}/{name}", "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            left = limit - len(found)
+            file.seek(max(0, size - left))
+            found = file.read(left) + found
+    return found
 
 
-def count_oom_kills(directory: str, start: int) -> int:
-    """Return of how many programs the guest's kernel said that it killed for want of memory.
-
-    It is the guest's word, and only about itself. `start` is where this start's part of the
-    log begins; of a long part the end is looked at.
-    """
+def count_oom_kills(directory: str) -> int:
+    """Return of how many programs the guest's kernel said that it killed for want of memory
+    in this start. It is the guest's word, and only about itself; of a long log the end is
+    looked at."""
     try:
         with open(f"{directory}/{LOG}", "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(start, size - _READ))
+            file.seek(max(0, size - _READ))
             return len(_KILLED.findall(file.read(_READ)))
     except FileNotFoundError:
         return 0

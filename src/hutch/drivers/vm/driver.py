@@ -316,7 +316,8 @@ class VmDriver:
             count = self._hierarchy.load(identifier).oom_kills()
         with suppress(NotFound):
             directory = self._directory(identifier)
-            count += count_oom_kills(directory, load_record(directory).console_start)
+            load_record(directory)  # there was a start
+            count += count_oom_kills(directory)
         return count
 
     def record(self, identifier: str) -> MachineRecord | None:

@@ -13,7 +13,7 @@ import msgspec
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards, template_cards
-from hutch.drivers.vm.console import log_size, trim
+from hutch.drivers.vm.console import begin_logs
 from hutch.drivers.vm.host import find_host, require_qemu
 from hutch.drivers.vm.initramfs import Programs, ensure_initramfs
 from hutch.drivers.vm.kernels import KernelRecord, Kernels
@@ -166,9 +166,9 @@ class MachineLauncher:
             taps = create_taps(nics)
             for fd in (taps.namespace, *taps.taps):
                 held.callback(os.close, fd)
-        trim(launch.directory)
+        begin_logs(launch.directory)
         record = msgspec.structs.replace(
-            self._record(parts, template, user, log_size(launch.directory)),
+            self._record(parts, template, user),
             shares=len(shared(launch)),
         )
         if loaded is not None:
@@ -330,7 +330,7 @@ class MachineLauncher:
         return template
 
     def _record(
-        self, parts: _Parts, template: Template | None, user: ResolvedUser, console_start: int
+        self, parts: _Parts, template: Template | None, user: ResolvedUser
     ) -> MachineRecord:
         return MachineRecord(
             qemu=parts.host.qemu,
@@ -347,7 +347,6 @@ class MachineLauncher:
             plugged=parts.plugged.requested if parts.plugged else -1,
             template=template.key if template else "",
             user=user,
-            console_start=console_start,
         )
 
     def network_modules(self, kernel_id: str) -> list[SetupOp]:

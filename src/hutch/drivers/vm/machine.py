@@ -65,9 +65,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What later calls need to know of a machine that was started; in its directory.
 
-    `template` is the name of what it went on from, "" for a boot of its own; `console_start`
-    where this start's part of the console's log begins. `memory` and `vcpus` are what it uses
-    now, `shape` what QEMU must be started with to take its state over (its `vcpus` are those
+    `template` is the name of what it went on from, "" for a boot of its own. `memory` and
+    `vcpus` are what it uses now, `shape` what QEMU must be started with to take its state over (its `vcpus` are those
     that are plugged), and `plugged` the memory beyond that which it was asked to take, -1
     where it has no device for that yet.
     """
@@ -85,7 +84,6 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     template: str
     user: ResolvedUser
     shares: int = 0
-    console_start: int = 0
     shape: Shape | None = None
     plugged: int = -1
 
