@@ -18,7 +18,9 @@ from hutch.engine import Engine, Instance
 from hutch.errors import HutchError
 from hutch.lifecycle import State
 from hutch.process import guest
-from tests.vm.machines import NEEDS, machine_root, nothing_left, processes, start
+from hutch.qmp import conversation
+from hutch.qmp.machine import stop
+from tests.vm.machines import NEEDS, machine_root, nothing_left, processes, start, until
 
 pytestmark = list(NEEDS)
 
@@ -69,23 +71,51 @@ CALLS: dict[str, Callable[[Instance], object]] = {
 
 
 @pytest.fixture
-def frozen(engine: Engine, box: Instance) -> Iterator[Instance]:
-    """A machine whose QEMU does nothing any more: what a guest at its worst can do."""
-    qemu = processes(engine, box)["qemu"]
-    os.kill(qemu, signal.SIGSTOP)
+def silent(box: Instance) -> Instance:
+    """A machine whose guest does nothing any more, behind hutch's back."""
+    with conversation(Path(box.info().directory) / "run/qmp.sock") as monitor:
+        stop(monitor)
+    return box
+
+
+@pytest.mark.usefixtures("impatient")
+def test_every_question_to_a_silent_guest_ends(silent: Instance) -> None:
+    for name, call in CALLS.items():
+        with pytest.raises(HutchError):
+            call(silent)
+            raise AssertionError(f"{name} came back")
+
+
+@pytest.fixture(params=["qemu", "vmm"])
+def frozen(request: pytest.FixtureRequest, engine: Engine, box: Instance) -> Iterator[Instance]:
+    """A machine one of whose processes a signal has stopped."""
+    process = processes(engine, box)[request.param]
+    os.kill(process, signal.SIGSTOP)
+    stat = Path(f"/proc/{process}/stat")
+    until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "not stopped")
     yield box
     try:
-        os.kill(qemu, signal.SIGCONT)
+        os.kill(process, signal.SIGCONT)
     except ProcessLookupError:
         pass
 
 
-@pytest.mark.usefixtures("impatient")
-def test_every_question_to_a_silent_guest_ends(frozen: Instance) -> None:
-    for name, call in CALLS.items():
-        with pytest.raises(HutchError):
+def test_a_machine_that_a_signal_has_stopped_is_told_at_once(frozen: Instance) -> None:
+    """Waiting would take minutes: no wait is shortened here."""
+    more: dict[str, Callable[[Instance], object]] = {
+        "exec": lambda box: box.exec(["true"]),
+        "pause": lambda box: box.pause(),
+        "fork": lambda box: box.fork(),
+        "suspend": lambda box: box.suspend(),
+    }
+    before = frozen.info().spec
+    for name, call in {**CALLS, **more}.items():
+        with pytest.raises(HutchError, match="was stopped by a signal") as caught:
             call(frozen)
             raise AssertionError(f"{name} came back")
+        assert "kill -CONT" in str(caught.value.hint), name
+    assert frozen.info().state is State.RUNNING
+    assert frozen.info().spec == before
 
 
 def test_a_silent_guest_is_stopped(frozen: Instance) -> None:

@@ -31,7 +31,7 @@ from hutch.process import frames
 from hutch.process.errors import GuestCallFailed
 from hutch.process.supervisor import Supervisor
 
-__all__ = ["Channel", "Guest", "Quiet"]
+__all__ = ["Channel", "Guest", "Quiet", "guest_silence"]
 
 SOCKET = "agent.sock"
 _CALL, _EXEC, _FILES, _QUIESCE = 1, 3, 4, 128
@@ -41,7 +41,17 @@ _RECEIVE = 64 << 10
 _ANSWER_MAX = 64 << 20
 # An emulated guest on a busy host takes its time, but not this long for one piece.
 SILENCE_S = 60.0
+_SILENT = "`hutch console` shows whether its kernel lives; `hutch restart` starts it anew"
 _U32 = Struct("<I").pack
+
+
+@contextmanager
+def guest_silence(what: str) -> Iterator[None]:
+    """Say of a supervisor in a guest that was waited for in vain whose it is."""
+    try:
+        yield
+    except OperationTimeout as exc:
+        raise OperationTimeout(f"no answer from the machine: {what}", hint=_SILENT) from exc
 
 
 class Channel:
@@ -80,7 +90,7 @@ class Channel:
         poll = select.poll()
         poll.register(self._sock.fileno(), event)
         if not poll.poll(max(0.0, left) * 1000):
-            raise OperationTimeout("no answer from the machine's agent")
+            raise OperationTimeout("no answer from the machine's agent", hint=_SILENT)
 
     def send(self, data: bytes | memoryview) -> bool:
         """Send all of it, waiting while the guest does not read; False when the guest has
@@ -130,7 +140,9 @@ class Channel:
             if size > limit:
                 raise IntegrityError(f"the machine's agent answers with more than {limit} bytes")
             if deadline is not None and time.monotonic() > deadline:
-                raise OperationTimeout("the answer of the machine's agent does not end")
+                raise OperationTimeout(
+                    "the answer of the machine's agent does not end", hint=_SILENT
+                )
         return b"".join(pieces)
 
     def detach(self) -> _socket.socket:

@@ -33,6 +33,7 @@ __all__ = ["COMMAND_S", "EVENTS_MAX", "Monitor", "conversation"]
 COMMAND_S = 10.0
 """How long an ordinary command may take; under emulation on a busy host some take seconds."""
 EVENTS_MAX = 256
+_BUSY_OR_HUNG = "somebody else holds QEMU's monitor, or QEMU hangs: `hutch rm -f` ends it"
 _RECEIVE = 64 << 10
 _RECEIVES_MAX = 64  # in one look for events, which must not last as long as they come
 
@@ -245,7 +246,9 @@ class Monitor:
             left = deadline - time.monotonic()
             # The clock counts also while bytes come: events without end are no answer.
             if left < 0 or not self._is_readable(left):
-                raise OperationTimeout(f"qemu: {what}: no answer in the time allowed")
+                raise OperationTimeout(
+                    f"qemu: {what}: no answer in the time allowed", hint=_BUSY_OR_HUNG
+                )
             self._receive(what)
 
     def _take_line(self, what: str) -> bytes | None:
@@ -320,7 +323,9 @@ def _connect(sock: _socket.socket, path: str, timeout_s: float) -> None:
         finally:
             os.close(fd)
     except BlockingIOError as exc:
-        raise OperationTimeout(f"{path}: no connection in the time allowed") from exc
+        raise OperationTimeout(
+            f"{path}: no connection in the time allowed", hint=_BUSY_OR_HUNG
+        ) from exc
     except OSError as exc:
         raise Unavailable(
             f"{path}: {(exc.strerror or str(exc)).lower()}", hint="is the machine running?"

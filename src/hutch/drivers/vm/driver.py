@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from hutch.drivers.base import ExecRequest, Launch, ProcessRow, Started
 from hutch.drivers.confinement import Confinement, environment
 from hutch.drivers.users import LayeredReader, resolve_user
 from hutch.drivers.vm import inside
+from hutch.drivers.vm.awake import check_awake
 from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.kernels import Kernels
 from hutch.drivers.vm.launching import MachineLauncher, MachineStart
@@ -40,7 +41,7 @@ from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_NETWORK
 from hutch.plan.ops import HealthProbe, Plan
 from hutch.plan.vm import GuestAssets, GuestBind, compile_guest, compile_guest_exec
-from hutch.process.guest import Guest
+from hutch.process.guest import Guest, guest_silence
 from hutch.process.launcher import Launcher
 from hutch.process.records import read_pid
 from hutch.process.supervisor import Supervisor
@@ -239,7 +240,7 @@ class VmDriver:
             supervisor = guest.exec(plan, attach=request.attach)
         with ExitStack() as undo:
             undo.callback(supervisor.close)
-            with failures.launching(plan, "exec"):
+            with failures.launching(plan, "exec"), guest_silence("the start of the program"):
                 supervisor.wait_started()
             undo.pop_all()
         return supervisor
@@ -269,7 +270,20 @@ class VmDriver:
                 f"instance {identifier[:12]}: a machine that starts from a disk has no agent",
                 hint="use `hutch console`, or SSH over its network",
             )
+        self._check_awake(identifier)
         return Guest(f"{self._directory(identifier)}/run")
+
+    def _monitor(self, identifier: str) -> AbstractContextManager[Monitor]:
+        """Return a conversation with the machine's QEMU."""
+        from hutch.qmp import conversation
+
+        self._check_awake(identifier)
+        return conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}")
+
+    def _check_awake(self, identifier: str) -> None:
+        with suppress(NotFound):
+            pids = self._hierarchy.load(identifier).pids()
+            check_awake(f"machine {identifier[:12]}", pids)
 
     def _has_agent(self, identifier: str) -> bool:
         return not os.path.exists(f"{self._directory(identifier)}/{QCOW2_FILE}")
@@ -339,10 +353,9 @@ class VmDriver:
 
     def pause(self, identifier: str) -> None:
         """Stop the machine's processors."""
-        from hutch.qmp import conversation
         from hutch.qmp.machine import query_status, stop
 
-        with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+        with self._monitor(identifier) as monitor:
             if query_status(monitor) == "io-error":
                 raise WrongState(
                     "the machine stands still: the host has no room for what it writes",
@@ -352,10 +365,9 @@ class VmDriver:
 
     def unpause(self, identifier: str) -> None:
         """Let them run, and what was frozen in the guest; its clock is set, which stood still."""
-        from hutch.qmp import conversation
         from hutch.qmp.machine import cont
 
-        with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+        with self._monitor(identifier) as monitor:
             cont(monitor)
         if self._has_agent(identifier):
             inside.renew(self._guest(identifier))
@@ -368,6 +380,7 @@ class VmDriver:
     def save(self, identifier: str, target: str, *, cards: int, end_as: str = "") -> None:
         """Save a running machine to a directory; see `hutch.drivers.base.Savable`."""
         directory = self._directory(identifier)
+        self._check_awake(identifier)
         with failures.translated(f"save of {identifier[:12]}"):
             if self._has_agent(identifier):
                 save_machine(directory, target, cards=cards, end_as=end_as)
@@ -387,7 +400,6 @@ class VmDriver:
     def update(self, identifier: str, resources: Resources) -> None:
         """Change the host's limits, the guest's limit of processes, and what hardware it has."""
         from hutch.drivers.vm.resize import check_room
-        from hutch.qmp import conversation
 
         directory = self._directory(identifier)
         record = load_record(directory)
@@ -396,7 +408,7 @@ class VmDriver:
         group = self._group(identifier)
         with (
             failures.translated(f"update of {identifier[:12]}"),
-            conversation(f"{directory}/run/{QMP_SOCKET}") as monitor,
+            self._monitor(identifier) as monitor,
         ):
             _require_running(monitor)
             group.update(group_limits(resources, max(memory, record.memory)))
@@ -426,12 +438,11 @@ class VmDriver:
         """Let the writable disk grow, and where there is an agent the file system with it."""
         from hutch.drivers.vm.hotplug import grow_disk
         from hutch.plan.machine.disks import node_name
-        from hutch.qmp import conversation
         from hutch.qmp.blocks import resize_block
 
         with (
             failures.translated("disk"),
-            conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor,
+            self._monitor(identifier) as monitor,
         ):
             if self._has_agent(identifier):
                 grow_disk(monitor, self._guest(identifier), size)
@@ -445,13 +456,12 @@ class VmDriver:
     ) -> None:
         """Give the machine a further network card."""
         from hutch.drivers.vm.hotplug import plug_card
-        from hutch.qmp import conversation
 
         directory = self._directory(identifier)
         modules = self._machines.network_modules(load_record(directory).kernel_id)
         with (
             failures.translated(f"network {endpoint.network}"),
-            conversation(f"{directory}/run/{QMP_SOCKET}") as monitor,
+            self._monitor(identifier) as monitor,
         ):
             plug_card(monitor, self._guest(identifier), pid, endpoint, join, modules=modules)
 
@@ -461,10 +471,9 @@ class VmDriver:
         """Take a network card away, or put aside one that was there from the start."""
         from hutch.drivers.vm.hotplug import unplug_card
         from hutch.drivers.vm.setup import default_routes
-        from hutch.qmp import conversation
 
         routes = default_routes(successor) if successor is not None else []
-        with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+        with self._monitor(identifier) as monitor:
             unplug_card(monitor, self._guest(identifier), pid, endpoint, routes)
 
     def kill_all(self, identifier: str) -> None:
