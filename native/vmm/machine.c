@@ -26,6 +26,18 @@ void say(const char *text)
 	(void)!write(2, line, t.len + 1);
 }
 
+/* On stderr it is among what the program said; whoever asks why the machine was lost finds it
+ * at the end of QEMU's words. */
+static void explain(struct vmm *v, const char *text)
+{
+	struct vmm_log *log = &v->logs[LOG_QEMU];
+
+	say(text);
+	log_say(log, "hutch-vmm: ", 11);
+	log_say(log, text, strnlen(text, MAX_TEXT));
+	log_say(log, "\n", 1);
+}
+
 _Noreturn void machine_failed(struct vmm *v, enum part part, uint32_t section, uint32_t index,
 			      int error, const char *text)
 {
@@ -51,8 +63,8 @@ _Noreturn void machine_lost(struct vmm *v, enum part part, int error, const char
 	}
 	if (!machine_is_up(v))
 		machine_failed(v, part, 0, 0, error, text);
-	say(text);
 	qemu_kill(v);
+	explain(v, text);
 	_exit(EXIT_LOST);
 }
 
@@ -226,6 +238,21 @@ void machine_agent_gone(struct vmm *v)
 		terminate(v);
 	else if (v->stage < ST_SHUTDOWN)
 		wait_at_most(v, GONE_MS); /* most likely QEMU is about to end: it says more */
+}
+
+/* What the guest asks of a share is never answered again, and what waits for it cannot be
+ * killed: the machine is of no use. What it has on its disk is put away as at any end. */
+void machine_shares_gone(struct vmm *v)
+{
+	static const char text[] = "the server of the shared directories (virtiofsd) has ended";
+
+	v->shares_gone = true;
+	if (v->stage >= ST_SHUTDOWN)
+		return;
+	if (!machine_is_up(v))
+		machine_failed(v, PART_QEMU, 0, 0, EPIPE, text);
+	explain(v, text);
+	machine_end(v, EXIT_LOST);
 }
 
 void machine_timeout(struct vmm *v)

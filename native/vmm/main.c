@@ -10,7 +10,7 @@
 static struct vmm the;
 
 enum watched { W_SIGNALS, W_AGENT, W_STATUS, W_LISTEN, W_STDIN, W_STDOUT, W_STDERR, W_RESCUE,
-	       W_PORT, W_SCREEN, W_CONTROL, W_TYPED, W_WAITING, W_LOGS, W_CLIENT = W_LOGS + LOGS };
+	       W_PORT, W_SCREEN, W_CONTROL, W_TYPED, W_WAITING, W_SHARES, W_LOGS, W_CLIENT = W_LOGS + LOGS };
 
 struct watch {
 	struct pollfd fds[W_CLIENT + MAX_VMM_CLIENTS];
@@ -213,6 +213,8 @@ static void watch_all(struct vmm *v, struct watch *w)
 		watch(w, v->status, POLLIN, W_STATUS);
 	if (v->control.open)
 		watch(w, FD_CONTROL, POLLIN, W_CONTROL);
+	if (!v->shares_gone)
+		watch(w, FD_SHARES, 0, W_SHARES); /* its end is told without being asked for */
 	for (int i = 0; i < LOGS; i++)
 		if (v->logs[i].pipe >= 0)
 			watch(w, v->logs[i].pipe, POLLIN, W_LOGS + i);
@@ -249,6 +251,7 @@ static void dispatch(struct vmm *v, int who, short events)
 	case W_CONTROL: control_read(v); break;
 	case W_TYPED: console_read_stdin(v); break;
 	case W_WAITING: console_write(v); break;
+	case W_SHARES: machine_shares_gone(v); break;
 	case W_LOGS + LOG_QEMU:
 	case W_LOGS + LOG_CONSOLE: log_read(&v->logs[who - W_LOGS]); break;
 	default:

@@ -10,7 +10,7 @@
 
 /* What the starter hands over, by number. QEMU has its descriptors at the same numbers. */
 enum { FD_CONFIG = 3, FD_AGENT, FD_LISTEN, FD_STATUS, FD_LOG, FD_CONSOLE_LOG, FD_CONSOLE_PIPE,
-       FD_QEMU };
+       FD_SHARES, FD_QEMU };
 
 /* With CONFIG_CONSOLE FD_AGENT is the serial port and FD_LISTEN where clients of the screen
  * call. With it or CONFIG_CONTROL the first of QEMU's is our own connection to its monitor. */
@@ -155,6 +155,7 @@ struct vmm {
 	struct process process;
 	struct call call; /* SETUP, then SHUTDOWN */
 	struct quiet quiet;
+	bool shares_gone; /* nobody serves the shared directories */
 	int rescue;       /* a connection to QEMU that is told to go on, or -1 */
 	uint32_t rescue_seen;
 	struct console console;
@@ -216,6 +217,7 @@ void client_eof(struct vmm_client *c);
 void client_closed(struct vmm *v, struct vmm_client *c, uint32_t error);
 
 /* logs.c */
+void log_say(struct vmm_log *log, const void *data, size_t n);
 void log_open(struct vmm_log *log, int file, int pipe);
 bool log_read(struct vmm_log *log); /* false: there is no more now */
 void logs_read_rest(struct vmm *v); /* after QEMU's end */
@@ -246,6 +248,7 @@ void machine_end(struct vmm *v, int code);
 void machine_put_away(struct vmm *v); /* SHUTDOWN is answered */
 void machine_qemu_ended(struct vmm *v);
 void machine_agent_gone(struct vmm *v);
+void machine_shares_gone(struct vmm *v);
 void machine_timeout(struct vmm *v);
 void say(const char *text); /* on stderr, which is logged */
 bool machine_is_up(const struct vmm *v); /* the starter may leave */

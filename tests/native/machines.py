@@ -279,13 +279,15 @@ class Machines:
         screen: int | None = None,
         connection: socket.socket | None = None,
         said: int | None = None,
+        shares: socket.socket | None = None,
         **options: object,
     ) -> Iterator[Machine]:
         """Run a monitor for the length of the block; its end is the monitor's.
 
         `screen` takes the place of agent.sock, `connection` is the monitor's connection to QEMU.
-        With `qemu_has_agent` the guest's end of the channel is the program's descriptor 10,
-        and the test has only its copy. `said` is the read end of the console's pipe.
+        With `qemu_has_agent` the guest's end of the channel is the program's descriptor 11,
+        and the test has only its copy. `said` is the read end of the console's pipe, `shares`
+        the connection to a server of shared directories.
         """
         with ExitStack() as stack:
             ours, theirs = socket.socketpair()
@@ -304,6 +306,7 @@ class Machines:
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, null)
             fds.append(null if said is None else said)
+            fds.append(null if shares is None else shares.fileno())
             own = len(fds)
             if screen is not None:
                 fds[2] = screen

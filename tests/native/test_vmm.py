@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import signal
+import socket
 import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -240,6 +242,47 @@ def test_the_end_of_qemu_while_the_process_runs(machines: Machines, tmp_path: Pa
         gate.touch()
         status, _, err = machine.supervisor.collect(timeout_s=WAIT_S)
     assert (status.code, err) == (255, b"hutch-vmm: qemu was killed by signal 9\n")
+
+
+@pytest.fixture
+def shares() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The server's end of a connection, and the machine's."""
+    ends = socket.socketpair()
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def test_a_machine_that_loses_its_shares_is_put_away(
+    machines: Machines, shares: tuple[socket.socket, socket.socket]
+) -> None:
+    with machines.run(shares=shares[1]) as machine:
+        machine.boot()
+        shares[0].close()
+        machine.peer.shutdown()
+        status, _, err = machine.supervisor.collect(timeout_s=WAIT_S)
+    said = b"hutch-vmm: the server of the shared directories (virtiofsd) has ended\n"
+    assert (status.code, err, machine.log.read_bytes()) == (255, said, said)
+
+
+def test_a_machine_whose_guest_waits_for_its_shares_ends_too(
+    machines: Machines, shares: tuple[socket.socket, socket.socket]
+) -> None:
+    with machines.run(shares=shares[1], shutdown_timeout_s=0.2) as machine:
+        machine.boot()
+        shares[0].close()
+        assert machine.supervisor.wait(WAIT_S).code == 255
+
+
+def test_a_machine_that_loses_its_shares_before_it_runs_has_failed(
+    machines: Machines, shares: tuple[socket.socket, socket.socket]
+) -> None:
+    with machines.run(shares=shares[1]) as machine:
+        machine.link.wait_qemu(WAIT_S)
+        shares[0].close()
+        failed = failure(machine)
+    assert (failed.stage, failed.errno) == ("qemu", errno.EPIPE)
+    assert "virtiofsd" in failed.text
 
 
 def test_an_agent_that_never_answers_is_given_up(machines: Machines) -> None:

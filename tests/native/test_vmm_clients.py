@@ -50,7 +50,7 @@ def agent(static_agent: str, static_launcher_path: str, tmp_path: Path) -> tuple
     """The command that serves as a guest."""
     root = tmp_path / "guest"
     (root / "tmp").mkdir(parents=True)
-    return (static_agent, "--serve", "10", "--launcher", static_launcher_path, "--root", str(root))
+    return (static_agent, "--serve", "11", "--launcher", static_launcher_path, "--root", str(root))
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from tests.requires import requires
 
 pytestmark = [requires("root", "cc"), pytest.mark.integration]
 
-# Descriptor 11 is the test's copy of the serial port; 10 is kept from QEMU.
-_ENDS = ("/bin/bash", "-c", "[ -e /proc/self/fd/10 ] && echo leaked >&2; read -r _ <&11; exit 0")
+# Descriptor 12 is the test's copy of the serial port; 11 is kept from QEMU.
+_ENDS = ("/bin/bash", "-c", "[ -e /proc/self/fd/11 ] && echo leaked >&2; read -r _ <&12; exit 0")
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_all_that_a_machine_said_before_it_switched_off_is_there(
     machines: Machines, qmp: tuple[socket.socket, socket.socket], no_screen: int
 ) -> None:
     data = b"".join(b"%15d\n" % number for number in range(4096))
-    script = ("/bin/bash", "-c", f"seq -f %15.0f 0 {4095} >&11; exit 0")
+    script = ("/bin/bash", "-c", f"seq -f %15.0f 0 {4095} >&12; exit 0")
     with machines.run(
         qemu=script, screen=no_screen, connection=qmp[1], console=True, qemu_has_agent=True
     ) as machine:

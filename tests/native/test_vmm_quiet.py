@@ -38,7 +38,7 @@ def shell(script: str) -> bytes:
 def agent(static_agent: str, static_launcher_path: str, tmp_path: Path) -> tuple[str, ...]:
     root = tmp_path / "guest"
     (root / "tmp").mkdir(parents=True)
-    return (static_agent, "--serve", "10", "--launcher", static_launcher_path, "--root", str(root))
+    return (static_agent, "--serve", "11", "--launcher", static_launcher_path, "--root", str(root))
 
 
 @pytest.fixture

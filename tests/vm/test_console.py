@@ -37,6 +37,25 @@ def test_the_logs_of_the_last_two_starts_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"", ""),
+        (b"warning: something\n", ""),
+        (b"first\nhutch-vmm: it went\n", "it went"),
+        (b"hutch-vmm: it went\nterminating on signal 15\n", "it went"),
+        (b"hutch-vmm: a \x1b[2J bell\x07\n", "a ?[2J bell?"),
+        (b"hutch-vmm: " + b"x" * 10000 + b"\n", ""),
+    ],
+)
+def test_why_a_machine_was_lost_is_what_its_monitor_said(
+    tmp_path: Path, said: bytes, reason: str
+) -> None:
+    assert console.monitors_words(str(tmp_path)) == ""
+    (tmp_path / console.QEMU_LOG).write_bytes(said)
+    assert console.monitors_words(str(tmp_path)) == reason
+
+
+@pytest.mark.parametrize(
     ("limit", "shown"), [(99, b"start 1\nstart 2\n"), (10, b"1\nstart 2\n"), (3, b" 2\n")]
 )
 def test_the_last_words_are_of_both(tmp_path: Path, limit: int, shown: bytes) -> None:

@@ -158,6 +158,30 @@ def test_whoever_is_killed_nothing_of_a_share_stays(
     assert local_leaks(tmp_path) == set()
 
 
+def test_without_its_server_a_machine_ends_and_says_why(machines: Engine, tmp_path: Path) -> None:
+    """What waits for a share would wait for ever, and could not be killed."""
+    with machines.start(
+        "busybox",
+        ["sh", "-c", "while :; do date >/data/x; sleep 0.1; done"],
+        isolation="vm",
+        memory="160M",
+        volumes=[f"{tmp_path}:/data"],
+        stop_timeout=2,
+    ) as box:
+        box.exec(["sh", "-c", "echo kept >/kept; sync"])
+        os.kill(_server(box), signal.SIGKILL)
+        assert box.wait() == 255
+        reason = "the server of the shared directories (virtiofsd) has ended"
+        assert box.info().error == reason
+        assert f"hutch-vmm: {reason}\n".encode() in b"".join(e.data for e in box.logs())
+        wanted: dict[str, list[str]] = {"container": [box.id], "event": ["die"]}
+        [died] = machines.events(since=0, follow=False, filters=wanted)
+        assert died.attributes["error"] == reason
+        box.start()
+        assert box.exec(["cat", "/kept", "/data/x"]).text.startswith("kept\n")
+        assert box.info().error == ""
+
+
 def _status(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {key: value for key, _, value in (line.partition(":\t") for line in lines)}

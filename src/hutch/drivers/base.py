@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hutch.storage.tree import Stat
 
 __all__ = ["Driver", "ExecRequest", "Growable", "GuestFiles", "Guests", "Launch", "LaunchMount"]
-__all__ += ["Pluggable"]
+__all__ += ["Losable", "Pluggable"]
 __all__ += ["ProcessRow", "Savable", "SavedState", "Started", "Tree"]
 
 
@@ -285,6 +285,15 @@ class Pluggable(Protocol):
         self, identifier: str, pid: int, endpoint: Endpoint, successor: Endpoint | None
     ) -> None:
         """Take it away; `successor` is what gives the default route from now on."""
+        ...
+
+
+@runtime_checkable
+class Losable(Protocol):
+    """A driver whose instances can end before their programs do."""
+
+    def why_lost(self, identifier: str) -> str:
+        """Say why the last start ended with `EXIT_LOST`; "" where it was the program's own."""
         ...
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
+from hutch.drivers.base import Losable
 from hutch.engine.context import Context
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
@@ -22,6 +23,7 @@ from hutch.engine.records import INSTANCES, NAMES, RESERVATIONS, SUSPENDED, Inst
 from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.process.records import (
+    EXIT_LOST,
     EXIT_SAVED,
     is_child,
     is_supervised,
@@ -171,6 +173,8 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
     error = record.error
     if status is None:
         error = "the supervisor was killed" if same_boot else "the host was restarted"
+    elif status.code == EXIT_LOST and isinstance(driver, Losable):
+        error = driver.why_lost(record.id)
     return msgspec.structs.replace(
         record,
         state=State.EXITED,
@@ -246,6 +250,8 @@ def _say(tx: Transaction, record: InstanceRecord, action: str) -> None:
 
 def _died(tx: Transaction, record: InstanceRecord) -> None:
     attributes = {"name": record.name, "image": record.image_name}
+    if record.error:
+        attributes["error"] = record.error
     if record.oom_killed:
         tx.event("container", "oom", record.id, **attributes)
     tx.event("container", "die", record.id, exitCode=str(record.exit_code), **attributes)

@@ -9,6 +9,7 @@ from hutch.decoding import decode_json
 from hutch.process.frames import ExitStatus
 
 __all__ = [
+    "EXIT_LOST",
     "EXIT_SAVED",
     "PidRecord",
     "ProcessStat",
@@ -23,6 +24,8 @@ __all__ = [
 
 EXIT_SAVED = 254
 """With this a machine's monitor ends when the machine was saved and then ended."""
+EXIT_LOST = 255
+"""With this a machine's monitor ends when the machine was lost before its program ended."""
 _LIMIT = 1 << 20
 
 

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # Descriptors 3 to 7 are the monitor's own: configuration, agent, agent.sock, status, log.
-FIRST_QEMU_FD = 10
+FIRST_QEMU_FD = 11
 _INPUT_WINDOW = 64 << 10
 MAX_QEMU_FDS = 64
 

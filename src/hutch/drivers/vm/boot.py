@@ -44,6 +44,7 @@ QMP_SOCKET = "qmp.sock"
 AGENT_SOCKET = "agent.sock"
 CONSOLE_SOCKET = "console.sock"
 # Not to append: hutch-vmm keeps the file from growing.
+_NOTHING = os.O_RDONLY | os.O_CLOEXEC
 _LOG = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -68,8 +69,9 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     for more descriptors. `config` is the monitor's configuration but for what is decided
     here. `namespace` holds a network namespace, -1 for a new, empty one; `host_network`
     stays in the host's. `discards` says that its memory is a sealed file, of which it is to
-    give back what it has written itself. `screen`, for a machine without an agent, is what
-    the clients of its screen call at.
+    give back what it has written itself. `shares` is the connection to the server of the
+    shared directories, whose end ends the machine. `screen`, for a machine without an agent,
+    is what the clients of its screen call at.
     """
 
     identifier: str
@@ -91,6 +93,7 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     host_network: bool = False
     network: bool = False
     screen: int = -1
+    shares: int = -1
     attach: int = 0
     env: dict[str, str] | None = None
     shared: tuple[tuple[str, str], ...] = ()
@@ -219,7 +222,8 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
     ]
     link, theirs = MonitorLink.create()
     status = holding(theirs.detach())
-    return link, [memory, agent, listener, status, *logs, said, *qemu.fds]
+    shares = request.shares if request.shares >= 0 else holding(os.open(os.devnull, _NOTHING))
+    return link, [memory, agent, listener, status, *logs, said, shares, *qemu.fds]
 
 
 def _write_all(fd: int, data: bytes) -> None:

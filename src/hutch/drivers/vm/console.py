@@ -14,16 +14,20 @@ from hutch.drivers.vm.boot import CONSOLE_SOCKET
 from hutch.errors import Unavailable
 
 __all__ = ["LOG", "begin_logs", "connect", "count_oom_kills", "last_words"]
+__all__ += ["monitors_words"]
 
 LOG = "console.log"
+QEMU_LOG = "qemu.log"
+_MONITOR = "hutch-vmm: "
 # mm/oom_kill.c; a limit of a control group has "Memory cgroup out of memory".
 _KILLED = re.compile(rb"out of memory: Killed process \d+", re.IGNORECASE)
 _READ = 256 << 10
+_WORDS = 4 << 10
 
 
 def begin_logs(directory: str) -> None:
     """Put the logs of the start before aside, in place of those of the start before that."""
-    for name in (LOG, "qemu.log"):
+    for name in (LOG, QEMU_LOG):
         with suppress(FileNotFoundError):
             os.rename(f"{directory}/{name}", f"{directory}/{name}.1")
 
@@ -38,6 +42,22 @@ def last_words(directory: str, limit: int) -> bytes:
             file.seek(max(0, size - left))
             found = file.read(left) + found
     return found
+
+
+def monitors_words(directory: str) -> str:
+    """Return what `hutch-vmm` said of a machine that was lost, "" where it said nothing.
+
+    Like all in that log it may be a lie of a QEMU that was taken over: it is for people.
+    """
+    try:
+        with open(f"{directory}/{QEMU_LOG}", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _WORDS))
+            lines = file.read(_WORDS).decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    # QEMU may have said something of its end after it.
+    words = next((line for line in reversed(lines) if line.startswith(_MONITOR)), "")
+    return "".join(c if c.isprintable() else "?" for c in words.removeprefix(_MONITOR))
 
 
 def count_oom_kills(directory: str) -> int:

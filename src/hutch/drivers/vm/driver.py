@@ -334,6 +334,12 @@ class VmDriver:
             count += count_oom_kills(directory)
         return count
 
+    def why_lost(self, identifier: str) -> str:
+        """Return the monitor's last words, where it was not the program that ended."""
+        from hutch.drivers.vm.console import monitors_words
+
+        return monitors_words(self._directory(identifier))
+
     def record(self, identifier: str) -> MachineRecord | None:
         """Return what the last start decided about a machine; None before the first."""
         try:

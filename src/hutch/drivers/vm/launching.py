@@ -229,6 +229,7 @@ class MachineLauncher:
                 host_network=user_network,
                 network=launch.attach_network is not None,
                 attach=launch.attach,
+                shares=shares.socket if shares else -1,
             ),
         )
         return MachineStart(
