@@ -16,6 +16,7 @@ from hutch.drivers.vm.machine import Host, shape_of
 from hutch.drivers.vm.placeholders import seen_size
 from hutch.drivers.vm.setup import late_setup, machine_setup
 from hutch.drivers.vm.templates import _ask_for_memory
+from hutch.engine.results import UsageRow
 from hutch.plan import guest
 from hutch.plan.machine.model import Accelerator
 from hutch.plan.machine.version import QemuVersion
@@ -128,3 +129,45 @@ def test_the_memory_of_a_template_is_sealed_against_writing(machines: hutch.Engi
 @pytest.mark.integration
 def test_a_card_without_an_address_of_ipv6_does_not_speak_it(machines: hutch.Engine) -> None:
     assert _run(machines, "cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6").strip() == "1"
+
+
+@pytest.mark.integration
+@requires("root", "qemu", "busybox", "apt-mirror")
+def test_the_first_start_of_a_kind_tells_that_it_boots_and_later_ones_are_silent(
+    machines: hutch.Engine,
+) -> None:
+    told: list[str] = []
+    for _ in range(2):
+        done = machines.run(
+            "busybox",
+            ["true"],
+            isolation="vm",
+            memory="176M",
+            network="none",
+            progress=lambda event: told.append(event.phase),
+        )
+        assert done.exit_code == 0
+    assert [phase for phase in told if phase.startswith(("booting", "ready"))] == [
+        "booting, for this and later starts",
+        "ready",
+    ]
+
+
+@pytest.mark.integration
+@requires("root", "qemu", "busybox", "apt-mirror")
+def test_templates_are_seen_by_df_and_taken_by_prune(machines: hutch.Engine) -> None:
+    def row() -> UsageRow:
+        return next(row for row in machines.df().rows if row.kind == "templates")
+
+    with machines.start(
+        "busybox", ["sleep", "1000"], isolation="vm", memory="176M", network="none"
+    ) as box:
+        before = row()
+        assert before.total >= 1
+        # A booted guest has some tens of megabytes of its own.
+        assert before.reclaimable == before.size > 20 << 20
+        report = machines.prune()
+        assert report.templates == before.total
+        assert report.reclaimed >= before.size
+        assert (row().total, row().size) == (0, 0)
+        assert box.exec(["echo", "on"]).text == "on\n"

@@ -13,6 +13,7 @@ from hutch.engine.files import Files as SyncFiles
 from hutch.engine.results import CommandError, Completed
 from hutch.engine.session import join_command
 from hutch.errors import NotFound, OperationTimeout
+from hutch.records import Progress, silent
 
 if TYPE_CHECKING:
     from typing import Self
@@ -195,9 +196,13 @@ class Instance(Proxy):
         call = functools.partial(self._sync.attach, stdin=stdin, stdout=stdout, stderr=stderr)
         return await self._session(call)
 
-    async def start_attached(self, *, rows: int = 0, columns: int = 0) -> Session:
+    async def start_attached(
+        self, *, rows: int = 0, columns: int = 0, progress: Progress = silent
+    ) -> Session:
         """Start it and attach before its first output: nothing is missed."""
-        call = functools.partial(self._sync.start_attached, rows=rows, columns=columns)
+        call = functools.partial(
+            self._sync.start_attached, rows=rows, columns=columns, progress=progress
+        )
         return await self._session(call)
 
     async def _session(self, call: Callable[[], engine.Session]) -> Session:

@@ -19,16 +19,19 @@ _SIGNAL: Option = ("signal", "s", "text", "SIGNAL", "Signal to send")
 def _start(invocation: Invocation) -> int:
     if invocation.flag("attach") or invocation.flag("interactive"):
         return _start_attached(invocation)
+    from hutch.cli.progress import pull_progress
 
     discard = invocation.flag("discard")
 
     def start(name: str) -> None:
-        invocation.engine.get(name).start(discard=discard)
+        with pull_progress(quiet=False) as progress:
+            invocation.engine.get(name).start(discard=discard, progress=progress)
 
     return invocation.each(invocation.arguments, start)
 
 
 def _start_attached(invocation: Invocation) -> int:
+    from hutch.cli.progress import pull_progress
     from hutch.cli.terminal import Streams, detach_keys, relay, terminal_size
 
     if len(invocation.arguments) > 1:
@@ -38,7 +41,8 @@ def _start_attached(invocation: Invocation) -> int:
     stdin = invocation.flag("interactive") and process.stdin
     keys = detach_keys(invocation.options.get("detach_keys"))
     rows, columns = terminal_size() if process.tty else (0, 0)
-    session = instance.start_attached(rows=rows, columns=columns)
+    with pull_progress(quiet=False) as progress:
+        session = instance.start_attached(rows=rows, columns=columns, progress=progress)
     return relay(
         session,
         tty=process.tty,

@@ -116,8 +116,11 @@ def _create(invocation: Invocation, options: dict[str, Any]) -> Instance:
 
 def run_detached(instance: Instance, values: dict[str, Any]) -> int:
     """Start an instance and print its identifier."""
+    from hutch.cli.progress import pull_progress
+
     try:
-        instance.start()
+        with pull_progress(quiet=bool(values.get("quiet"))) as progress:
+            instance.start(progress=progress)
     except BaseException:
         _remove_failed(instance, values)
         raise
@@ -127,6 +130,7 @@ def run_detached(instance: Instance, values: dict[str, Any]) -> int:
 
 def run_attached(instance: Instance, values: dict[str, Any]) -> int:
     """Start an instance with our streams as its own; return its exit code."""
+    from hutch.cli.progress import pull_progress
     from hutch.cli.terminal import Streams, detach_keys, relay, terminal_size
 
     tty = bool(values.get("tty"))
@@ -148,7 +152,8 @@ def run_attached(instance: Instance, values: dict[str, Any]) -> int:
     keys = detach_keys(values.get("detach_keys"))
     rows, columns = terminal_size() if tty else (0, 0)
     try:
-        session = instance.start_attached(rows=rows, columns=columns)
+        with pull_progress(quiet=bool(values.get("quiet"))) as progress:
+            session = instance.start_attached(rows=rows, columns=columns, progress=progress)
     except BaseException:
         _remove_failed(instance, values)
         raise

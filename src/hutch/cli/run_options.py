@@ -112,7 +112,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("publish", "p", "list", "PORTS", "Publish: [[IP:]HOST:]CONTAINER[/udp]"),
     ("publish-all", "P", "flag", "", "Publish all exposed ports to free ones"),
     ("pull", "", "text", "WHEN", "always, missing or never"),
-    ("quiet", "q", "flag", "", "Show no progress of a pull"),
+    ("quiet", "q", "flag", "", "Show no progress of a pull or a template"),
     ("read-only", "", "flag", "", "Make the root file system read-only"),
     ("rm", "", "flag", "", "Remove the instance when it has exited"),
     ("security-opt", "", "list", "OPTION", "seccomp=…, apparmor=…, no-new-privileges=…"),

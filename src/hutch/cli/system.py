@@ -107,6 +107,7 @@ def _df(invocation: Invocation) -> int:
 def _prune(invocation: Invocation) -> int:
     every, volumes = invocation.flag("all"), invocation.flag("volumes")
     parts = ["all stopped instances", "all networks that no instance uses"]
+    parts.append("all templates of virtual machines")
     parts.append("all images that no instance uses" if every else "all images without a name")
     if volumes:
         parts.append("all anonymous volumes that no instance uses")
@@ -129,6 +130,8 @@ def _prune(invocation: Invocation) -> int:
     ):
         if names:
             print(f"{title}:", *names, "", sep="\n")
+    if report.templates:
+        print(f"Deleted Templates: {report.templates}", "", sep="\n")
     print(f"Total reclaimed space: {format_bytes(report.reclaimed)}")
     return 0
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import msgspec
 
 from hutch.plan.ops import Plan
+from hutch.records import Progress, silent
 from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver", "ExecRequest", "Growable", "GuestFiles", "Guests", "Launch", "LaunchMount"]
 __all__ += ["Losable", "Pluggable"]
-__all__ += ["ProcessRow", "Savable", "SavedState", "Started", "Tree"]
+__all__ += ["ProcessRow", "Savable", "SavedState", "Started", "TemplateUse", "Templated"]
+__all__ += ["Tree"]
 
 
 class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +64,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     the first instruction of the program, and configures it; `taps` are the interface
     indexes of a virtual machine's tap devices in that namespace, one for each of
     `endpoints`, and empty for a container. With `saved` the program is not started: it goes
-    on, with the memory that it had.
+    on, with the memory that it had. `progress` is told of work that takes seconds.
     """
 
     id: str
@@ -86,6 +88,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     attach: int = 0
     rows: int = 0
     columns: int = 0
+    progress: Progress = silent
 
 
 class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,6 +288,29 @@ class Pluggable(Protocol):
         self, identifier: str, pid: int, endpoint: Endpoint, successor: Endpoint | None
     ) -> None:
         """Take it away; `successor` is what gives the default route from now on."""
+        ...
+
+
+class TemplateUse(msgspec.Struct, frozen=True, kw_only=True):
+    """A template: what it has on disk and in the host's memory, in bytes; `held` says that
+    instances can start from it."""
+
+    key: str
+    state: int
+    memory: int
+    held: bool
+
+
+@runtime_checkable
+class Templated(Protocol):
+    """A driver that keeps booted guests from which its instances start."""
+
+    def templates(self) -> list[TemplateUse]:
+        """Return the templates of the root."""
+        ...
+
+    def prune_templates(self) -> int:
+        """Let go of all of them; return how many there were. What was started from one runs on."""
         ...
 
 

@@ -155,7 +155,7 @@ class Engine:
         """Create an instance and start it. As a context manager it is removed at the end."""
         instance = self._create(image, command, progress, dict(options))
         try:
-            instance.start()
+            instance.start(progress=progress)
         except BaseException:
             instance.remove(force=True, volumes=True)
             raise

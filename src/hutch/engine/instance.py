@@ -26,6 +26,7 @@ from hutch.engine.session import (
 )
 from hutch.errors import NotFound
 from hutch.ids import InstanceId, short_id
+from hutch.records import Progress, silent
 
 if TYPE_CHECKING:
     from typing import Self, Unpack
@@ -84,24 +85,27 @@ class Instance:
 
     # ---- life -----------------------------------------------------------------------------
 
-    def start(self, *, discard: bool = False) -> None:
+    def start(self, *, discard: bool = False, progress: Progress = silent) -> None:
         """Start it; one that runs already is left alone, and a suspended one goes on where it
-        was. With `discard` that begins anew: its memory is forgotten."""
+        was. With `discard` that begins anew: its memory is forgotten. `progress` is told of
+        what takes seconds: a template that is booted for the first of its kind."""
         from hutch.engine.start import start
 
         if discard:
             from hutch.engine.suspend import discard_suspended
 
             discard_suspended(self._context, self.id)
-        link = start(self._context, self.id)
+        link = start(self._context, self.id, progress=progress)
         if link is not None:
             link.close()
 
-    def start_attached(self, *, rows: int = 0, columns: int = 0) -> Session:
+    def start_attached(
+        self, *, rows: int = 0, columns: int = 0, progress: Progress = silent
+    ) -> Session:
         """Start it and attach before its first output: nothing is missed."""
         from hutch.engine.session import start_session
 
-        return start_session(self._context, self.id, rows=rows, columns=columns)
+        return start_session(self._context, self.id, rows=rows, columns=columns, progress=progress)
 
     def stop(self, timeout: float | None = None, signal: str | int | None = None) -> None:
         """Ask the program to end; kill it after `timeout` seconds (its own if None)."""

@@ -195,13 +195,15 @@ class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PruneReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prune removed, and the bytes that gave back."""
+    """What a prune removed, and the bytes that gave back, of disk and (by templates, of which
+    there is the number) of memory."""
 
     instances: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
+    templates: int = 0
     reclaimed: int = 0
 
 

@@ -48,7 +48,8 @@ def run(
         options=options,
     )
     try:
-        link = start(context, record.id, attach=collect_flags(stdin=input is not None))
+        flags = collect_flags(stdin=input is not None)
+        link = start(context, record.id, attach=flags, progress=progress)
         if link is None:
             raise WrongState(f"instance {record.name} was started by somebody else")
         completed = collect(

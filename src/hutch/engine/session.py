@@ -12,6 +12,7 @@ from hutch.engine.results import Completed
 from hutch.engine.stop import connect, current
 from hutch.errors import HutchError, InvalidArgument, OperationTimeout, WrongState
 from hutch.process.supervisor import Supervisor, attach_flags
+from hutch.records import Progress, silent
 
 if TYPE_CHECKING:
     from typing import Self
@@ -101,7 +102,14 @@ class Session:
         self._link.close()
 
 
-def start_session(context: Context, identifier: str, *, rows: int = 0, columns: int = 0) -> Session:
+def start_session(
+    context: Context,
+    identifier: str,
+    *,
+    rows: int = 0,
+    columns: int = 0,
+    progress: Progress = silent,
+) -> Session:
     """Start an instance and take part in its streams from the first byte."""
     from hutch.engine.start import start
 
@@ -112,6 +120,7 @@ def start_session(context: Context, identifier: str, *, rows: int = 0, columns: 
         attach=session_flags(stdin=spec.process.stdin),
         rows=rows,
         columns=columns,
+        progress=progress,
     )
     if link is None:
         return attach_session(context, identifier, stdin=True, stdout=True, stderr=True)

@@ -22,6 +22,7 @@ from hutch.errors import HutchError, InvalidArgument, Unsupported, WrongState
 from hutch.lifecycle import State, move
 from hutch.plan.ops import Plan
 from hutch.process.supervisor import Supervisor
+from hutch.records import Progress, silent
 from hutch.spec.model import NetworkAttachment
 from hutch.storage.faults import disk_errors
 from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE
@@ -43,6 +44,7 @@ def start(
     columns: int = 0,
     restarting: bool = False,
     saved: SavedState | None = None,
+    progress: Progress = silent,
 ) -> Supervisor | None:
     """Start an instance that is not running; return the link to its supervisor.
 
@@ -68,6 +70,7 @@ def start(
             columns=columns,
             restarting=restarting,
             saved=saved,
+            progress=progress,
         )
 
 
@@ -80,6 +83,7 @@ def _start_locked(
     columns: int,
     restarting: bool,
     saved: SavedState | None,
+    progress: Progress,
 ) -> Supervisor:
     move(record.state, State.STARTING, name=record.name)
     suspended = record.state == State.SUSPENDED and saved is None
@@ -106,6 +110,7 @@ def _start_locked(
                     rows=rows,
                     columns=columns,
                     saved=saved,
+                    progress=progress,
                     # A starter that only starts may let go a moment after the exit: then
                     # neither it nor a supervisor that still saw it would see to the rest.
                     exit_command_always=launch.exit_command_always or not attach,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from hutch.drivers.base import Templated
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh
 from hutch.engine.lookup import all_records
@@ -57,8 +58,31 @@ def df(context: Context) -> DiskUsage:
             reclaimable=usage.volumes.reclaimable,
         ),
         _kernels(context),
+        _templates(context),
     ]
     return DiskUsage(rows=tuple(rows))
+
+
+def _templated(context: Context) -> Templated | None:
+    """Return the driver that has templates, None where there are none to ask about."""
+    if not (context.root / "templates").is_dir():
+        return None
+    driver = context.driver("vm")
+    return driver if isinstance(driver, Templated) else None
+
+
+def _templates(context: Context) -> UsageRow:
+    """Templates take the host's memory, and a little of the disk: both are counted."""
+    driver = _templated(context)
+    found = driver.templates() if driver is not None else []
+    size = sum(template.state + template.memory for template in found)
+    return UsageRow(
+        kind="templates",
+        total=len(found),
+        active=sum(template.held for template in found),
+        size=size,
+        reclaimable=size,
+    )
 
 
 def _kernels(context: Context) -> UsageRow:
@@ -131,6 +155,10 @@ def prune(
     removed_volumes = Volumes(context).prune()[0] if volumes else []
     images = Images(context).prune(all_images=all_images)
     kernels = Kernels(context).prune() if all_images else []
+    driver = _templated(context)
+    templates = _templates(context)
+    if driver is not None:
+        driver.prune_templates()
     context.trash.empty()
     return PruneReport(
         instances=tuple(instances),
@@ -138,7 +166,8 @@ def prune(
         volumes=tuple(removed_volumes),
         networks=tuple(networks),
         kernels=tuple(kernel.id for kernel in kernels),
-        reclaimed=max(images.reclaimed, _free(context) - before, 0),
+        templates=templates.total,
+        reclaimed=templates.size + max(images.reclaimed, _free(context) - before, 0),
     )
 
 

@@ -52,7 +52,7 @@ from hutch.storage.snapshots import QCOW2_FILE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hutch.drivers.base import GuestFiles
+    from hutch.drivers.base import GuestFiles, TemplateUse
     from hutch.network.model import Endpoint
     from hutch.qmp import Monitor
 
@@ -493,6 +493,10 @@ class VmDriver:
             self._hierarchy.load(identifier).remove()
 
     # ---- what is not an instance's --------------------------------------------------------
+
+    def templates(self) -> list[TemplateUse]:
+        """Return the templates of the root and what they take."""
+        return self._machines.templates.usage()
 
     def prune_templates(self) -> int:
         """Let go of all templates; return how many there were."""

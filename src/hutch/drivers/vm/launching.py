@@ -392,6 +392,7 @@ class MachineLauncher:
             key,
             parts.shape.memory,
             lambda run, memory: self._boot_template(parts, nics, on_taps, seen, key, run, memory),
+            launch.progress,
         )
         return found if disk == seen else msgspec.structs.replace(found, disk_size=disk)
 

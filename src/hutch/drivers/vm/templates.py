@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.drivers.base import TemplateUse
 from hutch.drivers.failures import launching, machine_failures
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted
 from hutch.drivers.vm.sandbox import listen_at
@@ -27,8 +28,10 @@ from hutch.host.facts import has_capability
 from hutch.linux.locks import lock_file
 from hutch.plan import ops
 from hutch.process.launcher import Launcher
+from hutch.process.records import is_alive, read_pid
 from hutch.process.supervisor import Supervisor
 from hutch.process.vmm import vmm_path
+from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.trash import Trash
 
 __all__ = ["Template", "Templates"]
@@ -71,20 +74,29 @@ class Templates:
         self._directory = root / "templates"
         self._launcher = launcher
 
-    def ensure(self, key: str, size: int, boot: BootTemplate) -> Template:
+    def ensure(
+        self, key: str, size: int, boot: BootTemplate, progress: Progress = silent
+    ) -> Template:
         """Return the template, booted and saved first where there is none.
 
-        Of several who want the same one, one makes it and the others wait.
+        Of several who want the same one, one makes it and the others wait; `progress` is told.
         """
         found = self._open(key)
         if found is not None:
             return found
         self._directory.mkdir(mode=0o700, exist_ok=True)
+
+        def tell(phase: str) -> None:
+            progress(ProgressEvent(item=f"template {key[:12]}", phase=phase))
+
+        tell("booting, for this and later starts")
         with lock_file(self._directory / f".{key}.lock", timeout_s=_BUILD_WAIT_S):
             found = self._open(key)
             if found is not None:
                 return found
-            return self._make(key, size, boot)
+            made = self._make(key, size, boot)
+        tell("ready")
+        return made
 
     def _open(self, key: str) -> Template | None:
         """Return the template if it is whole: a state on disk, and a process with its memory."""
@@ -186,6 +198,15 @@ class Templates:
         with suppress(OSError, HutchError), Supervisor.connect(str(directory / "run")) as link:
             _end(link)
 
+    def usage(self) -> list[TemplateUse]:
+        """Return what each template takes, without asking its holder, who would go on holding."""
+        found = []
+        if self._directory.is_dir():
+            for directory in sorted(self._directory.iterdir()):
+                if not directory.name.startswith("."):
+                    found.append(_measure(directory))
+        return found
+
     def prune(self) -> int:
         """End the holders and remove all templates; return how many there were."""
         if not self._directory.is_dir():
@@ -198,6 +219,20 @@ class Templates:
             Trash(self._root).discard(str(directory))
             count += 1
         return count
+
+
+def _measure(directory: Path) -> TemplateUse:
+    """Return a template's space. The holder has the memory file as its descriptor 3."""
+    record = read_pid(str(directory / "run"))
+    memory = 0
+    held = record is not None and is_alive(str(directory / "run"))
+    if record is not None and held:
+        with suppress(OSError):
+            memory = os.stat(f"/proc/{record.pid}/fd/3").st_blocks * 512
+    state = 0
+    with suppress(FileNotFoundError):
+        state = os.stat(directory / "state").st_blocks * 512
+    return TemplateUse(key=directory.name, state=state, memory=memory, held=held)
 
 
 def _give_up_capabilities() -> tuple[ops.Capabilities, ...]:
