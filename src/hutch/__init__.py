@@ -10,7 +10,8 @@ The names here are loaded when first used, so that importing `hutch` costs next 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+# Type checkers take the name for true; `typing` would be most of what importing this costs.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from hutch import errors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hutch.cli.main import main
+from hutch.cli.entry import main
 
 if __name__ == "__main__":
     main()

@@ -157,6 +157,7 @@ def test_instructions_do_what_they_say(change: str, key: str, value: object) -> 
         "EXPOSE 80/sctpx",
         "VOLUME a",
         "USER a b",
+        "STOPSIGNAL NOPE",
         "SHELL sh",
         "HEALTHCHECK RUN x",
         "HEALTHCHECK --colour=red CMD x",

@@ -214,3 +214,24 @@ def test_the_typed_options_are_those_that_build_knows() -> None:
 
     assert set(RunOptions.__annotations__) == set(OPTIONS)
     assert get_type_hints(RunOptions)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("volumes", ["/tmp:/proc"]),
+        ("volumes", ["data:/proc"]),
+        ("tmpfs", ["/proc"]),
+        ("mounts", ["type=bind,src=/tmp,dst=/proc/"]),
+    ],
+)
+def test_proc_is_not_replaced(option: str, value: list[str]) -> None:
+    with pytest.raises(
+        InvalidArgument, match=rf"{option}\[0\].target: /proc is the instance's own"
+    ):
+        build("x", ImageDefaults(), ["true"], **{option: value})  # type: ignore[arg-type]
+
+
+def test_the_hosts_own_proc_may_be_mounted() -> None:
+    spec = build("x", ImageDefaults(), ["true"], volumes=["/proc:/proc:ro", "/dev:/dev"])
+    assert [mount.target for mount in spec.mounts] == ["/proc", "/dev"]

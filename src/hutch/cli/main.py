@@ -26,6 +26,7 @@ GLOBAL_OPTIONS: tuple[Option, ...] = (
     ("version", "v", "flag", "", "Show the version"),
 )
 _LIGHT = ("version", "completion")
+_INTERRUPTS = (1, 2, 15)  # SIGHUP, SIGINT, SIGTERM: `signal` itself costs 2 ms
 _STAND_INS: dict[str, dict[str, object] | None] = {
     "typing_extensions": None,
     "platform": {"system": lambda: os.uname().sysname},
@@ -171,6 +172,11 @@ def _load_msgspec() -> None:
     """
     if "msgspec" in sys.modules:
         return
+    import signal
+
+    # An interrupt while it looks for what it may do without is taken for a "not there": it
+    # then crashes with its first decoder.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     absent = [name for name in _STAND_INS if name not in sys.modules]
     for name in absent:
         sys.modules[name] = _stand_in(name)
@@ -179,6 +185,7 @@ def _load_msgspec() -> None:
     finally:
         for name in absent:
             del sys.modules[name]
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _stand_in(name: str) -> ModuleType:

@@ -15,7 +15,7 @@ from hutch.drivers.base import Tree
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh
 from hutch.engine.lookup import load
-from hutch.errors import Denied, NotFound
+from hutch.errors import Denied, InvalidArgument, NotFound
 from hutch.lifecycle import State
 from hutch.spec.model import InstanceSpec
 
@@ -152,6 +152,14 @@ def _mapping(spec: InstanceSpec) -> IdMapping | None:
     return mapping_of(spec)
 
 
+def _path(given: str | os.PathLike[str]) -> str:
+    """Return a path inside an instance as text."""
+    path = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(path, str):
+        raise InvalidArgument(f"expected a path, got {given!r}", field="path")
+    return path
+
+
 class Files:
     """The files of one instance; paths are absolute inside it, and stay inside it: links
     are followed as the instance's own processes would."""
@@ -183,7 +191,7 @@ class Files:
     def read(self, path: str, *, limit: int | None = None) -> bytes:
         """Return a file's content; more than `limit` bytes are refused."""
         with self._tree() as tree:
-            return tree.read(path, limit=limit)
+            return tree.read(_path(path), limit=limit)
 
     def read_text(self, path: str, *, limit: int | None = None) -> str:
         """Return a file's content as text (UTF-8)."""
@@ -202,18 +210,21 @@ class Files:
         """Write a file; parents are made unless told otherwise. An existing file keeps
         its owner, and its mode unless `mode` is given."""
         content = data.encode() if isinstance(data, str) else data
+        if not isinstance(content, (bytes, bytearray, memoryview, Iterator)):
+            raise InvalidArgument(f"expected bytes or text, got {content!r}", field="data")
+        path = _path(path)
         with self._tree(read_only=False) as tree:
             tree.write(path, content, mode=mode, owner=owner, append=append, parents=parents)
 
     def list(self, path: str = "/") -> Sequence[Stat]:
         """Return what a directory holds, by name."""
         with self._tree() as tree:
-            return tree.list(path)
+            return tree.list(_path(path))
 
     def stat(self, path: str, *, follow: bool = True) -> Stat:
         """Return what a path is; raise `NotFound`."""
         with self._tree() as tree:
-            return tree.stat(path, follow=follow)
+            return tree.stat(_path(path), follow=follow)
 
     def exists(self, path: str) -> bool:
         """Tell whether there is something at a path."""
@@ -226,12 +237,12 @@ class Files:
     def mkdir(self, path: str, *, mode: int = 0o755, owner: tuple[int, int] | None = None) -> None:
         """Make a directory with its parents; an existing one is left alone."""
         with self._tree(read_only=False) as tree:
-            tree.mkdir(path, mode=mode, owner=owner)
+            tree.mkdir(_path(path), mode=mode, owner=owner)
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, a link, an empty directory, or with `recursive` a tree."""
         with self._tree(read_only=False) as tree:
-            tree.remove(path, recursive=recursive)
+            tree.remove(_path(path), recursive=recursive)
 
     # ---- trees --------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ _HEX = re.compile(r"[0-9a-f]{1,64}")
 
 def find_id(context: Context, name_or_id: str) -> str:
     """Return the identifier that a name or a unique prefix of an identifier stands for."""
+    if not isinstance(name_or_id, str):
+        raise InvalidArgument(f"expected a name, got {name_or_id!r}", field="name")
     wanted = name_or_id.removeprefix("/")
     with context.store.read() as tx:
         if len(wanted) == 64 and tx.get(INSTANCES, wanted, InstanceRecord) is not None:

@@ -15,6 +15,7 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.errors import InvalidArgument
+from hutch.spec.signals import parse_signal
 
 __all__ = ["apply_changes"]
 
@@ -165,7 +166,9 @@ def _volume(config: Config, text: str, where: str) -> None:
 
 
 def _stop_signal(config: Config, text: str, where: str) -> None:
-    config["StopSignal"] = _single(text, where)
+    signal = _single(text, where)
+    parse_signal(signal, field=where)
+    config["StopSignal"] = signal
 
 
 def _shell(config: Config, text: str, where: str) -> None:

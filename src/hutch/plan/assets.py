@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from hutch.plan.ops import Idmap, Supervision
+from hutch.spec.model import Ulimit
 
 __all__ = [
     "BindAsset",
@@ -119,6 +120,7 @@ class ExecAssets(msgspec.Struct, frozen=True, kw_only=True):
     pid_namespace: bool
     cgroup_files: tuple[str, ...] = ()
     cgroup_slot: int = -1
+    ulimits: tuple[Ulimit, ...] = ()
     seccomp: bytes = b""
     capabilities: int = 0
     apparmor: str = ""

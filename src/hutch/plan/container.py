@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hutch.plan import flags, ops
 from hutch.plan.assets import BindAsset, ContainerAssets, ExecAssets
 from hutch.plan.process import process_ops
-from hutch.spec.model import InstanceSpec, ProcessSpec, TmpfsMount
+from hutch.spec.model import InstanceSpec, ProcessSpec, TmpfsMount, Ulimit
 
 __all__ = ["MASKED_PATHS", "READONLY_PATHS", "SYNC_IDMAP", "SYNC_NETWORK"]
 __all__ += ["compile_container", "compile_exec"]
@@ -75,6 +77,7 @@ def compile_exec(process: ProcessSpec, assets: ExecAssets, *, no_new_privileges:
         child.append(ops.Setns(slot=0, nstype=assets.namespaces))
     if assets.pid_namespace:
         child.append(ops.Fork())
+    child += _rlimits(assets.ulimits)
     child += process_ops(
         process,
         user=assets.user,
@@ -389,14 +392,7 @@ class _Compiler:
             self._child.append(
                 ops.Scheduler(oom_score_adj=spec.oom_score_adj, required=not assets.rootless)
             )
-        for limit in spec.ulimits:
-            self._child.append(
-                ops.Rlimit(
-                    resource=flags.RLIMITS[limit.name],
-                    soft=_limit(limit.soft),
-                    hard=_limit(limit.hard),
-                )
-            )
+        self._child += _rlimits(spec.ulimits)
         self._child += process_ops(
             spec.process,
             user=assets.user,
@@ -416,6 +412,15 @@ class _Compiler:
 
 def _depth(bind: BindAsset | TmpfsMount) -> tuple[int, str]:
     return (bind.target.rstrip("/").count("/"), bind.target)
+
+
+def _rlimits(ulimits: Iterable[Ulimit]) -> list[ops.Rlimit]:
+    return [
+        ops.Rlimit(
+            resource=flags.RLIMITS[limit.name], soft=_limit(limit.soft), hard=_limit(limit.hard)
+        )
+        for limit in ulimits
+    ]
 
 
 def _limit(value: int) -> int:

@@ -21,7 +21,14 @@ from hutch.plan.container import (
     SYNC_NETWORK,
     compile_container,
 )
-from hutch.spec.model import BindMount, InstanceSpec, ProcessSpec, Resources, VolumeMount
+from hutch.spec.model import (
+    BindMount,
+    InstanceSpec,
+    ProcessSpec,
+    Resources,
+    Ulimit,
+    VolumeMount,
+)
 
 __all__ = [
     "GUEST_CGROUP",
@@ -113,6 +120,7 @@ class GuestAssets(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[str, ...]
     files: tuple[tuple[str, str], ...] = ()
     binds: tuple[GuestBind, ...] = ()
+    ulimits: tuple[Ulimit, ...] = ()
     seccomp: bytes = b""
     capabilities: int = 0
     rows: int = 0
@@ -319,6 +327,7 @@ def compile_guest_exec(
             namespaces=_GUEST_NAMESPACES,
             pid_namespace=True,
             cgroup_files=_GUEST_JOIN,
+            ulimits=assets.ulimits,
             seccomp=assets.seccomp,
             capabilities=assets.capabilities,
             rows=assets.rows,

@@ -40,6 +40,7 @@ def read_mounts(given: Mapping[str, Any], image_volumes: Iterable[str]) -> tuple
                 hint=f"remove it here or in {taken[mount.target]}",
             )
         taken[mount.target] = field
+        _check_proc(mount, field)
     mounts = [mount for _, mount in found]
     for volume in image_volumes:
         target = absolute_path("/" + volume.lstrip("/"), "image.volumes")
@@ -49,6 +50,15 @@ def read_mounts(given: Mapping[str, Any], image_volumes: Iterable[str]) -> tuple
     if len(mounts) > 1:
         mounts.sort(key=lambda mount: mount.target.count("/"))
     return tuple(mounts)
+
+
+def _check_proc(mount: Mount, field: str) -> None:
+    """Refuse to put something else where programs look for processes: what protects an
+    instance is in there too. The host's own, as monitoring wants it, is possible."""
+    if mount.target == "/proc" and not (isinstance(mount, BindMount) and mount.source == "/proc"):
+        raise InvalidArgument(
+            "/proc is the instance's own", field=f"{field}.target", hint="mount it elsewhere"
+        )
 
 
 def _members(given: Mapping[str, Any], name: str) -> Iterable[tuple[int, Any]]:

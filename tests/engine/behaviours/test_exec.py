@@ -115,3 +115,9 @@ def test_a_megabyte_each_way(box: Instance) -> None:
 def test_it_is_not_possible_in_what_does_not_run(make: Maker) -> None:
     with make.create() as one, pytest.raises(Exception, match="not running"):
         one.exec(["true"])
+
+
+def test_a_further_program_has_the_limits_of_the_first(make: Maker) -> None:
+    with make.start(ulimits=["nofile=123:456", "core=0"]) as box:
+        shown = box.exec(["sh", "-c", "ulimit -n; ulimit -Hn; ulimit -c"]).text
+        assert shown.split() == ["123", "456", "0"]

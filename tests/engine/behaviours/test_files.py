@@ -8,11 +8,12 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hutch.engine import Engine, Instance
-from hutch.errors import HutchError, NotFound
+from hutch.errors import HutchError, InvalidArgument, NotFound
 from tests.engine.behaviours.conftest import Maker, Sh
 from tests.engine.behaviours.waiting import DEADLINE_S
 
@@ -172,3 +173,21 @@ def test_a_stopped_instance_still_has_its_files(make: Maker, tmp_path: Path) -> 
         one.wait(timeout=DEADLINE_S)
         assert one.files.read("/given") == b"given\n"
         assert one.files.read("/etc/motd") == b"hello\n"
+
+
+@pytest.mark.parametrize("path", [5, None, b"/etc"])
+def test_what_is_no_path_is_refused_by_name(box: Instance, path: object) -> None:
+    files: Any = box.files
+    for call in (files.read, files.list, files.stat, files.mkdir, files.remove):
+        with pytest.raises(InvalidArgument, match="path: expected a path"):
+            call(path)
+    with pytest.raises(InvalidArgument, match="path: expected a path"):
+        files.write(path, b"")
+    with pytest.raises(InvalidArgument, match="data: expected bytes or text, got 5"):
+        files.write("/x", 5)
+
+
+def test_a_path_may_be_a_path_object(box: Instance) -> None:
+    files: Any = box.files
+    files.write(Path("/from-path"), b"x")
+    assert files.read(Path("/from-path")) == b"x"

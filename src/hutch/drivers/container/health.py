@@ -42,6 +42,7 @@ def with_health(plan: Plan, spec: InstanceSpec, assets: ContainerAssets, group: 
             namespaces=namespaces,
             pid_namespace=bool(namespaces & flags.CLONE_NEWPID),
             cgroup_files=files,
+            ulimits=spec.ulimits,
             seccomp=assets.seccomp,
             capabilities=assets.capabilities,
             apparmor=assets.apparmor,

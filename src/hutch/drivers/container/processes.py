@@ -138,6 +138,7 @@ def exec_assets(
         pid_namespace=bool(namespaces & flags.CLONE_NEWPID),
         cgroup_files=group.join_files(),
         cgroup_slot=cgroup_slot,
+        ulimits=request.spec.ulimits,
         seccomp=b"" if privileged else builder.confinement.seccomp(request.spec, capabilities),
         capabilities=capabilities,
         apparmor=apparmor(request.spec, privileged=privileged),

@@ -137,6 +137,7 @@ class VmDriver:
             env=environment(process, user, hostname=hostname),
             files=files,
             binds=binds,
+            ulimits=spec.ulimits,
             seccomp=b"" if privileged else self._confinement.seccomp(spec, capabilities),
             capabilities=capabilities,
             rows=rows,

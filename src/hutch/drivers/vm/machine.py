@@ -66,9 +66,9 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What later calls need to know of a machine that was started; in its directory.
 
     `template` is the name of what it went on from, "" for a boot of its own. `memory` and
-    `vcpus` are what it uses now, `shape` what QEMU must be started with to take its state over (its `vcpus` are those
-    that are plugged), and `plugged` the memory beyond that which it was asked to take, -1
-    where it has no device for that yet.
+    `vcpus` are what it uses now, `shape` what QEMU must be started with to take its state
+    over (its `vcpus` are those that are plugged), and `plugged` the memory beyond that which
+    it was asked to take, -1 where it has no device for that yet.
     """
 
     qemu: str

@@ -1,0 +1,43 @@
+"""What the console script imports: the command line, with a Ctrl-C that comes before it is loaded.
+
+Only the script imports this module, which changes what a signal does to the process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# By its own name: `signal` loads `enum` and `re`, and until then Ctrl-C has a traceback.
+_signal = sys.modules.get("_signal") or __import__("_signal")
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+__all__ = ["main"]
+
+_INTERRUPTED = 128 + 2
+
+
+def _leave(*_: object) -> NoReturn:
+    os._exit(_INTERRUPTED)
+
+
+# Who has been started in the background of a shell ignores it, and goes on to.
+_interruptible = _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler
+if _interruptible:
+    _signal.signal(_signal.SIGINT, _leave)
+
+from hutch.cli.main import main as _main  # noqa: E402 - what takes the time
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and leave with its exit code."""
+    if _interruptible:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    try:
+        _main()
+    except KeyboardInterrupt:
+        _leave()
