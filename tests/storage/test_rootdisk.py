@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from hutch.errors import NotFound, Unsupported
+from hutch.process import run
 from hutch.records import Transaction
 from hutch.storage import merging, rootdisk
 from hutch.storage.content import ContentStore
@@ -34,13 +35,14 @@ from hutch.store.database import Store
 from tests.requires import requires
 from tests.storage.tars import directory, end, file, hard_link, symlink
 
+NOTE = {b"SCHILY.xattr.user.note": b"kept"}
 LOW = (
     directory("etc")
     + file("etc/gone", b"x")
     + file("etc/kept", b"old", uid=7, gid=8, mode=0o640, mtime=1000)
     + directory("var", mode=0o1777, uid=3)
     + file("var/old", b"x")
-    + file("bin/tool", b"tool" * 5000, mode=0o4755)
+    + file("bin/tool", b"tool" * 5000, mode=0o4755, pax=NOTE)
     + hard_link("bin/twin", "bin/tool")
     + symlink("lib", "usr/lib")
     + header(b"dev/null", b"3", mode=0o666, device=(1, 3))
@@ -62,13 +64,13 @@ HIGH = (
 class Stored:
     """Layers of an image of one and of two, and their disks."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, low: bytes = LOW) -> None:
         self.root = root
         self.trash = Trash(root)
         self.layers = Layers(root, trash=self.trash)
-        low = self.layers.unpack(io.BytesIO(LOW)).chain_id
-        high = self.layers.unpack(io.BytesIO(HIGH), parent_chain_id=low).chain_id
-        self.one, self.two = [low], [low, high]
+        lowest = self.layers.unpack(io.BytesIO(low)).chain_id
+        high = self.layers.unpack(io.BytesIO(HIGH), parent_chain_id=lowest).chain_id
+        self.one, self.two = [lowest], [lowest, high]
         self.disks = RootDisks(root, self.layers, trash=self.trash)
 
     def names(self) -> list[str]:
@@ -142,8 +144,6 @@ def linked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_disk_holds_what_overlayfs_shows(
     stored: Stored, tmp_path: Path, layers: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool = os.path.join(stored.layers.path(stored.one[0]), "bin/tool")
-    os.setxattr(tool, "user.note", b"kept")
     if way == "linked":
         linked(monkeypatch)
     chain = stored.two[:layers]
@@ -157,6 +157,43 @@ def test_the_disk_holds_what_overlayfs_shows(
     assert found["bin/twin"][6] == "bin/tool"
     assert found["bin/tool"][9] == [("user.note", b"kept")]
     assert stored.names() == [chain[-1].removeprefix("sha256:")]
+
+
+@requires("root", "overlayfs", "erofs")
+@pytest.mark.integration
+@pytest.mark.parametrize("layers", [1, 2])
+def test_layers_without_attributes_are_not_asked_for_them(
+    hutch_root: Path, tmp_path: Path, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low = file("etc/gone", b"x") + file("bin/tool", b"tool", mode=0o755, uid=5) + end()
+    stored = Stored(hutch_root, low)
+    commands = []
+    real = run.run_command
+
+    def noted(argv: list[str], **options: Any) -> Any:
+        commands.append(argv)
+        return real(argv, **options)
+
+    monkeypatch.setattr(run, "run_command", noted)
+    chain = stored.two[:layers]
+    path = stored.disks.ensure(chain)
+    stored.trash.drain(10)
+    assert "-x-1" in commands[0]
+    with mounted(path, tmp_path / "disk") as disk, merged(stored, chain) as shown:
+        assert tree(disk) == tree(shown)
+
+
+@requires("root", "overlayfs", "erofs")
+@pytest.mark.integration
+def test_what_is_taken_away_and_was_never_there_is_not_there(
+    hutch_root: Path, tmp_path: Path
+) -> None:
+    stored = Stored(hutch_root, file("bin/tool", b"tool") + end())
+    path = stored.disks.ensure(stored.two)
+    stored.trash.drain(10)
+    with mounted(path, tmp_path / "disk") as disk:
+        assert os.listdir(f"{disk}/etc") == ["kept"]
+        assert sorted(os.listdir(disk)) == ["bin", "deep", "etc", "link", "var"]
 
 
 @requires("root", "overlayfs", "mkfs.erofs")

@@ -114,6 +114,7 @@ class Extractor:
         self._chmod_bits = process_umask() | 0o7000 if options.fresh else 0o7777
         self._overlay = b"user.overlay." if options.userxattr else b"trusted.overlay."
         self.entries = 0
+        self.has_xattrs = False
 
     def run(self) -> None:
         """Place every entry, then the modes and times of directories."""
@@ -423,6 +424,7 @@ class Extractor:
                 b"system.posix_acl_default",
             ):
                 continue
+            self.has_xattrs = True
             try:
                 os.setxattr(fd, key, value)
             except OSError as error:

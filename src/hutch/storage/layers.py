@@ -32,7 +32,8 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """An unpacked layer. `size` is that of the plain tar, `entries` how many it has."""
+    """An unpacked layer. `size` is that of the plain tar, `entries` how many it has, and
+    `xattrs` whether files may have attributes beside overlayfs's own."""
 
     chain_id: str
     diff_id: str
@@ -40,6 +41,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     entries: int = 0
     boot_id: str = ""
+    xattrs: bool = True
 
 
 def chain_id_of(parent: str, diff_id: str) -> str:
@@ -156,6 +158,7 @@ class Layers:
             size=result.size,
             entries=result.entries,
             boot_id=_boot_id(),
+            xattrs=result.has_xattrs,
         )
         if result.implicit and parent:
             _write(f"{tmp}/implicit", msgspec.msgpack.encode(result.implicit))

@@ -25,12 +25,14 @@ _AHEAD = 8
 
 class UnpackResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came out: the diffID, the plain tar's length, the number of entries, and the
-    directories that the layer uses without describing them (`implicit`)."""
+    directories that the layer uses without describing them (`implicit`); and whether it set
+    any extended attribute."""
 
     diff_id: str
     size: int
     entries: int
     implicit: tuple[bytes, ...]
+    has_xattrs: bool = False
 
 
 def unpack(
@@ -70,6 +72,7 @@ def unpack(
         size=ahead.size,
         entries=extractor.entries,
         implicit=tuple(sorted(extractor.implicit)),
+        has_xattrs=extractor.has_xattrs,
     )
 
 
