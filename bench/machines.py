@@ -234,6 +234,66 @@ def clones(stage: Stage, with_peers: Peers, rounds: int) -> Row:
         )
 
 
+@contextmanager
+def _pauses() -> Iterator[list[float]]:
+    """Yield the seconds that machines stand still, from the word to stop to the answer that
+    they go on, as they come in."""
+    from hutch.qmp import machine
+
+    stop, cont = machine.stop, machine.cont
+    found: list[float] = []
+    began = [0.0]
+
+    def stopping(monitor: Any) -> None:
+        began[0] = time.perf_counter()
+        stop(monitor)
+
+    def going_on(monitor: Any) -> None:
+        cont(monitor)
+        if began[0]:
+            found.append(time.perf_counter() - began[0])
+        began[0] = 0.0
+
+    machine.stop, machine.cont = stopping, going_on
+    try:
+        yield found
+    finally:
+        machine.stop, machine.cont = stop, cont
+
+
+def fork(stage: Stage, with_peers: Peers, rounds: int) -> list[Row]:
+    """A twin of a running machine: how long its source stands still, and how long it takes
+    until the twin's agent has answered for all that makes it a machine of its own, and then
+    until a `true` in it has ended. A start from a template is what a twin saves."""
+    names = ("the source's pause", "the twin's first answer", "the twin's first true")
+    samples = {name: Samples() for name in names}
+    starts = Samples()
+    with _engine(stage) as engine, _pauses() as pauses:
+        box = engine.start(IMAGE, _SLEEP, **_options())
+        for number in range(-1, rounds):
+            began = time.perf_counter()
+            twin = box.fork()
+            answered = time.perf_counter() - began
+            if code := twin.exec(["true"]).exit_code:
+                raise RuntimeError(f"exit code {code}")
+            done = time.perf_counter() - began
+            twin.remove(force=True)
+            started = _start(engine)
+            if number >= 0:
+                starts.seconds.append(started)
+                for name, value in zip(names, (pauses[-1], answered, done), strict=True):
+                    samples[name].seconds.append(value)
+    targets = {names[0]: 150, names[1]: 400}
+    return [
+        Row(
+            case=f"machine: fork of a running {MEMORY_MIB} MB guest: {name}",
+            ways={"hutch": samples[name], "start from a template": starts},
+            targets={"median ms": targets[name]} if name in targets else {},
+        )
+        for name in names
+    ]
+
+
 MACHINE_CASES: dict[str, Callable[[Stage, Peers, int], Row | list[Row]]] = {
     "vm-cold": cold_start,
     "vm-start": template_start,
@@ -241,4 +301,5 @@ MACHINE_CASES: dict[str, Callable[[Stage, Peers, int], Row | list[Row]]] = {
     "vm-memory": memory,
     "vm-reclaim": reclaim,
     "vm-clones": clones,
+    "fork": fork,
 }

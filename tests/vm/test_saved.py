@@ -9,12 +9,13 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hutch.drivers.vm import state
+from hutch.drivers.vm import capture, diskfork, state
 from hutch.engine import Engine, Instance
 from hutch.engine import fork as forking
 from hutch.errors import (
@@ -28,6 +29,7 @@ from hutch.errors import (
     WrongState,
 )
 from hutch.lifecycle import State
+from hutch.storage import diskchain
 from tests.requires import requires
 
 pytestmark = [
@@ -265,11 +267,190 @@ def test_a_suspended_machine_is_kept_by_a_snapshot(engine: Engine, counter: Inst
     engine.snapshots.remove(f"{counter.name}/deep")
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "few pages of its own": {},
+    "many pages of its own": {"_OWN_FEW": 0},
+    "memory out of reach": {"_is_whole": lambda *_: False},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_and_files_are_in_every_twin(
+    engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    for name, value in WAYS[way].items():
+        monkeypatch.setattr(state, name, value)
+    digest = "md5sum /dev/shm/random /root/random"
+    made = shell(
+        counter,
+        "for place in /dev/shm /root; do head -c 3000000 /dev/urandom >$place/random; done; "
+        + digest,
+    )
+    with ExitStack() as removed:
+        first = counter.fork()
+        assert isinstance(first, Instance)
+        removed.callback(first.remove, force=True)
+        shell(first, "echo more >>/dev/shm/random")
+        twins = first.fork(2)
+        assert isinstance(twins, list)
+        for twin in twins:
+            removed.callback(twin.remove, force=True)
+        for twin in twins:
+            assert shell(twin, "tail -c 5 /dev/shm/random") == "more"
+            assert shell(twin, "head -c 3000000 /dev/shm/random | md5sum") in made.replace(
+                "/dev/shm/random", "-"
+            )
+            goes_on(twin)
+    assert shell(counter, digest) == made
+    goes_on(counter)
+
+
+def test_a_machine_that_was_booted_or_restored_is_forked_as_others_are(engine: Engine) -> None:
+    with engine.start(
+        "busybox", ["sh", "-c", COUNT], isolation="vm", memory="128M", template=False
+    ) as box:
+        until(box, lambda: len(numbers(box)) >= 5)
+        made = shell(box, "head -c 3000000 /dev/urandom >/dev/shm/random; md5sum /dev/shm/random")
+        box.snapshot("booted")
+        with engine.snapshots.restore(f"{box.name}/booted", name="restored") as restored:
+            twin = restored.fork()
+            assert isinstance(twin, Instance)
+            with twin:
+                assert shell(twin, "md5sum /dev/shm/random") == made
+                goes_on(twin)
+        engine.snapshots.remove(f"{box.name}/booted")
+
+
+def test_twins_share_the_memory_that_they_do_not_write_to(
+    engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell(counter, "head -c 20000000 /dev/urandom >/dev/shm/random")
+    twins = counter.fork(2)
+    assert isinstance(twins, list)
+    try:
+        for twin in twins:
+            with capture.find_memory(f"{twin.info().directory}/run", 128 << 20) as source:
+                assert source is not None and source.base >= 0
+                assert source.own_size() < 20_000_000
+    finally:
+        for twin in twins:
+            twin.remove(force=True)
+
+
+FILL = "head -c 20000000 /dev/urandom >/root/large; sync"
+
+
+def disk_files(box: Instance) -> list[tuple[str, int]]:
+    """Return the files of a machine's disk, and how many have them."""
+    files = diskchain.chain(box.info().directory)
+    return [(os.path.basename(path), os.stat(path).st_nlink) for path in files]
+
+
+def test_a_large_disk_is_shared_with_twins_and_snapshots(
+    engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diskfork, "_DEPTH_MAX", 3)
+    digest = "md5sum /root/large"
+    made = shell(counter, f"{FILL}; {digest}")
+    twins = counter.fork(2)
+    assert isinstance(twins, list)
+    try:
+        for number, box in enumerate((counter, *twins)):
+            (raw, sharers), top = disk_files(box)
+            assert (raw, top) == ("disk.raw", ("disk.1.qcow2", 1)) and sharers >= 3
+            shell(box, f"echo {number} >/root/who; sync")
+        # Nobody can write to what others have, not even a QEMU that was taken over.
+        for box in (counter, *twins):
+            modes = writable(engine, box)
+            assert modes == {"disk.raw": False, "disk.1.qcow2": True}
+        for round_ in range(4):
+            third = twins[0].fork()
+            assert isinstance(third, Instance)
+            with third:
+                assert shell(third, f"cat /root/who; {digest}") == f"1\n{made}"
+            shell(twins[0], f"echo {round_} >>/root/rounds; sync")
+        assert len(disk_files(twins[0])) <= 3
+        assert shell(twins[0], "cat /root/rounds") == "0\n1\n2\n3"
+        counter.snapshot("large")
+        shell(counter, "rm /root/large; sync")
+        counter.remove(force=True)
+        with engine.snapshots.restore(f"{counter.name}/large", name="again") as again:
+            assert shell(again, f"cat /root/who; {digest}") == f"0\n{made}"
+            goes_on(again)
+        engine.snapshots.remove(f"{counter.name}/large")
+        twins[0].stop(timeout=0)
+        twins[0].update(disk="11G")
+        assert disk_files(twins[0]) == [("disk.raw", 1)]
+        twins[0].start()
+        assert shell(twins[0], f"cat /root/who; {digest}") == f"1\n{made}"
+        twins[1].update(disk="11G")
+        shell(twins[1], "test $(df -k / | awk 'END {print $2}') -gt 10900000")
+        twins[1].stop(timeout=0)
+        twins[1].start()
+        assert shell(twins[1], f"cat /root/who; {digest}") == f"2\n{made}"
+    finally:
+        for twin in twins:
+            twin.remove(force=True)
+
+
+def writable(engine: Engine, box: Instance) -> dict[str, bool]:
+    """Return the files of a disk that QEMU has open, and whether it may write to them."""
+    found: dict[str, bool] = {}
+    for pid in engine._context.machines.processes(box.id):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            if target.startswith(f"{engine.root}/") and "/disk." in target:
+                flags = Path(f"/proc/{pid}/fdinfo/{name}").read_text().split()[3]
+                file = os.path.basename(target)
+                found[file] = found.get(file, False) or bool(int(flags, 8) & os.O_ACCMODE)
+    found.pop("disk.erofs", None)
+    return found
+
+
+def test_a_disk_at_rest_goes_back_to_a_large_snapshot(engine: Engine, counter: Instance) -> None:
+    shell(counter, f"{FILL}; echo then >/root/file; sync")
+    counter.stop(timeout=0)
+    counter.snapshot("still")
+    counter.start()
+    shell(counter, "echo now >/root/file; sync")
+    counter.stop(timeout=0)
+    with engine.snapshots.restore(f"{counter.name}/still", name="copy") as copy:
+        copy.start()
+        assert shell(copy, "cat /root/file") == "then"
+        counter.start()
+        assert shell(counter, "cat /root/file") == "now"
+        counter.stop(timeout=0)
+    engine.snapshots.restore(f"{counter.name}/still")
+    assert disk_files(counter) == [("disk.raw", 1)]
+    counter.start()
+    assert shell(counter, "cat /root/file") == "then"
+    engine.snapshots.remove(f"{counter.name}/still")
+
+
+@pytest.mark.parametrize("step", ["DiskFork.take", "blockdev_add"])
+def test_a_fork_of_a_large_disk_that_is_killed_leaves_it_whole(
+    engine: Engine, counter: Instance, step: str
+) -> None:
+    made = shell(counter, f"{FILL}; md5sum /root/large")
+    killed_at(engine, counter, "fork", f"drivers.vm.diskfork.{step}")
+    goes_on(counter)
+    engine.reconcile()
+    twin = counter.fork()
+    assert isinstance(twin, Instance)
+    with twin:
+        assert shell(twin, "md5sum /root/large") == made
+    counter.stop(timeout=0)
+    counter.start()
+    assert shell(counter, "md5sum /root/large") == made
+
+
 STEPS: list[tuple[Any, str]] = [
-    (state, "_check_movable"),
-    (state, "_write_state"),
-    (state, "_copy_disk"),
-    (state, "_write_record"),
+    (state, "check_movable"),
+    (state, "_stand_still"),
+    (state, "_write_memory"),
+    (diskfork.DiskFork, "prepare"),
+    (diskfork.DiskFork, "take"),
+    (diskfork.DiskFork, "finish"),
     (forking, "create_from_spec"),
     (forking, "start"),
 ]
@@ -311,7 +492,7 @@ def test_a_later_twin_that_fails_takes_the_earlier_ones_with_it(
     goes_on(counter)
 
 
-@pytest.mark.parametrize("step", ["_write_state", "_write_record", "cut"])
+@pytest.mark.parametrize("step", ["_stand_still", "_write_memory", "write_record", "cut"])
 def test_a_suspend_that_fails_leaves_the_machine_running(
     engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -333,38 +514,41 @@ def test_a_suspend_that_fails_leaves_the_machine_running(
 
 
 VICTIM = """
-import sys, time
-from hutch.drivers.vm import state
+import importlib, sys, time
 from hutch.engine import Engine
 
 def stop(*_, **__):
     print("here", flush=True)
     time.sleep(1000)
 
-if sys.argv[3] == "quit":
-    import hutch.qmp.machine
-    hutch.qmp.machine.quit = stop
+module, _, name = sys.argv[4].rpartition(".")
+holder, _, kind = module.rpartition(".")
+if kind[0].isupper():
+    setattr(getattr(importlib.import_module("hutch." + holder), kind), name, stop)
 else:
-    setattr(state, sys.argv[3], stop)
+    setattr(importlib.import_module("hutch." + module), name, stop)
 with Engine(sys.argv[1]) as engine:
     box = engine.get(sys.argv[2])
-    box.suspend() if sys.argv[3] == "quit" else box.fork()
+    getattr(box, sys.argv[3])()
 """
 
 
-@pytest.mark.parametrize("step", ["_write_state", "_copy_disk", "_write_record", "quit"])
+KILLED = [
+    ("fork", "drivers.vm.state._stand_still"),
+    ("fork", "qmp.memory.save_devices"),
+    ("fork", "drivers.vm.diskfork.DiskFork.take"),
+    ("fork", "drivers.vm.state._write_memory"),
+    ("snapshot", "drivers.vm.state.write_record"),
+    ("suspend", "drivers.vm.state._write_memory"),
+    ("suspend", "qmp.machine.quit"),
+]
+
+
+@pytest.mark.parametrize(("what", "step"), KILLED)
 def test_a_caller_that_is_killed_leaves_a_machine_that_goes_on(
-    engine: Engine, counter: Instance, step: str
+    engine: Engine, counter: Instance, what: str, step: str
 ) -> None:
-    victim = subprocess.Popen(
-        [sys.executable, "-c", VICTIM, str(engine.root), counter.id, step],
-        stdout=subprocess.PIPE,
-    )
-    assert victim.stdout is not None
-    with victim.stdout:
-        assert victim.stdout.readline() == b"here\n"
-        victim.send_signal(signal.SIGKILL)
-        victim.wait()
+    killed_at(engine, counter, what, step)
     goes_on(counter)
     engine.reconcile()
     assert leftovers(engine) == []
@@ -375,6 +559,19 @@ def test_a_caller_that_is_killed_leaves_a_machine_that_goes_on(
         goes_on(twin)
     counter.stop(timeout=0)
     assert counter.info().state == State.EXITED
+
+
+def killed_at(engine: Engine, counter: Instance, what: str, step: str) -> None:
+    """Have another process do something with a machine, and kill it when it gets to a step."""
+    victim = subprocess.Popen(
+        [sys.executable, "-c", VICTIM, str(engine.root), counter.id, what, step],
+        stdout=subprocess.PIPE,
+    )
+    assert victim.stdout is not None
+    with victim.stdout:
+        assert victim.stdout.readline() == b"here\n"
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
 
 
 def test_what_cannot_be_forked_says_so(engine: Engine, counter: Instance) -> None:

@@ -197,7 +197,8 @@ COMMANDS = {
         low=1,
         high=1,
         options=(("file", "f", "text", "FILE", "Write there and not to stdout"),),
-        epilog="It holds snapshot.json, disk.raw (with its holes) and, of a running machine, "
+        epilog="It holds snapshot.json, the disk (disk.raw and, where it was shared, the "
+        "overlays on it, with their holes) and, of a running machine, "
         "its memory as QEMU's migration stream.",
         examples=("hutch snapshot export web/one --file web-one.tar",),
     ),

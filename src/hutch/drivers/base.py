@@ -7,6 +7,7 @@ protocols of their own (`Reconfigurable`, `Networked`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from hutch.storage.tree import Stat
 
 __all__ = ["Driver", "ExecRequest", "Growable", "GuestFiles", "Guests", "Launch", "LaunchMount"]
-__all__ += ["Losable", "Pluggable"]
+__all__ += ["ForkedState", "Losable", "Pluggable"]
 __all__ += ["ProcessRow", "Savable", "SavedState", "Started", "TemplateUse", "Templated"]
 __all__ += ["Tree"]
 
@@ -50,6 +51,24 @@ class SavedState(msgspec.Struct, frozen=True, kw_only=True):
     """A saved state that an instance goes on from instead of beginning; see `Savable`."""
 
     directory: str
+
+
+class ForkedState(msgspec.Struct, frozen=True, kw_only=True):
+    """A state that twins of a running instance go on from; see `Savable.fork`.
+
+    `state` and `memory` (-1: it is in the state) are descriptors, `saved` what else the driver
+    must know.
+    """
+
+    state: int
+    memory: int
+    saved: bytes
+
+    def close(self) -> None:
+        """Let go of it; twins that have started keep what they need."""
+        for fd in (self.state, self.memory):
+            if fd >= 0:
+                os.close(fd)
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +99,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     volatile: bool = False
     mounts: tuple[LaunchMount, ...] = ()
     join: dict[str, int] = {}
-    saved: SavedState | None = None
+    saved: SavedState | ForkedState | None = None
     endpoints: tuple[Endpoint, ...] = ()
     attach_network: Callable[[int, Sequence[int]], None] | None = None
     exit_command: tuple[str, ...] = ()
@@ -270,6 +289,11 @@ class Savable(Protocol):
     def awaken(self, identifier: str) -> bool:
         """Let a running instance go on that stands still because who saved it was killed; tell
         whether it did. The caller has its lock."""
+        ...
+
+    def fork(self, identifier: str, target: str, *, cards: int) -> ForkedState:
+        """Save a running instance for twins, its disk to an empty directory. It goes on, after
+        a failure too."""
         ...
 
 

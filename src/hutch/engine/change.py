@@ -93,6 +93,7 @@ def _change_rates(context: Context, record: InstanceRecord, spec: InstanceSpec) 
 def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:
     """Grow a machine's writable disk: with its file system, in the guest where it runs; what
     is on a disk that it starts from is its own affair."""
+    from hutch.storage.diskchain import ensure_one, virtual_size
     from hutch.storage.diskimages import disk_info, resize_disk
     from hutch.storage.disks import check_size
     from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE
@@ -102,13 +103,17 @@ def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:
     path = str(context.directory(record.id) / (DISK_FILE if of_image else QCOW2_FILE))
     if record.state not in (State.RUNNING, State.PAUSED):
         if of_image:
+            ensure_one(context.directory(record.id))
             context.disks.grow(path, size)
         else:
             resize_disk(path, size, format="qcow2")
         return
     if record.state is State.PAUSED:
         raise WrongState(f"instance {record.name} is paused", hint="unpause it, then grow its disk")
-    old = context.disks.get(path).size if of_image else disk_info(path, format="qcow2").size
+    if of_image:
+        old = virtual_size(context.directory(record.id))
+    else:
+        old = disk_info(path, format="qcow2").size
     if size < old:
         raise InvalidArgument(f"a disk cannot shrink: it has {old} bytes, got {size}", field="disk")
     driver = context.driver(record.spec.isolation)

@@ -28,7 +28,6 @@ from hutch.spec.build import build, check_name
 from hutch.spec.defaults import ImageDefaults
 from hutch.spec.model import InstanceSpec
 from hutch.storage.faults import disk_errors
-from hutch.storage.snapshots import DISK_FILE
 
 __all__ = ["check_references", "create", "ensure_image", "insert_record", "layer_size", "lock_new"]
 
@@ -128,7 +127,8 @@ def create_from_spec(
 ) -> InstanceRecord:
     """Create an instance from a finished specification.
 
-    `disk` is copied to be a virtual machine's writable disk; without it, it has an empty one.
+    `disk` is a directory with what becomes a virtual machine's writable disk; without it, it
+    has an empty one.
     """
     identifier = new_instance_id()
     if not spec.hostname and spec.uts_mode != "host" and spec.network_mode != "host":
@@ -183,7 +183,7 @@ def _make(
         if spec.isolation == "vm":
             from hutch.engine.machines import make_disk
 
-            make_disk(context, spec, str(directory / DISK_FILE), disk)
+            make_disk(context, spec, directory, disk)
         mounts = resolve_mounts(context, identifier, spec, image, undo)
         record = insert_record(
             context,

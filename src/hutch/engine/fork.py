@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from hutch.drivers.base import SavedState
 from hutch.engine.context import Context
 from hutch.engine.create import create_from_spec
 from hutch.engine.locking import instance_lock
@@ -44,12 +43,13 @@ def fork(
         with instance_lock(context, identifier):
             source = require_running(context, identifier, "fork")
             spec = _spec(source, publish)
-            driver.save(identifier, str(directory), cards=len(source.endpoints))
+            state = driver.fork(identifier, str(directory), cards=len(source.endpoints))
+            undo.callback(state.close)
         twins = []
         for twin_name in names:
             twin = _twin(context, source, spec, twin_name, str(directory))
             undo.callback(_remove, context, twin.id)
-            link = start(context, twin.id, saved=SavedState(directory=str(directory)))
+            link = start(context, twin.id, saved=state)
             if link is not None:
                 link.close()
             twins.append(twin)
@@ -57,6 +57,7 @@ def fork(
             for twin in twins:
                 tx.event("container", "fork", source.id, name=source.name, twin=twin.id)
         undo.pop_all()
+        state.close()
     return [load(context, twin.id) for twin in twins]
 
 
@@ -109,7 +110,7 @@ def _twin(
         context.images.get(source.image_id),
         name=name,
         volatile=source.volatile,
-        disk=f"{directory}/disk.raw",
+        disk=directory,
     )
 
 

@@ -23,6 +23,7 @@ from hutch.engine.lookup import load
 from hutch.engine.records import InstanceRecord
 from hutch.errors import WrongState
 from hutch.lifecycle import State
+from hutch.storage.diskchain import virtual_size
 from hutch.storage.faults import disk_errors
 from hutch.storage.snapshots import DISK_FILE, OverlayAssets
 
@@ -84,7 +85,7 @@ def writable_layer(context: Context, record: InstanceRecord) -> Iterator[Overlay
     assets = context.snapshots.load(record.id, record.chain_ids)
     what = f"writable layer of {record.name}"
     # A guest's word has no end; what is on its disk has.
-    size = os.stat(context.directory(record.id) / DISK_FILE).st_size
+    size = virtual_size(context.directory(record.id))
     limits = UnpackLimits(max_bytes=size + _TAR_HEADS)
     with disk_errors(what):
         os.makedirs(context.root / "tmp", 0o700, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from hutch.engine.context import Context
@@ -9,6 +11,8 @@ from hutch.errors import NotFound
 from hutch.image.records import ImageRecord
 from hutch.records import Progress, ProgressEvent
 from hutch.spec.model import InstanceSpec
+from hutch.storage.diskchain import place_disk
+from hutch.storage.snapshots import DISK_FILE
 from hutch.units import parse_bytes
 
 __all__ = ["disk_size", "make_disk", "prepare_machine"]
@@ -36,15 +40,13 @@ def prepare_machine(
     return msgspec.structs.replace(spec, machine=machine)
 
 
-def make_disk(context: Context, spec: InstanceSpec, path: str, source: str = "") -> None:
-    """Make a machine's writable disk: an empty one, or a copy that shares its blocks where
-    the file system can."""
+def make_disk(context: Context, spec: InstanceSpec, directory: Path, source: str = "") -> None:
+    """Make a machine's writable disk: an empty one, or that of a directory which nobody
+    writes to any more, sharing what can be shared."""
     if not source:
-        context.disks.create(path, disk_size(spec))
+        context.disks.create(str(directory / DISK_FILE), disk_size(spec))
         return
-    from hutch.storage.sparse import copy_sparse
-
-    copy_sparse(source, path)
+    place_disk(source, directory, context.disks)
 
 
 def disk_size(spec: InstanceSpec) -> int:

@@ -17,6 +17,7 @@ from hutch.migration.messages import Answer, Offer, Stream, VolumeOffer
 from hutch.migration.streams import SentBlocks, pack_ahead, pack_changes, pack_file
 from hutch.migration.wire import Wire
 from hutch.records import Progress, ProgressEvent
+from hutch.storage.diskchain import ensure_one, is_chain
 from hutch.storage.faults import disk_errors
 from hutch.storage.pack import pack_diff, pack_directory
 from hutch.storage.snapshots import DISK_FILE, measure
@@ -121,6 +122,8 @@ class Sender:
     def send_ahead(self) -> None:
         """Send the disk of a machine that runs and writes to it: what it changes meanwhile is
         sent again when it stands still."""
+        if is_chain(self._context.directory(self.record.id)):
+            return  # twins share it: it is made one file when nobody writes to it
         self._ahead = {}
         with disk_errors(f"migration of {self.record.name}"), self._open_disk() as file:
             pieces = pack_ahead(file.fileno(), self._ahead)
@@ -141,6 +144,7 @@ class Sender:
                     pieces = pack_changes(file.fileno(), self._ahead)
                     self._stream(Stream(kind="changes", name=DISK_FILE), pieces)
             elif record.spec.isolation == "vm":
+                ensure_one(directory)
                 self._file("disk", DISK_FILE, f"{directory}/{DISK_FILE}")
             else:
                 self._stream(

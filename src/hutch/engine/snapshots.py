@@ -31,6 +31,7 @@ from hutch.engine.start import start
 from hutch.errors import AlreadyExists, InvalidArgument, NotFound, WrongState
 from hutch.lifecycle import State
 from hutch.records import Transaction
+from hutch.storage.diskchain import copy_disk, freeze_disk, replace_disk
 from hutch.storage.faults import disk_errors
 from hutch.storage.snapshots import DISK_FILE
 from hutch.storage.sparse import copy_sparse
@@ -92,7 +93,7 @@ def _copy_at_rest(context: Context, record: InstanceRecord, target: str) -> None
     directory = context.directory(record.id)
     with disk_errors(f"snapshot of {record.name}"):
         if record.spec.machine.from_disk is None:
-            copy_sparse(f"{directory}/{DISK_FILE}", f"{target}/{DISK_FILE}")
+            freeze_disk(directory, target, context.disks)
         else:
             copy_files(str(directory), target)
         if record.state == State.SUSPENDED:
@@ -212,7 +213,7 @@ class Snapshots:
             self._context.images.get(record.image_id),
             name=name,
             volatile=record.volatile,
-            disk=f"{directory}/{DISK_FILE}",
+            disk=str(directory),
         )
         instance = Instance(self._context, made.id, made.name)
         with ExitStack() as undo:
@@ -243,7 +244,7 @@ class Snapshots:
             if record.spec.machine.from_disk is None:
                 partial = f"{directory}/.{DISK_FILE}"
                 context.trash.discard(partial)
-                copy_sparse(f"{source}/{DISK_FILE}", partial)
+                copy_disk(source, partial)
             else:
                 put_back_files(str(source), str(directory))
             with context.store.write(durable=True) as tx:
@@ -254,7 +255,7 @@ class Snapshots:
                 tx.put(INSTANCES, present.id, fresh)
                 tx.event("container", "restore", present.id, name=present.name, tag=record.tag)
                 if partial:
-                    os.rename(partial, f"{directory}/{DISK_FILE}")
+                    replace_disk(directory, partial)
             context.trash.discard(str(directory / SUSPENDED))
         self._go_on(present.id, record)
         return Instance(context, present.id, present.name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hutch.drivers.base import Launch, LaunchMount, SavedState
+from hutch.drivers.base import ForkedState, Launch, LaunchMount, SavedState
 from hutch.engine.context import Context
 from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
@@ -43,7 +43,7 @@ def start(
     rows: int = 0,
     columns: int = 0,
     restarting: bool = False,
-    saved: SavedState | None = None,
+    saved: SavedState | ForkedState | None = None,
     progress: Progress = silent,
 ) -> Supervisor | None:
     """Start an instance that is not running; return the link to its supervisor.
@@ -82,7 +82,7 @@ def _start_locked(
     rows: int,
     columns: int,
     restarting: bool,
-    saved: SavedState | None,
+    saved: SavedState | ForkedState | None,
     progress: Progress,
 ) -> Supervisor:
     move(record.state, State.STARTING, name=record.name)
@@ -91,7 +91,8 @@ def _start_locked(
     if suspended:
         saved = SavedState(directory=str(context.directory(record.id) / SUSPENDED))
     # A machine without an agent cannot be told of other addresses.
-    if saved is not None and (suspended or record.spec.machine.from_disk is not None):
+    from_disk = record.spec.machine.from_disk is not None
+    if isinstance(saved, SavedState) and (suspended or from_disk):
         from hutch.engine.saved import kept_addresses
 
         kept = kept_addresses(saved, attachments(record))

@@ -7,20 +7,27 @@ from typing import Any
 
 import msgspec
 
-from hutch.errors import NotFound
+from hutch.errors import NotFound, Unavailable
 from hutch.qmp.monitor import COMMAND_S, Monitor
 
 __all__ = [
     "BlockStats",
+    "Node",
     "blockdev_add",
     "blockdev_del",
     "query_blockstats",
+    "reopen_read_only",
     "resize_block",
     "set_io_throttle",
     "set_throttle_group",
+    "snapshot_node",
+    "stream_node",
+    "top_node",
 ]
 
 RESIZE_S = 60.0
+_JOB = "hutch-stream"
+_JOB_ENDS = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
 
 class _Counters(msgspec.Struct, frozen=True):
@@ -76,6 +83,63 @@ def blockdev_del(monitor: Monitor, node: str, *, timeout_s: float = COMMAND_S) -
 def resize_block(monitor: Monitor, node: str, size: int, *, timeout_s: float = RESIZE_S) -> None:
     """Set a node's size in bytes; the guest is told. Shrinking loses what is cut off."""
     monitor.execute("block_resize", {"node-name": node, "size": size}, timeout_s=timeout_s)
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A block node: its name, and what it is opened from, in QEMU's words."""
+
+    name: str = msgspec.field(name="node-name", default="")
+    file: str = ""
+
+
+class _Drive(msgspec.Struct, frozen=True):
+    qdev: str = ""
+    inserted: Node | None = None
+
+
+def top_node(monitor: Monitor, device: str) -> Node:
+    """Return the node that a disk writes to; a snapshot puts another one on it."""
+    drives: list[_Drive] = monitor.ask("query-block", kind=list[_Drive])
+    for drive in drives:
+        if _device_id(drive.qdev) == device and drive.inserted is not None:
+            return drive.inserted
+    raise NotFound(f"qemu: no disk {device}")
+
+
+def snapshot_node(monitor: Monitor, node: str, overlay: str) -> None:
+    """Have what uses a node write to an overlay from now on; the node stays as it is."""
+    monitor.execute("blockdev-snapshot", {"node": node, "overlay": overlay})
+
+
+def stream_node(monitor: Monitor, node: str, base: str, *, timeout_s: float) -> None:
+    """Bring all that lies between a node and `base` into the node, while the machine runs."""
+    monitor.forget_events(_JOB_ENDS)
+    monitor.execute(
+        "block-stream",
+        # What is written to the image's header as what it is based on: nothing.
+        {"job-id": _JOB, "device": node, "base-node": base, "backing-file": ""},
+    )
+    event = monitor.wait_event(
+        _JOB_ENDS, timeout_s=timeout_s, match=lambda event: event.data.get("device") == _JOB
+    )
+    reason = event.data.get("error")
+    if event.name != "BLOCK_JOB_COMPLETED" or reason is not None:
+        raise Unavailable(f"qemu: the disk's overlays were not brought together: {reason}")
+
+
+def reopen_read_only(
+    monitor: Monitor, driver: str, node: str, file: str, *, backing: str | None = None
+) -> None:
+    """Put another node for the file of an image, and let it be read from now on only."""
+    options: dict[str, Any] = {
+        "driver": driver,
+        "node-name": node,
+        "read-only": True,
+        "file": file,
+    }
+    if backing is not None:
+        options["backing"] = backing
+    monitor.execute("blockdev-reopen", {"options": [options]})
 
 
 def set_io_throttle(

@@ -66,6 +66,30 @@ class Disks:
                 raise WrongState(f"disk {path}: is there already") from exc
             return self.get(path)
 
+    def create_overlay(self, path: str, size: int) -> None:
+        """Make an empty overlay (qcow2) at `path`, safe on the host's disk, for a disk of so
+        many bytes. What it lies on is not in it: who opens it says so."""
+        empty = f"{self._cache}/overlay-{size}.qcow2"
+        if not os.path.exists(empty):
+            self._make_overlay(empty, size)
+        copy_sparse(empty, path)
+        for name in (path, os.path.dirname(path)):
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def _make_overlay(self, path: str, size: int) -> None:
+        from hutch.errors import AlreadyExists
+        from hutch.storage.diskimages import create_disk
+
+        os.makedirs(self._cache, 0o700, exist_ok=True)
+        try:
+            create_disk(path, size)
+        except AlreadyExists:
+            pass  # another process was quicker
+
     def get(self, path: str) -> Disk:
         """Return what a disk takes."""
         with disk_errors(f"disk {path}"):

@@ -9,6 +9,7 @@ import msgspec
 
 from hutch.errors import NotFound
 from hutch.records import Records, Transaction
+from hutch.storage.diskchain import allocated
 from hutch.storage.layers import Layers
 from hutch.storage.limited import ensure_limited, is_limited, make_limited, tree_of, work_of
 from hutch.storage.trash import Trash
@@ -177,7 +178,7 @@ class Snapshots:
         """Return what the instance has written, to its directory or to its disk."""
         directory = self.directory(instance_id)
         written = measure(tree_of(directory) if is_limited(directory) else f"{directory}/upper")
-        disk = sum(_allocated(f"{directory}/{name}") for name in (DISK_FILE, QCOW2_FILE))
+        disk = allocated(directory) + _allocated(f"{directory}/{QCOW2_FILE}")
         return Usage(bytes=written.bytes + disk, inodes=written.inodes)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from hutch.linux.files import clone_file
 
-__all__ = ["copy_sparse", "data_ranges"]
+__all__ = ["can_clone", "copy_sparse", "data_ranges"]
 
 _NO_CLONE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS)
 _NO_RANGE = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -32,6 +32,21 @@ def copy_sparse(source: str, target: str, *, mode: int = 0o600) -> int:
             os.close(target_fd)
     finally:
         os.close(source_fd)
+
+
+def can_clone(source: str, directory: str) -> bool:
+    """Tell whether a copy of a file in this directory would share its blocks."""
+    fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        with open(source, "rb", buffering=0) as file:
+            clone_file(file.fileno(), fd)
+    except OSError as error:
+        if error.errno not in _NO_CLONE:
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _copy(source: int, target: int) -> int:

@@ -33,7 +33,7 @@ from hutch.drivers.vm.limits import (
 )
 from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
-from hutch.drivers.vm.state import connect_cards, load_machine, save_machine
+from hutch.drivers.vm.state import connect_cards, fork_machine, load_machine, save_machine
 from hutch.drivers.vm.throttling import check_rates, set_rates, start_rates
 from hutch.errors import Busy, InternalError, NotFound, Unsupported, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Limits, Stats
@@ -47,12 +47,13 @@ from hutch.process.records import read_pid
 from hutch.process.supervisor import Supervisor
 from hutch.resources.groups import InstanceGroups
 from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
+from hutch.storage.disks import Disks
 from hutch.storage.snapshots import QCOW2_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hutch.drivers.base import GuestFiles, TemplateUse
+    from hutch.drivers.base import ForkedState, GuestFiles, TemplateUse
     from hutch.network.model import Endpoint
     from hutch.qmp import Monitor
 
@@ -390,7 +391,8 @@ class VmDriver:
         self._check_awake(identifier)
         with failures.translated(f"save of {identifier[:12]}"):
             if self._has_agent(identifier):
-                save_machine(directory, target, cards=cards, end_as=end_as)
+                disks = Disks(self._root)
+                save_machine(directory, target, disks, cards=cards, end_as=end_as)
                 return
             from hutch.drivers.vm.disk_state import save_disk_machine
 
@@ -403,6 +405,12 @@ class VmDriver:
         from hutch.drivers.vm.disk_state import awaken
 
         return awaken(self._directory(identifier))
+
+    def fork(self, identifier: str, target: str, *, cards: int) -> ForkedState:
+        """Save a running machine for twins; see `hutch.drivers.base.Savable`."""
+        with failures.translated(f"fork of {identifier[:12]}"):
+            directory = self._directory(identifier)
+            return fork_machine(directory, target, Disks(self._root), cards=cards)
 
     def update(self, identifier: str, resources: Resources) -> None:
         """Change the host's limits, the guest's limit of processes, and what hardware it has."""

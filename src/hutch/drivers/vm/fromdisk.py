@@ -145,7 +145,7 @@ def _bring_up(launch: Launch, booted: Booted, taps: Taps | None) -> int:
         # Without an answer QEMU is about to end, which the monitor tells better than we can.
         if _answers(f"{launch.directory}/run/{QMP_SOCKET}"):
             start_rates(launch.directory, launch.spec.resources, image=False)
-            if launch.saved is not None:
+            if isinstance(launch.saved, SavedState):
                 _load(launch, launch.saved)
             booted.monitor.go()
         booted.monitor.wait_started(_QEMU_S)

@@ -17,7 +17,7 @@ from hutch.network.taps import add_tap, remove_tap
 from hutch.plan import guest as protocol
 from hutch.plan.machine.disks import node_name
 from hutch.process.guest import Guest
-from hutch.qmp.blocks import resize_block
+from hutch.qmp.blocks import resize_block, top_node
 from hutch.qmp.devices import device_add, device_del, list_devices, netdev_add, netdev_del
 from hutch.qmp.monitor import Monitor
 
@@ -104,7 +104,8 @@ def unplug_card(
 
 def grow_disk(monitor: Monitor, guest: Guest, size: int) -> None:
     """Let the writable disk, and the file system on it, grow to `size` bytes."""
-    resize_block(monitor, node_name(_WRITABLE), size)
+    node = top_node(monitor, f"{node_name(_WRITABLE)}-dev")
+    resize_block(monitor, node.name, size)
     operation = protocol.Resize(device=WRITABLE_LINK, path=WRITABLE_PATH, size=size)
     guest.call(protocol.Call.SETUP, protocol.encode_setup([operation]), timeout_s=_RESIZE_S)
 

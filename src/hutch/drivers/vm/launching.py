@@ -62,6 +62,7 @@ from hutch.plan.wire import encode
 from hutch.process.launcher import Launcher, launcher_path
 from hutch.process.vmm import MonitorConfig
 from hutch.spec.model import InstanceSpec
+from hutch.storage.diskchain import chain, overlay_number, virtual_size
 
 __all__ = ["MachineLauncher", "MachineStart", "supervision"]
 
@@ -170,6 +171,7 @@ class MachineLauncher:
         record = msgspec.structs.replace(
             self._record(parts, template, user),
             shares=len(shared(launch)),
+            overlays=tuple(map(overlay_number, chain(launch.directory)[1:])),
         )
         if loaded is not None:
             record = msgspec.structs.replace(record, memory=loaded.machine.memory)
@@ -204,7 +206,7 @@ class MachineLauncher:
                     template,
                     taps.taps if taps else (),
                     shares,
-                    loaded=loaded is not None,
+                    loaded=loaded,
                 ),
                 config=MonitorConfig(
                     argv=(),
@@ -294,10 +296,11 @@ class MachineLauncher:
         taps: Sequence[int] = (),
         shares: ShareServer | None = None,
         *,
-        loaded: bool = False,
+        loaded: Loaded | None = None,
     ) -> Callable[[Ports, Descriptors], Sequence[str]]:
         """Return what makes QEMU's argument list for an instance's disks and network;
-        `loaded` says that its state comes from a saved one."""
+        `loaded` is the saved state that it will go on from."""
+        resumed = template is not None or loaded is not None
 
         def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
             page = next(iter(launch.spec.placement.huge), 0)
@@ -306,19 +309,24 @@ class MachineLauncher:
             )
             if template is not None:
                 memory = _resumed_memory(template, parts.shape, shares, descriptors)
+            elif loaded is not None and loaded.memory >= 0:
+                memory = _private_memory(loaded.memory, descriptors)
             return machine_argv(
                 parts.host,
                 ports,
                 name=launch.id[:12],
                 shape=parts.shape,
                 memory=memory,
-                kernel=_kernel_paths(parts, descriptors)
-                if template is None
-                else (stub_kernel(descriptors), ""),
+                kernel=(stub_kernel(descriptors), "")
+                if resumed
+                else _kernel_paths(parts, descriptors),
                 disks=_disks(launch, descriptors),
                 nics=network_cards(launch.endpoints, taps, descriptors),
                 shares=_shares(shares, descriptors) if template is None else (),
-                incoming=template is not None or loaded,
+                incoming=resumed,
+                # A machine that was saved while it ran would run before its cards are
+                # unplugged.
+                paused=loaded is not None,
                 plugged=parts.plugged,
             )
 
@@ -382,7 +390,7 @@ class MachineLauncher:
     def _template(self, parts: _Parts, launch: Launch) -> Template:
         """Return the template for the launch's cards and the size of its writable disk; see
         `Template.disk_size`."""
-        disk = os.stat(launch.disk).st_size
+        disk = virtual_size(os.path.dirname(launch.disk))
         seen, nics = seen_size(disk), len(launch.endpoints)
         on_taps = not is_user_network(launch.endpoints)
         key = template_key(
@@ -488,14 +496,15 @@ def _resumed_memory(
     template: Template, shape: Shape, shares: ShareServer | None, descriptors: Descriptors
 ) -> Memory:
     """Return a template's memory: mapped privately, or a copy that a server can share."""
-    copy = os.dup(template.memory) if shares is None else copy_memory(template.memory, shape.memory)
-    number = descriptors.add(copy)
-    return Memory(
-        kind="file",
-        path=f"/proc/self/fd/{number}",
-        share=shares is not None,
-        sealed=shares is None,
-    )
+    if shares is None:
+        return _private_memory(template.memory, descriptors)
+    number = descriptors.add(copy_memory(template.memory, shape.memory))
+    return Memory(kind="file", path=f"/proc/self/fd/{number}", share=True)
+
+
+def _private_memory(file: int, descriptors: Descriptors) -> Memory:
+    number = descriptors.add(os.dup(file))
+    return Memory(kind="file", path=f"/proc/self/fd/{number}", sealed=True)
 
 
 def _shares(server: ShareServer | None, descriptors: Descriptors) -> tuple[Share, ...]:
@@ -508,9 +517,18 @@ def _shares(server: ShareServer | None, descriptors: Descriptors) -> tuple[Share
 def _disks(launch: Launch, descriptors: Descriptors) -> tuple[Disk, ...]:
     """Return the image's disk, shared by all machines of that image, and the writable one."""
 
-    def opened(path: str, mode: int) -> DiskFile:
+    def opened(path: str, mode: int, backing: DiskFile | None = None) -> DiskFile:
         fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
-        return DiskFile(file=Descriptor(descriptors.add(fd)))
+        return DiskFile(
+            file=Descriptor(descriptors.add(fd)),
+            format="qcow2" if backing else "raw",
+            backing=backing,
+        )
+
+    *frozen, top = chain(os.path.dirname(launch.disk))
+    below: DiskFile | None = None
+    for path in frozen:
+        below = opened(path, os.O_RDONLY, below)
 
     return (
         Disk(
@@ -520,7 +538,7 @@ def _disks(launch: Launch, descriptors: Descriptors) -> tuple[Disk, ...]:
             discard=False,
         ),
         Disk(
-            image=opened(launch.disk, os.O_RDWR),
+            image=opened(top, os.O_RDWR, below),
             serial=WRITABLE_SERIAL,
             cache="unsafe" if launch.volatile else "writeback",
             detect_zeroes=True,

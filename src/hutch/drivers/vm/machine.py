@@ -68,7 +68,8 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     `template` is the name of what it went on from, "" for a boot of its own. `memory` and
     `vcpus` are what it uses now, `shape` what QEMU must be started with to take its state
     over (its `vcpus` are those that are plugged), and `plugged` the memory beyond that which
-    it was asked to take, -1 where it has no device for that yet.
+    it was asked to take, -1 where it has no device for that yet; `overlays` are the numbers of
+    those that its disk had when it started (`hutch.storage.diskchain`).
     """
 
     qemu: str
@@ -86,6 +87,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     shares: int = 0
     shape: Shape | None = None
     plugged: int = -1
+    overlays: tuple[int, ...] = ()
 
     @property
     def memory_max(self) -> int:
@@ -96,6 +98,11 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     def vcpus_max(self) -> int:
         """The processors that it may come to have while it runs."""
         return self.vcpus if self.shape is None else max(self.shape.vcpus, self.shape.max_vcpus)
+
+    @property
+    def memory_started(self) -> int:
+        """The bytes of memory that it was started with, in one block."""
+        return self.memory if self.shape is None else self.shape.memory
 
     def plugged_memory(self) -> PluggedMemory | None:
         """Return the device for more memory, where it has one."""
@@ -162,6 +169,7 @@ def machine_argv(
     shares: Sequence[Share] = (),
     incoming: bool = False,
     plugged: PluggedMemory | None = None,
+    paused: bool = False,
 ) -> tuple[str, ...]:
     """Return QEMU's argument list; `kernel` are the paths of vmlinux and initramfs in QEMU."""
     line = ""
@@ -186,6 +194,7 @@ def machine_argv(
         root_ports=0 if shape.machine == MICROVM else ROOT_PORTS,
         plugged=plugged,
         incoming=incoming,
+        paused=paused,
     )
     return machine_arguments(machine, version=host.version, qemu=host.qemu)
 

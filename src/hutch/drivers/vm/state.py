@@ -1,42 +1,55 @@
 """A running machine's state: saved with its main process in it, and gone on from elsewhere.
 
-What is saved is a directory with `state` (memory and devices, as QEMU writes them), `disk.raw`
-as it was at that moment, and `saved.json`. QEMU writes the memory while the machine runs and
-stops it for the last of it, where it can (`sees_emulated_writes`); the disk is copied while it
-is stopped.
+What is saved is a directory with `state` (memory and devices, in QEMU's format), the disk as
+it was at that moment (`diskfork`), and `saved.json`; of a fork the state is a descriptor and
+lasts as long as that. While the machine stands still its own pages are copied (`capture`) and
+QEMU writes the devices. Where its memory is out of reach, or too much to be copied, QEMU writes
+that too: while the machine runs, where it can (`sees_emulated_writes`), and stops it for the
+last of it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from hutch.decoding import decode_json
-from hutch.drivers.base import Launch, SavedState
+from hutch.drivers.base import ForkedState, Launch, SavedState
 from hutch.drivers.failures import last_line
 from hutch.drivers.vm.boot import QMP_SOCKET
+from hutch.drivers.vm.diskfork import DiskFork
 from hutch.drivers.vm.machine import MachineRecord, load_record
 from hutch.drivers.vm.setup import interfaces, renewal
+from hutch.drivers.vm.stream import BLOCK, write_stream
 from hutch.errors import IntegrityError, NotFound, Unavailable, Unsupported, WrongState
 from hutch.plan import guest
 from hutch.plan.vm import GUEST_FILES
 from hutch.process.guest import Guest
+from hutch.storage.diskchain import chain
+from hutch.storage.disks import Disks
 
 if TYPE_CHECKING:
+    from hutch.drivers.vm.capture import Source
     from hutch.qmp import Monitor
 
-__all__ = ["Loaded", "connect_cards", "load_machine", "opened", "save_machine", "saved_size"]
-__all__ += ["STATE_FILE", "Saved", "check_movable", "twin_setup", "write_record", "write_state"]
+__all__ = ["Loaded", "connect_cards", "fork_machine", "load_machine", "opened", "save_machine"]
+__all__ += ["STATE_FILE", "Saved", "check_movable", "immovable", "twin_setup", "write_record"]
+__all__ += ["write_state"]
 
-STATE_FILE, _DISK, _RECORD = "state", "disk.raw", "saved.json"
+STATE_FILE, _RECORD = "state", "saved.json"
 # How long the memory is written while the machine runs and dirties it; then it is stopped.
 _PATIENCE_S = 5.0
 _PAUSE_MS = 20
+# What of its own a machine may have for each twin to get a copy; more is shared by them.
+_OWN_FEW = 16 << 20
+# More than this is not copied while the machine stands still, if QEMU can do it otherwise.
+_OWN_MOST = 1 << 30
+# Memory that is not the guest's, and in every QEMU of the same command line the same.
+_FIRMWARE = ("/rom@", "pc.bios", "pc.rom")
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,41 +60,152 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     machine: MachineRecord
 
 
-def save_machine(directory: str, target: str, *, cards: int, end_as: str = "") -> None:
+def save_machine(
+    directory: str, target: str, disks: Disks, *, cards: int, end_as: str = ""
+) -> None:
     """Save a running machine to an existing, empty directory.
 
     With `end_as` the target gets that name when all is on disk, then QEMU ends, and the
     instance's own disk stays where it is. Otherwise the machine goes on, and so it does after
     any failure; what a failure left in the target is the caller's to remove.
     """
-    from hutch.qmp import conversation
+    from hutch.drivers.vm.capture import Capture
     from hutch.qmp import machine as qmp
 
-    run = f"{directory}/run"
-    machine = load_record(directory)
-    if machine.shares:
-        raise _immovable("it has directories of the host")
-    with (
-        open(f"{target}/{STATE_FILE}", "xb") as state,
-        conversation(f"{run}/{QMP_SOCKET}") as monitor,
-    ):
-        check_movable(monitor, cards)
-        with Guest(run).quiesce(monitor.fileno()) as quiet:
-            write_state(monitor, state.fileno(), emulated=machine.accelerator == "tcg")
+    with ExitStack() as held:
+        machine, monitor, source = held.enter_context(_movable(directory, cards))
+        state = held.enter_context(open(f"{target}/{STATE_FILE}", "xb"))
+        capture = held.enter_context(Capture(source)) if source is not None else None
+        disk = DiskFork(monitor, directory, target, machine, disks)
+        if not end_as:
+            disk.prepare()
+        with Guest(f"{directory}/run").quiesce(monitor.fileno()) as quiet:
+            if capture is None:
+                devices = b""
+                write_state(monitor, state.fileno(), emulated=machine.accelerator == "tcg")
+            else:
+                devices = _stand_still(monitor, capture.take)
             saved = Saved(unacked=quiet.unacked, cards=cards, machine=machine)
             if not end_as:
-                _copy_disk(f"{directory}/{_DISK}", f"{target}/{_DISK}")
+                disk.take()
                 qmp.cont(monitor)
             else:
+                if capture is not None:
+                    _write_memory(state.fileno(), machine, capture.all_pages(), devices)
                 os.fsync(state.fileno())
-                _sync(f"{directory}/{_DISK}")
+                for path in chain(directory):
+                    _sync(path)
                 write_record(target, saved)
                 os.rename(target, end_as)
                 _sync(os.path.dirname(end_as))
                 qmp.quit(monitor)
                 quiet.wait_end()
-    if not end_as:
-        write_record(target, saved)
+        if not end_as:
+            disk.finish()
+            if capture is not None:
+                _write_memory(state.fileno(), machine, capture.all_pages(), devices)
+            write_record(target, saved)
+
+
+def fork_machine(directory: str, target: str, disks: Disks, *, cards: int) -> ForkedState:
+    """Save a running machine to memory, for twins, and its disk to an existing directory.
+
+    The machine goes on, and so it does after any failure; what a failure left in the target is
+    the caller's to remove.
+    """
+    from hutch.drivers.vm.capture import Capture, FileCapture
+    from hutch.qmp import machine as qmp
+
+    with ExitStack() as held:
+        machine, monitor, source = held.enter_context(_movable(directory, cards))
+        state = os.memfd_create("hutch-state", os.MFD_CLOEXEC)
+        undo = held.enter_context(ExitStack())
+        undo.callback(os.close, state)
+        capture: Capture | FileCapture | None = None
+        if source is not None:
+            few = source.base >= 0 and source.own_size() <= _OWN_FEW
+            capture = Capture(source) if few else FileCapture(source)
+            held.enter_context(capture)
+        disk = DiskFork(monitor, directory, target, machine, disks)
+        disk.prepare()
+        with Guest(f"{directory}/run").quiesce(monitor.fileno()) as quiet:
+            if capture is None:
+                write_state(monitor, state, emulated=machine.accelerator == "tcg")
+            else:
+                devices = _stand_still(monitor, capture.take)
+            disk.take()
+            qmp.cont(monitor)
+        disk.finish()
+        memory = -1
+        if isinstance(capture, Capture) and source is not None:
+            _write_memory(state, machine, capture.own_pages(), devices, keep_zero=True)
+            memory = os.dup(source.base)
+        elif isinstance(capture, FileCapture):
+            capture.finish()
+            _write_memory(state, machine, (), devices)
+            memory = os.dup(capture.file)
+        undo.pop_all()
+        saved = Saved(unacked=quiet.unacked, cards=cards, machine=machine)
+        return ForkedState(state=state, memory=memory, saved=msgspec.json.encode(saved))
+
+
+@contextmanager
+def _movable(directory: str, cards: int) -> Iterator[tuple[MachineRecord, Monitor, Source | None]]:
+    """Hold a machine whose state can be saved: its record, its monitor and, where it can be
+    taken from outside, its memory."""
+    from hutch.drivers.vm.capture import find_memory
+    from hutch.qmp import conversation
+
+    run = f"{directory}/run"
+    machine = load_record(directory)
+    if machine.shares:
+        raise immovable("it has directories of the host")
+    with (
+        conversation(f"{run}/{QMP_SOCKET}") as monitor,
+        find_memory(run, machine.memory_started) as source,
+    ):
+        check_movable(monitor, cards)
+        yield machine, monitor, source if source and _is_whole(monitor, machine, source) else None
+
+
+def _is_whole(monitor: Monitor, machine: MachineRecord, source: Source) -> bool:
+    """Tell whether this is all of the guest's memory, and little enough to be copied."""
+    from hutch.qmp.memory import list_memory
+
+    blocks = list_memory(monitor)
+    others = [name for name in blocks if not name.startswith(_FIRMWARE) and name[-4:] != ".rom"]
+    if others != [BLOCK] or blocks[BLOCK] != source.size:
+        return False
+    live = machine.accelerator != "tcg" or monitor.version.sees_emulated_writes
+    return not live or source.own_size() <= _OWN_MOST
+
+
+def _stand_still(monitor: Monitor, take: Callable[[], None]) -> bytes:
+    """Stop the machine, copy its memory, and return the state of its devices."""
+    from hutch.qmp.machine import stop
+    from hutch.qmp.memory import save_devices
+
+    stop(monitor)
+    take()
+    return save_devices(monitor)
+
+
+def _write_memory(
+    fd: int,
+    machine: MachineRecord,
+    pages: Iterable[tuple[int, memoryview]],
+    devices: bytes,
+    *,
+    keep_zero: bool = False,
+) -> None:
+    write_stream(
+        fd,
+        machine=machine.machine,
+        size=machine.memory_started,
+        pages=pages,
+        devices=devices,
+        keep_zero=keep_zero,
+    )
 
 
 def check_movable(monitor: Monitor, cards: int) -> None:
@@ -105,10 +229,10 @@ def check_movable(monitor: Monitor, cards: int) -> None:
         )
     reasons = query_migrate(monitor).blocked_reasons
     if reasons:
-        raise _immovable(reasons[0])
+        raise immovable(reasons[0])
 
 
-def _immovable(reason: str) -> Unsupported:
+def immovable(reason: str) -> Unsupported:
     return Unsupported(
         f"the machine's state cannot be saved: {reason}",
         hint="directories and volumes (-v) and devices of the host hold a machine where it is",
@@ -124,12 +248,6 @@ def write_state(monitor: Monitor, fd: int, *, emulated: bool) -> None:
         stop(monitor)
     set_parameters(monitor, max_bandwidth=0, downtime_limit=_PAUSE_MS)
     save_state(monitor, fd, ignore_shared=False, patience_s=_PATIENCE_S)
-
-
-def _copy_disk(source: str, target: str) -> None:
-    from hutch.storage.sparse import copy_sparse
-
-    copy_sparse(source, target)
 
 
 def write_record(target: str, saved: Saved) -> None:
@@ -162,22 +280,38 @@ def _load(directory: str) -> Saved:
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """A state that a machine is about to go on from: an open descriptor, the caller's."""
+    """A state that a machine is about to go on from: open descriptors, the caller's. `memory`
+    is what its memory begins with, mapped privately; -1 is zeros."""
 
     state: int
+    memory: int
     unacked: int
     cards: int
     machine: MachineRecord
 
 
 @contextmanager
-def opened(saved: SavedState) -> Iterator[Loaded]:
+def opened(saved: SavedState | ForkedState) -> Iterator[Loaded]:
     """Open a saved state for one machine."""
+    if isinstance(saved, ForkedState):
+        record = decode_json(saved.saved, Saved)
+        yield Loaded(
+            state=saved.state,
+            memory=saved.memory,
+            unacked=record.unacked,
+            cards=record.cards,
+            machine=record.machine,
+        )
+        return
     record = _load(saved.directory)
     state = os.open(f"{saved.directory}/{STATE_FILE}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield Loaded(
-            state=state, unacked=record.unacked, cards=record.cards, machine=record.machine
+            state=state,
+            memory=-1,
+            unacked=record.unacked,
+            cards=record.cards,
+            machine=record.machine,
         )
     finally:
         os.close(state)
@@ -235,8 +369,3 @@ def twin_setup(launch: Launch, files: Sequence[tuple[str, bytes]]) -> list[guest
     for endpoint in launch.endpoints:
         made.append(guest.Flush(interface=endpoint.interface))
     return made + interfaces(launch.endpoints)
-
-
-def saved_size(directory: str) -> int:
-    """Return the bytes that a saved state takes on disk."""
-    return sum(entry.stat().st_blocks * 512 for entry in Path(directory).iterdir())

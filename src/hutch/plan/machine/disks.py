@@ -12,7 +12,7 @@ from hutch.plan.machine.model import CacheMode, Disk, DiskFile, Throttle
 from hutch.plan.machine.quoting import options, path_of
 from hutch.plan.machine.slots import Places
 
-__all__ = ["SERIAL_MAX", "blockdev", "disk_arguments", "node_name", "throttle_limits"]
+__all__ = ["SERIAL_MAX", "base_name", "blockdev", "disk_arguments", "node_name", "throttle_limits"]
 
 SERIAL_MAX = 20
 """VIRTIO_BLK_ID_BYTES: the guest sees no more of a serial."""
@@ -32,7 +32,20 @@ def _file(image: DiskFile, cache: CacheMode, discard: bool) -> dict[str, Any]:
     }
 
 
-def _format(image: DiskFile, *, read_only: bool, cache: CacheMode, discard: bool) -> dict[str, Any]:
+def base_name(node: str, depth: int) -> str:
+    """Return the node of the image that lies `depth` beneath a disk's own."""
+    return f"{node}-base{depth}"
+
+
+def _format(
+    image: DiskFile,
+    *,
+    read_only: bool,
+    cache: CacheMode,
+    discard: bool,
+    node_of: str = "",
+    depth: int = 0,
+) -> dict[str, Any]:
     node: dict[str, Any] = {
         "driver": image.format,
         "read-only": read_only,
@@ -43,7 +56,15 @@ def _format(image: DiskFile, *, read_only: bool, cache: CacheMode, discard: bool
     if image.backing is not None:
         if image.format != "qcow2":
             raise InvalidArgument("a raw image has no backing file", field="disk.image.backing")
-        node["backing"] = _format(image.backing, read_only=True, cache=cache, discard=False)
+        below = _format(
+            image.backing,
+            read_only=True,
+            cache=cache,
+            discard=False,
+            node_of=node_of,
+            depth=depth + 1,
+        )
+        node["backing"] = {"node-name": base_name(node_of, depth + 1), **below}
     elif image.format == "qcow2":
         # What an image's header names is the image's author's choice, and never opened.
         node["backing"] = None
@@ -56,7 +77,9 @@ def blockdev(disk: Disk, node: str) -> dict[str, Any]:
     A throttle filter is on top where the disk has limits, in the group `<node>-limits`.
     """
     discard = disk.discard and not disk.read_only
-    top = _format(disk.image, read_only=disk.read_only, cache=disk.cache, discard=discard)
+    top = _format(
+        disk.image, read_only=disk.read_only, cache=disk.cache, discard=discard, node_of=node
+    )
     if disk.detect_zeroes and not disk.read_only:
         top["detect-zeroes"] = "unmap" if discard else "on"
     if disk.throttle is None:
