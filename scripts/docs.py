@@ -1,7 +1,8 @@
 """Write the reference pages that are made from the code, or with `--check` compare them.
 
 `docs/reference/cli.md` comes from the command line's own help; `docs/reference/python.md`
-from the public signatures and docstrings of the library.
+from the public signatures and docstrings of the library; `docs/reference/policies.md` from
+the scheduling policies; `docs/explanation/pictures/` are what the simulator drew.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 SOURCE = ROOT / "src" / "hutch"
 REFERENCE = ROOT / "docs" / "reference"
+PICTURES = ROOT / "docs" / "explanation" / "pictures"
 NOTE = "<!-- Made from the code by `make docs`; change the code, not this page. -->\n"
 
 # Module, the public names to show, in the order a reader wants them.
@@ -45,6 +49,20 @@ LIBRARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("aio/instance.py", ()),
     ("aio/session.py", ()),
     ("testing.py", ()),
+    ("sched/simulator.py", ("simulate", "Observer", "SimJob")),
+    ("sched/compare.py", ()),
+    ("sched/registry.py", ("create", "describe")),
+    ("sched/policy.py", ("Policy", "Decisions", "Base")),
+    ("sched/job.py", ("Job",)),
+    ("sched/ledger.py", ()),
+    ("sched/parameters.py", ("Parameter",)),
+    ("sched/queues.py", ("MultiLevel", "QueueSpec", "parse_queue")),
+    ("sched/estimators.py", ("Estimator", "create_estimator")),
+    ("sched/metrics.py", ("Summary", "Distribution", "mean_execution", "weighted_response")),
+    ("sched/workload.py", ()),
+    ("sched/traces/source.py", ("open_trace", "Trace")),
+    ("sched/traces/generate.py", ("generate",)),
+    ("sched/traces/write.py", ("write_trace",)),
     ("errors.py", ()),
 )
 
@@ -126,10 +144,62 @@ def python_page() -> str:
     return "\n".join(parts)
 
 
+def policies_page() -> str:
+    """Return the reference of policies, estimators and generators."""
+    from hutch.sched.estimators import ESTIMATORS
+    from hutch.sched.registry import POLICIES, find
+    from hutch.sched.traces import GENERATORS
+
+    parts = [NOTE, "# Scheduling policies, estimators, generators\n"]
+    parts.append(
+        "Each is written as its name, then its parameters: `rr:quantum=4`, "
+        "`mlfq:levels=4,boost=60`. [Scheduling](../explanation/scheduling.md) says when to "
+        "choose which.\n"
+    )
+    for name in POLICIES:
+        cls = find(name)
+        parts += [f"## {name}\n", f"{ast.get_docstring(_class_of(cls)) or ''}\n"]
+        parts.append(_parameters(cls.parameters))
+    parts.append("# Estimators\n")
+    for name, known in ESTIMATORS.items():
+        parts += [f"## {name}\n", f"{ast.get_docstring(_class_of(known)) or ''}\n"]
+        parts.append(_parameters(known.parameters))
+    parts.append("# Generators\n")
+    for name, (summary, parameters) in GENERATORS.items():
+        parts += [f"## {name}\n", f"{summary[0].upper()}{summary[1:]}.\n"]
+        parts.append(_parameters(parameters))
+    return "\n".join(part for part in parts if part)
+
+
+def _class_of(cls: type) -> ast.ClassDef:
+    """Return the syntax tree of a class, whose docstring is not inherited."""
+    import inspect
+    import textwrap
+
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(node, ast.ClassDef)
+    return node
+
+
+def _parameters(known: Mapping[str, Any]) -> str:
+    if not known:
+        return ""
+    rows = ["| parameter | default | what |", "|---|---|---|"]
+    rows += [f"| `{name}` | `{p.default}` ({p.kind}) | {p.summary} |" for name, p in known.items()]
+    return "\n".join(rows) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Return each generated page and its text."""
-    texts = {REFERENCE / "cli.md": cli_page(), REFERENCE / "python.md": python_page()}
-    return {
+    from scripts.pictures import pictures
+
+    texts = {
+        REFERENCE / "cli.md": cli_page(),
+        REFERENCE / "python.md": python_page(),
+        REFERENCE / "policies.md": policies_page(),
+    }
+    drawn = {PICTURES / name: text for name, text in pictures().items()}
+    return drawn | {
         path: "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
         for path, text in texts.items()
     }

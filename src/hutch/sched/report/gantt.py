@@ -105,7 +105,7 @@ def gantt_picture(
     if title:
         shapes.append(Text(_LEFT, 20, title, 13, bold=True))
     shapes.append(Rect(_LEFT, _TOP, plot, height, "#f3f4f6"))
-    colour = _Colours()
+    colour = _colours(slices)
     for bar in _bars(slices, cores):
         x = _LEFT + (bar.what.began - low) * scale
         wide = (bar.what.ended - bar.what.began) * scale
@@ -114,7 +114,7 @@ def gantt_picture(
             f"{bar.what.cores:g} cores"
         )
         y, tall = _TOP + bar.row * row, bar.rows * row
-        shapes.append(Rect(x, y, wide, tall, colour.of(bar.what.job), label, edge="#ffffff"))
+        shapes.append(Rect(x, y, wide, tall, colour[bar.what.job], label, edge="#ffffff"))
         name = str(bar.what.job)
         if wide > 7 * len(name) + 4 and tall >= 13:
             shapes.append(Text(x + wide / 2, y + tall / 2 + 4, name, 11, "#ffffff", "middle"))
@@ -123,19 +123,18 @@ def gantt_picture(
         shapes.append(Line([(x, _TOP + height), (x, _TOP + height + 4)], INK))
         shapes.append(Text(x, _TOP + height + 17, format_time(at), 11, anchor="middle"))
     shapes.append(Line([(_LEFT, _TOP + height), (_LEFT + plot, _TOP + height)], INK))
-    shapes.append(Text(_LEFT - 8, _TOP + 11, str(cores), 11, GREY, "end"))
-    shapes.append(Text(_LEFT - 8, _TOP + height, "cores", 11, GREY, "end"))
+    if cores > 1:
+        shapes.append(Text(_LEFT - 8, _TOP + 11, str(cores), 11, GREY, "end"))
+        shapes.append(Text(_LEFT - 8, _TOP + height, "cores", 11, GREY, "end"))
     return picture
 
 
-class _Colours:
-    """A colour for each job, in order of appearance."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str | int, int] = {}
-
-    def of(self, job: str | int) -> str:
-        return COLOURS[self._seen.setdefault(job, len(self._seen)) % len(COLOURS)]
+def _colours(slices: Iterable[Slice]) -> dict[str | int, str]:
+    """Return a colour for each job by order of submission: the same under every policy."""
+    seqs = {piece.job: piece.seq for piece in slices}
+    return {
+        job: COLOURS[n % len(COLOURS)] for n, job in enumerate(sorted(seqs, key=seqs.__getitem__))
+    }
 
 
 def gantt_text(slices: Sequence[Slice], *, width: int = 80, rows: int = 30) -> list[str]:
