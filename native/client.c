@@ -228,6 +228,26 @@ void client_attach(struct supervisor *s, struct client *c, uint8_t flags)
 	c->attach = flags;
 }
 
+/* The starter's may carry the rest of a plan. */
+static bool is_go(const struct client *c)
+{
+	return c->starter && c->head[0] == FR_GO;
+}
+
+static int go(struct supervisor *s, const struct client *c)
+{
+	struct buffer whole = s->go;
+	const uint8_t *body = c->body;
+	int result;
+
+	s->go = (struct buffer){ 0 };
+	if (is_go(c))
+		body = (const uint8_t *)whole.data + whole.off;
+	result = answer_go(s, (int32_t)get_u32(body), body + 4, c->body_len - 4);
+	buffer_free(&whole);
+	return result;
+}
+
 static int control(struct supervisor *s, struct client *c, uint8_t type, uint8_t flag)
 {
 	static const uint8_t least[] = { [FR_GO] = 4, [FR_RESIZE] = 4, [FR_SIGNAL] = 4,
@@ -236,7 +256,7 @@ static int control(struct supervisor *s, struct client *c, uint8_t type, uint8_t
 	if (type < sizeof(least) && c->body_len < least[type])
 		return fail(EPROTO);
 	switch (type) {
-	case FR_GO: return answer_go(s, (int32_t)get_u32(c->body));
+	case FR_GO: return go(s, c);
 	case FR_ATTACH: client_attach(s, c, flag); return 0;
 	case FR_DETACH: c->attach = 0; return 0;
 	case FR_RESIZE: return resize(s, c->body);
@@ -276,7 +296,7 @@ static void frame_received(struct supervisor *s, struct client *c)
 }
 
 /* Where the next bytes of a client go, and how many are wanted; NULL for a bad frame. */
-static void *next_target(struct client *c, size_t *want)
+static void *next_target(struct supervisor *s, struct client *c, size_t *want)
 {
 	if (c->head_len < FRAME_HEAD) {
 		*want = FRAME_HEAD - c->head_len;
@@ -285,6 +305,8 @@ static void *next_target(struct client *c, size_t *want)
 	*want = c->left;
 	if (c->head[0] == FR_STDIN)
 		return buffer_room(&c->input, c->left, STDIN_WINDOW);
+	if (is_go(c))
+		return buffer_room(&s->go, c->left, FRAME_MAX);
 	return c->body_len + c->left <= sizeof(c->body) ? c->body + c->body_len : NULL;
 }
 
@@ -308,6 +330,7 @@ static void consumed(struct supervisor *s, struct client *c, size_t n)
 			input_pump(s);
 		} else {
 			c->body_len += (uint32_t)n;
+			s->go.len += is_go(c) ? n : 0;
 		}
 	}
 	if (!c->left)
@@ -318,7 +341,7 @@ void client_read(struct supervisor *s, struct client *c)
 {
 	while (c->used && c->fd >= 0) {
 		size_t want;
-		void *at = next_target(c, &want);
+		void *at = next_target(s, c, &want);
 		ssize_t n = at ? recv(c->fd, at, want, MSG_DONTWAIT) : 0;
 		if (n < 0 && errno == EINTR)
 			continue;

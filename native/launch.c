@@ -2,16 +2,18 @@
 #include "launch.h"
 
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include "frames.h"
 #include "text.h"
 
 void send_report(struct launch *l, uint8_t kind, int error, int32_t number)
 {
 	struct report report = { .kind = kind, .section = l->section, .error = error,
-				 .index = l->index, .number = number };
+				 .index = l->base + l->index, .number = number };
 	struct text t = text_in(report.detail, sizeof(report.detail));
 
 	if (kind == REPORT_FAIL) {
@@ -87,6 +89,47 @@ static int run_section(struct launch *l, struct reader section, uint32_t count)
 			return -1;
 	}
 	return 0;
+}
+
+/* Wait for the supervisor's word with the rest of the plan behind it. */
+static const uint8_t *wait_rest(struct launch *l, size_t *len)
+{
+	uint8_t *message = mmap(NULL, 1 + FRAME_MAX, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (message == MAP_FAILED)
+		return NULL;
+	for (;;) {
+		ssize_t n = recv(l->report, message, 1 + FRAME_MAX, 0);
+		if (n < 1)
+			_exit(125);
+		if (message[0] == GATE_EXEC) {
+			l->exec_open = true;
+		} else if (message[0] == GATE_GO) {
+			*len = (size_t)n - 1;
+			return message + 1;
+		}
+	}
+}
+
+/* A launch that waits here may be copied with its machine: each copy then goes on by itself. */
+int op_rest(struct launch *l, struct reader *r)
+{
+	static struct plan rest;
+	const uint8_t *data;
+	size_t len;
+
+	l->what = "the rest of the plan";
+	send_report(l, REPORT_SYNC, 0, (int32_t)read_u32(r));
+	data = wait_rest(l, &len);
+	if (!data)
+		return -1;
+	rest = *l->plan;
+	if (!plan_read_rest(&rest, data, len))
+		return fail(EPROTO);
+	l->plan = &rest;
+	l->base += l->index;
+	return run_section(l, rest.child, rest.child_count);
 }
 
 int run_prepare(struct launch *l)

@@ -43,6 +43,7 @@ struct launch {
 	bool exec_open; /* the supervisor is ready for the program to run */
 	struct capability_sets caps;
 	uint32_t index;
+	uint32_t base; /* the number of the first operation of the section at hand */
 	uint8_t section;
 	const char *what; /* the path or name at hand, for the report */
 	char extra[DETAIL / 2]; /* what the kernel said beside errno */
@@ -98,6 +99,7 @@ int op_umask(struct launch *l, struct reader *r);
 int op_close_range(struct launch *l, struct reader *r);
 int op_exec(struct launch *l, struct reader *r);
 int op_inherit(struct launch *l, struct reader *r);
+int op_rest(struct launch *l, struct reader *r); /* launch.c */
 
 int op_capabilities(struct launch *l, struct reader *r);
 int op_user(struct launch *l, struct reader *r);

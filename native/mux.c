@@ -125,10 +125,10 @@ static void say_hello(struct mux *m, uint64_t nonce, uint8_t flag)
 	send_frame(m, 0, MUX_HELLO, flag, body, sizeof(body));
 }
 
-void mux_hello(struct mux *m, uint64_t nonce)
+void mux_hello(struct mux *m, uint64_t nonce, bool keep)
 {
 	drop_all(m);
-	say_hello(m, nonce, 0);
+	say_hello(m, nonce, keep ? MUX_KEEP : 0);
 }
 
 void mux_hello_again(struct mux *m, uint64_t nonce)

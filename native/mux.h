@@ -81,10 +81,11 @@ enum mux_result { MUX_OK, MUX_GONE, MUX_BROKEN };
 
 void mux_init(struct mux *m, int fd, bool host, const struct mux_handler *handler);
 
-/* Host: say HELLO. Channels of before are dropped; mux_open works after `greeted`. */
-void mux_hello(struct mux *m, uint64_t nonce);
+/* Host: say HELLO. Channels of before are dropped, with `keep` all but the main link; mux_open
+ * works after `greeted`. */
+void mux_hello(struct mux *m, uint64_t nonce, bool keep);
 
-/* The same with MUX_KEEP, to a guest that may have been stopped in the middle of a frame, as
+/* The same with `keep`, to a guest that may have been stopped in the middle of a frame, as
  * the twin of a running one: what ends any frame and begins none goes first. */
 void mux_hello_again(struct mux *m, uint64_t nonce);
 

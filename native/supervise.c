@@ -1,6 +1,7 @@
 /* The loop of the supervisor: from the clone to the report of the exit. */
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #include "supervisor.h"
 #include "text.h"
@@ -77,12 +78,17 @@ void starter_left(struct supervisor *s)
 		sys_pidfd_send_signal(s->pidfd, SIGKILL);
 }
 
-int answer_go(struct supervisor *s, int32_t number)
+/* In one message with its word, the child gets the rest of its plan. */
+int answer_go(struct supervisor *s, int32_t number, const uint8_t *rest, size_t n)
 {
+	char gate = GATE_GO;
+	union { const uint8_t *from; void *to; } r = { .from = rest };
+	struct iovec iov[2] = { { &gate, 1 }, { r.to, n } };
+
 	if (s->sync_open < 0 || s->sync_open != number)
 		return fail(EINVAL);
 	s->sync_open = -1;
-	return tell_child(s, GATE_GO);
+	return writev(s->report, iov, 2) == (ssize_t)(1 + n) ? 0 : -1;
 }
 
 void tell_pid(struct supervisor *s)

@@ -67,6 +67,7 @@ struct supervisor {
 	bool exec_seen, forked, starter_gone;
 	int32_t sync_held; /* a Sync that came before the process id was known, or -1 */
 	int32_t sync_open; /* a Sync waiting for its GO, or -1 */
+	struct buffer go; /* a GO of the starter that is not whole yet */
 	struct client clients[MAX_CLIENTS];
 	struct log log;
 	struct health health;
@@ -78,7 +79,7 @@ struct supervisor {
 _Noreturn void supervise(struct supervisor *s);
 _Noreturn void launch_failed(struct supervisor *s, uint8_t section, uint32_t index, int error,
 			     const char *detail);
-int answer_go(struct supervisor *s, int32_t number);
+int answer_go(struct supervisor *s, int32_t number, const uint8_t *rest, size_t n);
 void starter_left(struct supervisor *s);
 void tell_pid(struct supervisor *s);
 

@@ -16,6 +16,7 @@ static const char *const shapes[OP_COUNT] = {
 	[OP_SCHEDULER] = "iu", [OP_CAPABILITIES] = "qqqqq", [OP_USER] = "uuUu",
 	[OP_UMASK] = "u", [OP_NO_NEW_PRIVS] = "", [OP_SECCOMP] = "bu", [OP_CHDIR] = "suuu",
 	[OP_CLOSE_RANGE] = "u", [OP_EXEC] = "SSus", [OP_INHERIT] = "U",
+	[OP_REST] = "u",
 };
 
 static const uint8_t *take(struct reader *r, size_t n)
@@ -159,10 +160,15 @@ static void survey(struct plan *p, uint32_t index, uint32_t code, bool *nnp, int
 	}
 }
 
+static bool ends_section(uint32_t code)
+{
+	return code == OP_EXEC || code == OP_REST;
+}
+
 static bool read_section(struct plan *p, struct reader *r, uint32_t count, bool child,
 			 struct reader *out)
 {
-	struct op op;
+	struct op op = { 0 };
 	bool nnp = false;
 	int32_t seccomp = -1;
 
@@ -174,7 +180,7 @@ static bool read_section(struct plan *p, struct reader *r, uint32_t count, bool 
 			survey(p, i, op.code, &nnp, &seccomp);
 		else if (op.code == OP_ID_MAP)
 			p->has_id_map = true;
-		if (child && op.code == OP_EXEC && i + 1 != count)
+		if (child && ends_section(op.code) && i + 1 != count)
 			return false;
 		if (child && op.code == OP_ID_MAP)
 			return false;
@@ -186,7 +192,8 @@ static bool read_section(struct plan *p, struct reader *r, uint32_t count, bool 
 	/* Without no_new_privs a filter needs CAP_SYS_ADMIN: lower the sets after it. */
 	if (p->caps_at >= 0 && !nnp && seccomp > p->caps_at)
 		p->caps_at = seccomp;
-	return !child || (count && op.code == OP_EXEC);
+	p->ends_in_exec = count && op.code == OP_EXEC;
+	return !child || (count && ends_section(op.code));
 }
 
 static void read_health(struct health_plan *h, struct reader *r)
@@ -243,4 +250,16 @@ bool plan_read(struct plan *p, const uint8_t *data, size_t len, const char **pro
 		return false;
 	*problem = "the child section";
 	return read_section(p, &r, p->child_count, true, &p->child) && r.at == r.end;
+}
+
+bool plan_read_rest(struct plan *p, const uint8_t *data, size_t len)
+{
+	struct reader r = { .at = data, .end = data + len, .bad = false };
+	bool has_fork = p->has_fork;
+
+	p->caps_at = p->user_last = -1;
+	p->child_count = read_u32(&r);
+	/* The supervisor has been told whether there is a Fork, and that this is the last part. */
+	return read_section(p, &r, p->child_count, true, &p->child) && r.at == r.end &&
+	       p->has_fork == has_fork && p->ends_in_exec;
 }

@@ -15,7 +15,7 @@ enum op_code {
 	OP_MKNOD, OP_SYMLINK, OP_WRITE_FILE, OP_MASK, OP_READ_ONLY, OP_PIVOT_ROOT, OP_HOSTNAME,
 	OP_SYSCTL, OP_LINK_UP, OP_NETLINK, OP_SETSID_TTY, OP_RLIMIT, OP_SCHEDULER,
 	OP_CAPABILITIES, OP_USER, OP_UMASK, OP_NO_NEW_PRIVS, OP_SECCOMP, OP_CHDIR,
-	OP_CLOSE_RANGE, OP_EXEC, OP_INHERIT, OP_COUNT
+	OP_CLOSE_RANGE, OP_EXEC, OP_INHERIT, OP_REST, OP_COUNT
 };
 
 /* Reads forward and never past `end`; after the first bad read everything reads as zero
@@ -67,12 +67,17 @@ struct plan {
 	struct reader prepare, child;
 	uint32_t prepare_count, child_count;
 	bool has_fork, has_id_map;
+	bool ends_in_exec; /* the child section; else the rest of it comes later */
 	int32_t caps_at;  /* after which child operation the capability sets are raised, or -1 */
 	int32_t user_last; /* index of the last User of the child section, or -1 */
 };
 
 /* Check the whole plan and find its parts; on false `*problem` says what is wrong. */
 bool plan_read(struct plan *p, const uint8_t *data, size_t len, const char **problem);
+
+/* Check operations that came later (u32 count, that many); they take the place of the child
+ * section. */
+bool plan_read_rest(struct plan *p, const uint8_t *data, size_t len);
 
 static inline void put_u32(uint8_t *at, uint32_t value)
 {

@@ -71,6 +71,8 @@ bool config_load(struct config *c, const char **problem)
 	*problem = "the setup or the plan";
 	c->setup = read_bytes(&r, &c->setup_len);
 	c->plan = read_bytes(&r, &c->plan_len);
+	if ((c->flags & CONFIG_ADOPT) && c->plan_len > FRAME_MAX)
+		return false;
 	return !r.bad && r.at == r.end && c->setup_len <= MAX_PLAN && c->plan_len <= MAX_PLAN;
 }
 

@@ -98,10 +98,10 @@ void machine_greet(struct vmm *v)
 		nonce = mono_ns();
 	v->stage = ST_AGENT;
 	wait_at_most(v, v->config.boot_ms);
-	if (v->config.flags & CONFIG_ADOPT)
+	if ((v->config.flags & CONFIG_ADOPT) && !v->config.plan_len)
 		mux_hello_again(&v->mux, nonce);
-	else
-		mux_hello(&v->mux, nonce);
+	else /* a launch that waits has said all it had to before the template was saved */
+		mux_hello(&v->mux, nonce, v->config.flags & CONFIG_ADOPT);
 }
 
 void machine_set_up(struct vmm *v)

@@ -35,6 +35,24 @@ void process_start(struct vmm *v)
 
 static bool tell(struct vmm *v, uint8_t type, uint8_t flag, const void *data, size_t n);
 
+static void put_frame(uint8_t *at, uint8_t type, uint8_t flag, size_t n)
+{
+	memset(at, 0, FRAME_HEAD);
+	at[0] = type;
+	at[1] = flag;
+	put_u32(at + 4, (uint32_t)n);
+}
+
+/* A launch that waits is sent the rest of its plan; the number that it waits at comes first. */
+static void go_on(struct vmm *v)
+{
+	uint8_t head[FRAME_HEAD];
+
+	put_frame(head, FR_GO, 0, v->config.plan_len);
+	mux_send(&v->mux, v->process.ch, head, sizeof(head));
+	process_turn(v);
+}
+
 /* Its supervisor is asked how it does: the answer says that the link is bound. */
 void process_adopt(struct vmm *v)
 {
@@ -44,17 +62,15 @@ void process_adopt(struct vmm *v)
 	if (!p->ch)
 		machine_lost(v, PART_AGENT, errno, "no channel");
 	p->ch->owner = p;
-	p->attached = p->adopted = true;
+	p->adopted = true;
 	p->unacked = v->config.unacked;
+	if (v->config.plan_len) {
+		tell(v, FR_ATTACH, attach_all, NULL, 0);
+		go_on(v);
+		return;
+	}
+	p->attached = true;
 	tell(v, FR_QUERY, 0, NULL, 0); /* a new channel has credit for it */
-}
-
-static void put_frame(uint8_t *at, uint8_t type, uint8_t flag, size_t n)
-{
-	memset(at, 0, FRAME_HEAD);
-	at[0] = type;
-	at[1] = flag;
-	put_u32(at + 4, (uint32_t)n);
 }
 
 /* Send one frame whole, or nothing if there is no room for it now. */
@@ -94,6 +110,11 @@ static void send_plan(struct vmm *v)
 	struct process *p = &v->process;
 	uint32_t left = v->config.plan_len - p->plan_sent;
 
+	if (p->adopted) {
+		p->plan_sent += (uint32_t)mux_send(&v->mux, p->ch, v->config.plan + p->plan_sent, left);
+		p->attached = p->plan_sent == v->config.plan_len;
+		return;
+	}
 	if (left > PLAN_END)
 		p->plan_sent += (uint32_t)mux_send(&v->mux, p->ch, v->config.plan + p->plan_sent,
 						   left - PLAN_END);
@@ -236,7 +257,7 @@ static void frame_received(struct vmm *v)
 
 	if (type < sizeof(least) && p->body_len < least[type])
 		machine_lost(v, PART_AGENT, EPROTO, "a frame of its supervisor is too short");
-	if (p->adopted && !p->started && (type == FR_STATE || type == FR_EXIT))
+	if (p->adopted && !v->config.plan_len && !p->started && (type == FR_STATE || type == FR_EXIT))
 		started(v);
 	if ((type == FR_STARTED && !p->attached) || (type == FR_EXIT && !p->started))
 		machine_lost(v, PART_AGENT, EPROTO, "a frame of its supervisor comes too early");
@@ -244,6 +265,10 @@ static void frame_received(struct vmm *v)
 	case FR_STARTED:
 		if (!p->started)
 			started(v);
+		break;
+	case FR_SYNC:
+		if ((v->config.flags & CONFIG_PARK) && !machine_is_up(v))
+			machine_started(v); /* as far as it is to go here */
 		break;
 	case FR_FAILED:
 		if (!p->started)

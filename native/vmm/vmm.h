@@ -17,7 +17,7 @@ enum { FD_CONFIG = 3, FD_AGENT, FD_LISTEN, FD_STATUS, FD_LOG, FD_CONSOLE_LOG, FD
 enum { FD_CONTROL = FD_QEMU };
 
 enum { CONFIG_VOLATILE = 1, CONFIG_TTY = 2, CONFIG_HOLD = 4, CONFIG_ADOPT = 8, CONFIG_CONSOLE = 16,
-       CONFIG_CONTROL = 32, CONFIG_ALL = 63 };
+       CONFIG_CONTROL = 32, CONFIG_PARK = 64, CONFIG_ALL = 127 };
 
 enum {
 	MAX_CONFIG = 16 << 20,
@@ -60,7 +60,7 @@ struct process {
 	struct buffer rest;       /* what was not taken when the guest closed the channel */
 	uint32_t plan_sent;
 	bool attached, started, exited;
-	bool adopted;             /* it was started under another monitor */
+	bool adopted;             /* it was started, or its launch waits, under another monitor */
 	bool stdin_open, stdin_ended; /* ended: STDIN_EOF is still to be sent */
 	bool resized;             /* RESIZE is still to be sent */
 	uint64_t signals;         /* still to be sent: bit n - 1 for signal n */

@@ -116,9 +116,10 @@ class _Compiler:
         self._devices()
         self._mounts()
         self._network(clone_flags)
-        self._identity(clone_flags)
+        self._sysctls()
         self._protect()
         self._child.append(ops.PivotRoot())
+        self._hostname(clone_flags)
         self._process()
         return ops.Plan(
             prepare=tuple(self._prepare),
@@ -366,10 +367,13 @@ class _Compiler:
         if self._assets.network:
             self._child.append(ops.Sync(number=SYNC_NETWORK))
 
-    def _identity(self, clone_flags: int) -> None:
+    def _hostname(self, clone_flags: int) -> None:
         spec = self._spec
         if clone_flags & flags.CLONE_NEWUTS and spec.hostname:
             self._child.append(ops.Hostname(name=spec.hostname, domain=spec.domainname))
+
+    def _sysctls(self) -> None:
+        spec = self._spec
         for key, value in spec.sysctls.items():
             self._child.append(ops.Sysctl(key=key.replace(".", "/"), value=value))
 

@@ -42,6 +42,7 @@ __all__ = [
     "Propagation",
     "ReadOnly",
     "Remount",
+    "Rest",
     "Rlimit",
     "RootDir",
     "Scheduler",
@@ -404,6 +405,16 @@ class Inherit(Op, frozen=True, kw_only=True):
     slots: tuple[int, ...]
 
 
+class Rest(Op, frozen=True, kw_only=True):
+    """Tell the starter `SYNC number` and wait for a `GO number` that brings the rest of the
+    section (`hutch.plan.wire.encode_rest`), at most 64 KiB without a `Fork`.
+
+    In the place of `Exec`: the launch waits here, and the program is not known yet. A machine
+    whose state is saved meanwhile has it in the state, and each copy goes on by itself."""
+
+    number: int
+
+
 AnyOp = (
     CgroupJoin
     | Unshare
@@ -441,6 +452,7 @@ AnyOp = (
     | CloseRange
     | Exec
     | Inherit
+    | Rest
 )
 
 

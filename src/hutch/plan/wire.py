@@ -17,9 +17,11 @@ from hutch.errors import InvalidArgument
 from hutch.plan import ops
 
 __all__ = ["CODES", "MAX_PLAN_BYTES", "MAX_SLOTS", "encode", "encode_fields", "encode_ops"]
+__all__ += ["MAX_REST_BYTES", "encode_rest"]
 
 MAX_PLAN_BYTES = 4 << 20
 MAX_SLOTS = 64
+MAX_REST_BYTES = (64 << 10) - 4
 MAGIC = b"HPL1"
 
 # One entry per operation: its number and the kinds of its fields, in the order in which
@@ -62,6 +64,7 @@ CODES: dict[type[ops.Op], tuple[int, str]] = {
     ops.CloseRange: (34, "u"),
     ops.Exec: (35, "SSus"),
     ops.Inherit: (36, "U"),
+    ops.Rest: (37, "u"),
 }
 
 _U32 = Struct("<I").pack
@@ -192,3 +195,17 @@ def encode(plan: ops.Plan) -> bytes:
     except (StructError, OverflowError, ValueError) as exc:
         raise InvalidArgument(f"a value of the plan does not fit its field: {exc}") from exc
     return b"".join(out)
+
+
+def encode_rest(operations: Sequence[ops.AnyOp]) -> bytes:
+    """Return what a launch that waits in `Rest` is to be sent behind the number; raise
+    `InvalidArgument` for what does not fit into one frame."""
+    out = [_U32(len(operations))]
+    try:
+        _section(operations, out)
+    except (StructError, OverflowError, ValueError) as exc:
+        raise InvalidArgument(f"a value of the plan does not fit its field: {exc}") from exc
+    encoded = b"".join(out)
+    if len(encoded) > MAX_REST_BYTES:
+        raise InvalidArgument(f"the plan is too large: {len(encoded)} bytes of {MAX_REST_BYTES}")
+    return encoded

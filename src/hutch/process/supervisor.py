@@ -313,9 +313,10 @@ class Supervisor:
         if event != Synced(number):
             raise InternalError(f"the launch stands in {event}, not in sync {number}")
 
-    def go(self, number: int) -> None:
-        """Let the launch go on after `Sync(number)`."""
-        self._send(frames.GO, pack("<I", number))
+    def go(self, number: int, rest: bytes = b"") -> None:
+        """Let the launch go on after `Sync(number)`, or after `Rest(number)` with the rest of
+        its plan."""
+        self._send(frames.GO, pack("<I", number) + rest)
 
     def wait_started(self, timeout_s: float | None = 60.0) -> int:
         """Wait until the program runs; return when that was (ns since the epoch)."""

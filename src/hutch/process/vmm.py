@@ -9,7 +9,7 @@ from __future__ import annotations
 import _socket  # socket(7) without what the socket module brings along: 2 ms of start-up
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from struct import error as StructError
 from typing import TypeVar
@@ -18,6 +18,8 @@ import msgspec
 
 from hutch.errors import InternalError, InvalidArgument, OperationTimeout, OutcomeUnknown
 from hutch.plan import wire
+from hutch.plan.ops import AnyOp
+from hutch.process import frames
 from hutch.process.errors import SECTIONS, STAGES, LaunchFailed, MachineFailed
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "MonitorLink",
     "discard_path",
     "encode_config",
+    "parked_rest",
     "vmm_path",
 ]
 
@@ -35,7 +38,7 @@ _INPUT_WINDOW = 64 << 10
 MAX_QEMU_FDS = 64
 
 _MAGIC = b"HVC1"
-_VOLATILE, _TTY, _HOLD, _ADOPT, _CONSOLE, _CONTROL = 1, 2, 4, 8, 16, 32
+_VOLATILE, _TTY, _HOLD, _ADOPT, _CONSOLE, _CONTROL, _PARK = (1 << n for n in range(7))
 _QEMU, _AGENT, _READY, _STARTED, _FAILED, _EXIT = range(1, 7)
 _GO = 1
 _LAUNCH_STAGE = 4
@@ -73,8 +76,9 @@ class MonitorConfig(msgspec.Struct, frozen=True, kw_only=True):
     `go` before the agent is greeted, `tty` makes stdio a raw terminal.
 
     `adopt` takes over a process that was started under another monitor, in a machine that was
-    loaded with it; there is no plan then. `unacked` is what that monitor's `Guest.quiesce`
-    told of its input.
+    loaded with it. `unacked` is what that monitor's `Guest.quiesce` told of its input. With
+    `park`, `plan` ends in a `Rest`, and its waiting there is told as its start. Who adopts
+    that has the answer for `plan` (`parked_rest`).
 
     `console` is for a machine without an agent: the channel is its serial port and becomes
     stdio, what calls at the listening socket is a client of the screen, and signals that ask
@@ -97,6 +101,13 @@ class MonitorConfig(msgspec.Struct, frozen=True, kw_only=True):
     unacked: int = 0
     console: bool = False
     control: bool = False
+    park: bool = False
+
+
+def parked_rest(number: int, operations: Sequence[AnyOp]) -> bytes:
+    """Return the `plan` for a launch that waits in `Rest(number)`; raise `InvalidArgument`
+    where the operations do not fit into one frame."""
+    return _U32.pack(number) + wire.encode_rest(operations)
 
 
 def encode_config(config: MonitorConfig) -> bytes:
@@ -110,14 +121,15 @@ def encode_config(config: MonitorConfig) -> bytes:
         if size > wire.MAX_PLAN_BYTES:
             raise InvalidArgument(f"too large: {size} bytes of {wire.MAX_PLAN_BYTES}", field=field)
     body = wire.encode_fields("SSbb", (config.argv, config.env, config.setup, config.plan))
-    if config.adopt and config.plan:
-        raise InvalidArgument("a process that is taken over has none", field="plan")
+    if config.adopt and len(config.plan) > frames.FRAME_MAX:
+        raise InvalidArgument("the rest of a plan is one frame at most", field="plan")
     if not 0 <= config.unacked <= _INPUT_WINDOW:
         raise InvalidArgument(f"at most {_INPUT_WINDOW}, got {config.unacked}", field="unacked")
     flags = config.volatile * _VOLATILE | config.tty * _TTY | config.hold * _HOLD
     flags |= config.adopt * _ADOPT
     flags |= config.console * _CONSOLE
     flags |= config.control * _CONTROL
+    flags |= config.park * _PARK
     times = [int(s * 1000) for s in (config.boot_timeout_s, config.shutdown_timeout_s)]
     try:
         size = _CONFIG.size + len(body)
