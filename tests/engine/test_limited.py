@@ -95,7 +95,7 @@ def test_a_failure_while_it_is_made_leaves_nothing(
         raise OSError(errno.EIO, "no")
 
     disks = Disks(tmp_path)
-    Disks(tmp_path)._template(64 * MIB)
+    Disks(tmp_path).empty(64 * MIB)
     directory = tmp_path / "d"
     directory.mkdir()
     monkeypatch.setattr(limited if step == "_mount" else os, step.rpartition(".")[2], fail)

@@ -192,6 +192,11 @@ def _reconcile(invocation: Invocation) -> int:
     return 0
 
 
+def _template(invocation: Invocation) -> int:
+    invocation.engine.prepare_template(invocation.arguments[0])
+    return 0
+
+
 def _exited(invocation: Invocation) -> int:
     from hutch.errors import NotFound
 
@@ -268,6 +273,13 @@ COMMANDS = {
         handler=_reconcile,
         summary="Put the records right after a crash or a power cut.",
         examples=("hutch system reconcile",),
+    ),
+    "_template": Command(
+        handler=_template,
+        summary="Make the template of an image that starts have asked for.",
+        arguments="KEY",
+        low=1,
+        high=1,
     ),
     "_exited": Command(
         handler=_exited,

@@ -103,11 +103,12 @@ TABLE: dict[str, tuple[str, str]] = {
     "df": ("system", "Show what takes space"),
     "completion": ("completion", "Write a completion script for a shell"),
     "_exited": ("system", ""),
+    "_template": ("system", ""),
     "_migrate_target": ("migrate", ""),
     "_complete": ("completion", ""),
     "_sched_worker": ("sched", ""),
 }
-HIDDEN = frozenset({"_exited", "_complete", "_migrate_target", "_sched_worker"})
+HIDDEN = frozenset({"_exited", "_complete", "_migrate_target", "_sched_worker", "_template"})
 GROUPS: dict[str, str] = {
     "container": "Instances: the same commands as at the top",
     "image": "Images",

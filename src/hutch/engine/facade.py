@@ -196,6 +196,13 @@ class Engine:
 
         after_exit(self._context, identifier)
 
+    def prepare_template(self, key: str) -> None:
+        """Make the template of an image for the virtual machines to come.
+
+        A start calls this through the hidden command `hutch _template`.
+        """
+        self._context.machines.prepare_template(key)
+
     def migrate(
         self,
         name_or_id: str,

@@ -39,16 +39,20 @@ __all__ = [
     "GuestBind",
     "PLAIN",
     "PROTECTED",
+    "SYNC_REST",
     "SandboxAssets",
     "compile_guest",
     "compile_guest_exec",
     "compile_sandbox",
+    "split_guest",
 ]
 
 GUEST_FILES = "/run/hutch"
 GUEST_ROOT = "/hutch/root"
 GUEST_SHARES = "/hutch/shares"
 GUEST_CGROUP = "instance"
+SYNC_REST = 2
+"""Where the launch of a template waits for what is particular to an instance."""
 _GUEST_JOIN = (f"/sys/fs/cgroup/{GUEST_CGROUP}/cgroup.procs",)
 _GUEST_NAMESPACES = (
     flags.CLONE_NEWNS
@@ -310,6 +314,17 @@ def _guest_supervision(process: ProcessSpec, *, linger: bool) -> ops.Supervision
     return ops.Supervision(
         stdin_open=process.stdin, tty=process.tty, linger=linger, name="hutch-supervisor"
     )
+
+
+def split_guest(plan: ops.Plan) -> tuple[ops.Plan, tuple[ops.AnyOp, ...]]:
+    """Return the part of a guest's plan that makes the root, which waits at its end, and the
+    operations that come behind it: host name, limits, user, program.
+
+    The first part is the same for all instances of an image with the same mounts.
+    """
+    at = 1 + next(n for n, op in enumerate(plan.child) if isinstance(op, ops.PivotRoot))
+    first = (*plan.child[:at], ops.Rest(number=SYNC_REST))
+    return msgspec.structs.replace(plan, child=first), plan.child[at:]
 
 
 def compile_guest_exec(

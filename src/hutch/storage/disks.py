@@ -58,7 +58,7 @@ class Disks:
         """Make an empty disk at `path`; raise `InvalidArgument` for an impossible size,
         `Exhausted` when the host's disk is full. Nothing is left of a failure."""
         size = check_size(size)
-        template = self._template(size)
+        template = self.empty(size)
         with disk_errors(f"disk {path}"):
             try:
                 copy_sparse(template, path)
@@ -115,7 +115,8 @@ class Disks:
             _run(["resize2fs", path])
             return self.get(path)
 
-    def _template(self, size: int) -> str:
+    def empty(self, size: int) -> str:
+        """Return the file that new disks of a size are copies of, made where there is none."""
         from hutch.storage.locking import file_lock
 
         path = f"{self._cache}/disk-{_LAYOUT}-{size >> 20}M.raw"

@@ -22,6 +22,7 @@ from hutch.drivers.users import LayeredReader, resolve_user
 from hutch.drivers.vm import inside
 from hutch.drivers.vm.awake import check_awake
 from hutch.drivers.vm.boot import QMP_SOCKET
+from hutch.drivers.vm.images import sync_directory
 from hutch.drivers.vm.kernels import Kernels
 from hutch.drivers.vm.launching import MachineLauncher, MachineStart
 from hutch.drivers.vm.limits import (
@@ -169,6 +170,7 @@ class VmDriver:
             if known is None or known.pid != pid:
                 raise InternalError(f"the supervisor of {launch.name} left no record of it")
             undo.pop_all()
+            self._machines.wish(started.wanted)
             return Started(
                 pid=pid, start_time=known.start_time, supervisor=started.booted.supervisor
             )
@@ -203,6 +205,9 @@ class VmDriver:
         if started.shares is not None:
             started.shares.wait_started()
         with failures.machine_failures(f"start of {launch.name}", launch.directory):
+            if started.new_disk:
+                # While QEMU starts. The guest's own writes are no safer than the file's name.
+                sync_directory(launch.directory)
             monitor.wait_qemu()
             start_rates(launch.directory, launch.spec.resources, image=True)
             if started.template is not None:
@@ -507,8 +512,13 @@ class VmDriver:
         """Return the templates of the root and what they take."""
         return self._machines.templates.usage()
 
+    def prepare_template(self, key: str) -> None:
+        """Make the template of an image that earlier starts have asked for."""
+        self._machines.prepare(key)
+
     def prune_templates(self) -> int:
         """Let go of all templates; return how many there were."""
+        self._machines.images.forget()
         return self._machines.templates.prune()
 
 

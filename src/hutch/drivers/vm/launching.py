@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
 from hutch.drivers.base import Launch
-from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
-from hutch.drivers.vm.cards import is_user_network, network_cards, template_cards
+from hutch.drivers.vm.boot import Booted, BootRequest, Ports, boot
+from hutch.drivers.vm.cards import is_user_network, network_cards
 from hutch.drivers.vm.console import begin_logs
 from hutch.drivers.vm.host import find_host, require_qemu
+from hutch.drivers.vm.images import ImageRequest, ImageTemplates, image_request, most_kept
 from hutch.drivers.vm.initramfs import Programs, ensure_initramfs
-from hutch.drivers.vm.kernels import KernelRecord, Kernels
+from hutch.drivers.vm.kernels import Kernels
 from hutch.drivers.vm.machine import (
     Host,
     MachineRecord,
@@ -26,70 +28,60 @@ from hutch.drivers.vm.machine import (
     shape_of,
     template_key,
 )
-from hutch.drivers.vm.placeholders import empty_disks, seen_size, stub_kernel
+from hutch.drivers.vm.making import (
+    BOOT_S,
+    Cards,
+    Parts,
+    TemplateMaker,
+    instance_disks,
+    kernel_paths,
+    resume,
+)
+from hutch.drivers.vm.placeholders import seen_size, stub_kernel
 from hutch.drivers.vm.sandbox import Descriptors, Sandbox, choose_sandbox
 from hutch.drivers.vm.setup import (
-    ROOT_SERIAL,
-    WRITABLE_SERIAL,
     bare_setup,
-    late_setup,
     load_network,
     machine_setup,
+    parked_setup,
     setup_request,
 )
 from hutch.drivers.vm.shares import TAG, ShareServer, copy_memory, plug, serve, shared
 from hutch.drivers.vm.state import Loaded, opened, twin_setup
 from hutch.drivers.vm.templates import Template, Templates
-from hutch.errors import NotFound, Unavailable, WrongState
+from hutch.errors import Busy, HutchError, NotFound, Unavailable, WrongState
+from hutch.host.qemu import AcceleratorWish
 from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.guest import SetupOp
-from hutch.plan.machine.disks import node_name
-from hutch.plan.machine.model import (
-    MICROVM,
-    Descriptor,
-    Disk,
-    DiskFile,
-    Memory,
-    PluggedMemory,
-    Shape,
-    Share,
-)
-from hutch.plan.ops import HealthProbe, Plan, Supervision
+from hutch.plan.machine.model import MICROVM, Descriptor, Memory, Shape, Share
+from hutch.plan.ops import Exec, HealthProbe, Plan, SetsidTty, Supervision
 from hutch.plan.vm import GUEST_SHARES
 from hutch.plan.wire import encode
 from hutch.process.launcher import Launcher, launcher_path
 from hutch.process.vmm import MonitorConfig
+from hutch.records import Progress, silent
 from hutch.spec.model import InstanceSpec
 from hutch.storage.diskchain import chain, overlay_number, virtual_size
+from hutch.storage.disks import Disks
 
 __all__ = ["MachineLauncher", "MachineStart", "supervision"]
 
-_BOOT_S = 120.0
-_WRITABLE = 1  # of the disks, in the order of `_disks`
-
 
 class MachineStart(msgspec.Struct, frozen=True, kw_only=True):
-    """A start under way. `template` or `loaded` is what it goes on from, if it is not booted."""
+    """A start under way. `template` or `loaded` is what it goes on from, if it is not booted;
+    `wanted` what it would better have gone on from. With `new_disk` its disk has just come to
+    its name."""
 
     booted: Booted
     taps: Taps | None
     template: Template | None
+    wanted: ImageRequest | None
+    new_disk: bool
     shares: ShareServer | None
     loaded: Loaded | None
     record: MachineRecord
-
-
-class _Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a machine does not depend on the instance."""
-
-    host: Host
-    kernel: KernelRecord
-    vmlinux: Path
-    initramfs: Path
-    shape: Shape
-    plugged: PluggedMemory | None = None
 
 
 class MachineLauncher:
@@ -100,6 +92,9 @@ class MachineLauncher:
         self.launcher = launcher
         self._kernels = kernels
         self.templates = Templates(root, launcher)
+        self.images = ImageTemplates(root, self.templates, most=most_kept(os.environ))
+        self._disks = Disks(root)
+        self._maker = TemplateMaker(root, launcher, lambda: self.sandbox)
 
     @cached_property
     def _programs(self) -> Programs:
@@ -122,17 +117,27 @@ class MachineLauncher:
         """Raise `Unsupported` where the host cannot run machines, or not this one."""
         require_qemu(self.root, machine_type(spec))
 
-    def _parts(self, spec: InstanceSpec, loaded: Loaded | None = None) -> _Parts:
-        kernel = self._kernels.get(spec.machine.kernel or None)
+    def _parts_of(self, spec: InstanceSpec, loaded: Loaded | None = None) -> Parts:
+        machine = spec.machine
+        parts = self._parts(machine.kernel, machine.accel, lambda host: shape_of(spec, host))
+        if loaded is None:
+            return parts
+        return msgspec.structs.replace(
+            parts,
+            shape=loaded.machine.shape or parts.shape,
+            plugged=loaded.machine.plugged_memory(),
+        )
+
+    def _parts(self, name: str, accel: AcceleratorWish, shape: Callable[[Host], Shape]) -> Parts:
+        kernel = self._kernels.get(name or None)
         vmlinux = self._kernels.vmlinux(kernel)
-        host = find_host(self.root, spec.machine.accel, vmlinux)
-        return _Parts(
+        host = find_host(self.root, accel, vmlinux)
+        return Parts(
             host=host,
             kernel=kernel,
             vmlinux=vmlinux,
             initramfs=ensure_initramfs(self._kernels, kernel, self._programs),
-            shape=(loaded.machine.shape if loaded else None) or shape_of(spec, host),
-            plugged=loaded.machine.plugged_memory() if loaded else None,
+            shape=shape(host),
         )
 
     # ---- an instance's machine ----------------------------------------------------------
@@ -151,15 +156,15 @@ class MachineLauncher:
         `held` closes, after the launch, what is only needed for it.
         """
         loaded = held.enter_context(opened(launch.saved)) if launch.saved else None
-        parts = self._parts(launch.spec, loaded)
+        parts = self._parts_of(launch.spec, loaded)
         nics = len(launch.endpoints)
-        template = None
+        template, rest, wanted = None, b"", None
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
         # Memory of a template is in ordinary pages.
         pluggable = pluggable and not launch.spec.placement.huge
         if launch.spec.machine.template and pluggable and loaded is None:
-            template = self._held_template(parts, launch, held)
+            template, rest, wanted = self._going_on(parts, launch, plan, held)
         shares = serve(self.launcher, self.root, launch, group, held)
         taps = None
         user_network = is_user_network(launch.endpoints)
@@ -181,6 +186,8 @@ class MachineLauncher:
         if loaded is not None:
             _check_cards(launch, loaded)
             setup = twin_setup(launch, files)
+        elif rest:
+            setup = parked_setup(launch, files)
         else:
             setup = machine_setup(
                 launch,
@@ -211,14 +218,14 @@ class MachineLauncher:
                 config=MonitorConfig(
                     argv=(),
                     setup=setup_request(setup),
-                    plan=b"" if loaded else encode(plan),
-                    boot_timeout_s=_BOOT_S,
+                    plan=b"" if loaded else rest or encode(plan),
+                    boot_timeout_s=BOOT_S,
                     shutdown_timeout_s=spec.stop_timeout_s,
                     # What it has mapped of a share must get there, if nothing else has to.
                     volatile=launch.volatile and shares is None,
                     tty=spec.process.tty,
                     hold=template is not None or loaded is not None,
-                    adopt=loaded is not None,
+                    adopt=loaded is not None or bool(rest),
                     control=True,
                     unacked=loaded.unacked if loaded else 0,
                 ),
@@ -235,12 +242,19 @@ class MachineLauncher:
             ),
         )
         return MachineStart(
-            booted=booted, taps=taps, template=template, loaded=loaded, shares=shares, record=record
+            booted=booted,
+            taps=taps,
+            template=template,
+            wanted=wanted,
+            new_disk=bool(rest) and not launch.volatile,
+            loaded=loaded,
+            shares=shares,
+            record=record,
         )
 
     def arguments(self, launch: Launch) -> tuple[str, ...]:
         """Return QEMU's argument list for a boot of its own; nothing is started or kept."""
-        parts = self._parts(launch.spec)
+        parts = self._parts_of(launch.spec)
         with ExitStack() as held:
             descriptors = Descriptors(held)
 
@@ -258,7 +272,7 @@ class MachineLauncher:
 
         Its sockets are made in `directory`. It ends with its link to the supervisor.
         """
-        parts = self._parts(launch.spec)
+        parts = self._parts_of(launch.spec)
         template = (
             self._held_template(parts, launch, held) if launch.spec.machine.template else None
         )
@@ -278,7 +292,7 @@ class MachineLauncher:
                 config=MonitorConfig(
                     argv=(),
                     setup=setup_request(setup),
-                    boot_timeout_s=_BOOT_S,
+                    boot_timeout_s=BOOT_S,
                     volatile=True,  # whoever asked for it has it write out what it wrote
                     hold=template is not None,
                 ),
@@ -290,7 +304,7 @@ class MachineLauncher:
 
     def _arguments(
         self,
-        parts: _Parts,
+        parts: Parts,
         launch: Launch,
         template: Template | None,
         taps: Sequence[int] = (),
@@ -319,8 +333,13 @@ class MachineLauncher:
                 memory=memory,
                 kernel=(stub_kernel(descriptors), "")
                 if resumed
-                else _kernel_paths(parts, descriptors),
-                disks=_disks(launch, descriptors),
+                else kernel_paths(parts, descriptors),
+                disks=instance_disks(
+                    launch.root_disk,
+                    chain(os.path.dirname(launch.disk)),
+                    descriptors,
+                    volatile=launch.volatile,
+                ),
                 nics=network_cards(launch.endpoints, taps, descriptors),
                 shares=_shares(shares, descriptors) if template is None else (),
                 incoming=resumed,
@@ -332,15 +351,7 @@ class MachineLauncher:
 
         return argv
 
-    def _held_template(self, parts: _Parts, launch: Launch, held: ExitStack) -> Template:
-        template = self._template(parts, launch)
-        held.callback(os.close, template.memory)
-        held.callback(os.close, template.state)
-        return template
-
-    def _record(
-        self, parts: _Parts, template: Template | None, user: ResolvedUser
-    ) -> MachineRecord:
+    def _record(self, parts: Parts, template: Template | None, user: ResolvedUser) -> MachineRecord:
         return MachineRecord(
             qemu=parts.host.qemu,
             qemu_version=str(parts.host.version),
@@ -364,123 +375,119 @@ class MachineLauncher:
 
     def resume(self, directory: str, template: Template, shares: ShareServer | None) -> None:
         """Load a template's state into the QEMU of a run directory, and let it run."""
-        from hutch.qmp import conversation
-        from hutch.qmp.blocks import resize_block
-        from hutch.qmp.machine import cont
-        from hutch.qmp.migration import MigrationFailed, load_state
+        from hutch.qmp.migration import MigrationFailed
 
-        with conversation(f"{directory}/{QMP_SOCKET}") as monitor:
-            try:
-                load_state(monitor, template.state, ignore_shared=True)
-            except MigrationFailed as exc:
-                # Damaged, perhaps: whatever it is, nobody else is to meet with it.
-                self.templates.discard(template)
-                raise Unavailable(
-                    f"template {template.key[:12]}: cannot be resumed: {exc.message}",
-                    hint="it was removed: start again, and another is made",
-                ) from exc
-            if template.disk_size:
-                resize_block(monitor, node_name(_WRITABLE), template.disk_size)
-            if shares is not None:
-                plug(monitor, shares)
-            cont(monitor)
+        try:
+            resume(directory, template, (lambda qmp: plug(qmp, shares)) if shares else None)
+        except MigrationFailed as exc:
+            # Damaged, perhaps: whatever it is, nobody else is to meet with it.
+            self.templates.discard(template)
+            raise Unavailable(
+                f"template {template.key[:12]}: cannot be resumed: {exc.message}",
+                hint="it was removed: start again, and another is made",
+            ) from exc
 
     # ---- templates ----------------------------------------------------------------------
 
-    def _template(self, parts: _Parts, launch: Launch) -> Template:
-        """Return the template for the launch's cards and the size of its writable disk; see
+    def _base_key(self, parts: Parts, cards: Cards, disk: int) -> str:
+        devices = (cards.count, cards.on_taps, seen_size(disk))
+        return template_key(parts.host, parts.shape, parts.kernel.id, parts.initramfs, devices)
+
+    def _template(
+        self, parts: Parts, cards: Cards, disk: int, progress: Progress = silent
+    ) -> Template:
+        """Return the kernel's template for these cards and the size of the writable disk; see
         `Template.disk_size`."""
-        disk = virtual_size(os.path.dirname(launch.disk))
-        seen, nics = seen_size(disk), len(launch.endpoints)
-        on_taps = not is_user_network(launch.endpoints)
-        key = template_key(
-            parts.host, parts.shape, parts.kernel.id, parts.initramfs, (nics, on_taps, seen)
-        )
-        found = self.templates.ensure(
-            key,
-            parts.shape.memory,
-            lambda run, memory: self._boot_template(parts, nics, on_taps, seen, key, run, memory),
-            launch.progress,
-        )
+        key = self._base_key(parts, cards, disk)
+        seen = seen_size(disk)
+        making = self._maker.of_kernel(key, parts, cards, seen)
+        found = self.templates.ensure(key, making, progress)
         return found if disk == seen else msgspec.structs.replace(found, disk_size=disk)
 
-    def _boot_template(
-        self,
-        parts: _Parts,
-        nics: int,
-        on_taps: bool,
-        disk: int,
-        key: str,
-        run: Path,
-        memory: int,
-    ) -> Booted:
-        """Boot a machine with empty disks and cards that lead nowhere; its agent waits.
+    def _held_template(self, parts: Parts, launch: Launch, held: ExitStack) -> Template:
+        size = virtual_size(os.path.dirname(launch.disk))
+        template = self._template(parts, _cards(launch), size, launch.progress)
+        _hold(template, held)
+        return template
 
-        The cards' drivers settle with the back end what it can do, so that is of the clones'
-        kind: taps, or QEMU's own network.
-        """
-        taps: tuple[int, ...] = ()
-        with ExitStack() as held:
-            if nics and on_taps:
-                made = create_taps(nics)
-                for fd in (made.namespace, *made.taps):
-                    held.callback(os.close, fd)
-                taps = made.taps
-            return self._boot_with(parts, nics, taps, disk, key, run, memory)
-
-    def _boot_with(
-        self,
-        parts: _Parts,
-        nics: int,
-        taps: Sequence[int],
-        disk: int,
-        key: str,
-        run: Path,
-        memory: int,
-    ) -> Booted:
-        def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
-            number = descriptors.add(os.dup(memory))
-            return machine_argv(
-                parts.host,
-                ports,
-                name=f"template-{key[:12]}",
-                shape=parts.shape,
-                memory=Memory(kind="file", path=f"/proc/self/fd/{number}", share=True),
-                kernel=_kernel_paths(parts, descriptors),
-                disks=empty_disks(descriptors, disk),
-                nics=template_cards(nics, taps, descriptors),
-            )
-
-        return boot(
-            self.launcher,
-            BootRequest(
-                identifier=key,
-                root=self.root,
-                sandbox=self.sandbox,
-                qemu=parts.host.qemu,
-                directory=str(run),
-                logs=str(run),
-                supervision=Supervision(linger=False, name="hutch-template"),
-                argv=argv,
-                config=MonitorConfig(
-                    argv=(),
-                    setup=setup_request(late_setup(parts.kernel.late, nics=nics)),
-                    boot_timeout_s=_BOOT_S,
-                    volatile=True,
-                ),
-                kvm=parts.host.accelerator == "kvm",
-            ),
+    def _going_on(
+        self, parts: Parts, launch: Launch, plan: Plan, held: ExitStack
+    ) -> tuple[Template, bytes, ImageRequest | None]:
+        """Return the template to go on from: that of the image with the rest of the launch,
+        or that of the kernel and what the other would have been."""
+        cards = _cards(launch)
+        found = image_request(
+            launch,
+            plan,
+            self._disks,
+            base=self._base_key(parts, cards, virtual_size(os.path.dirname(launch.disk))),
+            shape=parts.shape,
+            on_taps=cards.on_taps,
         )
+        wanted = None
+        if found is not None:
+            request, rest = found
+            template, is_missing = self.images.take(request, launch.disk)
+            if template is not None:
+                _hold(template, held)
+                return template, rest, None
+            wanted = request if is_missing else None
+        return self._held_template(parts, launch, held), b"", wanted
+
+    def wish(self, request: ImageRequest | None) -> None:
+        """Have the template of an image made, in a process of its own, when a start would
+        have gone on from it before. What fails here is no failure of the start."""
+        with suppress(OSError, HutchError):
+            key = self.images.wish(request) if request is not None else None
+            if key is not None:
+                self._start_preparing(key)
+
+    def _start_preparing(self, key: str) -> None:
+        program = sys.executable or "/usr/bin/python3"
+        argv = (program, "-m", "hutch", "--root", str(self.root), "_template", key)
+        env = tuple(f"{name}={value}" for name, value in os.environ.items())
+        plan = Plan(
+            child=(SetsidTty(), Exec(argv=argv, env=env)),
+            supervision=Supervision(name="hutch-template"),
+        )
+        with self.launcher.start(plan) as supervisor:
+            supervisor.wait_started()
+
+    def prepare(self, key: str) -> None:
+        """Make a template of an image that was asked for, unless somebody does already.
+
+        A request that failed stays for a while, so that not every start fails it again.
+        """
+        with suppress(Busy), self.templates.locked(key, timeout_s=0):
+            request = self.images.requested(key)
+            if request is not None:
+                self._prepare(request)
+                self.images.made(key)
+
+    def _prepare(self, request: ImageRequest) -> None:
+        parts = self._parts(request.kernel, request.accel, lambda host: request.shape)
+        cards = Cards(count=request.nics, on_taps=request.on_taps)
+        if self._base_key(parts, cards, request.empty.size) != request.base:
+            return  # another QEMU, kernel or version of hutch than a moment ago
+        with ExitStack() as held:
+            present = self.templates.find(request.key)
+            if present is not None:
+                _hold(present, held)
+                return
+            base = self._template(parts, cards, request.empty.size)
+            _hold(base, held)
+            directory = self.templates.directory(request.key)
+            making = self._maker.of_image(request, parts, base, directory)
+            _hold(self.templates.make(request.key, making), held)
 
 
-def _kernel_paths(parts: _Parts, descriptors: Descriptors) -> tuple[str, str]:
-    """Return kernel and initramfs as QEMU opens them: nothing of the root is in its view."""
-    opened = (
-        descriptors.add(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        for path in (parts.vmlinux, parts.initramfs)
-    )
-    vmlinux, initramfs = (f"/proc/self/fd/{number}" for number in opened)
-    return vmlinux, initramfs
+def _hold(template: Template, held: ExitStack) -> None:
+    held.callback(os.close, template.memory)
+    held.callback(os.close, template.state)
+
+
+def _cards(launch: Launch) -> Cards:
+    return Cards(count=len(launch.endpoints), on_taps=not is_user_network(launch.endpoints))
 
 
 def _check_cards(launch: Launch, loaded: Loaded) -> None:
@@ -512,38 +519,6 @@ def _shares(server: ShareServer | None, descriptors: Descriptors) -> tuple[Share
         return ()
     number = descriptors.add(os.dup(server.socket))
     return (Share(tag=TAG, socket=Descriptor(number)),)
-
-
-def _disks(launch: Launch, descriptors: Descriptors) -> tuple[Disk, ...]:
-    """Return the image's disk, shared by all machines of that image, and the writable one."""
-
-    def opened(path: str, mode: int, backing: DiskFile | None = None) -> DiskFile:
-        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
-        return DiskFile(
-            file=Descriptor(descriptors.add(fd)),
-            format="qcow2" if backing else "raw",
-            backing=backing,
-        )
-
-    *frozen, top = chain(os.path.dirname(launch.disk))
-    below: DiskFile | None = None
-    for path in frozen:
-        below = opened(path, os.O_RDONLY, below)
-
-    return (
-        Disk(
-            image=opened(launch.root_disk, os.O_RDONLY),
-            serial=ROOT_SERIAL,
-            read_only=True,
-            discard=False,
-        ),
-        Disk(
-            image=opened(top, os.O_RDWR, below),
-            serial=WRITABLE_SERIAL,
-            cache="unsafe" if launch.volatile else "writeback",
-            detect_zeroes=True,
-        ),
-    )
 
 
 def _files(launch: Launch) -> list[tuple[str, bytes]]:

@@ -13,7 +13,7 @@ from hutch.plan.vm import GUEST_CGROUP, GUEST_FILES, GUEST_ROOT
 
 __all__ = ["ROOT_SERIAL", "WRITABLE_LINK", "WRITABLE_PATH", "WRITABLE_SERIAL", "bare_setup"]
 __all__ += ["default_routes", "interface_setup", "interfaces", "late_setup", "load_network"]
-__all__ += ["machine_setup", "renewal", "setup_request"]
+__all__ += ["image_setup", "machine_setup", "parked_setup", "renewal", "setup_request"]
 
 ROOT_SERIAL = "root"
 WRITABLE_SERIAL = "writable"
@@ -84,10 +84,8 @@ def machine_setup(
     made: list[guest.SetupOp] = renewal()
     if not resumed:
         made += late_setup(modules, nics=len(launch.endpoints))
-    made += _disks(launch)
-    if launch.spec.resources.pids:
-        lines = f"pids.max={launch.spec.resources.pids}"
-        made.append(guest.Cgroup(path=GUEST_CGROUP, lines=lines))
+    made += _disks(volatile=launch.volatile)
+    made += _limits(launch)
     made.append(guest.Hostname(name=launch.spec.hostname or launch.name))
     made += [
         guest.WriteFile(path=f"{GUEST_FILES}/{name}", mode=0o644, content=content)
@@ -105,13 +103,40 @@ def bare_setup(launch: Launch, *, modules: Sequence[str], resumed: bool) -> list
     made: list[guest.SetupOp] = renewal()
     if not resumed:
         made += late_setup(modules, nics=0)
-    return made + _disks(launch)
+    return made + _disks(volatile=launch.volatile)
 
 
-def _disks(launch: Launch) -> list[guest.SetupOp]:
-    options = "" if not launch.volatile else "nobarrier"
+def image_setup(*, volatile: bool, files: Sequence[str]) -> list[guest.SetupOp]:
+    """Return what a template of an image has: its disks mounted, and in the place of the
+    files of ours empty ones, which the launch mounts where the program looks for them."""
+    return [
+        *renewal(),
+        *_disks(volatile=volatile),
+        *(guest.WriteFile(path=f"{GUEST_FILES}/{name}", mode=0o644) for name in files),
+    ]
+
+
+def parked_setup(launch: Launch, files: Sequence[tuple[str, bytes]]) -> list[guest.SetupOp]:
+    """Return what makes a clone of such a template the instance's machine. The host name is
+    set by the rest of the launch: nobody else sees one."""
+    return [
+        *renewal(),
+        *_limits(launch),
+        *(guest.Rewrite(path=f"{GUEST_FILES}/{name}", content=content) for name, content in files),
+        *interfaces(launch.endpoints),
+    ]
+
+
+def _limits(launch: Launch) -> list[guest.SetupOp]:
+    if not launch.spec.resources.pids:
+        return []
+    return [guest.Cgroup(path=GUEST_CGROUP, lines=f"pids.max={launch.spec.resources.pids}")]
+
+
+def _disks(*, volatile: bool) -> list[guest.SetupOp]:
+    options = "" if not volatile else "nobarrier"
     overlay = ["lowerdir=/hutch/image", "upperdir=/hutch/rw/upper", "workdir=/hutch/rw/work"]
-    if launch.volatile:
+    if volatile:
         overlay.append("volatile")
     return [
         guest.Mount(

@@ -32,8 +32,8 @@ from hutch.process.supervisor import Supervisor
 from hutch.qmp.monitor import Monitor
 from hutch.spec.model import InstanceSpec, TmpfsMount
 
-__all__ = ["TAG", "ShareServer", "check_mounts", "copy_memory", "guest_binds", "plug", "serve"]
-__all__ += ["shared"]
+__all__ = ["TAG", "ShareServer", "check_mounts", "copy_memory", "fill_memory", "guest_binds"]
+__all__ += ["plug", "serve", "shared"]
 
 TAG = "hutch"
 DEVICE = "shares"
@@ -162,13 +162,18 @@ def copy_memory(template: int, size: int) -> int:
     which a private mapping of the template's cannot."""
     memory = os.memfd_create("hutch-memory", os.MFD_CLOEXEC)
     try:
-        os.ftruncate(memory, size)
-        for start, end in _extents(template, size):
-            _copy(template, memory, start, end)
+        fill_memory(memory, template, size)
     except BaseException:
         os.close(memory)
         raise
     return memory
+
+
+def fill_memory(memory: int, template: int, size: int) -> None:
+    """Give an empty memory file the size and content of a template's."""
+    os.ftruncate(memory, size)
+    for start, end in _extents(template, size):
+        _copy(template, memory, start, end)
 
 
 def _extents(fd: int, size: int) -> Sequence[tuple[int, int]]:

@@ -13,8 +13,8 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from hutch.drivers.base import TemplateUse
 from hutch.drivers.failures import launching, machine_failures
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted
 from hutch.drivers.vm.sandbox import listen_at
+from hutch.drivers.vm.shares import fill_memory
 from hutch.errors import HutchError
 from hutch.host.facts import has_capability
 from hutch.linux.locks import lock_file
@@ -34,7 +35,7 @@ from hutch.process.vmm import vmm_path
 from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.trash import Trash
 
-__all__ = ["Template", "Templates"]
+__all__ = ["Making", "Template", "Templates"]
 
 HOLD_SOCKET = "memory.sock"
 # Long enough for a person between two commands, short enough not to keep a host's memory.
@@ -47,6 +48,20 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_
 
 BootTemplate = Callable[[Path, int], Booted]
 """Boot a machine whose memory is this file, shared; its run directory is the path."""
+
+
+def _wait_ready(run: Path, booted: Booted) -> None:
+    booted.monitor.wait_ready(_BOOT_S)
+
+
+class Making(msgspec.Struct, frozen=True, kw_only=True):
+    """How a template comes to be: a memory file of `size` with what `source` has (-1: empty),
+    and a machine on it that `boot` starts and `bring_up` brings to where it is saved."""
+
+    size: int
+    boot: BootTemplate
+    source: int = -1
+    bring_up: Callable[[Path, Booted], None] = _wait_ready
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,33 +89,41 @@ class Templates:
         self._directory = root / "templates"
         self._launcher = launcher
 
-    def ensure(
-        self, key: str, size: int, boot: BootTemplate, progress: Progress = silent
-    ) -> Template:
+    def ensure(self, key: str, making: Making, progress: Progress = silent) -> Template:
         """Return the template, booted and saved first where there is none.
 
         Of several who want the same one, one makes it and the others wait; `progress` is told.
         """
-        found = self._open(key)
+        found = self.find(key)
         if found is not None:
             return found
-        self._directory.mkdir(mode=0o700, exist_ok=True)
 
         def tell(phase: str) -> None:
             progress(ProgressEvent(item=f"template {key[:12]}", phase=phase))
 
         tell("booting, for this and later starts")
-        with lock_file(self._directory / f".{key}.lock", timeout_s=_BUILD_WAIT_S):
-            found = self._open(key)
+        with self.locked(key):
+            found = self.find(key)
             if found is not None:
                 return found
-            made = self._make(key, size, boot)
+            made = self.make(key, making)
         tell("ready")
         return made
 
-    def _open(self, key: str) -> Template | None:
+    @contextmanager
+    def locked(self, key: str, timeout_s: float = _BUILD_WAIT_S) -> Iterator[None]:
+        """Hold the right to make or remove the template of a key; `Busy` where another does."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        with lock_file(self._directory / f".{key}.lock", timeout_s=timeout_s):
+            yield
+
+    def directory(self, key: str) -> Path:
+        """Return where a template is, or would be."""
+        return self._directory / key
+
+    def find(self, key: str) -> Template | None:
         """Return the template if it is whole: a state on disk, and a process with its memory."""
-        directory = self._directory / key
+        directory = self.directory(key)
         try:
             state = os.open(directory / "state", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -115,8 +138,8 @@ class Templates:
             return None
         return Template(key=key, memory=memory, state=state)
 
-    def _make(self, key: str, size: int, boot: BootTemplate) -> Template:
-        """Boot, save, seal, and hand the memory to its holder. The key's lock is held."""
+    def make(self, key: str, making: Making) -> Template:
+        """Boot, save, seal, and hand the memory to its holder. The key is locked."""
         directory = self._directory / key
         Trash(self._root).discard(str(directory))
         run = directory / "run"
@@ -125,10 +148,13 @@ class Templates:
             undo.callback(Trash(self._root).discard, str(directory))
             memory = os.memfd_create(f"hutch-{key[:8]}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, memory)
-            os.ftruncate(memory, size)
+            if making.source >= 0:
+                fill_memory(memory, making.source, making.size)
+            else:
+                os.ftruncate(memory, making.size)
             partial = directory / ".state"
             with open(partial, "xb") as state:
-                self._boot_and_save(run, memory, state.fileno(), boot)
+                self._boot_and_save(run, memory, state.fileno(), making)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
             self._hold(run, memory)
             os.rename(partial, directory / "state")
@@ -136,18 +162,18 @@ class Templates:
             undo.pop_all()
         return Template(key=key, memory=memory, state=opened)
 
-    def _boot_and_save(self, run: Path, memory: int, state: int, boot: BootTemplate) -> None:
+    def _boot_and_save(self, run: Path, memory: int, state: int, making: Making) -> None:
         from hutch.qmp import conversation
         from hutch.qmp import machine as qmp
         from hutch.qmp.migration import save_state
 
-        booted = boot(run, memory)
+        booted = making.boot(run, memory)
         with booted.supervisor, booted.monitor:
             try:
                 with launching(booted.plan, "template"):
                     booted.supervisor.wait_started()
                 with machine_failures("template", str(run)):
-                    booted.monitor.wait_ready(_BOOT_S)
+                    making.bring_up(run, booted)
                 with conversation(run / QMP_SOCKET) as monitor:
                     qmp.stop(monitor)
                     save_state(monitor, state, ignore_shared=True)
@@ -180,9 +206,8 @@ class Templates:
 
     def discard(self, template: Template) -> None:
         """Remove a template from which no machine goes on; another made since then stays."""
-        directory = self._directory / template.key
-        with lock_file(self._directory / f".{template.key}.lock", timeout_s=_BUILD_WAIT_S):
-            present = self._open(template.key)
+        with self.locked(template.key):
+            present = self.find(template.key)
             if present is None:
                 return
             try:
@@ -191,8 +216,13 @@ class Templates:
             finally:
                 os.close(present.memory)
                 os.close(present.state)
-            self._end_holder(directory)
-            Trash(self._root).discard(str(directory))
+            self.remove(template.key)
+
+    def remove(self, key: str) -> None:
+        """Let a template go, whole or not; machines that went on from it are not affected."""
+        directory = self.directory(key)
+        self._end_holder(directory)
+        Trash(self._root).discard(str(directory))
 
     def _end_holder(self, directory: Path) -> None:
         with suppress(OSError, HutchError), Supervisor.connect(str(directory / "run")) as link:
@@ -215,8 +245,7 @@ class Templates:
         for directory in self._directory.iterdir():
             if directory.name.startswith("."):
                 continue
-            self._end_holder(directory)
-            Trash(self._root).discard(str(directory))
+            self.remove(directory.name)
             count += 1
         return count
 
