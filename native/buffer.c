@@ -4,7 +4,24 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { FIRST = 64 << 10 };
+enum { FIRST = 64 << 10, SPARE = 4 };
+
+static struct {
+	void *at[SPARE];
+	unsigned count, most;
+} spare;
+
+void buffer_keep(unsigned most)
+{
+	spare.most = most < SPARE ? most : SPARE;
+}
+
+static void *new_memory(size_t cap)
+{
+	if (cap == FIRST && spare.count)
+		return spare.at[--spare.count];
+	return mmap(NULL, cap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
 
 static bool grow(struct buffer *b, size_t need)
 {
@@ -15,8 +32,7 @@ static bool grow(struct buffer *b, size_t need)
 		cap *= 2;
 	if (cap == b->cap)
 		return true;
-	data = b->cap ? mremap(b->data, b->cap, cap, MREMAP_MAYMOVE)
-		      : mmap(NULL, cap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	data = b->cap ? mremap(b->data, b->cap, cap, MREMAP_MAYMOVE) : new_memory(cap);
 	if (data == MAP_FAILED)
 		return false;
 	b->data = data;
@@ -66,7 +82,9 @@ void buffer_take(struct buffer *b, size_t n)
 
 void buffer_free(struct buffer *b)
 {
-	if (b->cap)
+	if (b->cap == FIRST && spare.count < spare.most)
+		spare.at[spare.count++] = b->data;
+	else if (b->cap)
 		munmap(b->data, b->cap);
 	*b = (struct buffer){ 0 };
 }

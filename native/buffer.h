@@ -17,5 +17,7 @@ void buffer_drop(struct buffer *b, size_t n);
 /* The same, but what is empty keeps its memory for what comes next. */
 void buffer_take(struct buffer *b, size_t n);
 void buffer_free(struct buffer *b);
+/* Keep the memory of up to so many buffers that became empty, for the next ones. */
+void buffer_keep(unsigned most);
 
 #endif

@@ -249,6 +249,8 @@ int main(int argc, char **argv)
 	fcntl(s->clients[0].fd, F_SETFL, O_RDWR | O_NONBLOCK);
 	if (!plan || !plan_read(&s->plan, plan, len, &problem))
 		launch_failed(s, SECTION_PLAN, 0, EPROTO, problem);
+	if (!s->plan.ends_in_exec)
+		buffer_keep(1); /* for the rest of the plan */
 	close_extra_slots(s);
 	client_attach(s, &s->clients[0], attach);
 	client_read(s, &s->clients[0]); /* an ATTACH sent ahead sees the first output */

@@ -8,7 +8,7 @@
 
 #include "sys.h"
 
-static int set_up(int fd, const char *name)
+int link_set_up_by(int fd, const char *name)
 {
 	struct ifreq request;
 	size_t len = strlen(name);
@@ -31,7 +31,7 @@ int link_set_up(const char *name)
 
 	if (fd < 0)
 		return -1;
-	result = set_up(fd, name);
+	result = link_set_up_by(fd, name);
 	error = errno;
 	close(fd);
 	errno = error;

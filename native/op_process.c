@@ -272,13 +272,27 @@ static int place_inherited(struct launch *l)
 	return sys_close_range((unsigned)first_free, ~0U, CLOSE_RANGE_CLOEXEC);
 }
 
+static char **new_list(size_t count)
+{
+	static char *few[256]; /* as good as always enough, and a mapping costs more */
+	static size_t used;
+	char **list = few + used;
+
+	if (count <= sizeof(few) / sizeof(few[0]) - used) {
+		used += count;
+		return list;
+	}
+	list = mmap(NULL, count * sizeof(char *), PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return list == MAP_FAILED ? NULL : list;
+}
+
 static char **string_list(struct reader *r)
 {
 	uint32_t count = read_count(r);
-	size_t size = ((size_t)count + 1) * sizeof(char *);
-	char **list = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char **list = new_list((size_t)count + 1);
 
-	if (list == MAP_FAILED)
+	if (!list)
 		return NULL;
 	for (uint32_t i = 0; i < count; i++) {
 		union { const char *from; char *to; } word = { .from = read_str(r) };

@@ -82,7 +82,7 @@ enum setup_code {
 	SETUP_ENTROPY = 1, SETUP_CLOCK, SETUP_HOSTNAME, SETUP_INSMOD, SETUP_DISK, SETUP_MOUNT,
 	SETUP_MKDIR, SETUP_WRITE_FILE, SETUP_INTERFACE, SETUP_ADDRESS, SETUP_LINK_UP,
 	SETUP_ROUTE, SETUP_SYSCTL, SETUP_SYMLINK, SETUP_CGROUP, SETUP_RESIZE, SETUP_ONLINE,
-	SETUP_REWRITE, SETUP_FLUSH, SETUP_RETIRE,
+	SETUP_REWRITE, SETUP_FLUSH, SETUP_RETIRE, SETUP_WARM,
 	SETUP_COUNT
 };
 
@@ -100,6 +100,7 @@ int setup_link_up(struct reader *r, const char **what);
 int setup_retire(struct reader *r, const char **what);
 int setup_route(struct reader *r, const char **what);
 int setup_flush(struct reader *r, const char **what);
+void links_changed(void); /* devices have come or gone */
 
 /* paths.c */
 int make_dirs(const char *path, uint32_t mode, bool last); /* errno or 0; `last`: itself too */

@@ -77,11 +77,13 @@ int put_file(const char *path, uint32_t mode, const void *data, size_t n)
 int rewrite_file(const char *path, const void *data, size_t n)
 {
 	int error = 0, fd = open(path, O_WRONLY | O_CLOEXEC);
+	struct stat st;
 
 	if (fd < 0)
 		return errno;
 	/* Cut last: a reader meanwhile finds the old end, not nothing. */
-	if (write_all(fd, data, n) < 0 || ftruncate(fd, (off_t)n) < 0)
+	if (write_all(fd, data, n) < 0 || fstat(fd, &st) < 0 ||
+	    (st.st_size > (off_t)n && ftruncate(fd, (off_t)n) < 0))
 		error = errno;
 	close(fd);
 	return error;

@@ -126,6 +126,7 @@ static void devices_ready(struct watch *w, uint32_t events)
 	(void)events;
 	while (recv(w->fd, message, sizeof(message), MSG_DONTWAIT) > 0)
 		;
+	links_changed();
 	call_device_came();
 }
 
@@ -178,6 +179,8 @@ void serve(int fd)
 {
 	struct timespec start;
 
+	/* Mapping memory anew for every request costs an emulated processor more than the request. */
+	buffer_keep(4);
 	the.main_fd = -1;
 	the.epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (the.epoll < 0)

@@ -5,6 +5,7 @@
 #include <linux/random.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <stdlib.h>
 #include <sys/vfs.h>
@@ -12,6 +13,8 @@
 
 #include "../text.h"
 #include "agent.h"
+
+enum { WARM_MAX = 16 << 20 };
 
 /* EXT4_IOC_RESIZE_FS, which the kernel's headers do not give to programs. */
 #define EXT4_RESIZE_FS _IOW('f', 16, uint64_t)
@@ -24,7 +27,7 @@ static const char *const shapes[SETUP_COUNT] = {
 	[SETUP_ADDRESS] = "sbu", [SETUP_LINK_UP] = "s", [SETUP_ROUTE] = "sb",
 	[SETUP_SYSCTL] = "ss", [SETUP_SYMLINK] = "ss", [SETUP_CGROUP] = "ss",
 	[SETUP_RESIZE] = "ssq", [SETUP_ONLINE] = "u", [SETUP_REWRITE] = "sb", [SETUP_FLUSH] = "s",
-	[SETUP_RETIRE] = "ss",
+	[SETUP_RETIRE] = "ss", [SETUP_WARM] = "s",
 };
 
 static bool fits(const struct op *op)
@@ -53,7 +56,7 @@ static int entropy(struct reader *r, const char **what)
 	} pool;
 	uint32_t len;
 	const uint8_t *at = read_bytes(r, &len);
-	int error = 0, fd;
+	static int fd = -1; /* stays open: a clone has it from its template */
 
 	*what = "/dev/urandom";
 	if (len > sizeof(pool.bytes))
@@ -62,14 +65,12 @@ static int entropy(struct reader *r, const char **what)
 	pool.head.buf_size = (int)len;
 	if (len)
 		memcpy(pool.head.buf, at, len);
-	fd = open(*what, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		fd = open(*what, O_WRONLY | O_CLOEXEC);
 	if (fd < 0)
 		return errno;
 	/* Twins of one template hold the same pool: make the new bytes count at once. */
-	if (ioctl(fd, RNDADDENTROPY, &pool) < 0 || ioctl(fd, RNDRESEEDCRNG) < 0)
-		error = errno;
-	close(fd);
-	return error;
+	return ioctl(fd, RNDADDENTROPY, &pool) < 0 || ioctl(fd, RNDRESEEDCRNG) < 0 ? errno : 0;
 }
 
 static int clock_set(struct reader *r)
@@ -227,6 +228,41 @@ static int sysctl(struct reader *r, const char **what)
 	return put_value(path, read_str(r));
 }
 
+static void read_all(int fd, mode_t mode)
+{
+	_Alignas(8) static char chunk[64 << 10];
+	size_t left = WARM_MAX;
+	long n = 1;
+
+	while (left && n > 0) {
+		size_t part = left < sizeof(chunk) ? left : sizeof(chunk);
+		n = S_ISDIR(mode) ? syscall(SYS_getdents64, fd, chunk, part)
+				  : read(fd, chunk, part);
+		left -= n > 0 ? (size_t)n : 0;
+	}
+}
+
+/* Read a file or directory of the image, so that it need not be read from its disk again. That
+ * it is not there, or cannot be read, is no failure. */
+static int warm(struct reader *r, const char **what)
+{
+	const char *path = *what = read_str(r);
+	int fd, root = open(the.root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	struct stat st;
+
+	if (root < 0)
+		return errno;
+	fd = sys_openat2(root, path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0,
+			 RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+	close(root);
+	if (fd < 0)
+		return 0;
+	if (fstat(fd, &st) == 0 && (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)))
+		read_all(fd, st.st_mode);
+	close(fd);
+	return 0;
+}
+
 /* Write `value` to every file DIR/PREFIXn/NAME that says otherwise, and "0" from n = `end` on. */
 static int put_each(const char *where, const char *prefix, const char *name, const char *value,
 		    unsigned long end)
@@ -330,6 +366,7 @@ int setup_run(const struct op *op, const char **what)
 	case SETUP_REWRITE: return rewrite(r, what);
 	case SETUP_FLUSH: return setup_flush(r, what);
 	case SETUP_RETIRE: return setup_retire(r, what);
+	case SETUP_WARM: return warm(r, what);
 	default: return ENOSYS; /* never: the number was checked */
 	}
 }

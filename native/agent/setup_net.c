@@ -44,6 +44,52 @@ static bool is_virtio(const char *name, struct found *f)
 	return strstr(f->device, "/virtio") != NULL;
 }
 
+/* Sockets that stay open: a clone has them from its template, and making one takes an emulated
+ * processor longer than what is then asked of it. */
+
+static int inet_socket(void)
+{
+	static int fd = -1;
+
+	if (fd < 0)
+		fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	return fd;
+}
+
+static int route_socket(void)
+{
+	static int fd = -1;
+	struct sockaddr_nl any = { .nl_family = AF_NETLINK };
+
+	if (fd >= 0)
+		return fd;
+	fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	if (fd >= 0)
+		(void)!bind(fd, (const struct sockaddr *)&any, sizeof(any));
+	return fd;
+}
+
+/* Which device was the n-th when that was last looked up, as the kernel numbers them. */
+static int known[MOST_LINKS];
+
+void links_changed(void)
+{
+	memset(known, 0, sizeof(known));
+}
+
+static bool known_link(uint32_t n, char name[IFNAMSIZ])
+{
+	struct ifreq q = { 0 };
+
+	if (n >= MOST_LINKS || !known[n])
+		return false;
+	q.ifr_ifindex = known[n];
+	if (ioctl(inet_socket(), SIOCGIFNAME, &q) < 0)
+		return false;
+	memcpy(name, q.ifr_name, IFNAMSIZ);
+	return true;
+}
+
 /* The name of the n-th virtio network device. */
 static bool nth_link(uint32_t n, char name[IFNAMSIZ])
 {
@@ -61,6 +107,7 @@ static bool nth_link(uint32_t n, char name[IFNAMSIZ])
 		return false;
 	qsort(links, count, sizeof(links[0]), by_device);
 	memcpy(name, links[n].name, IFNAMSIZ);
+	known[n] = (int)if_nametoindex(name);
 	return true;
 }
 
@@ -95,25 +142,26 @@ int setup_interface(struct reader *r, const char **what)
 	const char *name = *what = read_str(r);
 	const uint8_t *mac = read_bytes(r, &mac_len);
 	struct ifreq request;
-	int fd, error;
+	int fd;
 
 	mtu = read_u32(r);
 	if (!*name || strlen(name) >= IFNAMSIZ || (mac_len && mac_len != MAC_BYTES) || mtu > INT_MAX)
 		return EINVAL;
 	memset(&request, 0, sizeof(request));
-	if (!nth_link(n, request.ifr_name))
-		return SETUP_WAIT;
-	fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
+	fd = inet_socket();
+	if (fd < 0 || route_socket() < 0)
 		return errno;
-	error = configure(fd, &request, name, mac_len ? mac : NULL, mtu);
-	close(fd);
-	return error;
+	if (!known_link(n, request.ifr_name) && !nth_link(n, request.ifr_name))
+		return SETUP_WAIT;
+	return configure(fd, &request, name, mac_len ? mac : NULL, mtu);
 }
 
 int setup_link_up(struct reader *r, const char **what)
 {
-	return link_set_up(*what = read_str(r)) < 0 ? errno : 0;
+	int fd = inet_socket();
+
+	*what = read_str(r);
+	return fd < 0 || link_set_up_by(fd, *what) < 0 ? errno : 0;
 }
 
 /* Down, a device loses its routes and its IPv6 addresses; those of IPv4 go one by one. */
@@ -213,20 +261,29 @@ static void attribute(struct message *m, uint16_t type, const void *value, size_
 static int transact(struct message *m)
 {
 	uint32_t len = (uint32_t)m->len;
-	int error, fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	int fd = route_socket();
 
 	if (fd < 0)
 		return errno;
 	memcpy(m->bytes, &len, sizeof(len));
-	error = send(fd, m->bytes, m->len, 0) < 0 ? errno : netlink_answer(fd);
-	close(fd);
-	return error;
+	return send(fd, m->bytes, m->len, 0) < 0 ? errno : netlink_answer(fd);
+}
+
+/* As if_nametoindex(3), which makes a socket for it. */
+static uint32_t index_of(const char *name)
+{
+	struct ifreq q = { 0 };
+
+	if (strlen(name) >= IFNAMSIZ)
+		return 0;
+	strcpy(q.ifr_name, name);
+	return ioctl(inet_socket(), SIOCGIFINDEX, &q) < 0 ? 0 : (uint32_t)q.ifr_ifindex;
 }
 
 int setup_address(struct reader *r, const char **what)
 {
 	const char *name = *what = read_str(r);
-	uint32_t len, prefix, index = if_nametoindex(name);
+	uint32_t len, prefix, index = index_of(name);
 	const uint8_t *address = read_bytes(r, &len);
 	struct ifaddrmsg body = { .ifa_index = index };
 	struct message m;
@@ -248,7 +305,7 @@ int setup_address(struct reader *r, const char **what)
 int setup_route(struct reader *r, const char **what)
 {
 	const char *name = *what = read_str(r);
-	uint32_t len, index = if_nametoindex(name);
+	uint32_t len, index = index_of(name);
 	const uint8_t *gateway = read_bytes(r, &len);
 	struct rtmsg body = { .rtm_table = RT_TABLE_MAIN, .rtm_protocol = RTPROT_BOOT,
 			      .rtm_scope = RT_SCOPE_UNIVERSE, .rtm_type = RTN_UNICAST };

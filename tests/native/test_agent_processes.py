@@ -152,6 +152,15 @@ def test_nothing_is_left_of_ended_channels(peer: Peer) -> None:
 # SETUP, as far as a host may be set up by a test.
 
 
+def test_setup_reads_what_is_there_of_the_image(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(20 << 20))
+    (tmp_path / "link").symlink_to("/file")
+    (tmp_path / "loop").symlink_to("/loop")
+    os.mkfifo(tmp_path / "fifo")
+    wanted = [guest.Warm(path=f"/{name}") for name in ("file", "link", "loop", "fifo", "", "none")]
+    assert peer.setup(*wanted).errno == 0
+
+
 def test_setup_makes_files_and_links(peer: Peer, tmp_path: Path) -> None:
     at = tmp_path / "made"
     answer = peer.setup(

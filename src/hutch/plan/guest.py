@@ -48,6 +48,7 @@ __all__ = [
     "Symlink",
     "Sysctl",
     "UnpackFiles",
+    "Warm",
     "WriteContent",
     "WriteFile",
     "encode_call",
@@ -229,6 +230,13 @@ class Retire(SetupOp, frozen=True, kw_only=True):
     aside: str
 
 
+class Warm(SetupOp, frozen=True, kw_only=True):
+    """Read a file or directory in the root of the image (at most 16 MB of it), so that it is
+    in the page cache; one that is not there is left out."""
+
+    path: str
+
+
 AnySetupOp = (
     Entropy
     | Clock
@@ -250,6 +258,7 @@ AnySetupOp = (
     | Rewrite
     | Flush
     | Retire
+    | Warm
 )
 
 # The number and the kinds of the fields, as in `hutch.plan.wire`; native/agent/setup.c has
@@ -275,6 +284,7 @@ SETUP_CODES: dict[type[SetupOp], tuple[int, str]] = {
     Rewrite: (18, "sb"),
     Flush: (19, "s"),
     Retire: (20, "ss"),
+    Warm: (21, "s"),
 }
 
 # Requests: FILES.

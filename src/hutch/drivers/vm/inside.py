@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from hutch.drivers.base import ProcessRow
-from hutch.drivers.vm.setup import renewal
+from hutch.drivers.vm.setup import WRITABLE_PATH, renewal
 from hutch.linux.cgroup import MemoryStats, PidsStats, Stats
 from hutch.plan import guest as protocol
 from hutch.plan import guest_answers as answers
@@ -77,6 +77,12 @@ def limit_processes(guest: Guest, pids: int) -> None:
     lines = f"pids.max={pids or 'max'}"
     operation = protocol.Cgroup(path=GUEST_CGROUP, lines=lines)
     guest.call(protocol.Call.SETUP, protocol.encode_setup([operation]), timeout_s=_ANSWER_S)
+
+
+def write_back(guest: Guest) -> None:
+    """Have all that was written on the writable disk."""
+    for call in (protocol.Call.FREEZE, protocol.Call.THAW):
+        guest.call(call, protocol.path_argument(WRITABLE_PATH), timeout_s=_ANSWER_S)
 
 
 def freeze(guest: Guest, *, frozen: bool) -> None:

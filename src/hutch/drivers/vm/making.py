@@ -7,6 +7,7 @@ clones' kind: taps, or QEMU's own network.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import template_cards
 from hutch.drivers.vm.images import DISK, ImageRequest
+from hutch.drivers.vm.inside import write_back
 from hutch.drivers.vm.kernels import KernelRecord
 from hutch.drivers.vm.machine import Host, machine_argv
 from hutch.drivers.vm.placeholders import empty_disks, stub_kernel
@@ -33,6 +35,7 @@ from hutch.network.taps import create_taps
 from hutch.plan.machine.disks import node_name
 from hutch.plan.machine.model import Descriptor, Disk, DiskFile, Memory, PluggedMemory, Shape
 from hutch.plan.ops import Supervision
+from hutch.process.guest import Guest
 from hutch.process.launcher import Launcher
 from hutch.process.vmm import MonitorConfig
 from hutch.storage.sparse import copy_sparse
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Cards", "Parts", "TemplateMaker", "instance_disks", "kernel_paths", "resume"]
 
 BOOT_S = 120.0
+_SETTLE_S = 3.0
 _WRITABLE = 1  # of the disks, in the order of `instance_disks`
 
 
@@ -116,7 +120,9 @@ class TemplateMaker:
                 config=MonitorConfig(
                     argv=(),
                     setup=setup_request(
-                        image_setup(volatile=request.volatile, files=request.files)
+                        image_setup(
+                            volatile=request.volatile, files=request.files, nics=request.nics
+                        )
                     ),
                     plan=request.plan,
                     boot_timeout_s=BOOT_S,
@@ -131,6 +137,10 @@ class TemplateMaker:
             resume(str(run), base)
             booted.monitor.go()
             booted.monitor.wait_started(BOOT_S)
+            write_back(Guest(str(run)))
+            # What the guest's kernel puts off (its timers, freed pages, statistics) would be
+            # done in each clone.
+            time.sleep(_SETTLE_S)
 
         return Making(size=parts.shape.memory, source=base.memory, boot=boot, bring_up=bring_up)
 
@@ -194,9 +204,11 @@ def resume(
     from hutch.qmp import conversation
     from hutch.qmp.blocks import resize_block
     from hutch.qmp.machine import cont
-    from hutch.qmp.migration import load_state
+    from hutch.qmp.migration import load_state, set_parameters
 
     with conversation(f"{directory}/{QMP_SOCKET}") as monitor:
+        # QEMU would have the guest tell the network of the addresses that the template has.
+        set_parameters(monitor, announce_rounds=0)
         load_state(monitor, template.state, ignore_shared=True)
         if template.disk_size:
             resize_block(monitor, node_name(_WRITABLE), template.disk_size)

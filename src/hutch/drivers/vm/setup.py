@@ -24,6 +24,16 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
 _ROOT_NODE = "/dev/disk-root"
 _ENTROPY = 64
 _NETWORK = "virtio_net"
+# What nearly every program of an image begins with: where it is looked for, its dynamic linker
+# and C library, and a shell. Those of the common distributions.
+_WARM = (
+    *("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"),
+    "/lib64/ld-linux-x86-64.so.2",
+    "/lib/x86_64-linux-gnu/libc.so.6",
+    "/lib64/libc.so.6",
+    "/lib/ld-musl-x86_64.so.1",
+    "/bin/sh",
+)
 
 
 def late_setup(modules: Sequence[str], *, nics: int) -> list[guest.SetupOp]:
@@ -106,13 +116,20 @@ def bare_setup(launch: Launch, *, modules: Sequence[str], resumed: bool) -> list
     return made + _disks(volatile=launch.volatile)
 
 
-def image_setup(*, volatile: bool, files: Sequence[str]) -> list[guest.SetupOp]:
+def image_setup(*, volatile: bool, files: Sequence[str], nics: int) -> list[guest.SetupOp]:
     """Return what a template of an image has: its disks mounted, and in the place of the
     files of ours empty ones, which the launch mounts where the program looks for them."""
     return [
         *renewal(),
         *_disks(volatile=volatile),
-        *(guest.WriteFile(path=f"{GUEST_FILES}/{name}", mode=0o644) for name in files),
+        *(guest.Warm(path=path) for path in _WARM),
+        # A line, so that they have the page that their content will be in.
+        *(
+            guest.WriteFile(path=f"{GUEST_FILES}/{name}", mode=0o644, content=b"\n")
+            for name in files
+        ),
+        # Looked up once more, now that no device is about to come.
+        *(guest.Interface(index=number, name=f"eth{number}") for number in range(nics)),
     ]
 
 
@@ -134,7 +151,11 @@ def _limits(launch: Launch) -> list[guest.SetupOp]:
 
 
 def _disks(*, volatile: bool) -> list[guest.SetupOp]:
-    options = "" if not volatile else "nobarrier"
+    # A new disk is a file of zeros: there is nothing to initialize behind the guest's back, and
+    # what its threads read would be read in every start.
+    options = "noinit_itable,no_prefetch_block_bitmaps"
+    if volatile:
+        options += ",nobarrier"
     overlay = ["lowerdir=/hutch/image", "upperdir=/hutch/rw/upper", "workdir=/hutch/rw/work"]
     if volatile:
         overlay.append("volatile")

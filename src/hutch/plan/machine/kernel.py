@@ -18,6 +18,10 @@ COMMAND_LINE_MAX = 2047
 _ALWAYS = (
     *("panic=-1", "reboot=t", "tsc=reliable", "no_timer_check", "random.trust_cpu=on"),
     *("cryptomgr.notests", "rcupdate.rcu_expedited=1", "audit=0"),
+    # Without the modules that do nothing before somebody gives them a policy.
+    "lsm=landlock,lockdown,yama,integrity,bpf",
+    # A host that is busy stops its guests for longer than a watchdog thinks possible.
+    "nowatchdog",
 )
 # Under emulation the guest shares no processor with another tenant's guest code, and the
 # host has mitigations of its own; what these cost is a third of the boot.
