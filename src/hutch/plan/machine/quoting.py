@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from hutch.errors import InvalidArgument
 from hutch.plan.machine.model import Descriptor
 
 __all__ = ["endpoint", "options", "path_of", "plain"]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def options(*heads: str, **values: str | int | bool | None) -> str:
@@ -29,7 +33,7 @@ def _quoted(text: str) -> str:
 
 def plain(text: str, *, field: str) -> str:
     """Return text that can be an argument: no NUL, no line ends."""
-    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+    if not text.isprintable() and _CONTROL.search(text):
         raise InvalidArgument(f"has a control character: {text!r}", field=field)
     return text
 
