@@ -259,8 +259,9 @@ def _measure(directory: Path) -> TemplateUse:
         with suppress(OSError):
             memory = os.stat(f"/proc/{record.pid}/fd/3").st_blocks * 512
     state = 0
-    with suppress(FileNotFoundError):
-        state = os.stat(directory / "state").st_blocks * 512
+    for name in ("state", "disk"):  # an image's has both
+        with suppress(FileNotFoundError):
+            state += os.stat(directory / name).st_blocks * 512
     return TemplateUse(key=directory.name, state=state, memory=memory, held=held)
 
 
