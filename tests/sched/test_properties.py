@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from functools import cache
 from itertools import pairwise
@@ -35,9 +36,17 @@ VARIANTS = [
     "fair:half_life=inf",
     "conservative:depth=2",
 ]
+# HUTCH_EXAMPLES=500 tries harder than there is time for in every run of the suite.
+_EXAMPLES = int(os.environ.get("HUTCH_EXAMPLES", "16"))
 some = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=_EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
 )
+
+
+few = settings(some, max_examples=max(4, _EXAMPLES // 4))
 
 
 @st.composite
@@ -127,7 +136,7 @@ def test_no_core_idles_while_a_job_of_one_core_waits(policy: str, data: st.DataO
 
 
 @pytest.mark.parametrize("policy", VARIANTS)
-@settings(some, max_examples=4)
+@few
 @given(data=st.data())
 def test_the_same_trace_gives_the_same_schedule(policy: str, data: st.DataObject) -> None:
     trace = data.draw(traces())
@@ -270,7 +279,7 @@ def fits(job: TraceJob, free: tuple[float, int]) -> bool:
     return job.cores <= free[0] and job.memory <= free[1]
 
 
-@settings(some, max_examples=80)
+@some
 @given(traces(most=40))
 def test_easy_starts_the_same_jobs_as_looking_at_all_of_them(trace: list[TraceJob]) -> None:
     recorder = record("easy", trace, CORES, memory=MEMORY)
@@ -308,7 +317,7 @@ def test_hrrn_starts_the_one_with_the_highest_ratio(trace: list[TraceJob]) -> No
 
 @pytest.mark.parametrize("estimator", ["user", "exact", "average", "last-two"])
 @pytest.mark.parametrize("policy", ["easy", "conservative", "srtf", "sjf", "hrrn"])
-@settings(some, max_examples=6)
+@few
 @given(data=st.data())
 def test_any_prediction_gives_every_job_its_run_time(
     policy: str, estimator: str, data: st.DataObject
@@ -319,7 +328,7 @@ def test_any_prediction_gives_every_job_its_run_time(
 
 
 @pytest.mark.parametrize("policy", ["rr:quantum=2", "srtf", "mlfq:quantum=2", "stride:quantum=1"])
-@settings(some, max_examples=6)
+@some
 @given(data=st.data())
 def test_the_cost_of_pausing_is_paid_by_time_on_the_cores(policy: str, data: st.DataObject) -> None:
     trace = data.draw(traces())

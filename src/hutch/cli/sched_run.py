@@ -238,7 +238,7 @@ def run_all(request: Request, wanted: Wanted) -> list[Result]:
         return _run_beside(request)
     trace = open_named(request.trace, dict(request.options))
     results = []
-    with wanted.job_writer() as writer:
+    with wanted.job_writer(request.tau) as writer:
         for policy in request.policies:
             more = [writer.of(policy)] if writer is not None else []
             results.append(_run_one(request, trace, policy, more))

@@ -89,13 +89,13 @@ class Wanted(msgspec.Struct, kw_only=True):
         return _ON_A_PAGE if self.gantt is None and "gantt" not in self.draw else _ON_A_CHART
 
     @contextmanager
-    def job_writer(self) -> Iterator[JobWriter | None]:
+    def job_writer(self, tau: float) -> Iterator[JobWriter | None]:
         """Open the file of every job's figures, if there is to be one."""
         if self.per_job is None:
             yield None
             return
         with replacing(self.per_job) as file:
-            yield JobWriter(file, lines=self.per_job.endswith(".jsonl"))
+            yield JobWriter(file, lines=self.per_job.endswith(".jsonl"), tau=tau)
 
 
 def _window(text: str) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -86,29 +87,27 @@ _INTERACTIVE = _Kind(
 def Lublin(values: Any) -> Iterator[tuple[int, int, int]]:
     """Yield (arrival, cores, run time) without end, in whole seconds.
 
-    With a `load` above 0 gaps are stretched, within the daily cycle, so that so many
-    core-seconds are asked for in the mean; a sample with a seed of its own says by how much.
+    With a `load` above 0 gaps are stretched, within the daily cycle, so that the jobs ask
+    for so many core-seconds in the mean; the first of them, up to 20,000, say by how much.
     """
-    cores, load = values["cores"], values["load"]
+    cores, load, seed = values["cores"], values["load"], values["seed"]
     stretch = 1.0
     if load:
-        stretch = _natural_load(cores) / load
-    return _jobs(random.Random(values["seed"]), cores, stretch)
+        stretch = _natural_load(seed, cores, min(values["jobs"], _SAMPLE)) / load
+    return _jobs(seed, cores, stretch)
 
 
-def _natural_load(cores: int) -> float:
-    work = last = 0
-    jobs = _jobs(random.Random(20030101), cores, 1)
-    for _ in range(_SAMPLE):
-        last, wide, long = next(jobs)
-        work += wide * long
-    return work / (cores * last)
+def _natural_load(seed: int, cores: int, count: int) -> float:
+    sample = list(islice(_jobs(seed, cores, 1), count))
+    work = sum(wide * long for _, wide, long in sample)
+    return work / (cores * max(sample[-1][0], 1))
 
 
-def _jobs(chance: random.Random, cores: int, stretch: float) -> Iterator[tuple[int, int, int]]:
-    kinds = (_INTERACTIVE, _BATCH)
-    arrivals = [_arrivals(chance, kind, stretch) for kind in kinds]
-    draws = [_sizes_and_times(chance, kind, cores) for kind in kinds]
+def _jobs(seed: int, cores: int, stretch: float) -> Iterator[tuple[int, int, int]]:
+    # Each stream has chances of its own: stretching gaps changes no job.
+    kinds = ((_INTERACTIVE, "interactive"), (_BATCH, "batch"))
+    arrivals = [_arrivals(random.Random(f"{seed} {n} gaps"), k, stretch) for k, n in kinds]
+    draws = [_sizes_and_times(random.Random(f"{seed} {n} jobs"), k, cores) for k, n in kinds]
     upcoming = [next(a) for a in arrivals]
     while True:
         which = 1 if upcoming[1] < upcoming[0] else 0
