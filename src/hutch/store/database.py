@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +18,12 @@ import msgspec
 
 from hutch.decoding import decode_json, encode_json, prepare
 from hutch.errors import AlreadyExists, Exhausted, HutchError, Unavailable, Unsupported
+from hutch.store.reserve import Reserve
 
 __all__ = ["EventRow", "Store", "StoreTransaction"]
 
 S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 60.0
 _JOURNAL_KEPT = 10_000
@@ -110,6 +112,7 @@ class Store:
         self._idle: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._closed = False
+        self._reserve = Reserve(path)
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -125,6 +128,7 @@ class Store:
             if version < _SCHEMA_VERSION:
                 connection.executescript(_SCHEMA)
                 connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        store._reserve.ensure()
         return store
 
     def close(self) -> None:
@@ -144,7 +148,7 @@ class Store:
                     raise Unavailable(f"{self._path}: the store is closed")
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                connection = self._connect()
+                connection = self._with_room(self._connect)
             try:
                 yield connection
             finally:
@@ -155,14 +159,29 @@ class Store:
                 if not keep:
                     connection.close()
 
+    def _with_room(self, act: Callable[[], T]) -> T:
+        """Do something that needs a little room; on a full disk the reserve gives it, once."""
+        try:
+            return act()
+        except sqlite3.OperationalError as exc:
+            if not _is_full(exc) or not self._reserve.give_up():
+                raise
+        return act()
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
-        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            self._path.chmod(0o600)
-            connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                self._path.chmod(0o600)
+                connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            # The first look at the file makes its log and index, or finds no room for them.
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     @contextlib.contextmanager
@@ -190,11 +209,11 @@ class Store:
             return
         with self._connection() as connection:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            connection.execute("BEGIN IMMEDIATE")
+            self._with_room(lambda: connection.execute("BEGIN IMMEDIATE"))
             self._current.connection = connection
             try:
                 yield StoreTransaction(connection)
-                connection.execute("COMMIT")
+                self._with_room(lambda: connection.execute("COMMIT"))
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -248,6 +267,11 @@ def _translated(path: Path) -> Iterator[None]:
         raise Unavailable(
             f"{path}: {exc}", hint="restore the file from a backup, or name another root"
         ) from exc
+
+
+def _is_full(exc: sqlite3.OperationalError) -> bool:
+    # Where memory is mapped to a file without room SQLite just has an error of the disk.
+    return "full" in str(exc) or "disk I/O" in str(exc)
 
 
 def _translate(path: Path, exc: sqlite3.OperationalError) -> HutchError:

@@ -1,0 +1,99 @@
+"""A disk without any room: what runs is still listed, stopped and removed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from hutch.engine import Engine
+from hutch.errors import Exhausted
+from hutch.lifecycle import State
+from hutch.store.database import Store
+from hutch.store.reserve import Reserve
+from tests.requires import requires
+
+pytestmark = [pytest.mark.integration, requires("root")]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def fill(disk: Path) -> list[Path]:
+    """Take all the room there is."""
+    made = []
+    for number, size in enumerate((1 << 20, 4096, 512)):
+        path = disk / f"fill{number}"
+        made.append(path)
+        with suppress(OSError), open(path, "wb", buffering=0) as file:
+            while file.write(bytes(size)) == size:
+                pass
+    return made
+
+
+def test_a_store_on_a_full_disk_is_read_and_written_by_what_was_kept_for_it(disk: Path) -> None:
+    path = disk / "hutch.db"
+    first = Store.open(path)
+    with first.write() as tx:
+        tx.event("box", "create", "one")
+    first.close()
+    fill(disk)
+    # The last one that closed took the log and the index along: there is no room for others.
+    store = Store.open(path)
+    try:
+        assert store.last_event() == 1
+        with store.write(durable=True) as tx:
+            tx.event("box", "stop", "one")
+        assert store.last_event() == 2
+    finally:
+        store.close()
+    assert not Path(f"{path}-reserve").exists()
+
+
+def test_without_a_reserve_a_full_disk_is_told(disk: Path) -> None:
+    path = disk / "hutch.db"
+    Store.open(path).close()
+    assert Reserve(path).give_up()
+    fill(disk)
+    with pytest.raises(Exhausted, match=r"hutch\.db"):
+        Store.open(path)
+
+
+def test_the_reserve_is_made_again_when_there_is_plenty_of_room(disk: Path) -> None:
+    path = disk / "hutch.db"
+    Store.open(path).close()
+    reserve = Path(f"{path}-reserve")
+    assert reserve.stat().st_blocks * 512 == 1 << 20
+    filled = fill(disk)
+    assert Reserve(path).give_up()
+    Store.open(path).close()
+    assert not reserve.exists()
+    for one in filled:
+        one.unlink()
+    Store.open(path).close()
+    assert reserve.exists()
+
+
+@requires("cgroup", "overlayfs", "seccomp", "busybox")
+def test_instances_are_stopped_and_removed_on_a_full_disk(disk: Path) -> None:
+    with Engine(disk / "root") as engine:
+        engine.images.bootstrap("busybox")
+        for name in ("kept", "gone"):
+            engine.start("busybox", ["sleep", "1000"], network="none", name=name)
+    filled = fill(disk)
+    with Engine(disk / "root") as engine:
+        assert {info.name for info in engine.list()} == {"kept", "gone"}
+        engine.get("kept").stop(timeout=0)
+        engine.get("gone").remove(force=True)
+        assert [(i.name, i.state) for i in engine.list(all=True)] == [("kept", State.EXITED)]
+        for one in filled:
+            one.unlink()
+        engine.get("kept").remove()
