@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hutch.plan import guest, guest_answers
+from tests import fuzzing
 from tests.native import guests
 from tests.native.guests import Peer
 from tests.requires import requires
@@ -285,9 +286,9 @@ def test_the_upper_directory_becomes_a_layer(peer: Peer, root: Path) -> None:
 
 
 def test_requests_that_nobody_meant(peer: Peer, root: Path) -> None:
-    dice = random.Random(5)
+    dice = fuzzing.dice(5)
     good = guest.encode_files(guest.PackFiles(path="/", flags=0, name="x"))
-    for _ in range(60):
+    for _ in range(fuzzing.rounds(60)):
         data = bytearray(good)
         at = dice.randrange(4, len(data))
         data[at] = dice.randrange(256)
@@ -304,13 +305,13 @@ def test_requests_that_nobody_meant(peer: Peer, root: Path) -> None:
 
 
 def test_archives_that_nobody_meant(peer: Peer, root: Path, tmp_path: Path) -> None:
-    dice = random.Random(6)
+    dice = fuzzing.dice(6)
     tree(tmp_path / "from")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         archive.add(tmp_path / "from", arcname="x")
     good = buffer.getvalue()
-    for _ in range(80):
+    for _ in range(fuzzing.rounds(80)):
         data = bytearray(good)
         for _ in range(dice.randrange(1, 4)):
             data[dice.randrange(len(data))] = dice.randrange(256)

@@ -9,6 +9,7 @@ import struct
 import pytest
 
 from hutch.plan import guest
+from tests import fuzzing
 from tests.native import guests
 from tests.native.guests import Peer, frame
 from tests.requires import requires
@@ -149,8 +150,8 @@ def test_a_request_beyond_its_limit_is_refused(peer: Peer) -> None:
 
 def test_frames_that_nobody_meant(peer: Peer) -> None:
     """Whatever arrives, the agent is there for the next HELLO."""
-    dice = random.Random(3)
-    for _ in range(300):
+    dice = fuzzing.dice(3)
+    for _ in range(fuzzing.rounds(300)):
         frames = []
         for _ in range(dice.randrange(1, 8)):
             payload = dice.randbytes(dice.choice([0, 0, 4, 12, 100, 3000]))

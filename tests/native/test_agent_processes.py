@@ -15,6 +15,7 @@ import pytest
 
 from hutch.plan import guest, guest_answers, ops
 from hutch.process import frames
+from tests import fuzzing
 from tests.native import guests
 from tests.native.boxes import box
 from tests.native.guests import ATTACH_ALL, Peer, Ran, Remote
@@ -215,7 +216,7 @@ def test_a_setup_value_that_cannot_be_is_refused(peer: Peer, op: guest.SetupOp, 
 
 def test_setup_bytes_that_nobody_meant(peer: Peer, tmp_path: Path) -> None:
     """Nothing runs of a request of which one length is wrong."""
-    dice = random.Random(4)
+    dice = fuzzing.dice(4)
     good = guest.encode_setup(
         [
             guest.Mkdir(path=f"{tmp_path}/x"),
@@ -223,7 +224,7 @@ def test_setup_bytes_that_nobody_meant(peer: Peer, tmp_path: Path) -> None:
             guest.WriteFile(path=f"{tmp_path}/z", content=b"content"),
         ]
     )
-    for _ in range(200):
+    for _ in range(fuzzing.rounds(200)):
         cut = good[: dice.randrange(len(good))]
         assert peer.call(guest.Call.SETUP, cut).errno == errno.EPROTO
     for _ in range(50):

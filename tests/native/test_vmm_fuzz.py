@@ -10,15 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hutch.process import frames as fr
+from tests.fuzzing import thorough
 from tests.native.machines import WAIT_S, Frame, Machine, Machines
 from tests.requires import requires
 
 pytestmark = [requires("root", "cc"), pytest.mark.integration]
 
-fuzzed = settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+fuzzed = thorough(
+    settings(
+        max_examples=25,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
 )
 
 FRAMES = st.builds(

@@ -9,12 +9,13 @@ import pytest
 
 from hutch.plan import ops, wire
 from hutch.process import LaunchFailed
+from tests import fuzzing
 from tests.native.boxes import Runner, box
 from tests.requires import requires
 
 pytestmark = [requires("root", "busybox", "cc"), pytest.mark.integration]
 
-ROUNDS = 120
+ROUNDS = fuzzing.rounds(120)
 
 
 def one_of_each(rootfs: Path) -> ops.Plan:

@@ -11,7 +11,13 @@ from struct import pack
 from threading import Condition, Lock
 from typing import TypeVar
 
-from hutch.errors import Exhausted, InternalError, OperationTimeout, OutcomeUnknown
+from hutch.errors import (
+    Exhausted,
+    IntegrityError,
+    InternalError,
+    OperationTimeout,
+    OutcomeUnknown,
+)
 from hutch.process import frames
 from hutch.process.errors import LaunchFailed
 from hutch.process.frames import (
@@ -34,6 +40,9 @@ STDIN_WINDOW = 64 << 10
 _FOR_EVER = float("inf")
 _RECEIVE = 128 << 10
 _ANSWER_S = 30.0
+# A supervisor in a guest may be anybody: what it can make us keep is bounded.
+_EARLY_MAX = 256  # frames before the start, of 64 KiB at most
+_EVENTS_MAX = 8192  # that are no output, and nobody takes
 _T = TypeVar("_T")
 
 
@@ -215,6 +224,18 @@ class Supervisor:
                 self._unasked -= 1
                 return
         self._events.append(event)
+        if len(self._events) % _EVENTS_MAX == 0 and self._others() > _EVENTS_MAX // 2:
+            raise self._distrust()
+
+    def _others(self) -> int:
+        """Return how many events wait that are no output; that is read when somebody likes."""
+        return sum(not isinstance(event, (Output, Gap)) for event in self._events)
+
+    def _distrust(self) -> IntegrityError:
+        """Listen to the supervisor no more."""
+        self._eof = True
+        self._events.clear()
+        return IntegrityError("the supervisor says what nobody asked for, without end")
 
     def next_event(self, timeout_s: float | None = None) -> Event | None:
         """Return the next event, or None when the time is up or the connection is over.
@@ -224,10 +245,12 @@ class Supervisor:
         until there is none; `stdin_room` may have changed without an event.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        late = False
         with self._changed:
             while not self._events:
-                if not self._receive(deadline) or self._eof:
+                if late or not self._receive(deadline) or self._eof:
                     break
+                late = _is_past(deadline)
             return self._events.popleft() if self._events else None
 
     @property
@@ -257,14 +280,16 @@ class Supervisor:
 
     def _until(self, known: Callable[[], _T | None], deadline: float | None, what: str) -> _T:
         """Wait until something is known; the events stay queued for `next_event`."""
+        late = False
         with self._changed:
             while (value := known()) is None:
                 if self._failure is not None:
                     raise self._failure
                 if self._eof:
                     raise OutcomeUnknown(f"the supervisor ended before {what}")
-                if not self._receive(deadline):
+                if late or not self._receive(deadline):
                     raise OperationTimeout(f"no answer from the supervisor: {what}")
+                late = _is_past(deadline)
             return value
 
     def _queued(self, matches: Callable[[Event], bool]) -> Event | None:
@@ -320,8 +345,13 @@ class Supervisor:
 
     def wait_started(self, timeout_s: float | None = 60.0) -> int:
         """Wait until the program runs; return when that was (ns since the epoch)."""
-        known = self._until(lambda: self._started, _deadline(timeout_s), "the start")
-        return known.time_ns
+
+        def started() -> Started | None:
+            if self._started is None and len(self._events) > _EARLY_MAX:
+                raise self._distrust()
+            return self._started
+
+        return self._until(started, _deadline(timeout_s), "the start").time_ns
 
     # ---- requests ---------------------------------------------------------------------
 
@@ -329,6 +359,7 @@ class Supervisor:
         """Send and wait for the answer; raise OSError for a refusal."""
         self._send(kind, payload, flag)
         deadline = _deadline(_ANSWER_S)
+        late = False
         with self._changed:
             while True:
                 event = self._queued(lambda e: isinstance(e, Answer) and e.request == kind)
@@ -340,8 +371,9 @@ class Supervisor:
                     if self._exit is not None:
                         raise ProcessLookupError("the process has ended")
                     raise OutcomeUnknown("the supervisor ended before its answer")
-                if not self._receive(deadline):
+                if late or not self._receive(deadline):
                     raise OperationTimeout("no answer from the supervisor")
+                late = _is_past(deadline)
 
     def attach(
         self,
@@ -410,11 +442,13 @@ class Supervisor:
         Output that arrives meanwhile is kept for `output`.
         """
         view, deadline = memoryview(data), _deadline(timeout_s)
+        late = False
         while view:
             while self.stdin_room == 0 and not self._eof:
                 with self._changed:
-                    if not self._receive(deadline):
+                    if late or not self._receive(deadline):
                         raise OperationTimeout("the process does not read its input")
+                late = _is_past(deadline)
             if self._eof or self._exit is not None:
                 return
             piece = view[: min(self.stdin_room, 32 << 10)]
@@ -434,14 +468,16 @@ class Supervisor:
         `wait` afterwards gives the status. Raise `OperationTimeout`, `LaunchFailed`.
         """
         deadline = _deadline(timeout_s)
+        late = False
         while True:
             with self._changed:
                 event = self._queued(lambda e: isinstance(e, (Output, Gap)))
                 if event is None and self._exit is None and not self._eof:
                     if self._failure is not None:
                         raise self._failure
-                    if not self._receive(deadline):
+                    if late or not self._receive(deadline):
                         raise OperationTimeout("the process has not ended")
+                    late = _is_past(deadline)
                     continue
             if not isinstance(event, (Output, Gap)):
                 return
@@ -470,6 +506,7 @@ class Supervisor:
         streams: tuple[list[bytes], list[bytes]] = ([], [])
         room = [limit_bytes, limit_bytes]
         left = memoryview(input or b"")
+        late = False
         if not left:
             self._end_input()
         while True:
@@ -487,8 +524,9 @@ class Supervisor:
                     raise self._failure
                 if self._eof:
                     raise OutcomeUnknown("the supervisor ended before the exit")
-                if not self._receive(deadline):
+                if late or not self._receive(deadline):
                     raise OperationTimeout(f"the process has not ended after {timeout_s} s")
+                late = _is_past(deadline)
 
     def _gather(self, streams: tuple[list[bytes], list[bytes]], room: list[int]) -> None:
         others: list[Event] = []
@@ -521,6 +559,12 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _is_past(deadline: float | None) -> bool:
+    """Tell whether the time is up. Looked at after each piece that came: whoever speaks
+    without end would otherwise never be given up."""
+    return deadline is not None and time.monotonic() > deadline
 
 
 def _deadline(timeout_s: float | None) -> float | None:
