@@ -265,5 +265,7 @@ def test_images_volumes_and_networks_are_there(play: Any) -> None:
         await engine.volumes.remove(name)
         assert "bridge" in [network.name for network in await engine.networks.list()]
         assert (await engine.info()).images >= 1
+        assert (await engine.resources.decide(memory="1G")).fits
+        assert (await engine.resources.memory()).total > 0
 
     play(test)

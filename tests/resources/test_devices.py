@@ -73,6 +73,17 @@ def test_a_container_gets_nodes_mounts_variables_and_groups(
     assert "/dev/vendor0" in errors and "Read-only file system" in errors
 
 
+def test_an_inspection_shows_what_was_asked_for(engine: Engine, vendor: Path) -> None:
+    from hutch.cli.shapes import instance_shape
+
+    box = engine.create("busybox", devices=["vendor.com/gpu=0"], gpus="device=0", network="none")
+    try:
+        found = instance_shape(box.info())["HostConfig"]["DeviceRequests"]
+        assert [request["DeviceIDs"] for request in found] == [["vendor.com/gpu=0"], ["0"]]
+    finally:
+        box.remove()
+
+
 def test_a_device_that_is_not_there_is_refused_before_anything_is_made(
     engine: Engine, vendor: Path
 ) -> None:

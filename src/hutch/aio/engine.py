@@ -15,6 +15,7 @@ from hutch.aio.instance import Instance
 from hutch.engine.images import Images as SyncImages
 from hutch.engine.kernels import Kernels as SyncKernels
 from hutch.engine.networks import Networks as SyncNetworks
+from hutch.engine.resources import Resources as SyncResources
 from hutch.engine.results import CommandError, Completed, Event
 from hutch.engine.session import join_command
 from hutch.engine.snapshots import Snapshots as SyncSnapshots
@@ -87,6 +88,19 @@ class Kernels(Proxy):
     users = threaded(SyncKernels.users)
     remove = threaded(SyncKernels.remove)
     prune = threaded(SyncKernels.prune)
+
+
+class Resources(Proxy):
+    """What the host has, who holds it, and memory taken back; see `hutch.engine.resources`."""
+
+    configure = threaded(SyncResources.configure)
+    decide = threaded(SyncResources.decide)
+    demand = threaded(SyncResources.demand)
+    inventory = threaded(SyncResources.inventory)
+    memory = threaded(SyncResources.memory)
+    reclaim = threaded(SyncResources.reclaim)
+    release = threaded(SyncResources.release)
+    use = threaded(SyncResources.use)
 
 
 class Snapshots(Proxy):
@@ -234,6 +248,11 @@ class Engine(Proxy):
     def kernels(self) -> Kernels:
         """The guest kernels of this root."""
         return Kernels(self._pool, self._sync.kernels)
+
+    @cached_property
+    def resources(self) -> Resources:
+        """What the host has, who holds it, and what there is room for."""
+        return Resources(self._pool, self._sync.resources)
 
     @cached_property
     def snapshots(self) -> Snapshots:

@@ -178,6 +178,7 @@ def _host_config(spec: InstanceSpec) -> dict[str, Any]:
             }
             for d in spec.devices
         ],
+        "DeviceRequests": _device_requests(spec) or None,
         "DeviceCgroupRules": list(spec.device_rules) or None,
         "MaskedPaths": None if security.masked_paths is None else list(security.masked_paths),
         "ReadonlyPaths": (
@@ -231,6 +232,19 @@ def _log_options(spec: InstanceSpec) -> dict[str, str]:
     if not spec.logs.max_bytes:
         return {}
     return {"max-size": str(spec.logs.max_bytes), "max-file": str(spec.logs.max_files)}
+
+
+def _device_requests(spec: InstanceSpec) -> list[dict[str, Any]]:
+    """Return devices by name and --gpus as Docker's inspection has them."""
+    requests: list[dict[str, Any]] = []
+    if spec.device_names:
+        requests.append({"Driver": "cdi", "Count": 0, "DeviceIDs": list(spec.device_names)})
+    if spec.gpus:
+        names = spec.gpus.removeprefix("device=").split(",") if "=" in spec.gpus else []
+        count = -1 if spec.gpus == "all" else 0 if names else int(spec.gpus)
+        request = {"Driver": "", "Count": count, "DeviceIDs": names or None}
+        requests.append({**request, "Capabilities": [["gpu"]]})
+    return requests
 
 
 def _security_options(spec: InstanceSpec) -> list[str]:
