@@ -130,9 +130,7 @@ def test_a_bound_below_what_is_in_use_is_refused(v1: Path, monkeypatch: pytest.M
 
 def test_stalls_are_read(tmp_path: Path) -> None:
     path = tmp_path / "memory.pressure"
-    path.write_text(
-        "some avg10=12.50 avg60=1.00 total=9\nfull avg10=3.00 avg60=0 total=1\n"
-    )
+    path.write_text("some avg10=12.50 avg60=1.00 total=9\nfull avg10=3.00 avg60=0 total=1\n")
     assert reclaim.read_pressure(str(path)) == reclaim.Pressure(some=12.5, full=3.0)
     path.write_text("")
     assert reclaim.read_pressure(str(path)) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hutch.resources.cpus import CpuRequest, candidates, choose_cpus, kept_for_host, shared_pool
@@ -113,6 +113,7 @@ def test_the_thread_of_a_forbidden_twin_is_no_whole_core(tmp_path: Path) -> None
     assert take(found, 2, full_cores=True, without=(1, 5)) == (2, 6)
 
 
+@settings(deadline=None)
 @given(
     packages=st.integers(1, 3),
     cores=st.integers(1, 6),

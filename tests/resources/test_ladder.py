@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hutch.resources.ladder import (
@@ -33,8 +33,8 @@ def member(name: str, usage: int, **more: object) -> Member:
 
 
 def names(rung: str, now: Situation, *members: Member, **more: object) -> list[str]:
-    settings = Settings(ladder=RUNGS, **more)  # type: ignore[arg-type]
-    return [action.name for action in actions(rung, now, members, (), settings)]
+    chosen = Settings(ladder=RUNGS, **more)  # type: ignore[arg-type]
+    return [action.name for action in actions(rung, now, members, (), chosen)]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,7 @@ def test_a_working_set_is_forgotten_slowly() -> None:
     assert estimate(1000, 10, 0.0) == 1000
 
 
+@settings(deadline=None)
 @given(
     members=st.lists(
         st.builds(

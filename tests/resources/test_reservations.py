@@ -16,6 +16,7 @@ from hutch.engine import Engine, Instance
 from hutch.engine.lookup import load
 from hutch.errors import Busy, HutchError
 from hutch.lifecycle import State
+from hutch.process.records import read_stat
 from hutch.resources.admission import NoRoom
 from tests.requires import requires
 
@@ -101,7 +102,9 @@ def test_an_exit_that_nobody_saw_gives_back(engine: Engine) -> None:
     options: dict[str, object] = {"network": "none", "memory": "64M"}
     box = engine.create("busybox", ["sleep", "1000"], **options)  # type: ignore[arg-type]
     box.start()
-    os.kill(load(engine._context, box.id).supervisor, signal.SIGKILL)
+    supervisor = load(engine._context, box.id).supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: (stat := read_stat(supervisor)) is None or stat.ended, "not killed")
     with start(engine, name="next", memory="64M"):
         assert box.info().state == State.EXITED
     box.remove()

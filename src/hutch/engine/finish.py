@@ -31,7 +31,7 @@ from hutch.process.records import (
     read_pid,
 )
 from hutch.records import Transaction
-from hutch.storage.limited import is_limited, release_limited
+from hutch.storage.snapshots import is_limited
 
 __all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked", "with_room"]
 
@@ -239,7 +239,7 @@ def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
 
 def _settle(context: Context) -> None:
     """Share again what processors the instance had to itself."""
-    from hutch.engine.reserve import settle_cpus
+    from hutch.engine.admitting import settle_cpus
 
     settle_cpus(context)
 
@@ -306,6 +306,8 @@ def dispose(context: Context, identifier: str) -> None:
     directory = str(context.directory(identifier))
     try:
         if is_limited(directory):
+            from hutch.storage.limited import release_limited
+
             release_limited(directory)
         context.trash.discard(directory)
     except OSError as exc:

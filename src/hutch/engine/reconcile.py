@@ -205,7 +205,8 @@ def _orphan_names(context: Context, known: set[str]) -> None:
 
 def _settle_resources(context: Context) -> None:
     """Drop reservations of instances and processes that are no more."""
-    from hutch.engine.reserve import SHARED_CPUS, settle_cpus
+    from hutch.engine.admitting import settle_cpus
+    from hutch.engine.reserve import SHARED_CPUS
     from hutch.resources.reservations import RESERVATIONS, Reservation
 
     with context.store.read() as tx:

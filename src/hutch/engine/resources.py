@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from hutch.engine.admitting import bound_parent
 from hutch.engine.context import Context
 from hutch.engine.lookup import all_records
-from hutch.engine.reserve import bound_parent
 from hutch.errors import WrongState
 from hutch.lifecycle import State
 
@@ -92,7 +92,7 @@ class Resources:
 
     def inventory(self) -> Inventory:
         """Read what the host has for instances: processors, nodes, memory, huge pages, room."""
-        from hutch.engine.reserve import inventory
+        from hutch.engine.admitting import inventory
 
         return inventory(self._context)
 
@@ -110,14 +110,14 @@ class Resources:
     def decide(self, demand: Demand | None = None, **options: Unpack[RunOptions]) -> Decision:
         """Say whether an instance would fit now, and if not, of what there is too little, who
         holds it and what would help. Nothing is taken; `create` and `start` take it."""
-        from hutch.engine.reserve import decide_for
+        from hutch.engine.admitting import decide_for
 
         wanted = demand if demand is not None else self.demand(**options)
         return decide_for(self._context, wanted)
 
     def use(self) -> ResourceUse:
         """Return what is given out and who holds it."""
-        from hutch.engine.reserve import holdings, inventory
+        from hutch.engine.admitting import holdings, inventory
         from hutch.resources.admission import capacity_of
         from hutch.resources.cpus import shared_pool
 

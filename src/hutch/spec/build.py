@@ -32,7 +32,6 @@ from hutch.spec.networks import (
     publish_exposed,
 )
 from hutch.spec.parse import flag, integer, ip_address, items, mapping, strings, text
-from hutch.spec.placement import is_device_name, parse_gpus, read_placement
 from hutch.spec.process import argv_of, read_command, read_health, read_process
 from hutch.spec.security import read_logs, read_mode, read_restart, read_security
 from hutch.spec.signals import parse_signal, signal_name
@@ -302,6 +301,8 @@ def _dns_options(value: Any, field: str) -> tuple[str, ...]:
 
 
 def _devices(value: Any, field: str) -> tuple[Any, ...]:
+    from hutch.spec.placement import is_device_name
+
     return tuple(
         parse_device(v, f"{field}[{i}]")
         for i, v in enumerate(items(value, field))
@@ -310,8 +311,22 @@ def _devices(value: Any, field: str) -> tuple[Any, ...]:
 
 
 def _device_names(value: Any, field: str) -> tuple[str, ...]:
+    from hutch.spec.placement import is_device_name
+
     named = (v for v in items(value, field) if isinstance(v, str) and is_device_name(v))
     return tuple(dict.fromkeys(named))
+
+
+def _placement(value: Any, field: str) -> Any:
+    from hutch.spec.placement import read_placement
+
+    return read_placement(value, field)
+
+
+def _gpus(value: Any, field: str) -> str:
+    from hutch.spec.placement import parse_gpus
+
+    return parse_gpus(value, field)
 
 
 def _volumes_from(value: Any, field: str) -> tuple[str, ...]:
@@ -337,13 +352,13 @@ _READERS: dict[str, tuple[str, Any]] = {
     "dns_options": ("dns_options", _dns_options),
     "dns_search": ("dns_search", _dns_search),
     "domainname": ("domainname", _hostname),
-    "gpus": ("gpus", parse_gpus),
+    "gpus": ("gpus", _gpus),
     "hostname": ("hostname", _hostname),
     "init": ("init", flag),
     "isolation": ("isolation", _isolation),
     "labels": ("labels", mapping),
     "oom_score_adj": ("oom_score_adj", _oom_score),
-    "placement": ("placement", read_placement),
+    "placement": ("placement", _placement),
     "read_only": ("read_only", flag),
     "remove": ("auto_remove", flag),
     "restart": ("restart", read_restart),

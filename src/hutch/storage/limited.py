@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING
 
 from hutch.errors import Unsupported
 from hutch.storage.faults import disk_errors
+from hutch.storage.snapshots import LIMITED_FILE
 
 if TYPE_CHECKING:
     from hutch.storage.disks import Disks
 
-__all__ = ["ensure_limited", "is_limited", "make_limited", "release_limited", "tree_of", "work_of"]
+__all__ = ["ensure_limited", "make_limited", "release_limited", "tree_of", "work_of"]
 
-_FILE = "limited.raw"
 _POINT = "limited"
-
-
-def is_limited(directory: str) -> bool:
-    """Tell whether a directory keeps its files in a file system of their own."""
-    return os.path.exists(f"{directory}/{_FILE}")
 
 
 def tree_of(directory: str) -> str:
@@ -45,12 +40,12 @@ def make_limited(disks: Disks, directory: str, size: int, *, field: str) -> None
         raise Unsupported(
             f"{field}: a size needs root, which may mount", hint="leave it out, or run as root"
         )
-    disks.create(f"{directory}/{_FILE}", check_size(size, field=field))
+    disks.create(f"{directory}/{LIMITED_FILE}", check_size(size, field=field))
     try:
         ensure_limited(directory)
     except BaseException:
         release_limited(directory)
-        os.unlink(f"{directory}/{_FILE}")
+        os.unlink(f"{directory}/{LIMITED_FILE}")
         raise
 
 
@@ -61,7 +56,7 @@ def ensure_limited(directory: str) -> None:
     with disk_errors(f"file system of {directory}"):
         os.makedirs(point, 0o700, exist_ok=True)
         if not os.path.ismount(point):
-            _mount(f"{directory}/{_FILE}", point)
+            _mount(f"{directory}/{LIMITED_FILE}", point)
 
 
 def _mount(path: str, point: str) -> None:

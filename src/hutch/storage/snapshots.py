@@ -11,7 +11,6 @@ from hutch.errors import NotFound
 from hutch.records import Records, Transaction
 from hutch.storage.diskchain import allocated
 from hutch.storage.layers import Layers
-from hutch.storage.limited import ensure_limited, is_limited, make_limited, tree_of, work_of
 from hutch.storage.trash import Trash
 
 TYPE_CHECKING = False
@@ -20,17 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DISK_FILE",
+    "LIMITED_FILE",
     "QCOW2_FILE",
     "SNAPSHOTS",
     "OverlayAssets",
     "SnapshotRecord",
     "Snapshots",
     "Usage",
+    "is_limited",
     "measure",
 ]
 
 SNAPSHOTS = "snapshots"
 DISK_FILE = "disk.raw"
+LIMITED_FILE = "limited.raw"  # the file system of a layer or a volume of a size
 QCOW2_FILE = "disk.qcow2"  # of a machine without an image
 """What the writable disk of a virtual machine is called in its instance's directory."""
 
@@ -129,6 +131,7 @@ class Snapshots:
             os.makedirs(directory, 0o700)
         if size:
             from hutch.storage.disks import Disks
+            from hutch.storage.limited import make_limited
 
             disks = Disks(os.path.dirname(self._instances))
             make_limited(disks, directory, size, field="storage_opts.size")
@@ -152,6 +155,8 @@ class Snapshots:
     def _assets(directory: str, lower: tuple[str, ...]) -> OverlayAssets:
         if not is_limited(directory):
             return OverlayAssets(lower=lower, upper=f"{directory}/upper", work=f"{directory}/work")
+        from hutch.storage.limited import ensure_limited, tree_of, work_of
+
         ensure_limited(directory)
         return OverlayAssets(lower=lower, upper=tree_of(directory), work=work_of(directory))
 
@@ -177,9 +182,15 @@ class Snapshots:
     def usage(self, instance_id: str) -> Usage:
         """Return what the instance has written, to its directory or to its disk."""
         directory = self.directory(instance_id)
-        written = measure(tree_of(directory) if is_limited(directory) else f"{directory}/upper")
+        within = f"{directory}/limited" if is_limited(directory) else directory
+        written = measure(f"{within}/upper")
         disk = allocated(directory) + _allocated(f"{directory}/{QCOW2_FILE}")
         return Usage(bytes=written.bytes + disk, inodes=written.inodes)
+
+
+def is_limited(directory: str) -> bool:
+    """Tell whether a directory keeps its files in a file system of their own."""
+    return os.path.exists(f"{directory}/{LIMITED_FILE}")
 
 
 def _allocated(path: str) -> int:
