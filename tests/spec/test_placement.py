@@ -46,6 +46,14 @@ def test_a_wrong_placement_names_its_key(text: str) -> None:
     assert (caught.value.field or "").startswith("placement")
 
 
+def test_merging_is_asked_for_by_machines() -> None:
+    assert spec(isolation="vm", placement="merge=on").placement.merge
+    assert not spec(isolation="vm", placement={"merge": False}).placement.merge
+    for options in ({"placement": "merge=on"}, {"isolation": "vm", "placement": "merge=maybe"}):
+        with pytest.raises(InvalidArgument, match=r"placement\.merge"):
+            spec(**options)
+
+
 def test_huge_pages_without_an_amount_are_all_of_a_machines_memory() -> None:
     assert read_placement("huge=2M").huge == {2 << 20: 0}
 

@@ -105,7 +105,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
         "",
         "text",
         "KEY=VALUE,...",
-        "cpus=exclusive, numa=single, smt=full, fit=POLICY, huge=PAGE:AMOUNT",
+        "cpus=exclusive, numa=single, smt=full, fit=POLICY, huge=PAGE[:AMOUNT], merge=on",
     ),
     ("platform", "", "text", "OS/ARCH", "Platform of the image"),
     ("privileged", "", "flag", "", "Give it all rights over the host"),

@@ -140,6 +140,7 @@ def observe(context: Context, settings: Settings) -> View:
     with context.store.read() as tx:
         samples = dict(tx.items(_SAMPLES, Sample))
     members, uses, groups = [], [], {}
+    mergeable = False
     fresh: dict[str, Sample] = {}
     for record in all_records(context):
         if record.state not in _LIVE or record.boot_id != context.boot_id:
@@ -152,12 +153,13 @@ def observe(context: Context, settings: Settings) -> View:
         members.append(member)
         uses.append(use)
         groups[record.id] = group.directories
+        mergeable = mergeable or record.spec.placement.merge
     with context.store.write() as tx:
         for key in samples.keys() - fresh.keys():
             tx.delete(_SAMPLES, key)
         for key, sample in fresh.items():
             tx.put(_SAMPLES, key, sample)
-    situation, swap = _situation(context, settings, uses)
+    situation, swap = _situation(context, settings, uses, mergeable=mergeable)
     return View(
         situation=situation, members=tuple(members), uses=tuple(uses), swap=swap, groups=groups
     )
@@ -245,7 +247,7 @@ def _guest(context: Context, record: InstanceRecord) -> tuple[int, int]:
 
 
 def _situation(
-    context: Context, settings: Settings, uses: list[MemoryUse]
+    context: Context, settings: Settings, uses: list[MemoryUse], *, mergeable: bool
 ) -> tuple[Situation, int]:
     """Return what all share: the host's memory, or the part of it that this root has."""
     host = read_inventory()
@@ -266,15 +268,13 @@ def _situation(
         some=None if pressure is None else pressure.some,
         full=None if pressure is None else pressure.full,
         precise=is_precise(parent),
-        merging=_merging(uses),
+        merging=_merging() if mergeable else None,
     )
     return situation, host.swap
 
 
-def _merging(uses: list[MemoryUse]) -> bool | None:
-    """Tell whether equal pages are merged; None where they cannot be, or nobody has any."""
-    if not any(use.kind == "vm" for use in uses):
-        return None
+def _merging() -> bool | None:
+    """Tell whether equal pages are merged; None where this kernel cannot."""
     with suppress(OSError):
         return Path(f"{_KSM}/run").read_text().strip() == "1"
     return None

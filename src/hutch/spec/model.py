@@ -159,13 +159,15 @@ class Placement(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Where on the host it is to run. `cpus` exclusive gives it processors of its own (empty:
     as the root's policy has it); `numa` single keeps them on one memory node; `smt` full takes
     cores whole; `fit` is which node is taken where several would do (empty: the root's);
-    `huge` are bytes of huge pages by page size (0: all of a virtual machine's memory)."""
+    `huge` are bytes of huge pages by page size (0: all of a virtual machine's memory);
+    `merge` lets the host merge pages of a virtual machine that others have too."""
 
     cpus: Literal["", "shared", "exclusive"] = ""
     numa: Literal["any", "prefer", "single"] = "prefer"
     smt: Literal["any", "full"] = "any"
     fit: Literal["", "first", "best", "worst", "pack", "spread"] = ""
     huge: dict[int, int] = {}
+    merge: bool = False
 
 
 class RestartPolicy(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 from hutch.errors import InvalidArgument
 from hutch.spec.model import Placement
-from hutch.spec.parse import integer, one_of, split_csv, text
+from hutch.spec.parse import flag, integer, one_of, split_csv, text
 from hutch.units import parse_bytes
 
 __all__ = ["is_device_name", "parse_gpus", "read_placement"]
@@ -38,11 +38,13 @@ def read_placement(value: object, field: str = "placement") -> Placement:
         if key == "huge":
             page, amount = _huge(given, where)
             huge[page] = huge.get(page, 0) + amount
+        elif key == "merge":
+            values[key] = _switch(given, where)
         elif key in _CHOICES:
             values[key] = one_of(given, where, _CHOICES[key])
         else:
             raise InvalidArgument(
-                f"unknown key {key[:40]!r}", field=field, hint="cpus, numa, smt, fit or huge"
+                f"unknown key {key[:40]!r}", field=field, hint="cpus, numa, smt, fit, huge or merge"
             )
     return Placement(**values, huge=huge)
 
@@ -61,6 +63,10 @@ def _pairs(value: object, field: str) -> list[tuple[str, Any]]:
             )
         pairs.append((key, given))
     return pairs
+
+
+def _switch(value: object, field: str) -> bool:
+    return flag({"on": True, "off": False}.get(str(value), value), field)
 
 
 def _huge(value: object, field: str) -> tuple[int, int]:

@@ -325,6 +325,7 @@ class MachineLauncher:
                 memory = _resumed_memory(template, parts.shape, shares, descriptors)
             elif loaded is not None and loaded.memory >= 0:
                 memory = _private_memory(loaded.memory, descriptors)
+            memory = msgspec.structs.replace(memory, merge=launch.spec.placement.merge)
             return machine_argv(
                 parts.host,
                 ports,
