@@ -92,6 +92,21 @@ def test_a_withdrawn_job_does_not_start_and_can_be_submitted_again() -> None:
     assert list(policy.decide(2).start) == [held]
 
 
+def test_a_job_that_is_released_has_its_old_place_in_the_order_of_arrival() -> None:
+    policy = create("fcfs", Capacity(cores=1))
+    jobs = [job(n, arrival=n) for n in range(5)]
+    for each in jobs:
+        policy.submit(each, 4)
+    policy.withdraw(jobs[1], 5)
+    policy.submit(jobs[1], 6)
+    order = []
+    for now in range(7, 12):
+        (started,) = policy.decide(now).start
+        order.append(started.seq)
+        policy.finish(started, now + 1)
+    assert order == [0, 1, 2, 3, 4]
+
+
 def test_a_paused_job_keeps_its_devices_and_gives_back_cores_and_memory() -> None:
     capacity = Capacity(cores=1, memory=8, devices={"gpu": 1})
     policy = create("rr:quantum=1", capacity)

@@ -177,6 +177,8 @@ class Summary:
         self.first_arrival = min(self.first_arrival, min([job.arrival for job in jobs]))
         self.last_finish = max(self.last_finish, max([job.finish for job in jobs]))
         self.preemptions += sum([job.pauses for job in jobs])
+        # The last slice of each; those before a pause were counted at the pause.
+        self.busy += sum([job.cores * (job.finish - job.slice_began) for job in jobs])
         self.missed_deadlines += sum([job.finish > job.deadline for job in jobs])
         times = [job.runtime for job in jobs]
         turnarounds = [job.finish - job.arrival for job in jobs]

@@ -108,13 +108,13 @@ class _Run:
         coming = iter(trace)
         arriving = next(coming, None)
         arrival = arriving.submit if arriving is not None else math.inf
-        before, spins = -math.inf, 0
+        before, spins, wake = -math.inf, 0, math.inf
         while True:
             now = ends[0][0] if ends else math.inf
             if arrival < now:
                 now = arrival
-            if policy.wake < now:
-                now = policy.wake
+            if wake < now:
+                now = wake
                 if ends and ends[0][0] - now < _SLACK:
                     now = ends[0][0]
             if alarms and alarms[0][0] < now:
@@ -138,6 +138,7 @@ class _Run:
             if alarms and alarms[0][0] <= now:
                 self._correct(now)
             decisions = decide(now)
+            wake = policy.wake
             if decisions is not NOTHING:
                 for paused in decisions.pause:
                     self._pause(cast(SimJob, paused), now)
@@ -211,7 +212,6 @@ class _Run:
         self.policy.finish(job, now)
         job.finish = now
         job.ends = -1
-        self.summary.busy += job.cores * (now - job.slice_began)
         if self.estimator is not None:
             self.estimator.learn(job, job.runtime)
         if self.observer is not None:

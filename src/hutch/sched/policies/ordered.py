@@ -6,6 +6,8 @@ textbooks and as a batch system without backfilling does).
 
 from __future__ import annotations
 
+from bisect import bisect
+from collections import deque
 from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 from operator import attrgetter
@@ -54,13 +56,43 @@ class Ordered(Base):
         return Decisions((), started) if started else NOTHING
 
 
-class FCFS(Ordered):
+class FCFS(Base):
     """First come, first served."""
 
     name: ClassVar[str] = "fcfs"
     summary: ClassVar[str] = "first come, first served"
 
-    _key = attrgetter("arrival")
+    def __init__(self, capacity: Capacity) -> None:
+        super().__init__(capacity)
+        self._queue: deque[tuple[int, Job]] = deque()
+
+    def revise(self, job: Job, now: float) -> None:
+        """Change nothing: the order depends on nothing that can be revised."""
+
+    def _enqueue(self, job: Job, now: float) -> None:
+        queue = self._queue
+        if not queue or (queue[-1][1].arrival, queue[-1][1].seq) < (job.arrival, job.seq):
+            queue.append((job.stamp, job))
+            return
+        # It came before others that were told earlier: released, or found after a restart.
+        place = bisect(queue, (job.arrival, job.seq), key=lambda e: (e[1].arrival, e[1].seq))
+        queue.insert(place, (job.stamp, job))
+
+    def decide(self, now: float) -> Decisions:
+        queue = self._queue
+        if not queue:
+            return NOTHING
+        fits = self.ledger.fits
+        started: list[Job] = []
+        while queue:
+            stamp, job = queue[0]
+            if job.stamp == stamp:
+                if not fits(job):
+                    break
+                self._start(job, now)
+                started.append(job)
+            queue.popleft()
+        return Decisions((), started) if started else NOTHING
 
 
 class SJF(Ordered):
