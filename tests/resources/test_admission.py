@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,14 @@ from hutch.errors import InvalidArgument
 from hutch.resources.admission import NoRoom, decide
 from hutch.resources.demand import Demand, Holding, demand_of
 from hutch.resources.inventory import Cpu, HugePages, Inventory, Node, Room
-from hutch.resources.settings import Overcommit, Reserved, Settings, with_values
+from hutch.resources.settings import (
+    Overcommit,
+    Reserved,
+    Settings,
+    load_settings,
+    save_settings,
+    with_values,
+)
 from hutch.spec.build import ImageDefaults, build
 
 GIB = 1 << 30
@@ -201,3 +209,17 @@ def test_a_wrong_setting_is_named(name: str, text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         with_values(Settings(), {name: text})
     assert (caught.value.field or "").startswith(name.partition(".")[0])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"reserved": {"memory": -1}}', '{"unknown": 1}'])
+def test_a_wrong_file_of_settings_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "resources.json").write_text(text)
+    with pytest.raises(InvalidArgument, match=r"resources\.json"):
+        load_settings(tmp_path)
+
+
+def test_settings_are_kept_and_read_again(tmp_path: Path) -> None:
+    changed = with_values(Settings(), {"memory": "1G", "parent": "a/b", "cdi": "/x,/y"})
+    save_settings(tmp_path, changed)
+    assert load_settings(tmp_path) == changed
+    assert [path.name for path in tmp_path.iterdir()] == ["resources.json"]

@@ -145,6 +145,17 @@ def test_a_creators_lease_holds_until_it_starts(engine: Engine) -> None:
     box.remove(force=True)
 
 
+def test_what_is_made_and_not_started_is_free_after_a_while(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(engine, "100M")
+    monkeypatch.setattr("hutch.resources.reservations._MADE_S", 0.0)
+    options: dict[str, object] = {"network": "none", "memory": "64M"}
+    box = engine.create("busybox", ["true"], **options)  # type: ignore[arg-type]
+    assert engine.resources.decide(memory="100M").fits
+    box.remove()
+
+
 def test_of_many_at_once_as_many_start_as_fit(engine: Engine) -> None:
     limit(engine, "100M")
     started: list[Instance] = []

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hutch.resources.settings import Settings
 
 __all__ = ["bound_parent", "decide_for", "holdings", "inventory", "is_live", "settle_cpus", "take"]
-__all__ += ["take_again"]
+__all__ += ["shorten_lease", "take_again"]
 
 _HOLDING = (State.STARTING, State.RUNNING, State.PAUSED, State.RESTARTING)
 _SETTLE_S = 30.0
@@ -162,6 +162,17 @@ def _book_ended(context: Context) -> bool:
             except HutchError:
                 continue
     return found
+
+
+def shorten_lease(context: Context, identifier: str) -> None:
+    """Let what was taken for an instance that is made now wait for its start, but not for ever."""
+    from hutch.resources.reservations import Reservation, new_lease
+
+    with context.store.write() as tx:
+        held = tx.get(RESERVATIONS, identifier, Reservation)
+        if held is not None and held.lease is not None:
+            lease = new_lease(made=True)
+            tx.put(RESERVATIONS, identifier, msgspec.structs.replace(held, lease=lease))
 
 
 def bound_parent(context: Context, settings: Settings) -> None:

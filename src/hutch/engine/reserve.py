@@ -48,12 +48,13 @@ def reserve_at_create(
     if _passes_by(context, spec):
         yield
         return
-    from hutch.engine.admitting import take
+    from hutch.engine.admitting import shorten_lease, take
 
     _check_devices(context, spec)
     take(context, identifier, spec, name or identifier[:12], leased=True)
     try:
         yield
+        shorten_lease(context, identifier)
     except BaseException:
         release(context, identifier)
         raise

@@ -21,8 +21,10 @@ __all__ = ["RESERVATIONS", "Lease", "Reservation", "drop_void", "holding_of", "i
 __all__ += ["new_lease"]
 
 RESERVATIONS = "reservations"
+# Making one may take long: a kernel is fetched, a disk made. It ends with the process anyway.
+_MAKING_S = 24 * 3600.0
 # Between the end of `create` and its start there is rarely more than this.
-_TTL_S = 60.0
+_MADE_S = 60.0
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,11 +48,13 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     lease: Lease | None = None
 
 
-def new_lease(ttl_s: float = _TTL_S) -> Lease:
-    """Return a lease of this process that begins now."""
+def new_lease(*, made: bool = False) -> Lease:
+    """Return a lease of this process that begins now: for the time of making an instance, or,
+    once it is `made`, for that until it is started."""
     own = read_stat(os.getpid())
     started = 0 if own is None else own.start_time
-    return Lease(pid=os.getpid(), started=started, expires_at=time.time() + ttl_s)
+    expires_at = time.time() + (_MADE_S if made else _MAKING_S)
+    return Lease(pid=os.getpid(), started=started, expires_at=expires_at)
 
 
 def is_in_force(

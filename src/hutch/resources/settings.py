@@ -107,8 +107,8 @@ def load_settings(root: Path) -> Settings:
         raise InvalidArgument(f"larger than {_MAX_FILE} bytes", field=path)
     try:
         return _checked(prepare(Settings).decode(data))
-    except msgspec.MsgspecError as exc:
-        hint = "see docs/how-to/resources.md, or remove the file"
+    except (msgspec.MsgspecError, InvalidArgument) as exc:
+        hint = "correct the file, or remove it"
         raise InvalidArgument(str(exc), field=path, hint=hint) from exc
 
 
@@ -139,7 +139,8 @@ def with_values(settings: Settings, values: dict[str, str]) -> Settings:
     except msgspec.ValidationError as exc:
         message, _, where = str(exc).partition(" - at `$.")
         field = where.rstrip("`") or next(iter(values), "settings")
-        raise InvalidArgument(message[:1].lower() + message[1:], field=field) from exc
+        hint = f"some of {', '.join(RUNGS)}" if field.startswith("ladder") else None
+        raise InvalidArgument(message[:1].lower() + message[1:], field=field, hint=hint) from exc
 
 
 def _assign(plain: dict[str, Any], name: str, text: str) -> None:
