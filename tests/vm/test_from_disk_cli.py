@@ -129,3 +129,26 @@ def test_what_is_wrong_is_named(
 def test_a_console_is_of_machines_that_start_from_a_disk(hutch: Cli) -> None:
     done = hutch("console", "nobody")
     assert b"no such instance" in done.stderr
+
+
+def test_a_key_comes_from_a_file_a_descriptor_the_environment_or_a_prompt(
+    hutch: Cli, terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    disk, key = str(tmp_path / "secret.luks"), tmp_path / "key"
+    key.write_text("geheim\n")
+    hutch.out("vm", "disk", "create", "--format", "luks", "--key", str(key), disk, "1M")
+    assert json.loads(hutch.out("vm", "disk", "info", "-o", "json", disk))["encrypted"]
+    out = str(tmp_path / "plain.raw")
+    convert = ("vm", "disk", "convert", "-q", disk, out, "--key")
+    assert b"the key does not open it" in hutch(*convert, "fd:0", input=b"other").stderr
+    hutch.out(*convert, "fd:0", input=b"geheim")
+    os.unlink(out)
+    assert hutch(*convert, "env:KEY", env={"KEY": "geheim"}).returncode == 0
+    os.unlink(out)
+    assert b"KEY is not set" in hutch(*convert, "env:KEY").stderr
+    assert b"no terminal to ask at" in hutch(*convert, "prompt").stderr
+    asking = terminal(*convert, "prompt")
+    asking.expect(b"Key of the disk: ")
+    asking.type(b"geheim\n")
+    assert asking.wait() == 0
+    assert os.path.getsize(out) == SIZE

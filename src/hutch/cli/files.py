@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from hutch.cli.command import Command
+from hutch.cli.keys import KEY_VALUE, key_source
 from hutch.cli.options import UsageError
 from hutch.cli.output import is_tty, print_json, write_bytes
 from hutch.cli.session import Invocation
@@ -96,9 +97,17 @@ def _export_disk(invocation: Invocation, target: str | None) -> int:
 
     if target in (None, "-"):
         raise UsageError("a disk goes to a file", hint="use -o FILE", exit_code=1)
+    given = invocation.options.get("disk_key")
+    if given is not None:
+        key = key_source(given, option="--disk-key")
+        invocation.engine.get(invocation.arguments[0]).unlock(key)
     with pull_progress(quiet=False) as progress:
         invocation.engine.machines.export_disk(
-            invocation.arguments[0], target, format=format_of(target), progress=progress
+            invocation.arguments[0],
+            target,
+            format=format_of(target),
+            plain=invocation.flag("plain"),
+            progress=progress,
         )
     return 0
 
@@ -153,9 +162,12 @@ COMMANDS = {
         high=1,
         options=(
             ("disk", "", "flag", "", "Write the disk of a stopped machine that has one"),
+            ("disk-key", "", "text", KEY_VALUE, "Its key: FILE, fd:N, env:NAME or prompt"),
+            ("plain", "", "flag", "", "Write an encrypted disk unencrypted"),
             ("output", "o", "text", "FILE", "Write to a file instead of stdout"),
         ),
-        epilog="A disk's format is what the name of FILE ends in: qcow2, raw, vmdk, vhdx.",
+        epilog="A disk's format is what the name of FILE ends in: qcow2, raw, luks, vmdk, "
+        "vhdx, vhd, vdi. An encrypted disk stays so, by the same key, unless --plain is given.",
         examples=("hutch export -o web.tar web", "hutch export --disk -o db.qcow2 db"),
     ),
     "commit": Command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hutch.cli.command import Command
+from hutch.cli.keys import KEY_VALUE, key_source
 from hutch.cli.options import Option, UsageError
 from hutch.cli.run_options import RESOURCES
 from hutch.cli.session import Invocation
@@ -23,9 +24,13 @@ def _start(invocation: Invocation) -> int:
 
     discard = invocation.flag("discard")
 
+    key = _key(invocation)
+
     def start(name: str) -> None:
+        instance = invocation.engine.get(name)
+        instance.unlock(key)
         with pull_progress(quiet=False) as progress:
-            invocation.engine.get(name).start(discard=discard, progress=progress)
+            instance.start(discard=discard, progress=progress)
 
     return invocation.each(invocation.arguments, start)
 
@@ -37,6 +42,7 @@ def _start_attached(invocation: Invocation) -> int:
     if len(invocation.arguments) > 1:
         raise UsageError("only one instance can be attached to", exit_code=1)
     instance = invocation.engine.get(invocation.arguments[0])
+    instance.unlock(_key(invocation))
     process = instance.info().spec.process
     stdin = invocation.flag("interactive") and process.stdin
     keys = detach_keys(invocation.options.get("detach_keys"))
@@ -50,6 +56,11 @@ def _start_attached(invocation: Invocation) -> int:
         keys=keys,
         proxy_signals=invocation.options.get("sig_proxy", True),
     )
+
+
+def _key(invocation: Invocation) -> str | bytes | None:
+    given = invocation.options.get("disk_key")
+    return None if given is None else key_source(given, option="--disk-key")
 
 
 def _timeout(invocation: Invocation) -> float | None:
@@ -73,10 +84,12 @@ def _stop(invocation: Invocation) -> int:
 def _restart(invocation: Invocation) -> int:
     timeout = _timeout(invocation)
 
+    key = _key(invocation)
+
     def restart(name: str) -> None:
-        invocation.engine.get(name).restart(
-            timeout=timeout, signal=invocation.options.get("signal")
-        )
+        instance = invocation.engine.get(name)
+        instance.unlock(key)
+        instance.restart(timeout=timeout, signal=invocation.options.get("signal"))
 
     return invocation.each(invocation.arguments, restart)
 
@@ -185,6 +198,11 @@ def _simple(handler: Any, summary: str, example: str, options: tuple[Option, ...
     )
 
 
+_DISK_KEY = (
+    *("disk-key", "", "text", KEY_VALUE),
+    "Key of an encrypted disk: FILE, fd:N, env:NAME or prompt",
+)
+
 COMMANDS = {
     "start": _simple(
         _start,
@@ -193,6 +211,7 @@ COMMANDS = {
         (
             ("attach", "a", "flag", "", "Show the output and wait for the end"),
             ("detach-keys", "", "text", "KEYS", "Keys that leave it running (ctrl-p,ctrl-q)"),
+            _DISK_KEY,
             ("discard", "", "flag", "", "Forget the memory of a suspended one: begin anew"),
             ("interactive", "i", "flag", "", "Send stdin as well"),
             ("sig-proxy", "", "flag", "", "Hand signals on to the program (true)"),
@@ -205,7 +224,10 @@ COMMANDS = {
         (_SIGNAL, _TIME, _TIMEOUT),
     ),
     "restart": _simple(
-        _restart, "Stop and start instances.", "hutch restart web", (_SIGNAL, _TIME, _TIMEOUT)
+        _restart,
+        "Stop and start instances.",
+        "hutch restart web",
+        (_DISK_KEY, _SIGNAL, _TIME, _TIMEOUT),
     ),
     "kill": _simple(
         _kill, "Send a signal (KILL) to instances.", "hutch kill -s HUP web", (_SIGNAL,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from hutch.cli.keys import KEY_OPTION, key_source
 from hutch.cli.options import Option, UsageError
 
 __all__ = ["CREATE_OPTIONS", "RESOURCES", "accept_only", "engine_options", "read_env_file"]
@@ -49,6 +50,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("device-write-bps", "", "list", "DEVICE:RATE", "Limit writing, bytes a second"),
     ("device-write-iops", "", "list", "DEVICE:RATE", "Limit writing, operations a second"),
     ("disk", "", "text", "SIZE", "Writable disk of a virtual machine, such as 20G"),
+    KEY_OPTION,
     ("disable-content-trust", "", "flag", "", "Accepted: signatures are not checked (true)"),
     ("dns", "", "list", "IP", "Name server"),
     ("dns-option", "", "list", "OPTION", "Option of the resolver"),
@@ -185,6 +187,8 @@ def engine_options(values: dict[str, Any]) -> dict[str, Any]:
         options["mounts"] = [_whole_mount(entry) for entry in options["mounts"]]
     if "security_opt" in options:
         options["security_opt"] = [_security(entry) for entry in options["security_opt"]]
+    if "disk_key" in options:
+        options["disk_key"] = key_source(options["disk_key"], option="--disk-key", new=True)
     if values.get("vm"):
         options["isolation"] = "vm"
     if values.get("no_template"):

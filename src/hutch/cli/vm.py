@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from hutch.cli.command import Command
+from hutch.cli.keys import KEY_OPTION, KEY_VALUE, key_source
 from hutch.cli.options import UsageError
 from hutch.cli.output import print_json
 from hutch.cli.progress import pull_progress
@@ -16,6 +17,7 @@ from hutch.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from hutch.storage.diskimages import DiskImage
+    from hutch.storage.diskkeys import DiskKey
 
 __all__ = ["COMMANDS"]
 
@@ -40,6 +42,8 @@ def _run(invocation: Invocation) -> int:
     options = {_RENAMED.get(key, key): value for key, value in values.items() if key not in _OURS}
     if "cloud_init" in values and "user_data" in values:
         raise UsageError("--cloud-init and --user-data are the same: give one")
+    if "disk_key" in options:
+        options["disk_key"] = key_source(options["disk_key"], option="--disk-key", new=True)
     if "ssh_keys" in options:
         options["ssh_keys"] = [_key(entry) for entry in options["ssh_keys"]]
     disk = invocation.arguments[0] if invocation.arguments else None
@@ -70,7 +74,7 @@ def _show(invocation: Invocation, image: DiskImage) -> int:
         print_json(image)
         return 0
     print(f"{image.path}: {image.format}, {format_bytes(image.size)}, ", end="")
-    print(f"takes {format_bytes(image.allocated)}")
+    print(f"takes {format_bytes(image.allocated)}{', encrypted' if image.encrypted else ''}")
     for reference in image.references:
         print(f"  needs {reference}")
     return 0
@@ -81,7 +85,19 @@ def _disk_create(invocation: Invocation) -> int:
 
     path, size = invocation.arguments
     format = invocation.options.get("format", "qcow2")
-    return _show(invocation, create_disk(path, parse_bytes(size, field="size"), format=format))
+    key = _disk_key(invocation, "key", new=True)
+    made = create_disk(path, parse_bytes(size, field="size"), format=format, key=key)
+    return _show(invocation, made)
+
+
+def _disk_key(invocation: Invocation, option: str, *, new: bool = False) -> DiskKey | None:
+    from hutch.storage.diskkeys import DiskKey, read_key
+
+    given = invocation.options.get(option)
+    if given is None:
+        return None
+    found = key_source(given, option=f"--{option.replace('_', '-')}", new=new)
+    return read_key(found, field=option) if isinstance(found, str) else DiskKey(found, field=option)
 
 
 def _disk_info(invocation: Invocation) -> int:
@@ -105,6 +121,8 @@ def _disk_convert(invocation: Invocation) -> int:
             source_format=given,
             format=values.get("format") or format_of(target),
             compress=invocation.flag("compress"),
+            key=_disk_key(invocation, "new_key", new=True),
+            source_key=_disk_key(invocation, "key"),
             progress=progress,
         )
     return _show(invocation, made)
@@ -117,10 +135,13 @@ def _disk_resize(invocation: Invocation) -> int:
     found: Any = invocation.options.get("format")
     if found is None:
         found = require_whole(disk_info(path), field="disk").format
-    return _show(invocation, resize_disk(path, parse_bytes(size, field="size"), format=found))
+    key = _disk_key(invocation, "key")
+    resized = resize_disk(path, parse_bytes(size, field="size"), format=found, key=key)
+    return _show(invocation, resized)
 
 
-_FORMAT = ("format", "", "text", "FORMAT", "raw, qcow2, vmdk or vhdx")
+_FORMAT = ("format", "", "text", "FORMAT", "raw, qcow2, luks, vmdk, vhdx, vpc or vdi")
+_KEY = ("key", "", "text", KEY_VALUE, "Its key: FILE, fd:N, env:NAME or prompt")
 
 COMMANDS = {
     "vm run": Command(
@@ -132,7 +153,13 @@ COMMANDS = {
             *RESOURCES,
             ("accel", "", "text", "NAME", "auto, kvm or tcg"),
             ("annotation", "", "list", "KEY=VALUE", "Add an annotation"),
-            ("attach-disk", "", "list", "FILE[:ro]", "A further disk, written to unless :ro"),
+            (
+                "attach-disk",
+                "",
+                "list",
+                "FILE[:ro][,key=FILE]",
+                "A further disk, written to unless :ro",
+            ),
             ("cdrom", "", "list", "ISO", "A CD; started from while the disk is empty"),
             ("cloud-init", "", "text", "FILE", "User data for cloud-init"),
             ("cpu-model", "", "text", "MODEL", "CPU model, such as max or EPYC"),
@@ -140,6 +167,7 @@ COMMANDS = {
             ("detach", "d", "flag", "", "Leave it running in the background"),
             ("detach-keys", "", "text", "KEYS", f"Keys that leave it running ({_CONSOLE_KEYS})"),
             ("disk", "", "text", "SIZE", "Size of its disk, at least that of DISK"),
+            KEY_OPTION,
             ("dns", "", "list", "IP", "Name server (by cloud-init)"),
             ("dns-search", "", "list", "DOMAIN", "Search domain (by cloud-init)"),
             ("format", "", "text", "FORMAT", "What DISK is: raw, qcow2, vmdk or vhdx"),
@@ -180,8 +208,11 @@ COMMANDS = {
         arguments="FILE SIZE",
         low=2,
         high=2,
-        options=(_FORMAT,),
-        examples=("hutch vm disk create data.qcow2 20G",),
+        options=(_FORMAT, _KEY),
+        examples=(
+            "hutch vm disk create data.qcow2 20G",
+            "hutch vm disk create --key prompt secret.qcow2 20G",
+        ),
     ),
     "vm disk info": Command(
         handler=_disk_info,
@@ -202,6 +233,8 @@ COMMANDS = {
             ("compress", "c", "flag", "", "Compress a qcow2"),
             ("format", "", "text", "FORMAT", "Format of TARGET (as its name ends, else raw)"),
             ("from", "", "text", "FORMAT", "Format of SOURCE (as its content says)"),
+            ("key", "", "text", KEY_VALUE, "Key of SOURCE: FILE, fd:N, env:NAME or prompt"),
+            ("new-key", "", "text", KEY_VALUE, "Encrypt TARGET (LUKS), likewise"),
             ("quiet", "q", "flag", "", "Show no progress"),
         ),
         examples=("hutch vm disk convert appliance.vmdk appliance.qcow2",),
@@ -212,7 +245,7 @@ COMMANDS = {
         arguments="FILE SIZE",
         low=2,
         high=2,
-        options=(_FORMAT,),
+        options=(_FORMAT, _KEY),
         epilog="Partitions and file systems on it stay as they are; cloud-init grows them.",
         examples=("hutch vm disk resize data.qcow2 40G",),
     ),

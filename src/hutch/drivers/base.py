@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hutch.network.model import Endpoint
     from hutch.process.supervisor import Supervisor
     from hutch.storage.compression import Readable
+    from hutch.storage.diskkeys import DiskKey
     from hutch.storage.tree import Stat
 
 __all__ = ["Driver", "ExecRequest", "Growable", "GuestFiles", "Guests", "Launch", "LaunchMount"]
@@ -96,6 +97,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     rootfs: str = ""
     root_disk: str = ""
     disk: str = ""
+    disk_key: DiskKey | None = None
+    attached_keys: tuple[DiskKey | None, ...] = ()
     volatile: bool = False
     mounts: tuple[LaunchMount, ...] = ()
     join: dict[str, int] = {}

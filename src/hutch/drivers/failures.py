@@ -62,6 +62,8 @@ def machine_failures(operation: str, directory: str) -> Iterator[None]:
         log = "qemu.log" if exc.stage == "qemu" else "console.log"
         said = last_line(f"{directory}/{log}")
         text = f"{operation}: {exc.stage}: {exc.text or os.strerror(exc.errno).lower()}"
+        if exc.stage == "qemu" and said.endswith("Invalid password, cannot unlock any keyslot"):
+            raise Denied(f"{operation}: the key does not open its disk") from exc
         if exc.stage in ("qemu", "agent") and said:
             raise Unavailable(f"{text}: {said}", hint="see `hutch doctor`") from exc
         if exc.stage == "setup":

@@ -93,6 +93,7 @@ def _change_rates(context: Context, record: InstanceRecord, spec: InstanceSpec) 
 def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:
     """Grow a machine's writable disk: with its file system, in the guest where it runs; what
     is on a disk that it starts from is its own affair."""
+    from hutch.engine.disk_keys import disk_key
     from hutch.storage.diskchain import ensure_one, virtual_size
     from hutch.storage.diskimages import disk_info, resize_disk
     from hutch.storage.disks import check_size
@@ -101,19 +102,26 @@ def _grow_disk(context: Context, record: InstanceRecord, size: int) -> None:
     size = check_size(size)
     of_image = record.spec.machine.from_disk is None
     path = str(context.directory(record.id) / (DISK_FILE if of_image else QCOW2_FILE))
+    encrypted = record.spec.machine.disk_key is not None
     if record.state not in (State.RUNNING, State.PAUSED):
-        if of_image:
+        if not of_image:
+            resize_disk(path, size, format="qcow2", key=disk_key(context, record))
+        elif encrypted:
+            raise Unsupported(
+                "disk: an encrypted one grows only while its machine runs", hint="start it first"
+            )
+        else:
             ensure_one(context.directory(record.id))
             context.disks.grow(path, size)
-        else:
-            resize_disk(path, size, format="qcow2")
         return
     if record.state is State.PAUSED:
         raise WrongState(f"instance {record.name} is paused", hint="unpause it, then grow its disk")
-    if of_image:
-        old = virtual_size(context.directory(record.id))
-    else:
+    if not of_image:
         old = disk_info(path, format="qcow2").size
+    elif encrypted:
+        old = context.disks.get(path, encrypted=True).size
+    else:
+        old = virtual_size(context.directory(record.id))
     if size < old:
         raise InvalidArgument(f"a disk cannot shrink: it has {old} bytes, got {size}", field="disk")
     driver = context.driver(record.spec.isolation)

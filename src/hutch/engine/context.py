@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hutch.process.launcher import Launcher
     from hutch.resources.groups import InstanceGroups
     from hutch.storage.content import ContentStore
+    from hutch.storage.diskkeys import DiskKey
     from hutch.storage.disks import Disks
     from hutch.storage.gc import Collector
     from hutch.storage.layers import Layers
@@ -80,6 +81,8 @@ class Context:
         except OSError as exc:
             raise _storage_error(self.root, exc) from exc
         self.store = Store.open(self.root / "hutch.db")
+        # Of encrypted disks, by instance: what this process was given. Never written down.
+        self.disk_keys: dict[str, DiskKey] = {}
 
     def was_rebooted(self) -> bool:
         """Tell whether the host was started anew since the root was last put right."""

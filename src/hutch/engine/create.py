@@ -27,6 +27,7 @@ from hutch.records import Progress, silent
 from hutch.spec.build import build, check_name
 from hutch.spec.defaults import ImageDefaults
 from hutch.spec.model import InstanceSpec
+from hutch.storage.diskkeys import DiskKey
 from hutch.storage.faults import disk_errors
 
 __all__ = ["check_references", "create", "ensure_image", "insert_record", "layer_size", "lock_new"]
@@ -100,7 +101,13 @@ def create(
     """
     if name is not None:
         name = check_name(name)
-    decided, reason = decide_isolation(context, options or {})
+    given = dict(options or {})
+    key = None
+    if given.get("disk_key") is not None:
+        from hutch.engine.disk_keys import take_key
+
+        key = take_key(given)
+    decided, reason = decide_isolation(context, given)
     image = ensure_image(context, reference, pull=pull, platform=platform, progress=progress)
     spec = build(reference, image_defaults(image), command, **decided)
     return create_from_spec(
@@ -111,6 +118,7 @@ def create(
         volatile=volatile,
         progress=progress,
         isolation_reason=reason,
+        disk_key=key,
     )
 
 
@@ -124,11 +132,12 @@ def create_from_spec(
     progress: Progress = silent,
     disk: str = "",
     isolation_reason: str = "",
+    disk_key: DiskKey | None = None,
 ) -> InstanceRecord:
     """Create an instance from a finished specification.
 
     `disk` is a directory with what becomes a virtual machine's writable disk; without it, it
-    has an empty one.
+    has an empty one, which `disk_key` encrypts. The key is held for starts by this process.
     """
     identifier = new_instance_id()
     if not spec.hostname and spec.uts_mode != "host" and spec.network_mode != "host":
@@ -154,6 +163,7 @@ def create_from_spec(
             volatile=volatile,
             disk=disk,
             reason=isolation_reason,
+            disk_key=disk_key,
         )
 
 
@@ -167,6 +177,7 @@ def _make(
     volatile: bool,
     disk: str,
     reason: str,
+    disk_key: DiskKey | None,
 ) -> InstanceRecord:
     """Make the instance's directory and what is in it, then its record."""
     directory = context.directory(identifier)
@@ -183,7 +194,7 @@ def _make(
         if spec.isolation == "vm":
             from hutch.engine.machines import make_disk
 
-            make_disk(context, spec, directory, disk)
+            make_disk(context, spec, directory, disk, disk_key)
         mounts = resolve_mounts(context, identifier, spec, image, undo)
         record = insert_record(
             context,
@@ -201,6 +212,8 @@ def _make(
             ),
         )
         undo.pop_all()
+    if disk_key is not None:
+        context.disk_keys[identifier] = disk_key
     return record
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from hutch.engine.context import Context
 from hutch.engine.create import check_references, insert_record, lock_new
+from hutch.engine.disk_keys import disk_key, take_key
 from hutch.engine.finish import dispose, refresh
 from hutch.engine.instance import Instance
 from hutch.engine.lookup import find_id, load
@@ -37,6 +38,7 @@ from hutch.storage.diskimages import (
     resize_disk,
     stamp_of,
 )
+from hutch.storage.diskkeys import DiskKey, read_key
 from hutch.storage.disks import check_size
 from hutch.storage.faults import disk_errors
 from hutch.storage.seed import MAX_USER_DATA, check_user_data, user_data_for
@@ -49,9 +51,9 @@ __all__ = ["Machines"]
 _STOP_S = 30.0
 # Of the options of `run`, those that mean something to a machine as a whole.
 _OPTIONS = RESOURCE_OPTIONS | frozenset(
-    """accel annotations cpu_model cpus_max dns dns_search hostname ip ip6 labels log_driver
-    log_opts mac_address machine memory_max name network network_aliases publish remove restart
-    stop_timeout tpm""".split()
+    """accel annotations cpu_model cpus_max disk_key dns dns_search hostname ip ip6 labels
+    log_driver log_opts mac_address machine memory_max name network network_aliases publish
+    remove restart stop_timeout tpm""".split()
 )
 
 
@@ -80,12 +82,14 @@ class Machines:
         written to; without one, from a new disk of `size` and the first of `cdroms`.
 
         `format` says what `disk` is where its content must not decide. `disks` are attached
-        as they are, and written to unless they end in `:ro`. `user_data` (bytes, or the path
+        as they are, and written to unless they end in `:ro`; `,key=FILE` after that names the key
+        of an encrypted one. `user_data` (bytes, or the path
         of a file) and `ssh_keys` are for cloud-init. `vnc` is `unix` for a socket in the
         instance's run directory, or ADDRESS:PORT. Of the options of `Engine.run` those of
         the machine as a whole apply; `network="user"` is QEMU's own network.
         """
         given = {name: value for name, value in options.items() if value is not None}
+        key = take_key(given)
         name = given.pop("name", None)
         checked = check_name(cast("str", name)) if name is not None else None
         source = _source(disk, format)
@@ -102,7 +106,11 @@ class Machines:
         if source is not None and source.format in ("raw", "qcow2"):
             base = "qcow2" if source.format == "qcow2" else "raw"
             wish = msgspec.structs.replace(
-                wish, path=source.path, format=base, stamp=stamp_of(source.path)
+                wish,
+                path=source.path,
+                format=base,
+                stamp=stamp_of(source.path),
+                encrypted=source.encrypted,
             )
         title = os.path.basename(source.path if source else wish.cdroms[0])
         spec = _spec(title, wish, given)
@@ -114,7 +122,9 @@ class Machines:
         spec = msgspec.structs.replace(spec, machine=machine)
         self._context.machines.check(spec)
         spec = check_references(self._context, spec)
-        record = self._make(identifier, spec, source, data, checked, progress)
+        if source is not None and source.encrypted and key is None:
+            raise InvalidArgument("the disk is encrypted", field="disk_key", hint="give its key")
+        record = self._make(identifier, spec, source, data, checked, key, progress)
         return Instance(self._context, record.id, record.name)
 
     def start(self, disk: str | Path | None = None, **options: Any) -> Instance:
@@ -135,9 +145,13 @@ class Machines:
         *,
         format: DiskFormat = "qcow2",
         compress: bool = False,
+        plain: bool = False,
         progress: Progress = silent,
     ) -> DiskImage:
-        """Write the disk of a stopped machine into a new file that stands by itself."""
+        """Write the disk of a stopped machine into a new file that stands by itself.
+
+        That of an encrypted one has the same key, unless it is to be `plain`.
+        """
         record = refresh(self._context, load(self._context, find_id(self._context, name)))
         if record.state not in (State.CREATED, State.EXITED):
             raise WrongState(f"instance {record.name} is {record.state}", hint="stop it first")
@@ -145,12 +159,22 @@ class Machines:
             raise Unsupported(
                 f"instance {record.name}: has no disk of its own", hint="leave out --disk"
             )
+        key = disk_key(self._context, record)
+        if key is not None and not plain and format not in ("qcow2", "luks"):
+            raise InvalidArgument(
+                f"a disk of format {format} is not encrypted",
+                field="format",
+                hint="export a qcow2, or ask for a plain disk",
+            )
         return convert_disk(
             str(self._context.directory(record.id) / QCOW2_FILE),
             str(target),
             source_format="qcow2",
             format=format,
             compress=compress,
+            key=None if plain else key,
+            source_key=key,
+            base_key=key if record.spec.machine.from_disk.encrypted else None,
             progress=progress,
         )
 
@@ -161,6 +185,7 @@ class Machines:
         source: DiskImage | None,
         user_data: bytes | None,
         name: str | None,
+        key: DiskKey | None,
         progress: Progress,
     ) -> InstanceRecord:
         """Make the machine's directory and what is in it, then its record."""
@@ -171,7 +196,7 @@ class Machines:
         with disk_errors(what), lock_new(context, identifier), ExitStack() as undo:
             undo.callback(dispose, context, identifier)
             os.mkdir(directory / "run", 0o700)
-            _make_files(directory, spec.machine, source, user_data, progress)
+            _make_files(directory, spec.machine, source, user_data, key, progress)
             record = insert_record(
                 context,
                 InstanceRecord(
@@ -184,6 +209,8 @@ class Machines:
                 ),
             )
             undo.pop_all()
+        if key is not None:
+            context.disk_keys[identifier] = key
         return record
 
 
@@ -192,6 +219,7 @@ def _make_files(
     machine: MachineOptions,
     source: DiskImage | None,
     user_data: bytes | None,
+    key: DiskKey | None,
     progress: Progress,
 ) -> None:
     from hutch.drivers.vm.fromdisk import USER_DATA_FILE, VARIABLES_FILE
@@ -200,12 +228,20 @@ def _make_files(
     assert wish is not None
     target = str(directory / QCOW2_FILE)
     if wish.path or source is None:
-        create_disk(target, machine.disk, base=wish.path, base_format=wish.format)
+        create_disk(target, machine.disk, base=wish.path, base_format=wish.format, key=key)
     else:
         # No machine runs on these formats as they are: it gets a copy.
         format = cast("DiskFormat", source.format)
-        import_disk(source.path, target, source_format=format, format="qcow2", progress=progress)
-        resize_disk(target, machine.disk, format="qcow2")
+        import_disk(
+            source.path,
+            target,
+            source_format=format,
+            format="qcow2",
+            key=key,
+            source_key=key if source.encrypted else None,
+            progress=progress,
+        )
+        resize_disk(target, machine.disk, format="qcow2", key=key)
     if user_data is not None:
         path = directory / USER_DATA_FILE
         path.touch(0o600)
@@ -263,18 +299,28 @@ def _cdrom(path: str | Path, index: int) -> str:
 
 
 def _attached(entry: str | Path, index: int) -> AttachedDisk:
-    path, read_only = str(entry), False
-    if path.endswith(":ro"):
-        path, read_only = path[:-3], True
+    path, _, key_file = str(entry).partition(",key=")
+    read_only = path.endswith(":ro")
+    if read_only:
+        path = path[:-3]
     image = require_whole(disk_info(path), field=f"disks[{index}]")
-    if image.format not in ("raw", "qcow2"):
+    if image.encrypted != bool(key_file):
+        raise InvalidArgument(
+            f"disk {image.path}: is {'' if image.encrypted else 'not '}encrypted",
+            field=f"disks[{index}]",
+            hint=f"{path},key=FILE" if image.encrypted else "leave out its key",
+        )
+    if key_file:
+        key_file = os.path.abspath(key_file)
+        read_key(key_file, field=f"disks[{index}]")
+    if image.format not in ("raw", "qcow2", "luks"):
         raise InvalidArgument(
             f"disk {image.path}: a machine writes to raw and qcow2 only, got {image.format}",
             field=f"disks[{index}]",
             hint=f"hutch vm disk convert {image.path} DISK.qcow2",
         )
-    format: Literal["raw", "qcow2"] = "qcow2" if image.format == "qcow2" else "raw"
-    return AttachedDisk(path=image.path, format=format, read_only=read_only)
+    format = cast("Literal['raw', 'qcow2', 'luks']", image.format)
+    return AttachedDisk(path=image.path, format=format, read_only=read_only, key_file=key_file)
 
 
 def _screen(vnc: str | None) -> str:

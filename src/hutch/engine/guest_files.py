@@ -17,6 +17,7 @@ import msgspec
 
 from hutch.drivers.base import GuestFiles, Guests, Launch
 from hutch.engine.context import Context
+from hutch.engine.disk_keys import disk_key
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load
@@ -24,6 +25,7 @@ from hutch.engine.records import InstanceRecord
 from hutch.errors import WrongState
 from hutch.lifecycle import State
 from hutch.storage.diskchain import virtual_size
+from hutch.storage.disks import disk_size
 from hutch.storage.faults import disk_errors
 from hutch.storage.snapshots import DISK_FILE, OverlayAssets
 
@@ -70,6 +72,7 @@ def _stored(context: Context, record: InstanceRecord) -> Launch:
         directory=str(directory),
         root_disk=root_disk,
         disk=str(directory / DISK_FILE),
+        disk_key=disk_key(context, record),
     )
 
 
@@ -85,7 +88,11 @@ def writable_layer(context: Context, record: InstanceRecord) -> Iterator[Overlay
     assets = context.snapshots.load(record.id, record.chain_ids)
     what = f"writable layer of {record.name}"
     # A guest's word has no end; what is on its disk has.
-    size = virtual_size(context.directory(record.id))
+    directory = context.directory(record.id)
+    if record.spec.machine.disk_key is not None:
+        size = disk_size(str(directory / DISK_FILE), encrypted=True)
+    else:
+        size = virtual_size(directory)
     limits = UnpackLimits(max_bytes=size + _TAR_HEADS)
     with disk_errors(what):
         os.makedirs(context.root / "tmp", 0o700, exist_ok=True)

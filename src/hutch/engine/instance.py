@@ -99,6 +99,13 @@ class Instance:
         if link is not None:
             link.close()
 
+    def unlock(self, key: bytes | str | None) -> None:
+        """Hold the key of its encrypted disk for starts by this process: the key itself, or
+        as text the path of its file."""
+        from hutch.engine.disk_keys import unlock
+
+        unlock(self._context, self.id, key)
+
     def start_attached(
         self, *, rows: int = 0, columns: int = 0, progress: Progress = silent
     ) -> Session:

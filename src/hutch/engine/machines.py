@@ -12,6 +12,7 @@ from hutch.image.records import ImageRecord
 from hutch.records import Progress, ProgressEvent
 from hutch.spec.model import InstanceSpec
 from hutch.storage.diskchain import place_disk
+from hutch.storage.diskkeys import DiskKey
 from hutch.storage.snapshots import DISK_FILE
 from hutch.units import parse_bytes
 
@@ -40,9 +41,18 @@ def prepare_machine(
     return msgspec.structs.replace(spec, machine=machine)
 
 
-def make_disk(context: Context, spec: InstanceSpec, directory: Path, source: str = "") -> None:
-    """Make a machine's writable disk: an empty one, or that of a directory which nobody
-    writes to any more, sharing what can be shared."""
+def make_disk(
+    context: Context,
+    spec: InstanceSpec,
+    directory: Path,
+    source: str = "",
+    key: DiskKey | None = None,
+) -> None:
+    """Make a machine's writable disk: an empty one, encrypted with `key`, or that of a
+    directory which nobody writes to any more, sharing what can be shared."""
+    if not source and key is not None:
+        context.disks.create_encrypted(str(directory / DISK_FILE), disk_size(spec), key)
+        return
     if not source:
         context.disks.create(str(directory / DISK_FILE), disk_size(spec))
         return

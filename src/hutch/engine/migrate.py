@@ -118,6 +118,11 @@ def _check_state(record: InstanceRecord) -> None:
             f"migration of {record.name}: hutch does not move machines that start from a disk",
             hint="`hutch export --disk`, and `hutch vm run` there",
         )
+    if record.state == State.RUNNING and record.spec.machine.disk_key is not None:
+        raise Unsupported(
+            f"live migration of {record.name}: its disk is encrypted, and the target has no key",
+            hint="stop it first; the target needs the key's file, or the key at its start",
+        )
     if record.state == State.RUNNING and record.spec.isolation != "vm":
         raise Unsupported(
             f"live migration of container {record.name}: needs CRIU, which hutch does not drive",

@@ -50,6 +50,13 @@ def savable(context: Context, record: InstanceRecord, what: str) -> Savable:
             "twin of it another machine",
             hint="stop it, `hutch snapshot` it, and `hutch snapshot restore --name NEW`",
         )
+    machine = record.spec.machine
+    if machine.disk_key is not None and machine.from_disk is None and what != "suspend":
+        # It would go on, with others, on overlays over what is encrypted.
+        raise Unsupported(
+            f"{what} of {record.name}: its disk is encrypted, and is not shared",
+            hint="`hutch cp` and `hutch commit` copy its files",
+        )
     driver = context.driver(record.spec.isolation)
     if not isinstance(driver, Savable):
         raise Unsupported(

@@ -12,6 +12,7 @@ import msgspec
 
 from hutch.drivers.base import ForkedState, Launch, LaunchMount, SavedState
 from hutch.engine.context import Context
+from hutch.engine.disk_keys import attached_keys, disk_key
 from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
@@ -112,6 +113,8 @@ def _start_locked(
                     columns=columns,
                     saved=saved,
                     progress=progress,
+                    disk_key=disk_key(context, record),
+                    attached_keys=attached_keys(record),
                     # A starter that only starts may let go a moment after the exit: then
                     # neither it nor a supervisor that still saw it would see to the rest.
                     exit_command_always=launch.exit_command_always or not attach,

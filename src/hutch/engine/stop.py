@@ -200,6 +200,9 @@ def restart(
     signal: str | int | None = None,
 ) -> None:
     """Stop it if it runs, then start it again."""
+    from hutch.engine.disk_keys import disk_key
+
+    disk_key(context, load(context, identifier))  # or it could be stopped only
     stop(context, identifier, timeout_s=timeout_s, signal=signal)
     link = start(context, identifier)
     if link is not None:

@@ -231,6 +231,13 @@ def _check_whole(spec: InstanceSpec) -> None:
         )
     if spec.resources.oom_kill_disable and not spec.resources.memory:
         raise InvalidArgument("needs a memory limit", field="oom_kill_disable")
+    key = spec.machine.disk_key
+    if key is not None and not key.file and spec.restart.name != "no":
+        raise InvalidArgument(
+            "cannot be combined with a key that is given at each start",
+            field="restart",
+            hint="keep the key in a file: --disk-key FILE",
+        )
     if spec.isolation == "vm":
         check_room(spec.resources, spec.machine)
     else:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from hutch.errors import InvalidArgument
-from hutch.spec.model import MachineOptions, Resources
-from hutch.spec.parse import flag, integer, one_of, text
+from hutch.spec.model import DiskKeySource, MachineOptions, Resources
+from hutch.spec.parse import absolute_path, flag, integer, one_of, text
 from hutch.units import parse_bytes
 
 __all__ = ["MACHINE_OPTIONS", "read_machine"]
 
 MACHINE_OPTIONS = frozenset(
-    """accel cpu_model cpus_max disk kernel machine memory_max template tpm""".split()
+    """accel cpu_model cpus_max disk disk_key kernel machine memory_max template tpm""".split()
 )
 MIN_DISK = 64 << 20
 MAX_DISK = 16 << 40
@@ -106,11 +106,19 @@ def _memory_max(value: Any, field: str) -> int:
     return size
 
 
+def _disk_key(value: Any, field: str) -> DiskKeySource:
+    """Return where the key comes from; the key itself is none of the specification's."""
+    if isinstance(value, DiskKeySource):
+        return value
+    return DiskKeySource(file=absolute_path(value, field))
+
+
 _READERS: dict[str, Any] = {
     "accel": _accel,
     "cpu_model": _model,
     "cpus_max": _cpus_max,
     "disk": _disk,
+    "disk_key": _disk_key,
     "kernel": _word,
     "machine": _word,
     "memory_max": _memory_max,

@@ -13,6 +13,7 @@ __all__ = [
     "AttachedDisk",
     "BindMount",
     "DeviceNode",
+    "DiskKeySource",
     "FromDisk",
     "HealthCheck",
     "InstanceSpec",
@@ -224,19 +225,28 @@ class ProcessSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     umask: int | None = None
 
 
+class DiskKeySource(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the key of an encrypted disk comes from: a file, or with "" whoever starts it."""
+
+    file: str = ""
+
+
 class AttachedDisk(Value, frozen=True, kw_only=True, omit_defaults=True):
-    """A further disk, which the machine writes to unless it is read-only."""
+    """A further disk, which the machine writes to unless it is read-only. One that is
+    encrypted is opened by the key in `key_file`."""
 
     path: str
-    format: Literal["raw", "qcow2"] = "raw"
+    format: Literal["raw", "qcow2", "luks"] = "raw"
     read_only: bool = False
+    key_file: str = ""
 
 
 class FromDisk(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What a machine starts that brings its own kernel and init.
 
     `path` is the disk it stands on, which is never written to (empty: a new, empty disk);
-    `stamp` tells whether that file is still the one it was. `seed` says that cloud-init
+    `stamp` tells whether that file is still the one it was; an `encrypted` one has the key
+    of the machine's own disk. `seed` says that cloud-init
     finds its data on a disk of ours. `screen` is empty for none, `unix` for a socket in the
     instance's directory, or ADDRESS:PORT. With `user_network` QEMU itself is the network.
     """
@@ -244,6 +254,7 @@ class FromDisk(Value, frozen=True, kw_only=True, omit_defaults=True):
     path: str = ""
     format: Literal["raw", "qcow2"] = "raw"
     stamp: str = ""
+    encrypted: bool = False
     firmware: Literal["bios", "uefi"] = "bios"
     cdroms: tuple[str, ...] = ()
     disks: tuple[AttachedDisk, ...] = ()
@@ -259,9 +270,9 @@ class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     `machine` a machine type of QEMU (`q35`, `microvm`); `cpu_model` a CPU model of QEMU;
     `disk` the size in bytes of the writable disk, 0 for the default; `template` says
     whether the start may go on from a booted machine kept for that; `tpm` whether it has a
-    TPM 2.0, whose state is kept with the instance. `from_disk` is set for a machine that has
-    no image, and no agent of ours. `cpus_max` and `memory_max` (bytes) are how far it may
-    grow while it runs, 0 for as far as the host.
+    TPM 2.0, whose state is kept with the instance; with `disk_key` its disk is encrypted.
+    `from_disk` is set for a machine that has no image, and no agent of ours. `cpus_max` and
+    `memory_max` (bytes) are how far it may grow while it runs, 0 for as far as the host.
     """
 
     accel: Literal["auto", "kvm", "tcg"] = "auto"
@@ -273,6 +284,7 @@ class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     disk: int = 0
     template: bool = True
     tpm: bool = False
+    disk_key: DiskKeySource | None = None
     from_disk: FromDisk | None = None
 
 

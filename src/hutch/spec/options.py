@@ -13,6 +13,7 @@ from typing import Literal, TypedDict
 from hutch.spec.model import (
     BindMount,
     DeviceNode,
+    DiskKeySource,
     Mount,
     NetworkAttachment,
     Placement,
@@ -67,6 +68,7 @@ class RunOptions(UpdateOptions, total=False):
     accel: Literal["auto", "kvm", "tcg"] | str | None
     cpu_model: str | None
     cpus_max: int | None
+    disk_key: Text | bytes | DiskKeySource | None
     kernel: str | None
     machine: str | None
     memory_max: Size | None

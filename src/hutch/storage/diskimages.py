@@ -13,33 +13,48 @@ from typing import Any, Literal
 
 import msgspec
 
-from hutch.errors import AlreadyExists, IntegrityError, InvalidArgument, NotFound, Unsupported
+from hutch.errors import (
+    AlreadyExists,
+    Denied,
+    IntegrityError,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+)
 from hutch.linux.files import AT_FDCWD, RENAME_NOREPLACE, renameat2
+from hutch.plan.machine.disks import secret_option
 from hutch.records import Progress, ProgressEvent, silent
+from hutch.storage.diskkeys import DiskKey
 from hutch.storage.faults import disk_errors
 
-__all__ = ["FORMATS", "DiskFormat", "DiskImage", "convert_disk", "create_disk", "disk_info"]
-__all__ += ["flatten_chain"]
+__all__ = ["FORMATS", "DiskFormat", "DiskImage", "check_disk", "convert_disk", "create_disk"]
+__all__ += ["disk_info", "flatten_chain"]
 __all__ += ["format_of", "import_disk", "require_whole", "resize_disk", "stamp_of"]
 
-DiskFormat = Literal["raw", "qcow2", "vmdk", "vhdx"]
-FORMATS: tuple[DiskFormat, ...] = ("raw", "qcow2", "vmdk", "vhdx")
+DiskFormat = Literal["raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks"]
+FORMATS: tuple[DiskFormat, ...] = ("raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks")
+"""What qemu-img reads and writes in one file. `vpc` is the older VHD; `luks` is raw, encrypted."""
+_ENDINGS: dict[str, DiskFormat] = {"vhd": "vpc", "img": "raw"}
+# The work of guessing one passphrase: it is done at each start, on the host.
+_GUESS_MS = 500
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 _INFO_TIMEOUT_S = 60.0
+_CHECK_TIMEOUT_S = 3600.0
 _ENV = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class DiskImage(msgspec.Struct, frozen=True, kw_only=True):
     """What an image is: `size` as a machine sees it, `allocated` as it takes room, and the
-    further files that it names."""
+    further files that it names. One that is encrypted is read with its key only."""
 
     path: str
     format: str
     size: int
     allocated: int
     references: tuple[str, ...] = ()
+    encrypted: bool = False
 
 
 def disk_info(path: str, *, format: DiskFormat | None = None) -> DiskImage:
@@ -61,6 +76,7 @@ def disk_info(path: str, *, format: DiskFormat | None = None) -> DiskImage:
             size=int(found["virtual-size"]),
             allocated=int(found.get("actual-size", 0)),
             references=tuple(sorted(_references(found, full))),
+            encrypted=bool(found.get("encrypted")) or found["format"] == "luks",
         )
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as exc:
         raise IntegrityError(f"disk {full}: qemu-img says nothing sensible of it") from exc
@@ -83,6 +99,8 @@ def import_disk(
     *,
     source_format: DiskFormat | None = None,
     format: DiskFormat = "raw",
+    key: DiskKey | None = None,
+    source_key: DiskKey | None = None,
     progress: Progress = silent,
 ) -> DiskImage:
     """Bring an image from elsewhere in: copied to `target`, in full and by itself.
@@ -92,7 +110,13 @@ def import_disk(
     """
     image = require_whole(disk_info(source, format=source_format), field="source")
     return convert_disk(
-        source, target, source_format=_checked(image.format), format=format, progress=progress
+        source,
+        target,
+        source_format=_checked(image.format),
+        format=format,
+        key=key,
+        source_key=source_key,
+        progress=progress,
     )
 
 
@@ -114,7 +138,7 @@ def require_whole(image: DiskImage, *, field: str) -> DiskImage:
 def format_of(path: str) -> DiskFormat:
     """Return the format that a file's name ends in, raw where it says nothing."""
     ending = path.rpartition(".")[2].lower()
-    return _checked(ending) if ending in FORMATS else "raw"
+    return _checked(_ENDINGS.get(ending, ending if ending in FORMATS else "raw"))
 
 
 def stamp_of(path: str) -> str:
@@ -133,18 +157,26 @@ def create_disk(
     format: DiskFormat = "qcow2",
     base: str = "",
     base_format: DiskFormat = "raw",
+    key: DiskKey | None = None,
 ) -> DiskImage:
     """Make an empty disk, or with `base` a qcow2 that keeps what differs from that disk,
-    which must stay as it is. Nothing is left of a failure."""
+    which must stay as it is. With `key` it is encrypted, which qcow2 and luks can be. Nothing
+    is left of a failure."""
     final = os.path.abspath(target)
     partial = f"{final}.part{os.urandom(4).hex()}"
     command = ["create", "-q", "-f", _checked(format)]
     if base:
-        command += ["-b", _existing(base), "-F", _checked(base_format)]
+        # As opening it to look would take its key: that is told when a machine opens it.
+        command += ["-u", "-b", _existing(base), "-F", _checked(base_format)]
     try:
-        with disk_errors(f"disk {final}"):
+        with disk_errors(f"disk {final}"), _Secrets() as secrets:
             os.stat(os.path.dirname(final))
-            done = _qemu_img([*command, partial, str(size)], _INFO_TIMEOUT_S)
+            command += _encrypted(format, key, secrets)
+            done = _qemu_img(
+                [command[0], *secrets.objects, *command[1:], partial, str(size)],
+                _INFO_TIMEOUT_S,
+                secrets.fds,
+            )
             if done.returncode != 0:
                 raise _failure(final, done.stderr)
             _publish(partial, final)
@@ -153,20 +185,40 @@ def create_disk(
     return disk_info(final, format=format)
 
 
-def resize_disk(path: str, size: int, *, format: DiskFormat) -> DiskImage:
+def resize_disk(
+    path: str, size: int, *, format: DiskFormat, key: DiskKey | None = None
+) -> DiskImage:
     """Grow a disk that no machine uses; what is on it does not notice by itself."""
     image = disk_info(path, format=format)
     if size < image.size:
         raise InvalidArgument(
             f"a disk cannot shrink: it has {image.size} bytes, got {size}", field="size"
         )
-    with disk_errors(f"disk {image.path}"):
+    with disk_errors(f"disk {image.path}"), _Secrets() as secrets:
+        opened = _opening(image.path, _checked(format), key, secrets)
         done = _qemu_img(
-            ["resize", "-q", "-f", _checked(format), image.path, str(size)], _INFO_TIMEOUT_S
+            ["resize", "-q", *secrets.objects, *opened, str(size)], _INFO_TIMEOUT_S, secrets.fds
         )
         if done.returncode != 0:
             raise _failure(image.path, done.stderr)
     return disk_info(path, format=format)
+
+
+def check_disk(path: str, *, format: DiskFormat) -> str:
+    """Examine the tables of a disk that no machine uses; return what is wrong, "" for nothing.
+
+    Room that nothing refers to any more is no damage. Raises `Busy` where it is used.
+    """
+    full = _existing(path)
+    with disk_errors(f"disk {full}"):
+        done = _qemu_img(["check", "--output=json", "-f", _checked(format), full], _CHECK_TIMEOUT_S)
+        # 2: damaged; 3: clusters are lost, which cost room; 63: the format has no check.
+        if done.returncode in (0, 3, 63):
+            return ""
+        if done.returncode != 2:
+            raise _failure(full, done.stderr)
+    found = msgspec.json.decode(done.stdout, type=dict[str, Any])
+    return f"{found.get('corruptions', 'some')} of its entries are damaged"
 
 
 def convert_disk(
@@ -176,12 +228,16 @@ def convert_disk(
     source_format: DiskFormat,
     format: DiskFormat,
     compress: bool = False,
+    key: DiskKey | None = None,
+    source_key: DiskKey | None = None,
+    base_key: DiskKey | None = None,
     progress: Progress = silent,
 ) -> DiskImage:
     """Copy a disk that no machine writes to into a new file of another format.
 
-    What is empty stays a hole; `compress` is for qcow2. The target appears when it is
-    whole: nothing is left of a failure. Raises `AlreadyExists`, `Exhausted`, and
+    What is empty stays a hole; `compress` is for qcow2. `source_key` opens the source,
+    `base_key` what it stands on, and with `key` the target is encrypted. The target appears
+    when it is whole: nothing is left of a failure. Raises `AlreadyExists`, `Exhausted`, and
     `IntegrityError` for what cannot be read as `source_format`.
     """
     full = _existing(source)
@@ -190,18 +246,97 @@ def convert_disk(
         raise AlreadyExists(f"disk {final}: is there already")
     if compress and format != "qcow2":
         raise InvalidArgument(f"only qcow2 is compressed, got {format}", field="compress")
-    command = ["convert", "-p", "-f", _checked(source_format), "-O", _checked(format)]
-    if compress:
-        command.append("-c")
     partial = f"{final}.part{os.urandom(4).hex()}"
     try:
-        with disk_errors(f"disk {final}"):
+        with disk_errors(f"disk {final}"), _Secrets() as secrets:
             os.stat(os.path.dirname(final))
-            _convert([*command, full, partial], full, progress)
+            made = _encrypted(format, key, secrets)
+            opened = _opening(full, _checked(source_format), source_key, secrets, base_key)
+            command = ["convert", "-p", *secrets.objects, "-O", _checked(format), *made]
+            command += [*(["-c"] if compress else []), *opened, partial]
+            _convert(command, full, progress, secrets.fds)
             _publish(partial, final)
     finally:
         _unlink(partial)
     return disk_info(final, format=format)
+
+
+# ---- keys -------------------------------------------------------------------------------
+
+
+class _Secrets:
+    """The keys of one call of qemu-img, as descriptors that it inherits."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def __enter__(self) -> _Secrets:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+    def add(self, key: DiskKey) -> str:
+        """Return the name by which a key is known there."""
+        self.fds.append(key.open())
+        return f"key{len(self.fds) - 1}"
+
+    @property
+    def objects(self) -> list[str]:
+        """The options that define them."""
+        made = (secret_option(f"key{index}", fd) for index, fd in enumerate(self.fds))
+        return [word for text in made for word in ("--object", text)]
+
+
+def _encrypted(format: str, key: DiskKey | None, secrets: _Secrets) -> list[str]:
+    """Return the options that make a new disk an encrypted one."""
+    if key is None:
+        if format == "vpc":
+            return ["-o", "force_size=on"]  # else its size is one of cylinders
+        if format == "luks":
+            raise InvalidArgument("a disk of format luks needs one", field="key")
+        return []
+    if format not in ("qcow2", "luks"):
+        raise InvalidArgument(f"only qcow2 and luks are encrypted, got {format}", field="key")
+    name = secrets.add(key)
+    if format == "luks":
+        return ["-o", f"key-secret={name},iter-time={_GUESS_MS}"]
+    return ["-o", f"encrypt.format=luks,encrypt.key-secret={name},encrypt.iter-time={_GUESS_MS}"]
+
+
+def _opening(
+    path: str,
+    format: str,
+    key: DiskKey | None,
+    secrets: _Secrets,
+    base_key: DiskKey | None = None,
+) -> list[str]:
+    """Return the words by which a disk that is there is opened."""
+    if key is None and base_key is None:
+        if disk_info(path, format=_checked(format)).encrypted:
+            raise _locked(path)
+        return ["-f", format, path]
+    options: dict[str, Any] = {
+        "driver": format,
+        "file": {"driver": "file", "filename": path},
+    }
+    if key is not None:
+        name = secrets.add(key)
+        if format == "luks":
+            options["key-secret"] = name
+        else:
+            options["encrypt"] = {"format": "luks", "key-secret": name}
+    if base_key is not None:
+        options["backing"] = {"encrypt": {"format": "luks", "key-secret": secrets.add(base_key)}}
+    return [f"json:{msgspec.json.encode(options).decode()}"]
+
+
+def _locked(path: str) -> InvalidArgument:
+    return InvalidArgument(f"disk {path}: is encrypted", field="key", hint="give its key")
+
+
+# ---- qemu-img ---------------------------------------------------------------------------
 
 
 def _publish(partial: str, final: str) -> None:
@@ -239,7 +374,7 @@ def _file_node(path: str) -> dict[str, str]:
     return {"driver": "file", "filename": os.path.abspath(path)}
 
 
-def _convert(command: list[str], source: str, progress: Progress) -> None:
+def _convert(command: list[str], source: str, progress: Progress, pass_fds: Sequence[int]) -> None:
     """Run qemu-img and hand on the percentages that it prints."""
     import tempfile
 
@@ -247,7 +382,7 @@ def _convert(command: list[str], source: str, progress: Progress) -> None:
 
     with tempfile.TemporaryFile() as errors:
         argv = [_require(), *command]
-        with spawn(argv, stdout=-1, stderr=errors, env=_ENV) as process:
+        with spawn(argv, stdout=-1, stderr=errors, env=_ENV, pass_fds=pass_fds) as process:
             assert process.stdout is not None
             while text := os.read(process.stdout.fileno(), 4096):
                 if found := _PERCENT.findall(text):
@@ -268,10 +403,12 @@ def _convert(command: list[str], source: str, progress: Progress) -> None:
         raise _failure(source, said)
 
 
-def _qemu_img(arguments: list[str], timeout_s: float | None) -> Any:
+def _qemu_img(arguments: list[str], timeout_s: float | None, pass_fds: Sequence[int] = ()) -> Any:
     from hutch.process.run import run_command
 
-    return run_command([_require(), *arguments], env=_ENV, timeout_s=timeout_s)
+    return run_command(
+        [_require(), *arguments], env=_ENV, timeout_s=timeout_s, pass_fds=tuple(pass_fds)
+    )
 
 
 def _require() -> str:
@@ -310,6 +447,8 @@ def _failure(path: str, stderr: bytes) -> Exception:
         from hutch.errors import Busy
 
         return Busy(f"disk {path}: a machine uses it", hint="stop the machine first")
+    if "nvalid password" in said:
+        return Denied(f"disk {path}: the key does not open it")
     return IntegrityError(f"disk {path}: {reason}")
 
 

@@ -19,7 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["DEFAULT_SIZE", "Disk", "Disks", "check_size"]
+    from hutch.storage.diskkeys import DiskKey
+
+__all__ = ["DEFAULT_SIZE", "Disk", "Disks", "check_size", "disk_size"]
 
 DEFAULT_SIZE = 10 << 30
 _MIN, _MAX = 64 << 20, 16 << 40
@@ -32,6 +34,7 @@ _PREPARED = 1 << 40
 _BLOCK = 4096  # what mke2fs takes for a file system that is not small
 _LAYOUT = 2  # to be raised with any change of what a new disk looks like
 _TIMEOUT_S = 600.0
+_QCOW2 = b"QFI\xfb"
 _FULL = ("No space left on device", "Disk quota exceeded")
 _ENV = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -51,6 +54,22 @@ def check_size(size: int, *, field: str = "disk") -> int:
             f"expected a size between 64 MiB and 16 TiB, got {size} bytes", field=field
         )
     return -(-size // _STEP) * _STEP
+
+
+def disk_size(path: str, *, encrypted: bool) -> int:
+    """Return the bytes of a writable disk as its machine sees it.
+
+    Whether it is encrypted, a qcow2, its record says: what is not may pretend to be one.
+    """
+    if not encrypted:
+        return os.stat(path).st_size
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if not head.startswith(_QCOW2):
+        from hutch.errors import IntegrityError
+
+        raise IntegrityError(f"disk {path}: is no qcow2")
+    return int.from_bytes(head[24:32], "big")
 
 
 class Disks:
@@ -95,11 +114,21 @@ class Disks:
         except AlreadyExists:
             pass  # another process was quicker
 
-    def get(self, path: str) -> Disk:
+    def create_encrypted(self, path: str, size: int, key: DiskKey) -> Disk:
+        """Make the same as a qcow2 that is encrypted: what is empty in it is told from what
+        is not, which a disk that is nothing but encrypted could not."""
+        from hutch.storage.diskimages import convert_disk
+
+        size = check_size(size)
+        convert_disk(self.empty(size), path, source_format="raw", format="qcow2", key=key)
+        return self.get(path, encrypted=True)
+
+    def get(self, path: str, *, encrypted: bool = False) -> Disk:
         """Return what a disk takes."""
         with disk_errors(f"disk {path}"):
             status = os.stat(path)
-        return Disk(path=path, size=status.st_size, allocated=status.st_blocks * 512)
+            size = disk_size(path, encrypted=encrypted)
+        return Disk(path=path, size=size, allocated=status.st_blocks * 512)
 
     def grow(self, path: str, size: int) -> Disk:
         """Grow a disk that no machine uses, and its file system with it.

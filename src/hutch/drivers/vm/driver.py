@@ -36,7 +36,16 @@ from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.drivers.vm.state import connect_cards, fork_machine, load_machine, save_machine
 from hutch.drivers.vm.throttling import check_rates, set_rates, start_rates
-from hutch.errors import Busy, InternalError, NotFound, Unsupported, WrongState
+from hutch.errors import (
+    Busy,
+    InternalError,
+    NotFound,
+    OperationTimeout,
+    OutcomeUnknown,
+    Unavailable,
+    Unsupported,
+    WrongState,
+)
 from hutch.linux.cgroup import Group, Hierarchy, Limits, Stats
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_NETWORK
@@ -56,6 +65,7 @@ if TYPE_CHECKING:
 
     from hutch.drivers.base import ForkedState, GuestFiles, TemplateUse
     from hutch.network.model import Endpoint
+    from hutch.process.vmm import MonitorLink
     from hutch.qmp import Monitor
 
 __all__ = ["VmDriver"]
@@ -63,6 +73,7 @@ __all__ = ["VmDriver"]
 _BRING_UP_S = 150.0
 # Free pages are reported to QEMU after at most two seconds.
 _LOWER_S = 6.0
+_ENDED_S = 2.0
 
 
 class VmDriver:
@@ -209,13 +220,15 @@ class VmDriver:
                 # While QEMU starts. The guest's own writes are no safer than the file's name.
                 sync_directory(launch.directory)
             monitor.wait_qemu()
-            start_rates(launch.directory, launch.spec.resources, image=True)
-            if started.template is not None:
-                self._machines.resume(f"{launch.directory}/run", started.template, started.shares)
-                monitor.go()
-            elif started.loaded is not None:
-                load_machine(launch.directory, started.loaded)
-                monitor.go()
+            with _ended_qemu(monitor):
+                start_rates(launch.directory, launch.spec.resources, image=True)
+                if started.template is not None:
+                    run = f"{launch.directory}/run"
+                    self._machines.resume(run, started.template, started.shares)
+                    monitor.go()
+                elif started.loaded is not None:
+                    load_machine(launch.directory, started.loaded)
+                    monitor.go()
             monitor.wait_ready(_BRING_UP_S)
             if started.loaded is not None:
                 connect_cards(launch.directory, started.loaded.cards)
@@ -540,3 +553,14 @@ def _require_running(monitor: Monitor) -> None:
 
     if query_status(monitor) != "running":
         raise WrongState("the machine is paused: its guest cannot help", hint="unpause it first")
+
+
+@contextmanager
+def _ended_qemu(monitor: MonitorLink) -> Iterator[None]:
+    """Where QEMU does not answer since it has ended, raise what its monitor says of that."""
+    try:
+        yield
+    except (OutcomeUnknown, Unavailable):
+        with suppress(OperationTimeout):
+            monitor.wait_ready(_ENDED_S)
+        raise

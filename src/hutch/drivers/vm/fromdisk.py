@@ -17,6 +17,7 @@ from hutch.drivers import failures
 from hutch.drivers.base import Launch, SavedState, Started
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards
+from hutch.drivers.vm.diskkeys import DISK_KEY, secrets
 from hutch.drivers.vm.host import find_host
 from hutch.drivers.vm.launching import MachineLauncher, supervision
 from hutch.drivers.vm.limits import group_limits, memory_of
@@ -270,6 +271,7 @@ def _machine(
         monitor=Descriptor(ports.qmp),
         control=Descriptor(ports.control),
         console=Console(connected=Descriptor(ports.agent)),
+        secrets=tuple(secrets(launch, descriptors)),
         disks=tuple(_disks(launch, wish, descriptors)),
         nics=tuple(nics),
         display=Display() if wish.screen else None,
@@ -299,12 +301,21 @@ def _disks(launch: Launch, wish: FromDisk, descriptors: Descriptors) -> list[Dis
     base = None
     if wish.path:
         _check_base(launch, wish)
-        base = DiskFile(file=file(wish.path, os.O_RDONLY), format=wish.format)
-    own = DiskFile(file=file(launch.disk, os.O_RDWR), format="qcow2", backing=base)
+        base = DiskFile(
+            file=file(wish.path, os.O_RDONLY),
+            format=wish.format,
+            key=DISK_KEY if wish.encrypted else "",
+        )
+    key = DISK_KEY if launch.spec.machine.disk_key else ""
+    own = DiskFile(file=file(launch.disk, os.O_RDWR), format="qcow2", key=key, backing=base)
     disks = [Disk(image=own, serial="disk", boot_index=1, detect_zeroes=True)]
     for index, extra in enumerate(wish.disks):
         mode = os.O_RDONLY if extra.read_only else os.O_RDWR
-        image = DiskFile(file=file(extra.path, mode), format=extra.format)
+        image = DiskFile(
+            file=file(extra.path, mode),
+            format=extra.format,
+            key=f"key{index + 1}" if extra.key_file else "",
+        )
         disks.append(Disk(image=image, serial=f"disk{index + 1}", read_only=extra.read_only))
     if wish.seed:
         # No CD: Debian's kernel for clouds has no driver for the chipset's SATA.

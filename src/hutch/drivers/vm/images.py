@@ -104,7 +104,7 @@ def image_request(
 ) -> tuple[ImageRequest, bytes] | None:
     """Return what template a launch can go on from, and its own part of the plan; None where
     there can be none."""
-    if shared(launch) or launch.saved is not None:
+    if shared(launch) or launch.saved is not None or launch.spec.machine.disk_key is not None:
         return None
     if chain(os.path.dirname(launch.disk)) != [launch.disk]:
         return None  # of a fork: not empty

@@ -15,6 +15,7 @@ from hutch.drivers.base import Launch
 from hutch.drivers.vm.boot import Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards
 from hutch.drivers.vm.console import begin_logs
+from hutch.drivers.vm.diskkeys import DISK_KEY, secrets, writable_files, writable_size
 from hutch.drivers.vm.host import find_host, require_qemu
 from hutch.drivers.vm.images import ImageRequest, ImageTemplates, image_request, most_kept
 from hutch.drivers.vm.initramfs import Programs, ensure_initramfs
@@ -63,7 +64,7 @@ from hutch.process.launcher import Launcher, launcher_path
 from hutch.process.vmm import MonitorConfig
 from hutch.records import Progress, silent
 from hutch.spec.model import InstanceSpec
-from hutch.storage.diskchain import chain, overlay_number, virtual_size
+from hutch.storage.diskchain import chain, overlay_number
 from hutch.storage.disks import Disks
 
 __all__ = ["MachineLauncher", "MachineStart", "supervision"]
@@ -335,11 +336,13 @@ class MachineLauncher:
                 kernel=(stub_kernel(descriptors), "")
                 if resumed
                 else kernel_paths(parts, descriptors),
+                secrets=secrets(launch, descriptors),
                 disks=instance_disks(
                     launch.root_disk,
-                    chain(os.path.dirname(launch.disk)),
+                    writable_files(launch),
                     descriptors,
                     volatile=launch.volatile,
+                    key=DISK_KEY if launch.spec.machine.disk_key else "",
                 ),
                 nics=network_cards(launch.endpoints, taps, descriptors),
                 shares=_shares(shares, descriptors) if template is None else (),
@@ -406,7 +409,7 @@ class MachineLauncher:
         return found if disk == seen else msgspec.structs.replace(found, disk_size=disk)
 
     def _held_template(self, parts: Parts, launch: Launch, held: ExitStack) -> Template:
-        size = virtual_size(os.path.dirname(launch.disk))
+        size = writable_size(launch)
         template = self._template(parts, _cards(launch), size, launch.progress)
         _hold(template, held)
         return template
@@ -421,7 +424,7 @@ class MachineLauncher:
             launch,
             plan,
             self._disks,
-            base=self._base_key(parts, cards, virtual_size(os.path.dirname(launch.disk))),
+            base=self._base_key(parts, cards, writable_size(launch)),
             shape=parts.shape,
             on_taps=cards.on_taps,
         )

@@ -28,6 +28,7 @@ from hutch.plan.machine.model import (
     Memory,
     Nic,
     PluggedMemory,
+    Secret,
     Shape,
     Share,
 )
@@ -167,6 +168,7 @@ def machine_argv(
     disks: Sequence[Disk],
     nics: Sequence[Nic],
     shares: Sequence[Share] = (),
+    secrets: Sequence[Secret] = (),
     incoming: bool = False,
     plugged: PluggedMemory | None = None,
     paused: bool = False,
@@ -188,6 +190,7 @@ def machine_argv(
         control=Descriptor(ports.control) if ports.control >= 0 else None,
         agent=Descriptor(ports.agent),
         console=Console(listen=Descriptor(ports.console), log=Descriptor(ports.console_log)),
+        secrets=tuple(secrets),
         disks=tuple(disks),
         nics=tuple(nics),
         shares=tuple(shares),

@@ -206,7 +206,7 @@ def resume(
     from hutch.qmp.machine import cont
     from hutch.qmp.migration import load_state, set_parameters
 
-    with conversation(f"{directory}/{QMP_SOCKET}") as monitor:
+    with conversation(f"{directory}/{QMP_SOCKET}", timeout_s=BOOT_S) as monitor:
         # QEMU would have the guest tell the network of the addresses that the template has.
         set_parameters(monitor, announce_rounds=0)
         load_state(monitor, template.state, ignore_shared=True)
@@ -228,17 +228,23 @@ def kernel_paths(parts: Parts, descriptors: Descriptors) -> tuple[str, str]:
 
 
 def instance_disks(
-    root: str, writable: Sequence[str], descriptors: Descriptors, *, volatile: bool
+    root: str,
+    writable: Sequence[str],
+    descriptors: Descriptors,
+    *,
+    volatile: bool,
+    key: str = "",
 ) -> tuple[Disk, ...]:
     """Return the image's disk, shared by all machines of that image, and the writable one: its
-    files, the lowest first."""
+    files, the lowest first, or one that is opened by the secret `key`."""
 
-    def opened(path: str, mode: int, backing: DiskFile | None = None) -> DiskFile:
+    def opened(path: str, mode: int, backing: DiskFile | None = None, *, key: str = "") -> DiskFile:
         fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
         return DiskFile(
             file=Descriptor(descriptors.add(fd)),
-            format="qcow2" if backing else "raw",
+            format="qcow2" if backing or key else "raw",
             backing=backing,
+            key=key,
         )
 
     *frozen, top = writable
@@ -248,7 +254,7 @@ def instance_disks(
     return (
         Disk(image=opened(root, os.O_RDONLY), serial=ROOT_SERIAL, read_only=True, discard=False),
         Disk(
-            image=opened(top, os.O_RDWR, below),
+            image=opened(top, os.O_RDWR, below, key=key),
             serial=WRITABLE_SERIAL,
             cache="unsafe" if volatile else "writeback",
             detect_zeroes=True,

@@ -8,7 +8,7 @@ import msgspec
 
 from hutch.errors import InvalidArgument, Unsupported
 from hutch.plan.machine import slots
-from hutch.plan.machine.disks import disk_arguments
+from hutch.plan.machine.disks import disk_arguments, secret_option
 from hutch.plan.machine.memory import memory_arguments, plugged_memory
 from hutch.plan.machine.model import (
     Console,
@@ -51,6 +51,7 @@ def machine_arguments(machine: Machine, *, version: QemuVersion, qemu: str) -> t
         *_boot(machine.boot),
         *_channels(machine, places),
         *_helpers(machine, places),
+        *_secrets(machine),
         *disk_arguments(machine.disks, places),
         *nic_arguments(machine.nics, places),
         *_shares(machine, places),
@@ -278,6 +279,11 @@ def _helpers(machine: Machine, places: Places) -> Iterator[str]:
         yield from ("-chardev", options("socket", id="tpm", **endpoint(machine.tpm.socket)))
         yield from ("-tpmdev", "emulator,id=tpm0,chardev=tpm")
         yield from ("-device", "tpm-crb,id=tpm-dev,tpmdev=tpm0")
+
+
+def _secrets(machine: Machine) -> Iterator[str]:
+    for secret in machine.secrets:
+        yield from ("-object", secret_option(secret.name, secret.file.fd))
 
 
 def _shares(machine: Machine, places: Places) -> Iterator[str]:

@@ -12,7 +12,8 @@ from hutch.plan.machine.model import CacheMode, Disk, DiskFile, Throttle
 from hutch.plan.machine.quoting import options, path_of
 from hutch.plan.machine.slots import Places
 
-__all__ = ["SERIAL_MAX", "base_name", "blockdev", "disk_arguments", "node_name", "throttle_limits"]
+__all__ = ["SERIAL_MAX", "base_name", "blockdev", "disk_arguments", "node_name", "secret_option"]
+__all__ += ["throttle_limits"]
 
 SERIAL_MAX = 20
 """VIRTIO_BLK_ID_BYTES: the guest sees no more of a serial."""
@@ -53,6 +54,9 @@ def _format(
         "discard": "unmap" if discard else "ignore",
         "file": _file(image, cache, discard) | {"read-only": read_only},
     }
+    if image.key:
+        secret = {"key-secret": image.key}
+        node |= secret if image.format == "luks" else {"encrypt": {"format": "luks", **secret}}
     if image.backing is not None:
         if image.format != "qcow2":
             raise InvalidArgument("a raw image has no backing file", field="disk.image.backing")
@@ -92,6 +96,11 @@ def blockdev(disk: Disk, node: str) -> dict[str, Any]:
         "discard": top["discard"],
         "file": {"node-name": f"{node}-image", **top},
     }
+
+
+def secret_option(name: str, descriptor: int) -> str:
+    """Return QEMU's object for a key that it reads from its descriptor: its line has no key."""
+    return f"secret,id={name},file=/proc/self/fd/{descriptor}"
 
 
 def throttle_limits(throttle: Throttle) -> dict[str, int]:

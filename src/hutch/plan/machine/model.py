@@ -30,6 +30,7 @@ __all__ = [
     "Nic",
     "NumaNode",
     "PluggedMemory",
+    "Secret",
     "Shape",
     "Share",
     "Tap",
@@ -134,6 +135,13 @@ class Firmware(msgspec.Struct, frozen=True, kw_only=True):
     menu: bool = False
 
 
+class Secret(msgspec.Struct, frozen=True, kw_only=True):
+    """A key by its name, in a file that QEMU reads at its start."""
+
+    name: str
+    file: Descriptor
+
+
 class Throttle(msgspec.Struct, frozen=True, kw_only=True):
     """Limits per second; 0 is none. A total excludes its read and write parts."""
 
@@ -146,10 +154,12 @@ class Throttle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskFile(msgspec.Struct, frozen=True, kw_only=True):
-    """An image file, or a block device of the host, with what it is based on."""
+    """An image file, or a block device of the host, with what it is based on. `key` is the
+    name of the secret that opens an encrypted one."""
 
     file: str | Descriptor
-    format: Literal["raw", "qcow2"] = "raw"
+    format: Literal["raw", "qcow2", "luks"] = "raw"
+    key: str = ""
     block_device: bool = False
     backing: DiskFile | None = None
 
@@ -265,6 +275,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     control: Descriptor | None = None
     agent: Descriptor | None = None
     console: Console | None = None
+    secrets: tuple[Secret, ...] = ()
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     shares: tuple[Share, ...] = ()
