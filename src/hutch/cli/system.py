@@ -75,6 +75,21 @@ def _version(invocation: Invocation) -> int:
     return 0
 
 
+def _check(invocation: Invocation) -> int:
+    from hutch.cli.progress import pull_progress
+
+    with pull_progress(quiet=invocation.flag("quiet")) as progress:
+        report = invocation.engine.check(repair=invocation.flag("repair"), progress=progress)
+    if invocation.json:
+        print_json(report)
+    else:
+        for damage in report.damaged:
+            again = ": thrown away, to be made anew" if damage.name in report.repaired else ""
+            print(f"{damage.kind} {damage.name}: {damage.reason}{again}")
+        print(f"{report.checked} examined, {len(report.damaged)} damaged")
+    return 0 if len(report.damaged) == len(report.repaired) else 1
+
+
 _DF_COLUMNS = (
     ("TYPE", "Type"),
     ("TOTAL", "TotalCount"),
@@ -268,6 +283,17 @@ COMMANDS = {
             ("volumes", "", "flag", "", "Anonymous volumes as well"),
         ),
         examples=("hutch system prune -f",),
+    ),
+    "system check": Command(
+        handler=_check,
+        summary="Read what the root holds against its digests.",
+        options=(
+            ("quiet", "q", "flag", "", "Show no progress"),
+            ("repair", "", "flag", "", "Throw damaged root disks away, to be made anew"),
+        ),
+        epilog="Blobs, root disks of virtual machines, guest kernels; and the tables of disks of "
+        "machines that do not run. Exits with 1 where something is damaged and stays so.",
+        examples=("hutch system check", "hutch system check --repair"),
     ),
     "system reconcile": Command(
         handler=_reconcile,

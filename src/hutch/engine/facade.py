@@ -12,6 +12,7 @@ from hutch.engine.create import create
 from hutch.engine.instance import Instance
 from hutch.engine.lookup import find_id, load
 from hutch.engine.results import (
+    CheckReport,
     CommandError,
     Completed,
     DiskUsage,
@@ -329,6 +330,14 @@ class Engine:
         from hutch.engine.system import prune
 
         return prune(self._context, all_images=all_images, volumes=volumes, filters=filters)
+
+    def check(self, *, repair: bool = False, progress: Progress = silent) -> CheckReport:
+        """Read blobs, root disks of machines and guest kernels against their digests, and have
+        the disks of machines at rest examined. With `repair` damaged root disks are thrown
+        away, to be made anew."""
+        from hutch.engine.checking import check
+
+        return check(self._context, repair=repair, progress=progress)
 
     def info(self) -> SystemInfo:
         """Describe the engine and its host in short."""

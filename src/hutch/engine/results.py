@@ -189,7 +189,8 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Disk use of a root, a row per kind (images, instances, volumes, kernels)."""
+    """Disk use of a root, a row per kind (images, instances, volumes, kernels, snapshots of
+    machines, templates, caches)."""
 
     rows: tuple[UsageRow, ...]
 
@@ -217,6 +218,22 @@ class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True):
     directories: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
     reclaimed: int = 0
+
+
+class Damage(msgspec.Struct, frozen=True, kw_only=True):
+    """What is not as it was: its kind (blob, root disk, kernel, disk), name, and how it is."""
+
+    kind: str
+    name: str
+    reason: str
+
+
+class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How much was examined, what is damaged, and which root disks were thrown away."""
+
+    checked: int
+    damaged: tuple[Damage, ...] = ()
+    repaired: tuple[str, ...] = ()
 
 
 class SystemInfo(msgspec.Struct, frozen=True, kw_only=True):

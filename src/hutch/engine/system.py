@@ -59,6 +59,8 @@ def df(context: Context) -> DiskUsage:
         ),
         _kernels(context),
         _templates(context),
+        _machine_snapshots(context),
+        _caches(context),
     ]
     return DiskUsage(rows=tuple(rows))
 
@@ -101,6 +103,25 @@ def _kernels(context: Context) -> UsageRow:
         # The one added last stays: it is what the next virtual machine starts with.
         reclaimable=sum(size for used, size in found[1:] if not used),
     )
+
+
+def _machine_snapshots(context: Context) -> UsageRow:
+    """Measure the saved states of machines, which stay until somebody removes them."""
+    from hutch.engine.records import MACHINE_SNAPSHOTS, SnapshotRecord
+    from hutch.storage.snapshots import measure
+
+    with context.store.read() as tx:
+        total = sum(1 for _ in tx.items(MACHINE_SNAPSHOTS, SnapshotRecord))
+    size = measure(str(context.root / "snapshots")).bytes
+    return UsageRow(kind="snapshots", total=total, active=total, size=size, reclaimable=0)
+
+
+def _caches(context: Context) -> UsageRow:
+    """Measure what is made anew where it is missing: empty disks, facts, filters."""
+    from hutch.storage.snapshots import measure
+
+    found = measure(str(context.root / "cache"))
+    return UsageRow(kind="caches", total=found.inodes, active=0, size=found.bytes, reclaimable=0)
 
 
 def collect_garbage(context: Context) -> int:

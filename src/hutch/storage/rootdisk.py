@@ -36,11 +36,13 @@ _TIMEOUT_S = 3600.0
 
 
 class RootDisk(msgspec.Struct, frozen=True, kw_only=True):
-    """A root disk; `size` is that of the file, `boot_id` the boot of the host it was made in."""
+    """A root disk; `size` and `sha256` are those of the file, `boot_id` the boot of the host
+    it was made in."""
 
     chain_id: str
     size: int
     boot_id: str
+    sha256: str = ""
 
 
 def disk_key(chain_ids: Sequence[str]) -> str:
@@ -135,7 +137,10 @@ class RootDisks:
             _with_tree(lower, tmp, lambda tree: _mkfs(maker, tree, target))
             self._trash.discard(f"{tmp}/tree")
             disk = RootDisk(
-                chain_id=maker.chain_id, size=os.stat(target).st_size, boot_id=_boot_id()
+                chain_id=maker.chain_id,
+                size=os.stat(target).st_size,
+                boot_id=_boot_id(),
+                sha256=_sha256(target),
             )
             _write(f"{tmp}/disk.json", msgspec.json.encode(disk))
             os.rename(tmp, self._place(maker.chain_id))
@@ -274,6 +279,14 @@ def _failure(said: str, chain_id: str, tree: str, target: str) -> Exception:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), tree)
     lines = [line for line in said.splitlines() if line.strip()] or ["no reason was given"]
     return IntegrityError(f"root disk {chain_id}: {MKFS}: {lines[0].strip()}")
+
+
+def _sha256(path: str) -> str:
+    """Return a file's digest; it was written just now, and is in memory."""
+    import hashlib
+
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_full(target: str) -> bool:

@@ -180,12 +180,17 @@ class Snapshots:
             transaction.delete(SNAPSHOTS, instance_id)
 
     def usage(self, instance_id: str) -> Usage:
-        """Return what the instance has written, to its directory or to its disk."""
+        """Return what the instance has written, to its directory or to its disk, and where it
+        is suspended its memory."""
         directory = self.directory(instance_id)
         within = f"{directory}/limited" if is_limited(directory) else directory
-        written = measure(f"{within}/upper")
+        places = (f"{within}/upper", f"{directory}/suspended", f"{directory}/tpm")
+        written = [measure(path) for path in places]
         disk = allocated(directory) + _allocated(f"{directory}/{QCOW2_FILE}")
-        return Usage(bytes=written.bytes + disk, inodes=written.inodes)
+        return Usage(
+            bytes=sum(one.bytes for one in written) + disk,
+            inodes=sum(one.inodes for one in written),
+        )
 
 
 def is_limited(directory: str) -> bool:
