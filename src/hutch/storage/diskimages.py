@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from hutch.errors import (
     AlreadyExists,
+    Busy,
     Denied,
     IntegrityError,
     InvalidArgument,
@@ -37,6 +38,7 @@ FORMATS: tuple[DiskFormat, ...] = ("raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi",
 _ENDINGS: dict[str, DiskFormat] = {"vhd": "vpc", "img": "raw"}
 # The work of guessing one passphrase: it is done at each start, on the host.
 _GUESS_MS = 500
+_ATTEMPTS = 8
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
@@ -172,13 +174,14 @@ def create_disk(
         with disk_errors(f"disk {final}"), _Secrets() as secrets:
             os.stat(os.path.dirname(final))
             command += _encrypted(format, key, secrets)
-            done = _qemu_img(
-                [command[0], *secrets.objects, *command[1:], partial, str(size)],
-                _INFO_TIMEOUT_S,
-                secrets.fds,
-            )
-            if done.returncode != 0:
-                raise _failure(final, done.stderr)
+            words = [command[0], *secrets.objects, *command[1:], partial, str(size)]
+
+            def create() -> None:
+                done = _qemu_img(words, _INFO_TIMEOUT_S, secrets.fds)
+                if done.returncode != 0:
+                    raise _failure(final, done.stderr)
+
+            _steadily(create)
             _publish(partial, final)
     finally:
         _unlink(partial)
@@ -254,11 +257,27 @@ def convert_disk(
             opened = _opening(full, _checked(source_format), source_key, secrets, base_key)
             command = ["convert", "-p", *secrets.objects, "-O", _checked(format), *made]
             command += [*(["-c"] if compress else []), *opened, partial]
-            _convert(command, full, progress, secrets.fds)
+            _steadily(lambda: _convert(command, full, progress, secrets.fds))
             _publish(partial, final)
     finally:
         _unlink(partial)
     return disk_info(final, format=format)
+
+
+class _Unsteady(Busy):
+    """QEMU could not measure how many rounds a key takes on this host just now."""
+
+
+def _steadily(act: Callable[[], None]) -> None:
+    """Do what makes an encrypted disk. QEMU measures the processor first, and gives up where
+    others have it for most of the time: it is given a few more attempts."""
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            act()
+            return
+        except _Unsteady:
+            if not left:
+                raise
 
 
 # ---- keys -------------------------------------------------------------------------------
@@ -444,9 +463,11 @@ def _failure(path: str, stderr: bytes) -> Exception:
     lines = [line for line in said.splitlines() if line.strip()] or ["no reason was given"]
     reason = lines[0].strip().removeprefix("qemu-img: ")
     if "Failed to get" in said and "lock" in said:
-        from hutch.errors import Busy
-
         return Busy(f"disk {path}: a machine uses it", hint="stop the machine first")
+    if "accurate CPU usage" in said:
+        return _Unsteady(
+            f"disk {path}: the host is too busy to make a key's rounds", hint="try again"
+        )
     if "nvalid password" in said:
         return Denied(f"disk {path}: the key does not open it")
     return IntegrityError(f"disk {path}: {reason}")

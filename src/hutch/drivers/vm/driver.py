@@ -221,6 +221,9 @@ class VmDriver:
                 sync_directory(launch.directory)
             monitor.wait_qemu()
             with _ended_qemu(monitor):
+                if launch.spec.machine.disk_key is not None:
+                    # To open it takes QEMU seconds of processor time before it answers.
+                    _await_qmp(f"{launch.directory}/run")
                 start_rates(launch.directory, launch.spec.resources, image=True)
                 if started.template is not None:
                     run = f"{launch.directory}/run"
@@ -564,3 +567,10 @@ def _ended_qemu(monitor: MonitorLink) -> Iterator[None]:
         with suppress(OperationTimeout):
             monitor.wait_ready(_ENDED_S)
         raise
+
+
+def _await_qmp(run: str) -> None:
+    from hutch.qmp import conversation
+
+    with conversation(f"{run}/{QMP_SOCKET}", timeout_s=_BRING_UP_S):
+        pass

@@ -171,7 +171,8 @@ def _answers(path: str) -> bool:
     from hutch.qmp.machine import query_status
 
     try:
-        with conversation(path) as monitor:
+        # To open encrypted disks takes it seconds of processor time before it answers.
+        with conversation(path, timeout_s=_QEMU_S) as monitor:
             query_status(monitor)
     except HutchError:
         return False
