@@ -191,8 +191,19 @@ def test_a_snapshot_outlives_its_machine(engine: Engine, counter: Instance, tmp_
         sizes = {member.name: member.size for member in archive}
     assert sizes["disk.raw"] == made.spec.machine.disk or sizes["disk.raw"] >= 1 << 30
     assert {"snapshot.json", "state", "saved.json"} < set(sizes)
+    with open(tmp_path / "export.tar", "rb") as file, pytest.raises(AlreadyExists, match=key):
+        engine.snapshots.import_([file.read()])
     engine.snapshots.remove(key)
     assert engine.snapshots.list() == []
+    with open(tmp_path / "export.tar", "rb") as file:
+        taken_in = engine.snapshots.import_(iter(lambda: file.read(1 << 20), b""), "far/away")
+    assert (taken_in.source_name, taken_in.tag, taken_in.memory) == ("far", "away", True)
+    with pytest.raises(NotFound, match="far is not here"):
+        engine.snapshots.restore("far/away")
+    with engine.snapshots.restore("far/away", name="back") as back:
+        assert shell(back, "cat /root/file; hostname") == f"kept\n{back.id[:12]}"
+        goes_on(back)
+    engine.snapshots.remove("far/away")
 
 
 def test_a_machine_goes_back_to_its_snapshot(engine: Engine, counter: Instance) -> None:

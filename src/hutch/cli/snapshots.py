@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import IO, TYPE_CHECKING, Any
 
 from hutch.cli.command import FORMAT, NO_TRUNC, QUIET, Command
 from hutch.cli.options import UsageError
 from hutch.cli.output import ago, print_json, show_rows, stamp
 from hutch.cli.session import Invocation
+from hutch.errors import NotFound
 from hutch.units import format_bytes
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
+_PIECE = 1 << 20
 _COLUMNS = (
     ("SNAPSHOT", "Name"),
     ("IMAGE", "Image"),
@@ -125,6 +128,26 @@ def _export(invocation: Invocation) -> int:
     return 0
 
 
+def _opened(path: str) -> IO[bytes]:
+    try:
+        return open(path, "rb")
+    except OSError as exc:
+        raise NotFound(f"{path}: {(exc.strerror or '').lower()}") from exc
+
+
+def _import(invocation: Invocation) -> int:
+    path, *names = invocation.arguments
+    with ExitStack() as held:
+        file = sys.stdin.buffer if path == "-" else held.enter_context(_opened(path))
+        pieces = iter(lambda: file.read(_PIECE), b"")
+        made = invocation.engine.snapshots.import_(pieces, names[0] if names else None)
+    if invocation.json:
+        print_json(_row(made, full=True))
+    else:
+        print(_name(made))
+    return 0
+
+
 COMMANDS = {
     "fork": Command(
         handler=_fork,
@@ -201,5 +224,19 @@ COMMANDS = {
         "overlays on it, with their holes) and, of a running machine, "
         "its memory as QEMU's migration stream.",
         examples=("hutch snapshot export web/one --file web-one.tar",),
+    ),
+    "snapshot import": Command(
+        handler=_import,
+        summary="Store a snapshot that `hutch snapshot export` wrote.",
+        arguments="FILE|- [INSTANCE/TAG]",
+        low=1,
+        high=2,
+        options=(),
+        epilog="Its image and its guest kernel must be here. It keeps its name unless another is "
+        "given, and is restored as another instance (--name).",
+        examples=(
+            "hutch snapshot import web-one.tar",
+            "ssh host hutch snapshot export web/one | hutch snapshot import - web/far",
+        ),
     ),
 }

@@ -74,6 +74,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "snapshot ls": ("snapshots", "List snapshots"),
     "snapshot restore": ("snapshots", "Go back to a snapshot, or start another instance from it"),
     "snapshot export": ("snapshots", "Write a snapshot as a tar archive"),
+    "snapshot import": ("snapshots", "Store a snapshot that was exported"),
     "snapshot rm": ("snapshots", "Remove snapshots"),
     "vm run": ("vm", "Start a virtual machine from a disk with its own kernel"),
     "vm disk create": ("vm", "Make an empty disk image"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from hutch.drivers.base import ForkedState
 from hutch.engine.context import Context
 from hutch.engine.create import create_from_spec
 from hutch.engine.locking import instance_lock
@@ -20,6 +21,7 @@ from hutch.spec.model import InstanceSpec
 __all__ = ["fork"]
 
 _MOST = 100
+_AT_ONCE = 4
 
 
 def fork(
@@ -49,16 +51,32 @@ def fork(
         for twin_name in names:
             twin = _twin(context, source, spec, twin_name, str(directory))
             undo.callback(_remove, context, twin.id)
-            link = start(context, twin.id, saved=state)
-            if link is not None:
-                link.close()
             twins.append(twin)
+        _start_all(context, twins, state)
         with context.store.write() as tx:
             for twin in twins:
                 tx.event("container", "fork", source.id, name=source.name, twin=twin.id)
         undo.pop_all()
         state.close()
     return [load(context, twin.id) for twin in twins]
+
+
+def _start_all(context: Context, twins: Sequence[InstanceRecord], state: ForkedState) -> None:
+    """Let twins go on, some at a time; raise the first failure when none is under way."""
+
+    def go_on(twin: InstanceRecord) -> None:
+        link = start(context, twin.id, saved=state)
+        if link is not None:
+            link.close()
+
+    if len(twins) == 1:
+        go_on(twins[0])
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for done in [pool.submit(go_on, twin) for twin in twins]:
+            done.result()
 
 
 def _names(context: Context, count: int, name: str | None) -> Sequence[str | None]:

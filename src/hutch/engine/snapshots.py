@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 import msgspec
@@ -27,8 +26,9 @@ from hutch.engine.records import (
     SnapshotRecord,
 )
 from hutch.engine.saved import keep_addresses, new_saved, savable, saved_directory, twin_spec
+from hutch.engine.snapshot_names import check_tag, sync_all, taken
 from hutch.engine.start import start
-from hutch.errors import AlreadyExists, InvalidArgument, NotFound, WrongState
+from hutch.errors import AlreadyExists, NotFound, WrongState
 from hutch.lifecycle import State
 from hutch.records import Transaction
 from hutch.storage.diskchain import copy_disk, freeze_disk, replace_disk
@@ -38,7 +38,6 @@ from hutch.storage.sparse import copy_sparse
 
 __all__ = ["Snapshots", "take_snapshot"]
 
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _AT_REST = (State.CREATED, State.EXITED, State.SUSPENDED)
 # A method named `list` hides the type from the annotations after it.
 SnapshotRecords = list[SnapshotRecord]
@@ -73,20 +72,10 @@ def _check_new(context: Context, name: str, tag: str | None) -> None:
     """Refuse a bad or a taken tag before the machine is touched."""
     if tag is None:
         return
-    if not _TAG.fullmatch(tag):
-        raise InvalidArgument(
-            f"expected letters, digits, '_', '.' and '-', got {tag!r}", field="tag"
-        )
+    check_tag(tag)
     with context.store.read() as tx:
         if tx.get(MACHINE_SNAPSHOTS, f"{name}/{tag}", SnapshotRecord) is not None:
-            raise _taken(f"{name}/{tag}")
-
-
-def _taken(key: str) -> AlreadyExists:
-    return AlreadyExists(
-        f"snapshot {key}: is there already",
-        hint=f"choose another tag, or `hutch snapshot rm {key}`",
-    )
+            raise taken(f"{name}/{tag}")
 
 
 def _copy_at_rest(context: Context, record: InstanceRecord, target: str) -> None:
@@ -107,7 +96,7 @@ def _record(
     directory = saved_directory(context, saved)
     with disk_errors(f"snapshot of {record.name}"):
         size = sum(entry.stat().st_blocks * 512 for entry in directory.iterdir())
-        _sync_all(str(directory))
+        sync_all(str(directory))
     with context.store.write(durable=True) as tx:
         tag = tag or _next_tag(tx, record.name)
         kept = SnapshotRecord(
@@ -128,7 +117,7 @@ def _record(
         try:
             tx.insert(MACHINE_SNAPSHOTS, f"{record.name}/{tag}", kept)
         except AlreadyExists:
-            raise _taken(f"{record.name}/{tag}") from None
+            raise taken(f"{record.name}/{tag}") from None
         if record.spec.machine.kernel:
             context.kernels.note(tx, saved, record.spec.machine.kernel)
         tx.event("container", "snapshot", record.id, name=record.name, tag=tag)
@@ -142,16 +131,6 @@ def _next_tag(tx: Transaction, name: str) -> str:
     while f"{name}/snap{number}" in taken:
         number += 1
     return f"snap{number}"
-
-
-def _sync_all(directory: str) -> None:
-    """See a snapshot onto the disk: it is to survive a power cut once it has a record."""
-    for path in (*(f"{directory}/{name}" for name in os.listdir(directory)), directory):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 class Snapshots:
@@ -228,7 +207,7 @@ class Snapshots:
             present = load(context, record.source)
         except NotFound:
             raise NotFound(
-                f"instance {record.source_name} is gone",
+                f"instance {record.source_name} is {'gone' if record.source else 'not here'}",
                 hint="restore it as another one: --name NEW",
             ) from None
         directory = context.directory(present.id)
@@ -276,6 +255,16 @@ class Snapshots:
 
         record = self.get(name)
         return export_snapshot(record, str(saved_directory(self._context, record.id)))
+
+    def import_(self, pieces: Iterable[bytes], name: str | None = None) -> SnapshotRecord:
+        """Store a snapshot that `export` wrote, under its name or as `INSTANCE/TAG`.
+
+        The image and the guest kernel must be here (`NotFound`). What is no snapshot, or
+        reaches for something of this host, is refused. It is restored as another instance.
+        """
+        from hutch.engine.snapshot_import import import_snapshot
+
+        return import_snapshot(self._context, pieces, name)
 
 
 def _require(tx: Transaction, name: str) -> SnapshotRecord:
