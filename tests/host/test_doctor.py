@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from hutch.engine.examination import examine_host
-from hutch.host.doctor import examine, render_table
+from hutch.host.doctor import _reclaim, examine, render_table
 from hutch.host.findings import Finding, Report, State
 from hutch.host.machines import examine_machines
 from tests.requires import missing, requires
@@ -59,6 +59,14 @@ def test_a_qemu_that_is_not_there_is_told_with_the_way_it_was_named(
     found = {finding.name: finding for finding in examine_machines(tmp_path)}
     assert found["qemu"].state is State.MISSING and "/nowhere" in found["qemu"].detail
     assert found["qemu"].cure == "name another in HUTCH_QEMU, or leave it out"
+
+
+def test_what_reclaim_goes_by_is_told(report: Report, tmp_path: Path) -> None:
+    names = ("memory pressure", "page merging", "loop devices")
+    assert report.get("loop devices").state is State.OK
+    found = {finding.name: finding for finding in _reclaim(tmp_path, tmp_path, tmp_path)}
+    assert tuple(found) == names
+    assert {finding.state for finding in found.values()} == {State.DEGRADED}
 
 
 def test_what_is_missing_comes_with_its_cure(report: Report) -> None:

@@ -304,6 +304,40 @@ def _resources(root: Path, facts: Facts) -> Iterator[Finding]:
         cure="raise LimitNOFILE or ulimit -n",
         worst=State.DEGRADED,
     )
+    yield from _reclaim()
+
+
+def _reclaim(
+    proc: Path = Path("/proc"), sys: Path = Path("/sys"), dev: Path = Path("/dev")
+) -> Iterator[Finding]:
+    """What `hutch system memory` has to go by, and what sizes of layers and volumes need."""
+    told = (proc / "pressure/memory").exists()
+    yield finding_of(
+        "resources",
+        "memory pressure",
+        None if told else "the kernel tells no stalls (PSI): reclaim goes by watermarks alone",
+        good="told by the kernel (PSI)",
+        cure="boot with psi=1",
+        worst=State.DEGRADED,
+    )
+    merges = (sys / "kernel/mm/ksm/run").exists()
+    yield finding_of(
+        "resources",
+        "page merging",
+        None if merges else "the kernel has no KSM: --placement merge=on has no effect",
+        good="the kernel has KSM, for machines that ask for it",
+        cure="a kernel with CONFIG_KSM",
+        worst=State.DEGRADED,
+    )
+    loops = (dev / "loop-control").exists()
+    yield finding_of(
+        "resources",
+        "loop devices",
+        None if loops else "none: layers of containers and volumes can have no size",
+        good="layers of containers and volumes can have a size",
+        cure="modprobe loop",
+        worst=State.DEGRADED,
+    )
 
 
 _MARKS = {State.OK: "ok", State.DEGRADED: "degraded", State.MISSING: "MISSING"}
