@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["MUST_HOLD", "NEEDS", "missing", "requires"]
+__all__ = ["MUST_HOLD", "NEEDS", "live_qemu", "missing", "requires"]
 
 Probe = Callable[[], str | None]
 
@@ -129,6 +129,28 @@ def _apt_mirror() -> str | None:
     return _run("sh", "-c", "apt-get download --print-uris busybox-static | grep -q :")
 
 
+def live_qemu() -> Path:
+    """Return a QEMU that copies a running emulated machine: the one to be used, or the one
+    that `scripts/setup` unpacked."""
+    from hutch.host.qemu import load_qemu
+
+    own = Path(__file__).parent.parent / f"build/qemu/usr/bin/qemu-system-{os.uname().machine}"
+    if own.exists():
+        return own
+    return Path(load_qemu(None).path)
+
+
+def _live_qemu() -> str | None:
+    from hutch.errors import HutchError
+    from hutch.host.qemu import load_qemu
+
+    try:
+        version = load_qemu(None, program=str(live_qemu())).version
+    except HutchError as exc:
+        return exc.message
+    return None if version.sees_emulated_writes else f"QEMU {version} is older than 9.0"
+
+
 def _tun() -> str | None:
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
@@ -153,6 +175,7 @@ NEEDS: dict[str, Probe] = {
     "idmapped-mounts": _idmapped_mounts,
     "kvm": _kvm,
     "erofs": _erofs,
+    "live-qemu": _live_qemu,
     "genisoimage": _program("genisoimage"),
     "lz4": _program("lz4"),
     "mke2fs": _program("mke2fs"),
@@ -172,6 +195,7 @@ NEEDS: dict[str, Probe] = {
     "runc": _program("runc"),
     "seccomp": _seccomp,
     "skopeo": _program("skopeo"),
+    "sshd": _program("sshd"),
     "slirp4netns": _program("slirp4netns"),
     "strace": _program("strace"),
     "swtpm": _program("swtpm"),
@@ -195,6 +219,7 @@ MUST_HOLD = frozenset(
         "grub",
         "docker-registry",
         "dockerd",
+        "live-qemu",
         "lz4",
         "mke2fs",
         "mkfs.erofs",
@@ -211,6 +236,7 @@ MUST_HOLD = frozenset(
         "seccomp",
         "skopeo",
         "slirp4netns",
+        "sshd",
         "swtpm",
         "tar",
         "tun",

@@ -44,7 +44,7 @@ def test_a_template_shows_a_disk_at_least_as_large_as_the_instances(size: int, s
 
 @pytest.mark.parametrize(
     ("accelerator", "asked", "model"),
-    [("tcg", "", "max,-erms"), ("kvm", "", "host"), ("tcg", "EPYC", "EPYC")],
+    [("tcg", "", "max,-erms,-fsrm"), ("kvm", "", "host"), ("tcg", "EPYC", "EPYC")],
 )
 def test_only_an_emulated_processor_of_our_choice_copies_by_words(
     accelerator: Accelerator, asked: str, model: str
