@@ -24,11 +24,34 @@ void status_send(struct vmm *v, uint8_t type, uint8_t flag, const void *data, si
 	(void)!send(v->status, frame, FRAME_HEAD + n, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+/* Take a GO once it is whole: false for anything else. It may tell what of its input the
+ * process has not taken, where that was not known yet when the monitor was started. */
+static bool take_go(struct vmm *v)
+{
+	uint32_t length = get_u32(v->status_head + 4);
+
+	if (v->status_head[0] != STATUS_GO || (length != 0 && length != GO_UNACKED))
+		return false;
+	if (v->status_len < FRAME_HEAD + length)
+		return true;
+	v->status_len = 0;
+	if (length && get_u32(v->status_head + FRAME_HEAD) > STDIN_WINDOW)
+		return false;
+	if (length)
+		v->config.unacked = get_u32(v->status_head + FRAME_HEAD);
+	if (v->stage == ST_HELD)
+		machine_greet(v);
+	return true;
+}
+
 void status_read(struct vmm *v)
 {
-	ssize_t n = recv(v->status, v->status_head + v->status_len,
-			 sizeof(v->status_head) - v->status_len, MSG_DONTWAIT);
+	size_t want = FRAME_HEAD;
+	ssize_t n;
 
+	if (v->status_len >= FRAME_HEAD)
+		want = FRAME_HEAD + GO_UNACKED;
+	n = recv(v->status, v->status_head + v->status_len, want - v->status_len, MSG_DONTWAIT);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (n <= 0) {
@@ -36,11 +59,6 @@ void status_read(struct vmm *v)
 		return;
 	}
 	v->status_len += (uint8_t)n;
-	if (v->status_len < sizeof(v->status_head))
-		return;
-	v->status_len = 0;
-	if (v->status_head[0] != STATUS_GO || get_u32(v->status_head + 4) != 0)
+	if (v->status_len >= FRAME_HEAD && !take_go(v))
 		starter_left(v); /* it does not speak our language */
-	else if (v->stage == ST_HELD)
-		machine_greet(v);
 }

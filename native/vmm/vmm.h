@@ -29,6 +29,8 @@ enum {
 	EXIT_SAVED = 254, /* its state was saved, and it was ended: it goes on elsewhere */
 };
 
+enum { GO_UNACKED = 4 }; /* the payload of a GO that has one */
+
 struct config {
 	uint8_t *memory;
 	size_t size;
@@ -144,7 +146,7 @@ struct vmm {
 	uint64_t deadline_ns; /* of the stage; 0: none */
 	int signals;
 	int status;           /* -1: the starter has left */
-	uint8_t status_head[FRAME_HEAD], status_len;
+	uint8_t status_head[FRAME_HEAD + GO_UNACKED], status_len;
 	bool agent_gone;
 	pid_t qemu;           /* 0: none, or ended */
 	int qemu_status;

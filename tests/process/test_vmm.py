@@ -131,3 +131,5 @@ def test_go_is_one_frame(ends: tuple[MonitorLink, _socket.socket]) -> None:
     link, theirs = ends
     link.go()
     assert theirs.recv(100) == frame(1)
+    link.go(unacked=7)
+    assert theirs.recv(100) == frame(1, bytes([7, 0, 0, 0]))

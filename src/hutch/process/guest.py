@@ -158,6 +158,11 @@ class Quiet:
         self._channel = channel
         self.unacked = unacked
 
+    def dismiss(self) -> None:
+        """Hold nothing any more, and let nobody let the machine go on: that is the caller's
+        affair from now on."""
+        self._channel.send(_DISMISS)
+
     def wait_end(self, timeout_s: float = 60.0) -> None:
         """Wait until the machine, which was told to end, has ended: until then it is held."""
         self._channel.receive_all(time.monotonic() + timeout_s)

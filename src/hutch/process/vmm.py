@@ -183,10 +183,11 @@ class MonitorLink:
         """The exit code of the guest's process, as far as told."""
         return self._exit_code
 
-    def go(self) -> None:
-        """Let a monitor with `hold` greet the agent."""
+    def go(self, *, unacked: int | None = None) -> None:
+        """Let a monitor with `hold` greet the agent; `unacked` replaces its configuration's."""
+        payload = b"" if unacked is None else _U32.pack(unacked)
         try:
-            self._sock.sendall(_HEAD.pack(_GO, 0, 0, 0))
+            self._sock.sendall(_HEAD.pack(_GO, 0, 0, len(payload)) + payload)
         except (BrokenPipeError, ConnectionResetError):
             pass  # what it said before it ended is still to be read, and tells more
 
