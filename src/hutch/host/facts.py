@@ -15,7 +15,7 @@ import msgspec
 from hutch.decoding import decode_json
 
 __all__ = ["Facts", "boot_id", "cgroup_mode", "gather_facts", "has_capability"]
-__all__ += ["load_facts", "replace_file"]
+__all__ += ["load_facts", "misc_minor", "replace_file"]
 
 FORMAT = 1
 
@@ -59,6 +59,16 @@ def has_capability(number: int) -> bool:
             if line.startswith("CapEff:"):
                 return bool(int(line.split()[1], 16) & 1 << number)
     return False
+
+
+def misc_minor(name: str, proc: Path = Path("/proc")) -> int:
+    """Return the minor number of a device of major 10, -1 where the kernel has none."""
+    with open(proc / "misc") as misc:
+        for line in misc:
+            number, _, found = line.strip().partition(" ")
+            if found == name:
+                return int(number)
+    return -1
 
 
 def cgroup_mode(cgroup_root: Path = Path("/sys/fs/cgroup")) -> str:
