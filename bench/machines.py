@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bench.cases import Peers
     from bench.stage import Stage
 
-__all__ = ["MACHINE_CASES", "fetch_kernel", "has_kernel", "remove_kernel"]
+__all__ = ["MACHINE_CASES", "fetch_kernel", "has_kernel", "machines_root", "remove_kernel"]
 
 MEMORY_MIB = 256
 CLONES = 50
@@ -59,6 +59,11 @@ def fetch_kernel() -> str:
 def has_kernel() -> bool:
     """Tell whether `fetch_kernel` has got one."""
     return _ROOT in os.environ
+
+
+def machines_root() -> str:
+    """Return the root with the kernel that `fetch_kernel` has got."""
+    return os.environ[_ROOT]
 
 
 def remove_kernel() -> None:

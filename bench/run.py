@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -12,14 +13,17 @@ import msgspec
 from bench.cases import CASES, peers
 from bench.machines import MACHINE_CASES, fetch_kernel, has_kernel, remove_kernel
 from bench.measure import Row, render
+from bench.migration import MIGRATION_CASES
 from bench.peers import install_peers
 from bench.pulls import PULL_CASES
 from bench.rootdisks import DISK_CASES
 from bench.sched import SCHED_CASES, fetch_accasim, remove_accasim
 from bench.stage import enter_namespaces, is_inside, stage
 
-_WITHOUT_PEERS = {**DISK_CASES, **MACHINE_CASES, **SCHED_CASES}
-_CASES = {**CASES, **PULL_CASES, **_WITHOUT_PEERS}
+Case = Callable[..., Row | list[Row]]
+_ON_MACHINES: dict[str, Case] = {**MACHINE_CASES, **MIGRATION_CASES}
+_WITHOUT_PEERS: dict[str, Case] = {**DISK_CASES, **_ON_MACHINES, **SCHED_CASES}
+_CASES: dict[str, Case] = {**CASES, **PULL_CASES, **_WITHOUT_PEERS}
 
 
 def _arguments() -> argparse.Namespace:
@@ -45,7 +49,7 @@ def main() -> int:
         # Before the namespaces: in there, apt reaches no mirror nor a proxy on the loopback.
         for package in install_peers() if beside else []:
             print(f"{package} could not be installed; its cases are left out", file=sys.stderr)
-        if set(wanted) & set(MACHINE_CASES):
+        if set(wanted) & set(_ON_MACHINES):
             reason = fetch_kernel()
             if reason:
                 print(f"{reason}: the cases of machines are left out", file=sys.stderr)
@@ -53,7 +57,7 @@ def main() -> int:
             print(reason, file=sys.stderr)
     enter_namespaces()
     if not has_kernel():
-        wanted = [name for name in wanted if name not in MACHINE_CASES]
+        wanted = [name for name in wanted if name not in _ON_MACHINES]
     try:
         rows = _measure(wanted, arguments.rounds, beside=beside)
     finally:

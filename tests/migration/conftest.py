@@ -26,7 +26,8 @@ sys.stdin.read()
 KILLED = """
 import os, signal, sys
 import hutch.engine.migrate, hutch.engine.migrate_receive, hutch.engine.migrate_settle
-import hutch.engine.migrate_send
+import hutch.engine.migrate_send, hutch.engine.migrate_live, hutch.engine.migrate_land
+import hutch.drivers.vm.landing
 where, when = sys.argv[1], sys.argv[2]
 sys.argv[1:3] = []
 module, _, name = where.rpartition(":")

@@ -34,6 +34,9 @@ def _migrate(invocation: Invocation) -> int:
             destination[0],
             with_volumes=invocation.flag("with_volumes"),
             bandwidth=invocation.options.get("bandwidth") or 0,
+            downtime_s=_number(invocation, "downtime", 300) / 1000,
+            timeout_s=_number(invocation, "timeout", 0) or None,
+            post_copy=invocation.flag("post_copy"),
             progress=progress,
         )
     if done.problem:
@@ -44,14 +47,28 @@ def _migrate(invocation: Invocation) -> int:
                 "Id": done.id,
                 "Name": done.name,
                 "Destination": done.destination,
+                "Way": done.way,
                 "Sent": done.sent,
+                "Passes": done.passes,
                 "Downtime": round(done.downtime_s, 3),
+                "Offline": round(done.offline_s, 3),
+                "Total": round(done.total_s, 3),
                 "Problem": done.problem,
             }
         )
     else:
         print(done.id if invocation.flag("quiet") else done.name)
     return 0
+
+
+def _number(invocation: Invocation, name: str, default: float) -> float:
+    text = invocation.options.get(name)
+    if text is None:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--{name}: expected a number, got {text!r}", exit_code=1) from None
 
 
 def _target(invocation: Invocation) -> int:
@@ -70,6 +87,20 @@ def _target(invocation: Invocation) -> int:
     return 0
 
 
+def _serve(invocation: Invocation) -> int:
+    import sys
+
+    def tell(text: str) -> None:
+        print(f"hutch: {text}", file=sys.stderr, flush=True)
+
+    invocation.engine.serve_migrations(
+        invocation.options.get("listen") or ":7443",
+        certificates=invocation.options.get("certificates") or "",
+        tell=tell,
+    )
+    return 0
+
+
 COMMANDS = {
     "migrate": Command(
         handler=_migrate,
@@ -79,6 +110,9 @@ COMMANDS = {
         high=2,
         options=(
             ("bandwidth", "", "text", "BYTES", "Send at most so much a second (10M)"),
+            ("downtime", "", "text", "MS", "How long a machine may stand still (300)"),
+            ("post-copy", "", "flag", "", "Let it run there before all of its memory is there"),
+            ("timeout", "", "text", "SECONDS", "Leave a machine here that is not copied by then"),
             ("claim", "", "flag", "", "Keep what a migration left here; the other side is lost"),
             QUIET,
             ("with-volumes", "", "flag", "", "Send the named volumes too"),
@@ -88,7 +122,21 @@ COMMANDS = {
             "hutch migrate --with-volumes db ssh://other.example/srv/hutch",
             "hutch migrate web 'exec:podman exec -i other hutch _migrate_target'",
         ),
-        epilog="A virtual machine that runs is suspended, moved, and goes on there.",
+        epilog="A virtual machine that runs goes on while it is copied (with QEMU 9 or KVM).",
+    ),
+    "serve migrations": Command(
+        handler=_serve,
+        summary="Take migrations in by TLS.",
+        options=(
+            ("listen", "", "text", "HOST:PORT", "Where to listen (:7443, every address)"),
+            ("certificates", "", "text", "DIR", "ca.pem, cert.pem, key.pem (ROOT/tls)"),
+        ),
+        examples=(
+            "hutch serve migrations --listen 10.0.0.2:7443",
+            "hutch serve migrations --certificates /etc/hutch/tls",
+        ),
+        epilog="Whoever has a certificate that ca.pem signed can do what this root's "
+        "administrator can.",
     ),
     "_migrate_target": Command(handler=_target, summary="Take migrated instances in."),
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
+from hutch.drivers.moving import Arrival
 from hutch.plan.ops import Plan
 from hutch.records import Progress, silent
 from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
@@ -84,7 +85,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     the first instruction of the program, and configures it; `taps` are the interface
     indexes of a virtual machine's tap devices in that namespace, one for each of
     `endpoints`, and empty for a container. With `saved` the program is not started: it goes
-    on, with the memory that it had. `progress` is told of work that takes seconds.
+    on, with the memory that it had; so it does with `arrival`, and its network cards stay
+    unplugged until `Movable.plug_in`. `progress` is told of work that takes seconds.
     """
 
     id: str
@@ -103,6 +105,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[LaunchMount, ...] = ()
     join: dict[str, int] = {}
     saved: SavedState | ForkedState | None = None
+    arrival: Arrival | None = None
     endpoints: tuple[Endpoint, ...] = ()
     attach_network: Callable[[int, Sequence[int]], None] | None = None
     exit_command: tuple[str, ...] = ()

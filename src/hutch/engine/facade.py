@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,24 +211,48 @@ class Engine:
         *,
         with_volumes: bool = False,
         bandwidth: int | str = 0,
+        downtime_s: float = 0.3,
+        timeout_s: float | None = None,
+        post_copy: bool = False,
+        parallel: int = 0,
+        compress: bool = False,
         progress: Progress = silent,
     ) -> Migrated:
-        """Move an instance to another hutch: `ssh://[USER@]HOST[/ROOT]`, `unix://PATH` or
-        `exec:COMMAND`.
+        """Move an instance to another hutch: `ssh://[USER@]HOST[/ROOT]`, `tls://HOST`,
+        `unix://PATH` or `exec:COMMAND`.
 
-        A machine that runs is suspended, moved and goes on there. On any failure the instance
-        stays here as it was; `OutcomeUnknown` where the link is lost after it was given away.
-        `with_volumes` sends named volumes too; `bandwidth` is bytes a second.
+        A machine that runs is copied while it runs and then stands still for about
+        `downtime_s`; where its QEMU cannot do that (`Migrated.way` tells), it is stopped for
+        as long as its memory is sent. It is slowed down where it writes faster than it is
+        copied; after `timeout_s` it is left here. With `post_copy` it goes on there when its
+        memory was sent once, and fetches the rest: a link that breaks then loses it.
+        `parallel` is a number of further streams for its memory, which `compress` compresses.
+
+        On any other failure the instance stays here as it was; `OutcomeUnknown` where the link
+        is lost after it was given away. `with_volumes` sends named volumes too; `bandwidth` is
+        bytes a second.
         """
-        from hutch.engine.migrate import migrate
+        from hutch.drivers.moving import Streams
+        from hutch.engine.migrate import LiveOptions, migrate
+        from hutch.engine.migrate_live import check_streams
         from hutch.units import parse_bytes
 
+        streams = Streams(
+            post_copy=post_copy, channels=parallel or int(compress), compress=compress
+        )
+        check_streams(streams, downtime_s, timeout_s)
         return migrate(
             self._context,
             find_id(self._context, name_or_id),
             destination,
             with_volumes=with_volumes,
-            bandwidth=parse_bytes(bandwidth) if isinstance(bandwidth, str) else bandwidth,
+            live=LiveOptions(
+                streams=streams,
+                downtime_s=downtime_s,
+                timeout_s=timeout_s,
+                bandwidth=parse_bytes(bandwidth) if isinstance(bandwidth, str) else bandwidth,
+            ),
+            required="post_copy" if post_copy else "parallel" if streams.channels else "",
             progress=progress,
         )
 
@@ -238,6 +262,22 @@ class Engine:
         from hutch.engine.migrate_receive import serve
 
         serve(self._context, read_fd, write_fd)
+
+    def serve_migrations(
+        self,
+        listen: str = ":7443",
+        *,
+        certificates: str = "",
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Take migrations in by TLS at `HOST:PORT` until interrupted.
+
+        `certificates` is a directory with `ca.pem`, `cert.pem` and `key.pem`, by default the
+        root's `tls`. `tell` is called with a line where it listens and of whom it refused.
+        """
+        from hutch.engine.migrate_serve import serve_tls
+
+        serve_tls(self._context, listen, certificates, tell=tell)
 
     def claim_migration(self, name_or_id: str) -> Instance:
         """Make an instance that a migration left inert this root's, without asking the other

@@ -108,7 +108,7 @@ def finish(context: Context, identifier: str) -> InstanceRecord | None:
     """Book the exit of an instance whose program has ended, and remove it if it asked for
     that. Return the record as booked, or None when somebody else has removed it."""
     try:
-        with instance_lock(context, identifier):
+        with instance_lock(context, identifier, patient=True):
             record = load(context, identifier)
             if not record.spec.auto_remove:
                 return refresh_locked(context, record)

@@ -13,24 +13,28 @@ from contextlib import ExitStack
 import msgspec
 
 import hutch
+from hutch.drivers.moving import Streams
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
+from hutch.engine.migrate_live import LiveOptions, move_live
 from hutch.engine.migrate_send import Sender
 from hutch.engine.migrate_settle import abandon, complete, find, migration_lock, put, take_back
 from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.engine.stop import current
-from hutch.errors import HutchError, OutcomeUnknown, Unsupported, WrongState
+from hutch.errors import HutchError, OutcomeUnknown, Unavailable, Unsupported, WrongState
 from hutch.ids import new_id
 from hutch.lifecycle import State, move
 from hutch.migration.links import Destination, open_wire, parse_destination
 from hutch.migration.messages import Answer, Commit, Committed, Hello, Prepare, Prepared, Ready
 from hutch.migration.records import MigrationRecord, Phase, Role
 from hutch.migration.wire import VERSION, Wire
+from hutch.plan.machine.version import parse_version
 from hutch.records import Progress, ProgressEvent, silent
+from hutch.storage.diskchain import is_chain
 
-__all__ = ["Migrated", "hello", "migrate"]
+__all__ = ["LiveOptions", "Migrated", "hello", "migrate"]
 
 _LINK_S = 600.0
 _AT_REST = (State.CREATED, State.EXITED, State.SUSPENDED)
@@ -38,14 +42,22 @@ _AT_REST = (State.CREATED, State.EXITED, State.SUSPENDED)
 
 class Migrated(msgspec.Struct, frozen=True, kw_only=True):
     """A migration that is done. `id` is the instance's at the target; `sent` counts bytes;
-    `downtime_s` is how long a running machine stood still, 0 for one at rest; `problem` says
-    why it does not run there although it ran here."""
+    `way` is how: `cold`, `stop-and-copy`, `pre-copy` or `post-copy`.
+
+    `downtime_s` is how long a running machine stood still, `offline_s` until it was back in
+    its networks (with `stop-and-copy` one is the other); both are 0 for one at rest.
+    `total_s` is the whole, `passes` how often its memory was gone through. `problem` says why
+    it does not run there although it ran here."""
 
     name: str
     id: str
     destination: str
     sent: int
+    way: str
     downtime_s: float = 0.0
+    offline_s: float = 0.0
+    total_s: float = 0.0
+    passes: int = 0
     problem: str = ""
 
 
@@ -67,25 +79,46 @@ def migrate(
     destination: str,
     *,
     with_volumes: bool = False,
-    bandwidth: int = 0,
+    live: LiveOptions | None = None,
+    required: str = "",
     progress: Progress = silent,
 ) -> Migrated:
     """Move an instance to another hutch; on any failure it stays here as it was.
 
+    A machine that runs is copied as `live` says, while it runs where its QEMU can do that.
+    `required` names what was asked for that only such a copy has.
+
     Where the link is lost after the decision, `OutcomeUnknown`: it is the target's then, and
     `reconcile` finishes the removal here.
     """
-    there = parse_destination(destination)
+    since = time.monotonic()
+    there = parse_destination(destination, context.root)
+    live = live or LiveOptions()
     record = current(context, identifier)
     _check_state(record)
+    obstacle = _why_not_live(context, record)
+    if obstacle and required:
+        raise Unsupported(f"{required}: {obstacle}")
+    if obstacle and record.state == State.RUNNING:
+        progress(ProgressEvent(item=record.name, phase=f"stops while it is copied: {obstacle}"))
     token = new_id()
     progress(ProgressEvent(item=record.name, phase="checking"))
     with migration_lock(context, token):
         try:
-            with open_wire(there, timeout_s=_LINK_S, bandwidth=bandwidth) as wire:
+            with open_wire(there, timeout_s=_LINK_S, bandwidth=live.bandwidth) as wire:
                 hello(wire)
                 sender = Sender(context, wire, record, progress=progress)
-                return _over(context, there, wire, sender, token, with_volumes)
+                _offer(sender, token, with_volumes, None if obstacle else live.streams)
+                with context.leases.hold(*sender.references, purpose="migration"):
+                    sender.send_assets()
+                    wire.expect(Ready)
+                if not obstacle:
+                    done = _live(context, there, wire, sender, token, live)
+                else:
+                    if record.state == State.RUNNING:
+                        sender.send_ahead()
+                    done = _move(context, there, wire, sender, token)
+                return msgspec.structs.replace(done, total_s=time.monotonic() - since)
         except BaseException as exc:
             # The link is closed by now, which lets the target put away what it was at.
             migration = find(context, token)
@@ -94,22 +127,52 @@ def migrate(
             raise
 
 
-def _over(
+def _why_not_live(context: Context, record: InstanceRecord) -> str:
+    """Return why an instance cannot be copied while it runs; nothing if it can."""
+    if record.state != State.RUNNING:
+        return "it does not run"
+    machine = context.machines.record(record.id)
+    if machine is None:
+        return "it is no machine"
+    if is_chain(context.directory(record.id)):
+        return "it shares its disk with its twins"
+    if record.spec.machine.disk_key is not None:
+        return "its disk is encrypted"
+    if machine.accelerator == "tcg":
+        version = parse_version(machine.qemu_version)
+        if not version.sees_emulated_writes:
+            return f"QEMU {version} cannot copy an emulated machine that runs (9.0 can)"
+    return ""
+
+
+def _live(
     context: Context,
     there: Destination,
     wire: Wire,
     sender: Sender,
     token: str,
-    with_volumes: bool,
+    options: LiveOptions,
 ) -> Migrated:
-    """Do it over an open link."""
-    _offer(sender, token, with_volumes)
-    with context.leases.hold(*sender.references, purpose="migration"):
-        sender.send_assets()
-        wire.expect(Ready)
-    if sender.record.state == State.RUNNING:
-        sender.send_ahead()
-    return _move(context, there, wire, sender, token)
+    """Copy it while it runs, and settle what comes after the decision."""
+    result = move_live(context, there, wire, sender, token, options)
+    problem = ""
+    if result.lost is None:
+        complete(context, result.migration, wire)
+    else:
+        problem = _commit_again(context, result.migration)
+        complete(context, result.migration)
+    sender.progress(ProgressEvent(item=sender.record.name, phase="done", done=result.sent))
+    return Migrated(
+        name=sender.record.name,
+        id=result.id,
+        destination=there.text,
+        sent=result.sent,
+        way="post-copy" if result.post_copied else "pre-copy",
+        downtime_s=result.downtime_s,
+        offline_s=result.offline_s,
+        passes=result.passes,
+        problem=problem,
+    )
 
 
 def _check_state(record: InstanceRecord) -> None:
@@ -133,9 +196,9 @@ def _check_state(record: InstanceRecord) -> None:
         raise WrongState(f"instance {record.name} is {record.state}: cannot be migrated", hint=hint)
 
 
-def _offer(sender: Sender, token: str, with_volumes: bool) -> None:
+def _offer(sender: Sender, token: str, with_volumes: bool, streams: Streams | None) -> None:
     """Ask the target; raise with everything that stands in the way, there and here."""
-    own = sender.prepare(token, with_volumes=with_volumes)
+    own = sender.prepare(token, with_volumes=with_volumes, streams=streams)
     sender.wire.send(sender.offer)
     sender.answer = sender.wire.expect(Answer)
     obstacles = [*own, *sender.answer.obstacles]
@@ -171,7 +234,9 @@ def _move(context: Context, there: Destination, wire: Wire, sender: Sender, toke
         id=identifier,
         destination=there.text,
         sent=sender.sent,
+        way="stop-and-copy" if migration.resume else "cold",
         downtime_s=stood_still,
+        offline_s=stood_still,
         problem=problem,
     )
 
@@ -228,10 +293,13 @@ def _stay(context: Context, migration: MigrationRecord, exc: BaseException) -> N
 
 def _commit_again(context: Context, migration: MigrationRecord) -> str:
     """The link was lost with the decision made: tell it over another one."""
-    from hutch.engine.migrate_settle import tell_commit
+    from hutch.engine.migrate_settle import Declined, retake, tell_commit
 
     try:
         return tell_commit(context, migration)
+    except Declined as exc:
+        retake(context, migration)
+        raise Unavailable(f"{exc.message}; it runs on here") from exc
     except HutchError as exc:
         raise OutcomeUnknown(
             f"{migration.name} has been given to {migration.destination}, which does not "

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address, ip_network
 
 from hutch.engine.context import Context
 from hutch.engine.records import NAMES, InstanceRecord, NameRecord
 from hutch.errors import HutchError, NotFound
 from hutch.migration.messages import Offer
+from hutch.network.model import PublishedPort
+from hutch.network.ports import check_port_free
 from hutch.oci.platform import host_platform
 from hutch.spec.build import check_name
 from hutch.spec.model import NetworkAttachment
@@ -33,9 +36,13 @@ def obstacles(context: Context, offer: Offer, record: InstanceRecord) -> list[st
         found.append(f"its image is for {offer.image.platform}, the target is {here}")
     _note(found, lambda: context.driver(record.spec.isolation).check(record.spec))
     if record.spec.isolation == "vm":
-        _check_machine(context, offer, found)
+        from hutch.engine.migrate_machines import machine_obstacles
+
+        found += machine_obstacles(context, offer, record)
     for network in record.spec.networks:
         _check_network(context, network, found)
+    if offer.live is not None:
+        _check_ports(record, found)
     _check_mounts(context, offer, record, found)
     _check_room(context, offer, found)
     return found
@@ -52,7 +59,9 @@ def _check_network(context: Context, asked: NetworkAttachment, found: list[str])
     try:
         network = context.networks.get(asked.name)
     except NotFound:
-        found.append(f"network {asked.name} is not at the target")
+        found.append(
+            f"network {asked.name} is not at the target (make it there: hutch network create)"
+        )
         return
     nets = [ip_network(subnet.subnet) for subnet in network.subnets]
     for address in filter(None, (asked.ipv4, asked.ipv6)):
@@ -60,18 +69,17 @@ def _check_network(context: Context, asked: NetworkAttachment, found: list[str])
             found.append(f"address {address} is not one of network {asked.name} at the target")
 
 
-def _check_machine(context: Context, offer: Offer, found: list[str]) -> None:
-    """A saved memory needs the very QEMU; a machine at rest any that boots it."""
-    from hutch.host.qemu import load_qemu
-
-    if not offer.qemu:
-        return
-    try:
-        there = str(load_qemu(context.root / "cache").version)
-    except HutchError:
-        return  # told by the driver's own check
-    if there != offer.qemu:
-        found.append(f"its memory was saved by QEMU {offer.qemu}, the target has {there}")
+def _check_ports(record: InstanceRecord, found: list[str]) -> None:
+    """A machine at rest is not in the way of whoever has its ports now."""
+    for mapping in record.spec.ports:
+        if mapping.host_port and not mapping.host_port_end:
+            port = PublishedPort(
+                container_port=mapping.container_port,
+                host_port=mapping.host_port,
+                host_ip=mapping.host_ip,
+                protocol=mapping.protocol,
+            )
+            _note(found, partial(check_port_free, port, field="publish"))
 
 
 def _check_mounts(context: Context, offer: Offer, record: InstanceRecord, found: list[str]) -> None:

@@ -20,7 +20,16 @@ from hutch.engine.locking import instance_lock
 from hutch.engine.machines import prepare_machine
 from hutch.engine.migrate import hello
 from hutch.engine.migrate_check import obstacles
-from hutch.engine.migrate_settle import activate, discard, find, forget, migration_lock, put
+from hutch.engine.migrate_land import carry_stream, confirm, decline, land, take_tail
+from hutch.engine.migrate_settle import (
+    activate,
+    discard,
+    find,
+    find_prepared,
+    forget,
+    migration_lock,
+    put,
+)
 from hutch.engine.records import (
     INSTANCES,
     NAMES,
@@ -50,7 +59,7 @@ from hutch.storage.unpack import unpack
 __all__ = ["serve"]
 
 _LINK_S = 3600.0
-_LOCK_S = 30.0
+_LOCK_S = 60.0
 _MAX_FILE = 1 << 40
 _MAX_KERNEL = 512 << 20
 _READY_STATES = (State.CREATED, State.EXITED, State.SUSPENDED)
@@ -91,6 +100,8 @@ def _answer(context: Context, wire: Wire, message: say.Message) -> None:
             with migration_lock(context, message.token, timeout_s=_LOCK_S):
                 _abort(context, message.token)
             wire.send(say.Aborted())
+        case say.Channel():
+            carry_stream(context, wire, message)
         case say.Forget():
             forget(context, message.token)
             wire.send(say.Forgotten())
@@ -103,6 +114,8 @@ def _commit(context: Context, token: str) -> str:
     migration = find(context, token)
     if migration is None:
         raise NotFound(f"migration {token[:12]}: not known here")
+    if migration.live:
+        return confirm(context, migration)
     if migration.phase == Phase.PREPARING:
         raise WrongState(f"migration of {migration.name}: is not complete here")
     active = activate(context, migration)
@@ -122,6 +135,9 @@ def _commit(context: Context, token: str) -> str:
 def _abort(context: Context, token: str) -> None:
     migration = find(context, token)
     if migration is None:
+        return
+    if migration.phase == Phase.DECLINED:
+        forget(context, token)
         return
     if migration.phase == Phase.ACTIVE:
         raise WrongState(f"instance {migration.name} is this root's already")
@@ -163,13 +179,32 @@ class _Incoming:
                     os.mkdir(f"{self._directory}/run", 0o700)
                     self._prepare(image)
                     self._wire.send(say.Ready())
+                    if offer.live is not None:
+                        self._empty_disk(offer.live.disk_size)
                     final = self._files()
                     self._insert(final, image)
+                    if offer.live is not None:
+                        land(context, self._wire, find_prepared(context, offer.token), offer.live)
             undo.pop_all()
-        self._wire.send(say.Prepared(id=self._id))
+        if offer.live is None:
+            self._wire.send(say.Prepared(id=self._id))
 
     def _undo(self, migration: MigrationRecord) -> None:
-        discard(self._context, find(self._context, migration.token) or migration)
+        """Remove it. A live machine's source may have decided meanwhile: it is to learn that
+        this one never ran."""
+        present = find(self._context, migration.token) or migration
+        if present.live and present.phase == Phase.PREPARED:
+            decline(self._context, present)
+        elif present.phase != Phase.ACTIVE:
+            discard(self._context, present)
+
+    def _empty_disk(self, size: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(f"{self._directory}/{DISK_FILE}", flags, 0o600)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
 
     def _migration(self, phase: Phase, *, volumes: bool = False) -> MigrationRecord:
         return MigrationRecord(
@@ -179,6 +214,8 @@ class _Incoming:
             instance=self._id,
             name=self._record.name,
             volumes=tuple(sorted(self._sent_volumes())) if volumes else (),
+            live=self._offer.live is not None,
+            cards=len(self._offer.live.addresses) if self._offer.live else 0,
         )
 
     # ---- image and kernel -------------------------------------------------------------
@@ -274,7 +311,9 @@ class _Incoming:
         match head.kind:
             case "upper":
                 self._tree(self._context.snapshots.upper(self._id), "writable layer")
-            case "disk":
+            case "tail":
+                take_tail(self._wire, self._directory, head)
+            case "disk" if self._offer.live is None:
                 unpack_file(self._wire.stream(), f"{self._directory}/{DISK_FILE}", limit=_MAX_FILE)
             case "changes":
                 path = f"{self._directory}/{DISK_FILE}"
@@ -313,7 +352,8 @@ class _Incoming:
         """See all of it onto the disk, then record it, inert."""
         context = self._context
         previous = State(final.previous)
-        if previous not in _READY_STATES:
+        live = self._offer.live is not None
+        if previous not in ((State.RUNNING,) if live else _READY_STATES):
             raise IntegrityError(f"an instance cannot arrive {previous}")
         self._check_whole(previous)
         self._volumes()

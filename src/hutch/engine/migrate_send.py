@@ -8,12 +8,15 @@ from typing import IO
 
 import msgspec
 
+from hutch.drivers.moving import Streams
 from hutch.engine.context import Context
 from hutch.engine.lookup import load
+from hutch.engine.migrate_machines import named_model
 from hutch.engine.records import SUSPENDED, InstanceRecord
 from hutch.errors import HutchError
+from hutch.host.processors import host_processor, missing_features
 from hutch.lifecycle import State
-from hutch.migration.messages import Answer, Offer, Stream, VolumeOffer
+from hutch.migration.messages import Address, Answer, Live, Offer, Stream, VolumeOffer
 from hutch.migration.streams import SentBlocks, pack_ahead, pack_changes, pack_file
 from hutch.migration.wire import Wire
 from hutch.records import Progress, ProgressEvent
@@ -43,9 +46,13 @@ class Sender:
         self.answer: Answer
         self.references: tuple[str, ...] = ()
         self._ahead: SentBlocks | None = None
+        self._logged: dict[str, tuple[int, int]] = {}
 
-    def prepare(self, token: str, *, with_volumes: bool) -> list[str]:
-        """Make the offer; return what stands in the way on this side."""
+    def prepare(
+        self, token: str, *, with_volumes: bool, streams: Streams | None = None
+    ) -> list[str]:
+        """Make the offer, with `streams` of a machine that comes while it runs; return what
+        stands in the way on this side."""
         context, record = self._context, self.record
         image = context.images.get(record.image_id)
         self.references = (*image.digests, *image.chain_ids)
@@ -55,6 +62,8 @@ class Sender:
             if not context.content.has(digest)
         ]
         obstacles += _unmovable(context, record)
+        if streams is not None:
+            obstacles += context.machines.blockers(record.id, cards=len(record.endpoints))
         volumes: list[VolumeOffer] = []
         for mount in record.mounts:
             if mount.type == "volume" and mount.name not in {v.name for v in volumes}:
@@ -65,19 +74,47 @@ class Sender:
         if record.spec.isolation == "vm":
             kernel = context.kernels.get(record.spec.machine.kernel)
             if record.state in (State.RUNNING, State.SUSPENDED):
-                from hutch.host.qemu import load_qemu
-
-                qemu = str(load_qemu(context.root / "cache").version)
+                machine = context.machines.record(record.id)
+                qemu = machine.qemu_version if machine else ""
         self.offer = Offer(
             token=token,
             instance=msgspec.Raw(msgspec.json.encode(record)),
             image=image,
-            size=context.snapshots.usage(record.id).bytes + _memory(context, record),
+            size=context.snapshots.usage(record.id).bytes
+            + (_memory(context, record) if streams is None else 0),
             kernel=kernel,
             volumes=tuple(volumes),
             qemu=qemu,
+            live=None if streams is None else self._live(streams),
         )
         return obstacles
+
+    def _live(self, streams: Streams) -> Live:
+        """Return what the target must know of a machine that runs."""
+        context, record = self._context, self.record
+        machine = context.machines.record(record.id)
+        assert machine is not None  # it runs
+        model = named_model(machine.cpu)
+        lacking = missing_features(machine.qemu, machine.accelerator, model) if model else ()
+        endpoints = context.networks.endpoints(record.id) if record.endpoints else ()
+        return Live(
+            streams=streams,
+            disk_size=os.stat(f"{self._directory()}/{DISK_FILE}").st_size,
+            addresses=tuple(
+                Address(
+                    network=endpoint.network,
+                    ipv4=endpoint.ipv4,
+                    ipv6=next((a.address for a in endpoint.addresses if ":" in a.address), ""),
+                    mac=endpoint.mac,
+                )
+                for endpoint in endpoints
+            ),
+            machine=context.machines.describe(record.id).decode(),
+            accelerator=machine.accelerator,
+            cpu=machine.cpu,
+            processor=host_processor(),
+            lacking=lacking or (),
+        )
 
     def _volume(self, name: str, sent: bool, anonymous: bool, obstacles: list[str]) -> VolumeOffer:
         context = self._context
@@ -133,6 +170,36 @@ class Sender:
         path = self._context.directory(self.record.id) / DISK_FILE
         return open(path, "rb", buffering=0)
 
+    def send_logs(self) -> None:
+        """Send the log of an instance that goes on writing to it."""
+        self._logged = {name: self._log(name, 0) for name in self._logs()}
+
+    def send_tails(self) -> None:
+        """Send what the log has got since; all of it again where it was rotated meanwhile."""
+        names = self._logs()
+        same = {name: os.stat(f"{self._directory()}/{name}").st_ino for name in names}
+        grown = same == {name: inode for name, (inode, _) in self._logged.items()}
+        for name in names:
+            self._log(name, self._logged[name][1] if grown else 0)
+
+    def _log(self, name: str, start: int) -> tuple[int, int]:
+        """Send a log from there to its end; return its inode and where that was."""
+        fd = os.open(f"{self._directory()}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with open(fd, "rb", buffering=0) as file:
+            status = os.fstat(fd)
+            file.seek(start)
+            pieces = iter(lambda: file.read(min(_PIECE, status.st_size - file.tell())), b"")
+            if status.st_size > start or start == 0:
+                self._stream(Stream(kind="tail", name=name, size=start), pieces)
+        return status.st_ino, status.st_size
+
+    def _logs(self) -> list[str]:
+        names = sorted(os.listdir(self._directory()))
+        return [name for name in names if name == "log" or name.startswith("log.")]
+
+    def _directory(self) -> str:
+        return str(self._context.directory(self.record.id))
+
     # ---- when it does not run any more ------------------------------------------------
 
     def send_instance(self, record: InstanceRecord, state: str) -> None:
@@ -150,9 +217,8 @@ class Sender:
                 self._stream(
                     Stream(kind="upper"), pack_diff(self._context.snapshots.upper(record.id))
                 )
-            for name in sorted(os.listdir(directory)):
-                if name == "log" or name.startswith("log."):
-                    self._file("file", name, f"{directory}/{name}")
+            for name in self._logs():
+                self._file("file", name, f"{directory}/{name}")
             if state == State.SUSPENDED:
                 for name in sorted(os.listdir(f"{directory}/{SUSPENDED}")):
                     self._file("file", f"{SUSPENDED}/{name}", f"{directory}/{SUSPENDED}/{name}")
@@ -211,6 +277,12 @@ def _unmovable(context: Context, record: InstanceRecord) -> list[str]:
     ]
     if spec.ipc_mode.startswith("container:"):
         found.append(f"ipc is joined to {spec.ipc_mode.removeprefix('container:')}")
+    if record.state == State.RUNNING:
+        found += [
+            f"directory {mount.source} of this host is mounted in it at {mount.target} (-v); stop "
+            "it first"
+            for mount in record.mounts
+        ]
     if spec.isolation != "vm" and (spec.userns not in ("", "host") or context.rootless):
         found.append("its files have the ids of a user namespace of this host")
     try:

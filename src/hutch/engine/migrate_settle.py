@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 import msgspec
 
+from hutch.drivers.moving import Movable
 from hutch.engine.context import Context
-from hutch.engine.finish import remove_locked
+from hutch.engine.finish import refresh_locked, remove_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in
 from hutch.engine.records import INSTANCES, InstanceRecord
@@ -36,12 +37,18 @@ from hutch.migration.wire import Wire
 from hutch.records import Transaction
 from hutch.storage.locking import file_lock
 
-__all__ = ["abandon", "activate", "claim", "complete", "discard", "find", "forget"]
-__all__ += ["migration_lock", "put", "settle_migrations", "take_back", "tell_commit"]
+__all__ = ["Declined", "abandon", "activate", "claim", "clear", "complete", "discard", "find"]
+__all__ += ["find_prepared", "forget", "migration_lock", "put", "retake", "settle_migrations"]
+__all__ += ["take_back", "tell_commit"]
 
 # A target that is not there is asked again at the next reconcile.
-_ASK_S = 20.0
+_ASK_S = 90.0
+_END_S = 30.0
 _LOCK = "migration-"
+
+
+class Declined(WrongState):
+    """The target has not let a machine run that was given to it, and never will."""
 
 
 @contextmanager
@@ -75,6 +82,14 @@ def find(context: Context, token: str) -> MigrationRecord | None:
         return tx.get(MIGRATIONS, token, MigrationRecord)
 
 
+def find_prepared(context: Context, token: str) -> MigrationRecord:
+    """Return what is written down of a migration that is known."""
+    migration = find(context, token)
+    if migration is None:
+        raise NotFound(f"migration {token[:12]}: not known here")
+    return migration
+
+
 def forget(context: Context, token: str) -> None:
     """Drop what is written down."""
     with context.store.write(durable=True) as tx:
@@ -97,7 +112,9 @@ def abandon(context: Context, migration: MigrationRecord) -> None:
     except NotFound:
         pass
     else:
-        if migration.resume:
+        if migration.live:
+            _run_on(context, migration.instance)
+        elif migration.resume:
             take_back(context, migration.instance)
     try:
         with _asked(context, migration) as wire:
@@ -118,6 +135,21 @@ def _restore(context: Context, migration: MigrationRecord) -> None:
             tx.put(INSTANCES, record.id, back)
 
 
+def _run_on(context: Context, identifier: str) -> None:
+    """Let a machine that never went away run on, unless it has ended meanwhile."""
+    driver = context.driver("vm")
+    assert isinstance(driver, Movable)
+    with instance_lock(context, identifier):
+        if refresh_locked(context, load(context, identifier)).state == State.RUNNING:
+            driver.run_on(identifier)
+
+
+def retake(context: Context, migration: MigrationRecord) -> None:
+    """Take a machine back that was given away and that the target has declined."""
+    _restore(context, put(context, migration, phase=Phase.SENDING))
+    abandon(context, migration)
+
+
 def take_back(context: Context, identifier: str) -> None:
     """Let a machine that was suspended for its migration run on here."""
     from hutch.engine.start import start
@@ -132,7 +164,9 @@ def _asked(context: Context, migration: MigrationRecord) -> Iterator[Wire]:
     """Open a link of its own to the target of a migration."""
     from hutch.engine.migrate import hello
 
-    with open_wire(parse_destination(migration.destination), timeout_s=_ASK_S) as wire:
+    with open_wire(
+        parse_destination(migration.destination, context.root), timeout_s=_ASK_S
+    ) as wire:
         hello(wire)
         yield wire
 
@@ -142,17 +176,26 @@ def tell_commit(context: Context, migration: MigrationRecord) -> str:
     with _asked(context, migration) as wire:
         wire.send(Ask(token=migration.token))
         phase = wire.expect(Status).phase
+        if phase == Phase.DECLINED:
+            raise Declined(f"{migration.name} never ran at {migration.destination}")
         if phase == "unknown":
             raise OutcomeUnknown(
                 f"{migration.destination} does not know instance {migration.name} any more",
                 hint=f"`hutch migrate --claim {migration.name}` makes it this root's again",
             )
         wire.send(Commit(token=migration.token))
-        return wire.expect(Committed).problem
+        try:
+            return wire.expect(Committed).problem
+        except WrongState as exc:
+            if migration.live:
+                raise Declined(exc.message) from exc
+            raise
 
 
 def complete(context: Context, migration: MigrationRecord, wire: Wire | None = None) -> None:
     """Remove what was given away, and let the target forget how it came."""
+    if migration.live:
+        _end_here(context, migration.instance)
     try:
         with instance_lock(context, migration.instance):
             record = load(context, migration.instance)
@@ -174,6 +217,27 @@ def complete(context: Context, migration: MigrationRecord, wire: Wire | None = N
         complete(context, migration)
         return
     forget(context, migration.token)
+
+
+def _end_here(context: Context, identifier: str) -> None:
+    """End what stands still of a machine that runs elsewhere now."""
+    from hutch.process.supervisor import Supervisor
+
+    try:
+        link = Supervisor.connect(f"{context.directory(identifier)}/run")
+    except (FileNotFoundError, ConnectionError):
+        context.driver("vm").kill_all(identifier)
+        return
+    with link:
+        try:
+            link.claim()
+        except (ProcessLookupError, OutcomeUnknown):
+            pass  # it has ended already
+        context.driver("vm").kill_all(identifier)
+        try:
+            link.wait(timeout_s=_END_S)
+        except OutcomeUnknown:
+            pass
 
 
 def _tell_forget(wire: Wire, migration: MigrationRecord) -> None:
@@ -198,6 +262,14 @@ def activate(context: Context, migration: MigrationRecord) -> MigrationRecord:
 
 def discard(context: Context, migration: MigrationRecord) -> None:
     """Remove what was prepared or half received; safe to repeat."""
+    clear(context, migration)
+    forget(context, migration.token)
+
+
+def clear(context: Context, migration: MigrationRecord) -> None:
+    """Remove the instance that was prepared or half received, with what runs of it."""
+    if migration.live:
+        _end_here(context, migration.instance)
     try:
         with instance_lock(context, migration.instance):
             remove_locked(context, load(context, migration.instance), remove_volumes=True)
@@ -207,7 +279,6 @@ def discard(context: Context, migration: MigrationRecord) -> None:
     for name in migration.volumes:
         context.volumes.release(name, migration.instance)
         context.volumes.remove(name, missing_ok=True)
-    forget(context, migration.token)
 
 
 # ---- both ---------------------------------------------------------------------------------
@@ -241,6 +312,9 @@ def _settle(context: Context, migration: MigrationRecord) -> bool:
             try:
                 if _is_here(context, migration):
                     tell_commit(context, migration)
+            except Declined:
+                retake(context, migration)
+                return True
             except HutchError:
                 return False
             complete(context, migration)

@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from hutch.drivers.base import ForkedState, Launch, LaunchMount, SavedState
+from hutch.drivers.base import ForkedState, Launch, LaunchMount, SavedState, Started
+from hutch.drivers.moving import Arrival
 from hutch.engine.context import Context
 from hutch.engine.disk_keys import attached_keys, disk_key
 from hutch.engine.etc import write_files
@@ -24,14 +25,14 @@ from hutch.lifecycle import State, move
 from hutch.plan.ops import Plan
 from hutch.process.supervisor import Supervisor
 from hutch.records import Progress, silent
-from hutch.spec.model import NetworkAttachment
+from hutch.spec.model import InstanceSpec, NetworkAttachment
 from hutch.storage.faults import disk_errors
 from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint
 
-__all__ = ["machine_arguments", "plan", "start"]
+__all__ = ["attachments", "land", "machine_arguments", "plan", "start"]
 
 _STARTABLE = (State.CREATED, State.EXITED, State.RESTARTING, State.SUSPENDED)
 
@@ -148,6 +149,34 @@ def _start_locked(
         context.trash.discard(str(context.directory(record.id) / SUSPENDED))
     follow_settled(context, record, placed)
     return started.supervisor
+
+
+def land(
+    context: Context, record: InstanceRecord, kept: Sequence[NetworkAttachment], arrival: Arrival
+) -> tuple[Started, list[Endpoint]]:
+    """Start an instance that another host still has, with the addresses in `kept` where they
+    are to be had. Its lock is held, its record the caller's; on failure nothing runs."""
+    driver = context.driver(record.spec.isolation)
+    with ExitStack() as undo:
+        placed = reserve_at_start(context, record, undo)
+        endpoints = _prepare_network(context, record, undo, kept)
+        with ExitStack() as held:
+            launch = _launch(context, placed, endpoints, held)
+            launch = msgspec.structs.replace(
+                launch,
+                arrival=arrival,
+                spec=_on(launch.spec, arrival.accelerator),
+                exit_command_always=True,
+            )
+            started = driver.start(launch)
+        undo.pop_all()
+    return started, endpoints
+
+
+def _on(spec: InstanceSpec, accelerator: Literal["kvm", "tcg"]) -> InstanceSpec:
+    """Return the specification with that accelerator, which its memory is bound to."""
+    machine = msgspec.structs.replace(spec.machine, accel=accelerator)
+    return msgspec.structs.replace(spec, machine=machine)
 
 
 def _write(

@@ -30,7 +30,14 @@ MOVES: dict[State, frozenset[State]] = {
         {State.RUNNING, State.EXITED, State.CREATED, State.SUSPENDED, State.DEAD}
     ),
     State.RUNNING: frozenset(
-        {State.PAUSED, State.SUSPENDED, State.EXITED, State.RESTARTING, State.DEAD}
+        {
+            State.PAUSED,
+            State.SUSPENDED,
+            State.MIGRATING,
+            State.EXITED,
+            State.RESTARTING,
+            State.DEAD,
+        }
     ),
     State.PAUSED: frozenset({State.RUNNING, State.EXITED, State.DEAD}),
     State.RESTARTING: frozenset({State.STARTING, State.EXITED, State.REMOVING, State.DEAD}),
@@ -40,7 +47,14 @@ MOVES: dict[State, frozenset[State]] = {
     ),
     # Inert: it is another hutch's, or about to be; or it comes back as what it was.
     State.MIGRATING: frozenset(
-        {State.CREATED, State.EXITED, State.SUSPENDED, State.REMOVING, State.DEAD}
+        {
+            State.CREATED,
+            State.RUNNING,
+            State.EXITED,
+            State.SUSPENDED,
+            State.REMOVING,
+            State.DEAD,
+        }
     ),
     State.REMOVING: frozenset({State.DEAD}),
     State.EXITED: frozenset(

@@ -1,4 +1,4 @@
-"""Where a migration goes: `ssh://`, `unix://` and `exec:` destinations, and their links."""
+"""Where a migration goes: `ssh://`, `tls://`, `unix://` and `exec:`, and the links there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
@@ -14,23 +15,42 @@ from hutch.errors import InvalidArgument, Unavailable
 from hutch.migration.wire import Wire
 from hutch.process.run import spawn
 
-__all__ = ["Destination", "open_wire", "parse_destination"]
+__all__ = [
+    "TLS_PORT",
+    "Destination",
+    "certificates_of",
+    "meet",
+    "open_link",
+    "open_wire",
+    "parse_destination",
+]
 
-_CURE = "ssh://[USER@]HOST[:PORT][/ROOT], unix://PATH or exec:COMMAND"
+_CURE = "ssh://[USER@]HOST[:PORT][/ROOT], tls://HOST[:PORT], unix://PATH or exec:COMMAND"
+TLS_PORT = 7443
 # ssh itself notices a link that is silent for so long.
 _SSH = ("ssh", "-oBatchMode=yes", "-oServerAliveInterval=15", "-oServerAliveCountMax=3", "-T")
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
-    """A destination: the command to run, or the path of the socket to connect to."""
+    """A destination: the command to run, the path of the socket to connect to, or the host
+    and port, with the directory of this side's certificates."""
 
     text: str
     argv: tuple[str, ...] = ()
     path: str = ""
+    host: str = ""
+    port: int = 0
+    certificates: str = ""
 
 
-def parse_destination(text: str) -> Destination:
-    """Return what a destination means; raise `InvalidArgument` with the forms there are."""
+def certificates_of(root: Path) -> str:
+    """Return where a root keeps the certificates of its links."""
+    return str(root / "tls")
+
+
+def parse_destination(text: str, root: Path = Path()) -> Destination:
+    """Return what a destination means to a root; raise `InvalidArgument` with the forms there
+    are. `tls://HOST?certificates=DIRECTORY` names another directory than the root's."""
     if text.startswith("exec:"):
         return Destination(text=text, argv=_command(text.removeprefix("exec:")))
     try:
@@ -40,9 +60,21 @@ def parse_destination(text: str) -> Destination:
         raise InvalidArgument(f"{exc}, got {text!r}", field="destination", hint=_CURE) from None
     if parts.scheme == "unix" and not parts.netloc and parts.path:
         return Destination(text=text, path=unquote(parts.path))
+    if parts.scheme == "tls" and parts.hostname and parts.path in ("", "/"):
+        return _tls(text, parts.hostname, port, parts.query, root)
     if parts.scheme == "ssh" and parts.hostname and not parts.password:
         return Destination(text=text, argv=_ssh(parts.username, parts.hostname, port, parts.path))
     raise InvalidArgument(f"expected another hutch, got {text!r}", field="destination", hint=_CURE)
+
+
+def _tls(text: str, host: str, port: int | None, query: str, root: Path) -> Destination:
+    options = dict(parse_qsl(query))
+    certificates = options.pop("certificates", "") or certificates_of(root)
+    if options:
+        raise InvalidArgument(
+            f"unknown option {sorted(options)[0]!r} in {text!r}", field="destination", hint=_CURE
+        )
+    return Destination(text=text, host=host, port=port or TLS_PORT, certificates=certificates)
 
 
 def _command(text: str) -> tuple[str, ...]:
@@ -65,24 +97,52 @@ def _ssh(user: str | None, host: str, port: int | None, path: str) -> tuple[str,
 
 
 @contextmanager
+def open_link(destination: Destination, *, timeout_s: float) -> Iterator[socket.socket]:
+    """Open a connection to another hutch; it is closed at the end, and its command ended."""
+    with ExitStack() as stack:
+        if destination.host:
+            # Others come without `ssl` and the time that it takes to load.
+            from hutch.migration.tls import connect_tls, load_certificates
+
+            own = load_certificates(destination.certificates, server=False)
+            there = connect_tls(destination.host, destination.port, own, timeout_s=timeout_s)
+            yield stack.enter_context(there)
+            return
+        if destination.path:
+            yield stack.enter_context(_connect(destination.path, timeout_s))
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # stderr is the caller's: there ssh says what is wrong.
+            stack.enter_context(
+                spawn(destination.argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=2)
+            )
+        # Closed first: then the command sees its end, and need not be told.
+        yield stack.enter_context(ours)
+
+
+@contextmanager
 def open_wire(destination: Destination, *, timeout_s: float, bandwidth: int = 0) -> Iterator[Wire]:
     """Open a link and greet; it is closed at the end, and its command ended."""
-    with ExitStack() as stack:
-        if destination.path:
-            reading = writing = stack.enter_context(_connect(destination.path, timeout_s)).fileno()
-        else:
-            # stderr is the caller's: there ssh says what is wrong.
-            process = stack.enter_context(spawn(destination.argv, stdin=-1, stdout=-1, stderr=2))
-            assert process.stdin is not None
-            assert process.stdout is not None
-            reading, writing = process.stdout.fileno(), process.stdin.fileno()
-        wire = Wire(
-            reading, writing, peer=_name(destination), timeout_s=timeout_s, bandwidth=bandwidth
-        )
-        # In this order: what is no hutch has said so before it is spoken to.
-        wire.meet()
-        wire.greet()
-        yield wire
+    with open_link(destination, timeout_s=timeout_s) as link:
+        yield meet(destination, link, timeout_s=timeout_s, bandwidth=bandwidth)
+
+
+def meet(
+    destination: Destination, link: socket.socket, *, timeout_s: float, bandwidth: int = 0
+) -> Wire:
+    """Greet over a connection that was just opened."""
+    wire = Wire(
+        link.fileno(),
+        link.fileno(),
+        peer=_name(destination),
+        timeout_s=timeout_s,
+        bandwidth=bandwidth,
+    )
+    # In this order: what is no hutch has said so before it is spoken to.
+    wire.meet()
+    wire.greet()
+    return wire
 
 
 def _connect(path: str, timeout_s: float) -> socket.socket:

@@ -7,12 +7,15 @@ from typing import Any
 import msgspec
 
 from hutch import errors
+from hutch.drivers.moving import Streams
 from hutch.drivers.vm.kernels import KernelRecord
+from hutch.host.processors import HostProcessor
 from hutch.image.records import ImageRecord
 
-__all__ = ["ERRORS", "Abort", "Aborted", "Answer", "Ask", "Commit", "Committed", "Failed"]
-__all__ += ["Forget", "Forgotten", "Hello", "Message", "Offer", "Prepare", "Prepared", "Ready"]
-__all__ += ["Status", "Stream", "VolumeOffer", "failure"]
+__all__ = ["ERRORS", "Abort", "Aborted", "Address", "Answer", "Ask", "Begin", "Begun", "Channel"]
+__all__ += ["Commit", "Committed", "Failed", "Forget", "Forgotten", "Hello", "Live", "Loaded"]
+__all__ += ["Message", "Offer", "Opened", "Prepare", "Prepared", "Ready", "Status", "Stream"]
+__all__ += ["Switch", "Switched", "VolumeOffer", "failure"]
 
 ERRORS: dict[str, type[errors.HutchError]] = {
     name: getattr(errors, name) for name in errors.__all__
@@ -50,9 +53,34 @@ class VolumeOffer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     size: int = 0
 
 
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance is called in one of its networks."""
+
+    network: str
+    ipv4: str = ""
+    ipv6: str = ""
+    mac: str = ""
+
+
+class Live(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of a machine that comes while it runs: how its memory travels, the size of its disk,
+    its addresses in the order of its network cards, the record of its driver, and what its
+    processors are: the model without the features that it is `lacking`, or the host's own."""
+
+    streams: Streams
+    disk_size: int
+    addresses: tuple[Address, ...] = ()
+    machine: str = ""
+    accelerator: str = ""
+    cpu: str = ""
+    processor: HostProcessor = HostProcessor()
+    lacking: tuple[str, ...] = ()
+
+
 class Offer(Message, frozen=True, tag="offer"):
     """Source: what would come. `instance` is the record as the source's engine has it, and
-    `size` what the instance's own files take. `qemu` is the version that a saved memory needs."""
+    `size` what the instance's own files take. `qemu` is the version that a saved memory needs;
+    `live` that it comes while it runs."""
 
     token: str
     instance: msgspec.Raw
@@ -61,6 +89,7 @@ class Offer(Message, frozen=True, tag="offer"):
     kernel: KernelRecord | None = None
     volumes: tuple[VolumeOffer, ...] = ()
     qemu: str = ""
+    live: Live | None = None
 
 
 class Answer(Message, frozen=True, tag="answer"):
@@ -72,9 +101,9 @@ class Answer(Message, frozen=True, tag="answer"):
 
 
 class Stream(Message, frozen=True, tag="stream"):
-    """Source: a byte stream follows. `kind` is blob, kernel, upper, disk, changes, file or
-    volume;
-    `end`: no more of image and kernel, and no bytes."""
+    """Source: a byte stream follows. `kind` is blob, kernel, upper, disk, changes, file, tail
+    (what belongs behind the first `size` bytes of a log) or volume; `end`: no more of image
+    and kernel, and no bytes."""
 
     kind: str
     name: str = ""
@@ -100,6 +129,41 @@ class Prepared(Message, frozen=True, tag="prepared"):
     id: str
 
 
+class Channel(Message, frozen=True, tag="channel"):
+    """Source, on a link of its own: from the answer on it is a stream of a machine on its way,
+    `disk` or `memory`."""
+
+    token: str
+    name: str
+
+
+class Opened(Message, frozen=True, tag="opened"):
+    """Target: bytes from now on."""
+
+
+class Begin(Message, frozen=True, tag="begin"):
+    """Source: the memory is about to come, its streams are open."""
+
+
+class Begun(Message, frozen=True, tag="begun"):
+    """Target: it is waited for."""
+
+
+class Switch(Message, frozen=True, tag="switch"):
+    """Source: the machine is stopped, its disk complete; `unacked` bytes of its input were not
+    taken by its program."""
+
+    unacked: int
+
+
+class Switched(Message, frozen=True, tag="switched"):
+    """Target: the disk is the machine's; the last of its memory may come."""
+
+
+class Loaded(Message, frozen=True, tag="loaded"):
+    """Target: the machine could run here, and does not."""
+
+
 class Commit(Message, frozen=True, tag="commit"):
     """Source: it has given its instance up; the target's is the one."""
 
@@ -107,9 +171,11 @@ class Commit(Message, frozen=True, tag="commit"):
 
 
 class Committed(Message, frozen=True, tag="committed"):
-    """Target: it may be started. `problem` says why it was not, where that was asked for."""
+    """Target: it may be started. `problem` says why it was not, where that was asked for. A
+    machine that came live runs: its processors since `resumed_s` after the Commit came."""
 
     problem: str = ""
+    resumed_s: float = 0.0
 
 
 class Abort(Message, frozen=True, tag="abort"):
@@ -129,7 +195,7 @@ class Ask(Message, frozen=True, tag="ask"):
 
 
 class Status(Message, frozen=True, tag="status"):
-    """Target: unknown, prepared or active."""
+    """Target: unknown, preparing, prepared, active, or declined: it never ran there."""
 
     phase: str
 

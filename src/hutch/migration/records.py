@@ -18,7 +18,8 @@ class Role(StrEnum):
 
 
 class Phase(StrEnum):
-    """How far it is. The source's step from `sending` to `committed` is the decision."""
+    """How far it is. The source's step from `sending` to `committed` is the decision, which
+    only a target that has `declined` a live machine takes back."""
 
     SENDING = "sending"
     COMMITTED = "committed"
@@ -26,12 +27,15 @@ class Phase(StrEnum):
     PREPARING = "preparing"
     PREPARED = "prepared"
     ACTIVE = "active"
+    DECLINED = "declined"
 
 
 class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A migration under its token. `previous` is the state that the instance has when it may
     be started; `resume` that it ran, and is to run again wherever it ends up; `volumes` are
-    those that the target makes for it."""
+    those that the target makes for it. `live` is of a machine that runs until its memory is
+    there: what is at the source can go on, and what is at the target has run or never will.
+    `cards` is how many networks it is in."""
 
     token: str
     role: Role
@@ -42,3 +46,5 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     previous: str = ""
     resume: bool = False
     volumes: tuple[str, ...] = ()
+    live: bool = False
+    cards: int = 0

@@ -21,7 +21,7 @@ from hutch.migration.messages import ERRORS, Failed, Message
 
 __all__ = ["DATA_LIMIT", "MESSAGE_LIMIT", "VERSION", "Ended", "Wire"]
 
-VERSION = 1
+VERSION = 2
 MESSAGE_LIMIT = 8 << 20
 DATA_LIMIT = 256 << 10
 _MAGIC = b"HUTCHMG1"
@@ -120,6 +120,15 @@ class Wire:
             return self._lost(exc.strerror or str(exc))
 
     # ---- receiving ------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the other side has said something."""
+        return self._read_fd
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The link's descriptors, to read from and to write to."""
+        return self._read_fd, self._write_fd
 
     def meet(self) -> None:
         """Take the other side's greeting, or raise `Unavailable`."""

@@ -72,6 +72,7 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
 
     `skeleton` is a directory holding the mount points and symbolic links of the sandbox's
     root; `binds` are (host path, path inside) shown read-only; `shared` the same, writable.
+    `userfaultfd` is the minor number of that device, where QEMU is to have it.
     `namespace` is the slot of a network namespace (-1: a new, empty one); `inherit` are the
     slots that become descriptors 3, 4, … of `hutch-vmm`.
 
@@ -91,6 +92,7 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
     shared: tuple[tuple[str, str], ...] = ()
     user: ResolvedUser | None
     kvm: bool = False
+    userfaultfd: int = -1
     cgroup_files: tuple[str, ...] = ()
     cgroup_slot: int = -1
     namespace: int = -1
@@ -215,6 +217,8 @@ def _devices(assets: SandboxAssets) -> list[ops.AnyOp]:
         made.append(_node(name, major, minor))
     if assets.kvm:
         made.append(_node("kvm", 10, 232))
+    if assets.userfaultfd >= 0:
+        made.append(_node("userfaultfd", 10, assets.userfaultfd))
     if assets.tty:
         made.append(
             ops.Mount(

@@ -23,6 +23,7 @@ from hutch.drivers.vm.sandbox import (
     make_skeleton,
     sandbox_user,
 )
+from hutch.host.facts import misc_minor
 from hutch.linux.cgroup import Group
 from hutch.linux.idmap import write_own_map
 from hutch.plan.container import SYNC_IDMAP
@@ -68,10 +69,11 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     where the console's and QEMU's words go. `argv` gets the standard ports and a collector
     for more descriptors. `config` is the monitor's configuration but for what is decided
     here. `namespace` holds a network namespace, -1 for a new, empty one; `host_network`
-    stays in the host's. `discards` says that its memory is a sealed file, of which it is to
-    give back what it has written itself. `shares` is the connection to the server of the
-    shared directories, whose end ends the machine. `screen`, for a machine without an agent,
-    is what the clients of its screen call at.
+    stays in the host's. `userfaultfd` gives QEMU that device, by which post-copy fetches
+    memory. `discards` says that its memory is a sealed file, of which it is to give back what
+    it has written itself. `shares` is the connection to the server of the shared directories,
+    whose end ends the machine. `screen`, for a machine without an agent, is what the clients
+    of its screen call at.
     """
 
     identifier: str
@@ -94,6 +96,7 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     network: bool = False
     screen: int = -1
     shares: int = -1
+    userfaultfd: bool = False
     attach: int = 0
     env: dict[str, str] | None = None
     shared: tuple[tuple[str, str], ...] = ()
@@ -137,6 +140,7 @@ def boot(launcher: Launcher, request: BootRequest) -> Booted:
                 namespaces=request.sandbox.namespaces,
                 host_network=request.host_network,
                 kvm=request.kvm,
+                userfaultfd=misc_minor("userfaultfd") if request.userfaultfd else -1,
                 cgroup_files=cgroup_files,
                 cgroup_slot=cgroup_slot,
                 namespace=namespace,

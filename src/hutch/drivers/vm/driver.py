@@ -34,10 +34,17 @@ from hutch.drivers.vm.limits import (
 )
 from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
 from hutch.drivers.vm.shares import check_mounts, guest_binds
-from hutch.drivers.vm.state import connect_cards, fork_machine, load_machine, save_machine
+from hutch.drivers.vm.state import (
+    connect_cards,
+    fork_machine,
+    load_machine,
+    receive_machine,
+    save_machine,
+)
 from hutch.drivers.vm.throttling import check_rates, set_rates, start_rates
 from hutch.errors import (
     Busy,
+    HutchError,
     InternalError,
     NotFound,
     OperationTimeout,
@@ -64,6 +71,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hutch.drivers.base import ForkedState, GuestFiles, TemplateUse
+    from hutch.drivers.moving import Departure, Streams
     from hutch.network.model import Endpoint
     from hutch.process.vmm import MonitorLink
     from hutch.qmp import Monitor
@@ -166,9 +174,12 @@ class VmDriver:
         with ExitStack() as undo, failures.translated(f"start of {launch.name}"):
             assets = self._launch_assets(launch)
             plan = compile_guest(launch.spec, assets)
-            group = self._hierarchy.create(
-                launch.id, group_limits(launch.spec.resources, memory_of(launch.spec))
+            limits = group_limits(
+                launch.spec.resources,
+                memory_of(launch.spec),
+                userfaultfd=launch.arrival is not None and launch.arrival.streams.post_copy,
             )
+            group = self._hierarchy.create(launch.id, limits)
             undo.callback(group.remove)
             undo.callback(group.kill_all)
             with ExitStack() as held:
@@ -232,6 +243,8 @@ class VmDriver:
                 elif started.loaded is not None:
                     load_machine(launch.directory, started.loaded)
                     monitor.go()
+                elif launch.arrival is not None:
+                    monitor.go(unacked=receive_machine(launch.directory, launch.arrival))
             monitor.wait_ready(_BRING_UP_S)
             if started.loaded is not None:
                 connect_cards(launch.directory, started.loaded.cards)
@@ -432,6 +445,67 @@ class VmDriver:
         with failures.translated(f"fork of {identifier[:12]}"):
             directory = self._directory(identifier)
             return fork_machine(directory, target, Disks(self._root), cards=cards)
+
+    # ---- to another host and from there -------------------------------------------------
+
+    def proving_kernel(self) -> Path | None:
+        """Return a guest kernel to try KVM with, None where the root has none yet."""
+        return self._machines.proving_kernel()
+
+    def blockers(self, identifier: str, *, cards: int) -> list[str]:
+        """Return what holds a running machine on this host, nothing if nothing does."""
+        from hutch.drivers.vm.state import check_movable
+        from hutch.qmp import conversation
+
+        try:
+            with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+                check_movable(monitor, cards)
+        except Unsupported as exc:
+            return [exc.message + (f" ({exc.hint})" if exc.hint else "")]
+        return []
+
+    def depart(
+        self, identifier: str, *, cards: int, streams: Streams, bandwidth: int, downtime_s: float
+    ) -> AbstractContextManager[Departure]:
+        """Copy a running machine to another host; see `hutch.drivers.moving.Movable`."""
+        from hutch.drivers.vm.departing import departing
+
+        return departing(
+            self._directory(identifier),
+            cards=cards,
+            streams=streams,
+            bandwidth=bandwidth,
+            downtime_s=downtime_s,
+        )
+
+    def describe(self, identifier: str) -> bytes:
+        """Return the record of a running machine, for another host's driver."""
+        return msgspec.json.encode(load_record(self._directory(identifier)))
+
+    def run_on(self, identifier: str) -> None:
+        """Let a machine go on whose copying was cut short."""
+        from hutch.drivers.vm.departing import run_on
+
+        run_on(self._directory(identifier))
+
+    def plug_in(self, identifier: str, *, cards: int) -> None:
+        """Plug in the cards of a machine that has arrived, and set its clock."""
+        connect_cards(self._directory(identifier), cards)
+        inside.renew(self._guest(identifier))
+
+    def wait_arrived(self, identifier: str, fd: int) -> None:
+        """With post-copy: wait until all the memory of a machine that has arrived is there."""
+        from hutch.drivers.vm.landing import wait_arrived
+
+        wait_arrived(self._directory(identifier), fd)
+
+    def answers(self, identifier: str) -> bool:
+        """Tell whether the agent of a machine answers."""
+        try:
+            inside.stats(self._guest(identifier))
+        except HutchError:
+            return False
+        return True
 
     def update(self, identifier: str, resources: Resources) -> None:
         """Change the host's limits, the guest's limit of processes, and what hardware it has."""

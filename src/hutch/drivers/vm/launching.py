@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.decoding import decode_json
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.boot import Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards
@@ -50,7 +51,7 @@ from hutch.drivers.vm.setup import (
 from hutch.drivers.vm.shares import TAG, ShareServer, copy_memory, plug, serve, shared
 from hutch.drivers.vm.state import Loaded, opened, twin_setup
 from hutch.drivers.vm.templates import Template, Templates
-from hutch.errors import Busy, HutchError, NotFound, Unavailable, WrongState
+from hutch.errors import Busy, HutchError, IntegrityError, NotFound, Unavailable, WrongState
 from hutch.host.qemu import AcceleratorWish
 from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
@@ -118,15 +119,13 @@ class MachineLauncher:
         """Raise `Unsupported` where the host cannot run machines, or not this one."""
         require_qemu(self.root, machine_type(spec))
 
-    def _parts_of(self, spec: InstanceSpec, loaded: Loaded | None = None) -> Parts:
+    def _parts_of(self, spec: InstanceSpec, before: MachineRecord | None = None) -> Parts:
         machine = spec.machine
         parts = self._parts(machine.kernel, machine.accel, lambda host: shape_of(spec, host))
-        if loaded is None:
+        if before is None:
             return parts
         return msgspec.structs.replace(
-            parts,
-            shape=loaded.machine.shape or parts.shape,
-            plugged=loaded.machine.plugged_memory(),
+            parts, shape=before.shape or parts.shape, plugged=before.plugged_memory()
         )
 
     def _parts(self, name: str, accel: AcceleratorWish, shape: Callable[[Host], Shape]) -> Parts:
@@ -157,14 +156,16 @@ class MachineLauncher:
         `held` closes, after the launch, what is only needed for it.
         """
         loaded = held.enter_context(opened(launch.saved)) if launch.saved else None
-        parts = self._parts_of(launch.spec, loaded)
+        before = _before(launch, loaded)
+        parts = self._parts_of(launch.spec, before)
         nics = len(launch.endpoints)
         template, rest, wanted = None, b"", None
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
         # Memory of a template is in ordinary pages.
         pluggable = pluggable and not launch.spec.placement.huge
-        if launch.spec.machine.template and pluggable and loaded is None:
+        goes_on = loaded is not None or launch.arrival is not None
+        if launch.spec.machine.template and pluggable and not goes_on:
             template, rest, wanted = self._going_on(parts, launch, plan, held)
         shares = serve(self.launcher, self.root, launch, group, held)
         taps = None
@@ -179,12 +180,12 @@ class MachineLauncher:
             shares=len(shared(launch)),
             overlays=tuple(map(overlay_number, chain(launch.directory)[1:])),
         )
-        if loaded is not None:
-            record = msgspec.structs.replace(record, memory=loaded.machine.memory)
+        if before is not None:
+            record = msgspec.structs.replace(record, memory=before.memory)
         save_record(launch.directory, record)
         spec = launch.spec
         files = _files(launch)
-        if loaded is not None:
+        if goes_on:
             _check_cards(launch, loaded)
             setup = twin_setup(launch, files)
         elif rest:
@@ -215,18 +216,19 @@ class MachineLauncher:
                     taps.taps if taps else (),
                     shares,
                     loaded=loaded,
+                    arriving=launch.arrival is not None,
                 ),
                 config=MonitorConfig(
                     argv=(),
                     setup=setup_request(setup),
-                    plan=b"" if loaded else rest or encode(plan),
+                    plan=b"" if goes_on else rest or encode(plan),
                     boot_timeout_s=BOOT_S,
                     shutdown_timeout_s=spec.stop_timeout_s,
                     # What it has mapped of a share must get there, if nothing else has to.
                     volatile=launch.volatile and shares is None,
                     tty=spec.process.tty,
-                    hold=template is not None or loaded is not None,
-                    adopt=loaded is not None or bool(rest),
+                    hold=template is not None or goes_on,
+                    adopt=goes_on or bool(rest),
                     control=True,
                     unacked=loaded.unacked if loaded else 0,
                 ),
@@ -240,6 +242,7 @@ class MachineLauncher:
                 network=launch.attach_network is not None,
                 attach=launch.attach,
                 shares=shares.socket if shares else -1,
+                userfaultfd=launch.arrival is not None and launch.arrival.streams.post_copy,
             ),
         )
         return MachineStart(
@@ -312,10 +315,13 @@ class MachineLauncher:
         shares: ShareServer | None = None,
         *,
         loaded: Loaded | None = None,
+        arriving: bool = False,
     ) -> Callable[[Ports, Descriptors], Sequence[str]]:
         """Return what makes QEMU's argument list for an instance's disks and network;
-        `loaded` is the saved state that it will go on from."""
-        resumed = template is not None or loaded is not None
+        `loaded` is the saved state that it will go on from; `arriving` that it comes from
+        another host."""
+        goes_on = loaded is not None or arriving
+        resumed = template is not None or goes_on
 
         def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
             page = next(iter(launch.spec.placement.huge), 0)
@@ -349,7 +355,7 @@ class MachineLauncher:
                 incoming=resumed,
                 # A machine that was saved while it ran would run before its cards are
                 # unplugged.
-                paused=loaded is not None,
+                paused=goes_on,
                 plugged=parts.plugged,
             )
 
@@ -494,10 +500,23 @@ def _cards(launch: Launch) -> Cards:
     return Cards(count=len(launch.endpoints), on_taps=not is_user_network(launch.endpoints))
 
 
-def _check_cards(launch: Launch, loaded: Loaded) -> None:
-    if len(launch.endpoints) != loaded.cards:
+def _before(launch: Launch, loaded: Loaded | None) -> MachineRecord | None:
+    """Return what was known of a machine that goes on, here or at another host."""
+    if loaded is not None:
+        return loaded.machine
+    if launch.arrival is None:
+        return None
+    try:
+        return decode_json(launch.arrival.machine, MachineRecord)
+    except msgspec.DecodeError as exc:
+        raise IntegrityError(f"the machine's record: {exc}") from exc
+
+
+def _check_cards(launch: Launch, loaded: Loaded | None) -> None:
+    goes_on = loaded or launch.arrival
+    if goes_on is not None and len(launch.endpoints) != goes_on.cards:
         raise WrongState(
-            f"the saved machine has {loaded.cards} network cards, and the instance "
+            f"the saved machine has {goes_on.cards} network cards, and the instance "
             f"{len(launch.endpoints)}",
             hint="connect it to as many networks as when it was saved",
         )

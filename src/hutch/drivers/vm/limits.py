@@ -9,6 +9,7 @@ import msgspec
 
 from hutch.drivers.limits import limits as resource_limits
 from hutch.errors import InvalidArgument, Unsupported
+from hutch.host.facts import misc_minor
 from hutch.linux.cgroup import DEFAULT_DEVICES, DeviceRule, Limits
 from hutch.plan.machine.argv import translated_code
 from hutch.spec.machine import MAX_VCPUS
@@ -70,8 +71,8 @@ def max_vcpus_of(spec: InstanceSpec, host: int) -> int:
     return max(own, min(max(host, low), high))
 
 
-def group_limits(resources: Resources, memory: int) -> Limits:
-    """Return the limits of QEMU's control group.
+def group_limits(resources: Resources, memory: int, *, userfaultfd: bool = False) -> Limits:
+    """Return the limits of QEMU's control group; `userfaultfd` lets it have that device.
 
     The guest's memory bounds what the program has; the group holds QEMU's own besides. A
     limit of processes is the guest's, not that of QEMU's threads. A guest may have more
@@ -82,12 +83,15 @@ def group_limits(resources: Resources, memory: int) -> Limits:
         msgspec.structs.replace(resources, cpus=cpus, memory=0, pids=0, memory_swap=None)
     )
     ceiling = memory + translated_code(memory) + _OVERHEAD if resources.memory else None
+    devices = [*DEFAULT_DEVICES, _KVM]
+    if userfaultfd:
+        devices.append(msgspec.structs.replace(_KVM, minor=misc_minor("userfaultfd")))
     return msgspec.structs.replace(
         asked,
         memory=ceiling,
         # Stated, so that both follow when the memory is changed.
         memory_swap=ceiling and 2 * ceiling,
-        devices=(*DEFAULT_DEVICES, _KVM),
+        devices=tuple(devices),
     )
 
 

@@ -210,6 +210,8 @@ def resume(
         # QEMU would have the guest tell the network of the addresses that the template has.
         set_parameters(monitor, announce_rounds=0)
         load_state(monitor, template.state, ignore_shared=True)
+        if monitor.version.opens_disks_late:
+            cont(monitor)  # the agent is not greeted yet: nothing reads them
         if template.disk_size:
             resize_block(monitor, node_name(_WRITABLE), template.disk_size)
         if plugged is not None:

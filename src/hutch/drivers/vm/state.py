@@ -20,6 +20,7 @@ import msgspec
 from hutch.decoding import decode_json
 from hutch.drivers.base import ForkedState, Launch, SavedState
 from hutch.drivers.failures import last_line
+from hutch.drivers.moving import Arrival
 from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.diskfork import DiskFork
 from hutch.drivers.vm.machine import MachineRecord, load_record
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
     from hutch.drivers.vm.capture import Source
     from hutch.qmp import Monitor
 
-__all__ = ["Loaded", "connect_cards", "fork_machine", "load_machine", "opened", "save_machine"]
-__all__ += ["STATE_FILE", "Saved", "check_movable", "immovable", "twin_setup", "write_record"]
-__all__ += ["write_state"]
+__all__ = ["Loaded", "connect_cards", "fork_machine", "load_machine", "opened", "receive_machine"]
+__all__ += ["STATE_FILE", "Saved", "check_movable", "immovable", "save_machine", "twin_setup"]
+__all__ += ["write_record", "write_state"]
 
 STATE_FILE, _RECORD = "state", "saved.json"
 # How long the memory is written while the machine runs and dirties it; then it is stopped.
@@ -342,6 +343,19 @@ def load_machine(directory: str, loaded: Loaded) -> None:
         cont(monitor)
 
 
+def receive_machine(directory: str, arrival: Arrival) -> int:
+    """Take a machine over from another host into the QEMU of an instance's directory, and let
+    it run with its cards unplugged; return the input that its program had not taken."""
+    from contextlib import ExitStack
+
+    from hutch.drivers.vm.landing import QemuLanding
+    from hutch.qmp import conversation
+
+    with ExitStack() as held:
+        monitor = held.enter_context(conversation(f"{directory}/run/{QMP_SOCKET}"))
+        return arrival.receive(QemuLanding(monitor, directory, arrival, held))
+
+
 def connect_cards(directory: str, cards: int) -> None:
     """Plug the network cards of a loaded machine in."""
     from hutch.qmp import conversation
@@ -361,7 +375,8 @@ def _set_links(monitor: Monitor, cards: int, *, up: bool) -> None:
 def twin_setup(launch: Launch, files: Sequence[tuple[str, bytes]]) -> list[guest.SetupOp]:
     """Return what makes a loaded machine the instance that is started: entropy, clock, host
     name, the files of ours where they are mounted, and its place in its networks."""
-    made: list[guest.SetupOp] = renewal()
+    # A clock that is set when the machine comes from another host would be set too early.
+    made: list[guest.SetupOp] = renewal() if launch.arrival is None else []
     made.append(guest.Hostname(name=launch.spec.hostname or launch.name))
     made += [
         guest.Rewrite(path=f"{GUEST_FILES}/{name}", content=content) for name, content in files

@@ -41,6 +41,23 @@ class QemuVersion(msgspec.Struct, frozen=True, order=True):
         return self >= QemuVersion(8, 2)
 
     @property
+    def waits_for_switchover(self) -> bool:
+        """Tell whether a migration waits for the target's leave to stop the machine (the
+        capability `switchover-ack`)."""
+        return self >= QemuVersion(8, 1)
+
+    @property
+    def names_channels(self) -> bool:
+        """Tell whether an address of migration can be an abstract socket (`channels`)."""
+        return self >= QemuVersion(8, 2)
+
+    @property
+    def opens_disks_late(self) -> bool:
+        """Tell whether the disks of a loaded machine are inactive until it runs, and refuse to
+        be resized (seen with 10.0)."""
+        return self >= QemuVersion(9, 2)
+
+    @property
     def sees_emulated_writes(self) -> bool:
         """Tell whether memory can be saved while an emulated guest (TCG) runs.
 
