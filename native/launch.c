@@ -9,7 +9,7 @@
 #include "frames.h"
 #include "text.h"
 
-void send_report(struct launch *l, uint8_t kind, int error, int32_t number)
+bool send_report(struct launch *l, uint8_t kind, int error, int32_t number)
 {
 	struct report report = { .kind = kind, .section = l->section, .error = error,
 				 .index = l->base + l->index, .number = number };
@@ -23,7 +23,7 @@ void send_report(struct launch *l, uint8_t kind, int error, int32_t number)
 		}
 	}
 	/* write, not send: a seccomp filter may already be loaded. */
-	(void)!write(l->report, &report, sizeof(report));
+	return write(l->report, &report, sizeof(report)) == sizeof(report);
 }
 
 _Noreturn void child_failed(struct launch *l, int error)

@@ -115,7 +115,7 @@ int run_prepare(struct launch *l);
 /* Clone the child; in it this never returns. `ends` are the supervisor's and its own. */
 pid_t clone_child(struct launch *l, const int stdio[3], const int ends[2], int *pidfd);
 int write_id_maps(struct launch *l, pid_t pid);
-void send_report(struct launch *l, uint8_t kind, int error, int32_t number);
+bool send_report(struct launch *l, uint8_t kind, int error, int32_t number);
 void die_with_parent(struct launch *l);
 void wait_gate(struct launch *l, char gate);
 _Noreturn void child_failed(struct launch *l, int error);

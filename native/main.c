@@ -197,6 +197,9 @@ static void open_records(struct supervisor *s)
 	if (record_open(s) < 0)
 		step_failed(s, SECTION_SUPERVISE);
 	record_pid(s);
+	/* Whoever finds no such file may take it that nothing runs, as soon as the starter is dead. */
+	if (is_gone(&s->clients[0]))
+		launch_failed(s, SECTION_SUPERVISE, 0, ECANCELED, "the starter left");
 	if (tell_child(s, GATE_EXEC) < 0 && errno != EPIPE && errno != ECONNRESET)
 		step_failed(s, SECTION_SUPERVISE);
 }

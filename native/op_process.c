@@ -394,7 +394,9 @@ int op_exec(struct launch *l, struct reader *r)
 	if (init && split_init(l) < 0)
 		return -1;
 	l->section = SECTION_EXEC;
-	send_report(l, REPORT_EXEC, 0, 0);
+	/* A supervisor that undoes the launch hears no more: then nothing may run. */
+	if (!send_report(l, REPORT_EXEC, 0, 0))
+		_exit(125);
 	if (!*argv[0])
 		return fail(ENOENT);
 	if (strchr(argv[0], '/'))

@@ -69,11 +69,24 @@ _Noreturn void launch_failed(struct supervisor *s, uint8_t section, uint32_t ind
 	_exit(1);
 }
 
+static void on_report(struct supervisor *s);
+
+/* The launch is undone, unless the program may have begun already: then it goes on. What the
+ * child has not told us by now it cannot tell any more, and without that it does not exec. */
+static void launch_left(struct supervisor *s)
+{
+	if (!(s->plan.flags & HOLD_LINGER))
+		launch_failed(s, SECTION_SUPERVISE, 0, ECANCELED, "the starter left");
+	shutdown(s->report, SHUT_RD);
+	while (s->state == LAUNCHING)
+		on_report(s);
+}
+
 void starter_left(struct supervisor *s)
 {
 	s->starter_gone = true;
 	if (s->state == LAUNCHING)
-		launch_failed(s, SECTION_SUPERVISE, 0, ECANCELED, "the starter left");
+		launch_left(s);
 	if (s->state == RUNNING && !(s->plan.flags & HOLD_LINGER))
 		sys_pidfd_send_signal(s->pidfd, SIGKILL);
 }
@@ -199,7 +212,7 @@ static void on_report(struct supervisor *s)
 }
 
 /* The loop may see the end of the process before it sees that a client has died. */
-static bool is_gone(const struct client *c)
+bool is_gone(const struct client *c)
 {
 	struct pollfd peer = { .fd = c->fd };
 

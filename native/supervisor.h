@@ -81,6 +81,7 @@ _Noreturn void launch_failed(struct supervisor *s, uint8_t section, uint32_t ind
 			     const char *detail);
 int answer_go(struct supervisor *s, int32_t number, const uint8_t *rest, size_t n);
 void starter_left(struct supervisor *s);
+bool is_gone(const struct client *c);
 void tell_pid(struct supervisor *s);
 
 /* client.c */

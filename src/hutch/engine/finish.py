@@ -33,10 +33,20 @@ from hutch.process.records import (
 from hutch.records import Transaction
 from hutch.storage.snapshots import is_limited
 
-__all__ = ["dispose", "finish", "refresh", "refresh_locked", "remove_locked", "with_room"]
+__all__ = [
+    "CUT_SHORT",
+    "dispose",
+    "finish",
+    "refresh",
+    "refresh_locked",
+    "remove_locked",
+    "with_room",
+]
 
 T = TypeVar("T")
 
+# The error of one whose start was undone before its program began: it never ran.
+CUT_SHORT = "the start was cut short"
 _DRAIN_S = 60.0
 _ROOM_S = 5.0
 _LIVE = (State.STARTING, State.RUNNING, State.PAUSED)
@@ -72,7 +82,7 @@ def _book_start(context: Context, record: InstanceRecord) -> InstanceRecord:
     """Record the start of an instance whose starter died before it could. The lock is held,
     so nobody is about to."""
     started = read_pid(f"{context.directory(record.id)}/run")
-    if started is None:
+    if started is None or not _has_started(f"{context.directory(record.id)}/run"):
         return record
     with context.store.write() as tx:
         updated = msgspec.structs.replace(
@@ -91,6 +101,17 @@ def _book_start(context: Context, record: InstanceRecord) -> InstanceRecord:
         tx.put(INSTANCES, record.id, updated)
         tx.event("container", "start", record.id, name=record.name, image=record.image_name)
     return updated
+
+
+def _has_started(directory: str) -> bool:
+    """Ask the supervisor whether the program runs: it may be undoing the launch."""
+    from hutch.process.supervisor import Supervisor
+
+    try:
+        with Supervisor.connect(directory) as link:
+            return link.query().phase != "launching"
+    except (OSError, HutchError):
+        return False
 
 
 def _is_running(context: Context, record: InstanceRecord) -> bool:
@@ -161,6 +182,7 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
     directory = f"{context.directory(record.id)}/run"
     same_boot = record.boot_id == context.boot_id
     status = read_exit(directory) if same_boot else None
+    begun = not same_boot or record.state != State.STARTING or _has_begun(directory)
     driver = context.driver(record.spec.isolation)
     if status is None and same_boot:
         # The supervisor was killed: its program dies with it, but that may take a moment.
@@ -171,8 +193,10 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
     if status is not None and status.code == EXIT_SAVED and _was_suspended(context, record):
         return _as_suspended(record, status.time_ns)
     error = record.error
-    if status is None:
+    if status is None and begun:
         error = "the supervisor was killed" if same_boot else "the host was restarted"
+    elif status is None:
+        error = CUT_SHORT
     elif status.code == EXIT_LOST and isinstance(driver, Losable):
         error = driver.why_lost(record.id)
     return msgspec.structs.replace(
@@ -187,6 +211,12 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
         ),
         error=error,
     )
+
+
+def _has_begun(directory: str) -> bool:
+    """Tell whether a program may have run whose starter is dead. The supervisor writes its
+    `pid` before it lets the program begin; one that finds its starter dead then undoes it."""
+    return read_pid(directory) is not None and not is_supervised(directory)
 
 
 def _was_suspended(context: Context, record: InstanceRecord) -> bool:
@@ -211,9 +241,6 @@ def _leave_networks(context: Context, record: InstanceRecord) -> None:
 def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
     """Record the exit of an instance that stays. The lock is held."""
     seen = _observe(context, record)
-    directory = f"{context.directory(record.id)}/run"
-    for name in ("exit", "pid", "ctl.sock"):
-        _unlink(f"{directory}/{name}")
     if record.spec.isolation == "vm" and seen.state != State.SUSPENDED:
         context.trash.discard(str(context.directory(record.id) / SUSPENDED))
     with context.store.write() as tx:
