@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -98,7 +99,7 @@ def _key(proc: Path = Path("/proc")) -> tuple[str, ...]:
 
 
 def _try_all(root: Path) -> Isolation:
-    scratch = root / "cache" / f"isolation.{os.getpid()}"
+    scratch = root / "cache" / f"isolation.{os.getpid()}.{threading.get_ident()}"
     reasons: list[str] = []
     try:
         for kind in _kinds():
