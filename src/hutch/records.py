@@ -44,6 +44,14 @@ class Transaction(Protocol):
         """Return the records of a table whose key starts with `prefix`, by key."""
         ...
 
+    def items_after(self, table: str, kind: type[S], after: str, limit: int) -> list[tuple[str, S]]:
+        """Return up to `limit` records whose key is greater than `after`, by key."""
+        ...
+
+    def count(self, table: str) -> int:
+        """Return how many records a table has."""
+        ...
+
     def event(self, kind: str, action: str, subject: str, **attributes: str) -> None:
         """Append an event (`image`, `pull`, `debian:bookworm`) to the journal."""
         ...

@@ -222,6 +222,17 @@ def _exited(invocation: Invocation) -> int:
     return 0
 
 
+def _dispatch(invocation: Invocation) -> int:
+    from hutch.engine.jobs.background import IDLE_S
+    from hutch.errors import Busy
+
+    try:
+        invocation.engine.jobs.dispatch(idle=IDLE_S, background=True)
+    except Busy:
+        pass
+    return 0
+
+
 _DOCTOR = Command(
     handler=_doctor,
     summary="Try what this host can do; say what is missing, and its cure.",
@@ -306,6 +317,10 @@ COMMANDS = {
         arguments="KEY",
         low=1,
         high=1,
+    ),
+    "_dispatch": Command(
+        handler=_dispatch,
+        summary="Dispatch jobs until there are none.",
     ),
     "_exited": Command(
         handler=_exited,

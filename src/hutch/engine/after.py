@@ -8,6 +8,7 @@ import msgspec
 
 from hutch.engine.context import Context
 from hutch.engine.finish import finish
+from hutch.engine.jobs.records import LABEL
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
 from hutch.engine.records import INSTANCES, InstanceRecord
@@ -28,6 +29,11 @@ def after_exit(context: Context, identifier: str) -> None:
     The delay doubles from 100 ms to a minute while the program keeps ending within 10 s.
     """
     record = finish(context, identifier)
+    if record is not None and LABEL in record.spec.labels:
+        # Its dispatcher would have kept the link: it is gone, and somebody waits for the next.
+        from hutch.engine.jobs.board import ensure_dispatcher
+
+        ensure_dispatcher(context)
     while record is not None and wants_restart(record):
         generation = record.generation
         if not _announce(context, record):

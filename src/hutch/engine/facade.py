@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from hutch.engine.disk_machines import Machines
     from hutch.engine.images import Images
+    from hutch.engine.jobs.facade import Jobs, Queues
     from hutch.engine.kernels import Kernels
     from hutch.engine.migrate import Migrated
     from hutch.engine.networks import Networks
@@ -330,6 +331,20 @@ class Engine:
         from hutch.engine.snapshots import Snapshots
 
         return Snapshots(self._context)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The jobs of this root: submitted, scheduled by a policy, run to their end."""
+        from hutch.engine.jobs.facade import Jobs
+
+        return Jobs(self._context)
+
+    @cached_property
+    def queues(self) -> Queues:
+        """The queues that jobs wait in."""
+        from hutch.engine.jobs.facade import Queues
+
+        return Queues(self._context)
 
     @cached_property
     def volumes(self) -> Volumes:

@@ -259,6 +259,9 @@ def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
             _say(tx, updated, "suspend")
         else:
             _died(tx, updated)
+    # Not before it is in the store: whoever is killed here has told how it ended.
+    for name in ("exit", "pid", "ctl.sock"):
+        _unlink(f"{context.directory(record.id)}/run/{name}")
     if held:
         _settle(context)
     return updated

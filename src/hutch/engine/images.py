@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from hutch.engine.context import Context
+from hutch.engine.jobs.records import jobs_of_image
 from hutch.engine.records import (
     INSTANCES,
     MACHINE_SNAPSHOTS,
@@ -43,6 +44,8 @@ def image_users(transaction: Transaction, image_id: str) -> Iterator[ImageUser]:
     for _, record in transaction.items(INSTANCES, InstanceRecord):
         if record.image_id == image_id:
             yield ImageUser(name=record.name, running=record.state in _LIVE)
+    for number in jobs_of_image(transaction, image_id):
+        yield ImageUser(name=f"job {number}", running=False)
     for name, snapshot in transaction.items(MACHINE_SNAPSHOTS, SnapshotRecord):
         if snapshot.image_id == image_id:
             yield ImageUser(name=name, running=False)

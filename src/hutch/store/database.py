@@ -94,6 +94,22 @@ class StoreTransaction:
         decode = prepare(kind).decode
         return [(key, decode(value)) for key, value in rows.fetchall()]
 
+    def items_after(self, table: str, kind: type[S], after: str, limit: int) -> list[tuple[str, S]]:
+        """Return up to `limit` records whose key is greater than `after`, by key."""
+        rows = self._connection.execute(
+            "SELECT key, value FROM records WHERE tbl = ? AND key > ? ORDER BY key LIMIT ?",
+            (table, after, limit),
+        )
+        decode = prepare(kind).decode
+        return [(key, decode(value)) for key, value in rows.fetchall()]
+
+    def count(self, table: str) -> int:
+        """Return how many records a table has."""
+        row = self._connection.execute(
+            "SELECT count(*) FROM records WHERE tbl = ?", (table,)
+        ).fetchone()
+        return int(row[0])
+
     def event(self, kind: str, action: str, subject: str, **attributes: str) -> None:
         """Append an event to the journal."""
         self._connection.execute(

@@ -1,0 +1,151 @@
+"""Dispatchers are killed at any moment: no job is lost, none runs twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hutch.engine import Engine
+from hutch.engine.jobs.records import ACTIVE, JobRecord, JobState, key_of
+from tests.requires import requires
+
+pytestmark = [requires("root", "overlayfs", "cgroup", "busybox")]
+
+_WAIT_S = 60.0
+
+
+def _until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + _WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def dispatcher(engine: Engine) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Start a dispatcher in a process of its own, to be killed."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "hutch", "--root", str(engine.root), "queue", "run"]
+        started.append(subprocess.Popen([*argv, "--cpus", "4"]))
+        fifo = engine.root / "locks" / "dispatch.fifo"
+        _until(lambda: _is_read(fifo))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    with engine.jobs.dispatching():
+        for record in engine.jobs.list():
+            engine.jobs.get(record.id).cancel()
+            engine.jobs.get(record.id).wait(_WAIT_S)
+        _until(lambda: not engine.list(all=True))
+    engine.jobs.prune()
+    engine.reconcile()  # directories of instances that were being made
+
+
+def _is_read(fifo: Path) -> bool:
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_job_outlives_its_dispatcher_and_is_taken_up(
+    engine: Engine, dispatcher: Callable[[], subprocess.Popen[bytes]], scratch: Path
+) -> None:
+    first = dispatcher()
+    flag = scratch / "go"
+    script = "echo begun; while [ ! -e /s/go ]; do sleep 0.05; done; echo ended"
+    job = engine.jobs.submit(
+        "busybox", ["sh", "-c", script], network="none", volumes=[f"{scratch}:/s"]
+    )
+    _until(lambda: job.info().state == JobState.RUNNING)
+    first.kill()
+    first.wait()
+    dispatcher()
+    flag.touch()
+    ended = job.wait(_WAIT_S)
+    assert (ended.state, ended.attempt) == (JobState.COMPLETED, 1)
+    assert job.output() == b"begun\nended\n"
+
+
+def test_a_job_that_ended_without_a_dispatcher_is_booked_by_the_next(
+    engine: Engine, dispatcher: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    first = dispatcher()
+    job = engine.jobs.submit("busybox", ["sh", "-c", "sleep 0.5; exit 9"], network="none")
+    _until(lambda: job.info().state == JobState.RUNNING)
+    first.kill()
+    first.wait()
+    ended = job.wait(_WAIT_S)  # who waits starts a dispatcher
+    assert (ended.state, ended.exit_code, ended.attempt) == (JobState.FAILED, 9, 1)
+
+
+def test_killed_at_random_moments_every_job_runs_exactly_once(
+    engine: Engine, dispatcher: Callable[[], subprocess.Popen[bytes]], scratch: Path
+) -> None:
+    count = 40
+    process = dispatcher()
+    jobs = engine.jobs.submit_array(
+        "busybox",
+        ["sh", "-c", "echo $HUTCH_ARRAY_INDEX >>/s/ran"],
+        array=count,
+        network="none",
+        volumes=[f"{scratch}:/s"],
+    )
+    for i in range(8):
+        time.sleep(0.05 * (i % 4 + 1))  # a moment like any other: nothing is waited for
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = dispatcher()
+    ended = [job.wait(_WAIT_S) for job in jobs]
+    assert [(r.index, r.state, r.reason) for r in ended if r.state != JobState.COMPLETED] == []
+    ran = sorted(int(line) for line in (scratch / "ran").read_text().split())
+    assert ran == list(range(count))
+
+
+@pytest.mark.parametrize(("retries", "state"), [(0, JobState.UNKNOWN), (1, JobState.COMPLETED)])
+def test_after_a_reboot_a_job_that_may_have_run_is_unknown_or_tried_again(
+    engine: Engine,
+    dispatcher: Callable[[], subprocess.Popen[bytes]],
+    retries: int,
+    state: JobState,
+) -> None:
+    with engine.jobs.dispatching():
+        job = engine.jobs.submit("busybox", ["true"], network="none", hold=True, retries=retries)
+    _forge(engine, job.info(), boot_id="another boot")
+    dispatcher()
+    ended = job.wait(_WAIT_S)
+    assert ended.state == state
+    assert "restarted" in ended.reason or ended.attempt == 2
+
+
+def test_one_that_was_about_to_start_is_started(
+    engine: Engine, dispatcher: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    with engine.jobs.dispatching():
+        job = engine.jobs.submit("busybox", ["true"], network="none", hold=True)
+    _forge(engine, job.info(), boot_id=engine._context.boot_id)
+    dispatcher()
+    ended = job.wait(_WAIT_S)
+    assert (ended.state, ended.attempt) == (JobState.COMPLETED, 1)
+
+
+def _forge(engine: Engine, record: JobRecord, *, boot_id: str) -> None:
+    """Write what a dispatcher leaves that dies before it has made the instance."""
+    starting = msgspec.structs.replace(record, state=JobState.STARTING, attempt=1, boot_id=boot_id)
+    with engine._context.store.write() as tx:
+        tx.delete("jobs_waiting", key_of(record.id))
+        tx.put(ACTIVE, key_of(record.id), starting)
