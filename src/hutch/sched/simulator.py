@@ -153,7 +153,7 @@ class _Run:
             raise InvalidArgument(
                 f"is before that of the job ahead of it ({entry.submit:g} < {self.last:g})",
                 field=f"job {entry.id}: submit",
-                hint="sort the trace by submit time",
+                hint="sort the trace by submit time (--sort)",
             )
         self.last = entry.submit
         self.seq += 1

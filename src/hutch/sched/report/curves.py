@@ -69,7 +69,8 @@ def cdf_picture(
     shapes.append(Text(_LEFT + plot_width / 2, height - 6, LABELS[metric], 11, INK, "middle"))
     for n, (name, points) in enumerate(curves.items()):
         colour = COLOURS[n % len(COLOURS)]
-        if drawn := _from(points, low):
+        if points:
+            drawn = [*_from(points, low), (high, 1.0)]
             shapes.append(Line([place(*point) for point in drawn], colour, 1.8, n >= 7))
         y = _TOP + 8 + n * 17
         x = _LEFT + plot_width + 12

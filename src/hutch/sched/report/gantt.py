@@ -114,7 +114,9 @@ def gantt_picture(
             f"{bar.what.cores:g} cores"
         )
         y, tall = _TOP + bar.row * row, bar.rows * row
-        shapes.append(Rect(x, y, wide, tall, colour[bar.what.job], label, edge="#ffffff"))
+        # A bar narrower than its edges would vanish under them.
+        edge = "#ffffff" if wide > 3 else ""
+        shapes.append(Rect(x, y, max(wide, 0.5), tall, colour[bar.what.job], label, edge))
         name = str(bar.what.job)
         if wide > 7 * len(name) + 4 and tall >= 13:
             shapes.append(Text(x + wide / 2, y + tall / 2 + 4, name, 11, "#ffffff", "middle"))
