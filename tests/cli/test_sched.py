@@ -105,6 +105,16 @@ def test_a_generated_workload_is_written_and_converted(
     assert figures[0] == figures[1] == figures[2]
 
 
+def test_a_generator_makes_jobs_for_the_machine_that_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["sched", "generate", "lublin", "--cores", "16", "--jobs", "30", "--to", "csv"]
+    assert run(argv) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 30 and max(int(row["cores"]) for row in rows) <= 16
+    assert run(["sched", "simulate", "lublin:jobs=30", "--cores", "16", "-p", "fcfs"]) == 0
+
+
 def test_queues_are_one_more_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "q.csv"
     table.write_text("id,submit,runtime,queue\n1,0,5,batch\n2,0,5,day\n")

@@ -129,7 +129,7 @@ _RUN_OPTIONS: tuple[Option, ...] = (
     _OUTPUT,
     ("policy", "p", "list", "POLICY", "rr:quantum=4; several by repeating or with commas"),
     ("queue", "", "list", "QUEUE", "NAME=POLICY;weight=2;cap=64: queues as one more policy"),
-    ("cores", "", "text", "NUMBER", "Of the machine (what the trace says)"),
+    ("cores", "", "text", "NUMBER", "Of the machine (what the trace says), and a generator's"),
     ("memory", "", "text", "BYTES", "Of the machine; without it memory does not count"),
     ("estimator", "", "text", "ESTIMATOR", "user, exact, average or last-two (see epilog)"),
     ("preemption-cost", "", "text", "SECONDS", "What going on after a pause takes (0)"),
@@ -188,6 +188,8 @@ COMMANDS = {
         high=2,
         options=(
             *_TRACE_OPTIONS,
+            ("cores", "", "text", "NUMBER", "Of a generator's machine, where TRACE names none"),
+            ("jobs", "", "int", "NUMBER", "How many to generate, where TRACE does not say"),
             ("to", "", "text", "FORMAT", "Write swf, csv or batsim (told by the name of FILE)"),
         ),
         examples=(

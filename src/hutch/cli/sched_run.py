@@ -59,6 +59,8 @@ def open_named(name: str, options: dict[str, Any]) -> Trace:
         kind=options.get("format"),
         flops=None if flops is None else _number(flops, "flops"),
         seed=options.get("seed"),
+        cores=_whole(options.get("cores")),
+        jobs=options.get("jobs"),
     )
     if options.get("sort"):
         trace.sorted()
@@ -97,6 +99,14 @@ def _number(text: str, field: str, low: float = 0) -> float:
     return int(value) if value.is_integer() else value
 
 
+def _whole(cores: Any) -> int | None:
+    """Return the cores that a generator may take for its machine's."""
+    if cores is None:
+        return None
+    value = _number(str(cores), "cores")
+    return value if isinstance(value, int) else None
+
+
 def _split(texts: list[str]) -> list[str]:
     """Return the policies in `fcfs,rr:quantum=4,easy`: a comma before a `name=value` without
     a policy's name belongs to the parameters."""
@@ -133,7 +143,7 @@ def read_request(
             "name at least one", field="policy", hint="--policy fcfs; `hutch sched policies`"
         )
     memory = options.get("memory")
-    kept = ("flops", "format", "seed", "sort", "high_priority_first", "kill_at_estimate")
+    kept = ("cores", "flops", "format", "seed", "sort", "high_priority_first", "kill_at_estimate")
     request = Request(
         trace=_spooled_name(name, options),
         options={key: options[key] for key in kept if key in options},

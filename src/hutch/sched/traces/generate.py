@@ -61,10 +61,13 @@ class Generated(msgspec.Struct, frozen=True):
     jobs: Callable[[], Iterator[TraceJob]]
 
 
-def generate(text: str, *, seed: int | None = None) -> Generated:
+def generate(
+    text: str, *, seed: int | None = None, cores: int | None = None, jobs: int | None = None
+) -> Generated:
     """Return the workload of a specification: `poisson:jobs=500,load=0.9,seed=7`.
 
-    `seed` is for where the text gives none. Raises `InvalidArgument` naming the parameter.
+    `seed`, `cores` and `jobs` are for where the text gives none. Raises `InvalidArgument`
+    naming the parameter.
     """
     name, _, rest = text.strip().partition(":")
     if name not in GENERATORS:
@@ -75,8 +78,9 @@ def generate(text: str, *, seed: int | None = None) -> Generated:
         )
     known = dict(GENERATORS[name][1])
     given = read_parameters(f"generator {name}", known, rest) if rest else {}
-    if seed is not None:
-        given.setdefault("seed", seed)
+    for key, value in (("seed", seed), ("cores", cores), ("jobs", jobs)):
+        if value is not None:
+            given.setdefault(key, value)
     values = {key: parameter.default for key, parameter in known.items()} | given
     if values.get("width", 1) > values["cores"]:
         raise InvalidArgument(

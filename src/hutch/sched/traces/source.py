@@ -71,16 +71,24 @@ class Trace:
 
 
 def open_trace(
-    name: str, *, kind: str | None = None, flops: float | None = None, seed: int | None = None
+    name: str,
+    *,
+    kind: str | None = None,
+    flops: float | None = None,
+    seed: int | None = None,
+    cores: int | None = None,
+    jobs: int | None = None,
 ) -> Trace:
     """Return the trace in a file, or the one that a generator makes: `lublin:jobs=1000`.
 
     The format is `kind` or is told by the name: `.swf`, `.csv`, `.json` (Batsim), each also
-    with `.gz`. Raises `NotFound` for a file that is not there, `InvalidArgument` for what
-    cannot be told; lines are read, and wrong ones found, when jobs are.
+    with `.gz`. `seed`, `cores` and `jobs` are for generators whose text gives none; `flops`
+    is the speed of a core, for Batsim's profiles. Raises `NotFound` for a file that is not
+    there, `InvalidArgument` for what cannot be told; lines are read, and wrong ones found,
+    when jobs are.
     """
     if name.partition(":")[0] in GENERATORS and not os.path.exists(name):
-        made = generate(name, seed=seed)
+        made = generate(name, seed=seed, cores=cores, jobs=jobs)
         return Trace(name, lambda _: made.jobs(), made.cores)
     where = os.path.basename(name)
     kind = kind or kind_of(name)
@@ -91,8 +99,8 @@ def open_trace(
     if kind == "batsim":
         with _open(name) as file:
             data = file.buffer.read() if isinstance(file, io.TextIOWrapper) else b""
-        cores, jobs = read_batsim(data, where=where, flops=flops)
-        return Trace(where, lambda _: jobs, cores)
+        size, found = read_batsim(data, where=where, flops=flops)
+        return Trace(where, lambda _: found, size)
     if kind == "csv":
         return Trace(where, lambda _: read_csv(_lines(name, where), where=where), None)
     return Trace(where, lambda trace: _swf(name, where, trace), _cores(name, where))
