@@ -23,7 +23,7 @@ NAMESPACES = (
 )
 ENV = ("PATH=/bin", "HOME=/root")
 COLLECT = attach_flags(stdin=True, stdout=True, stderr=True, lossless=True)
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def mounts() -> tuple[ops.AnyOp, ...]:
