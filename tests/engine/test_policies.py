@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hutch.engine import Engine, Instance
+from hutch.engine import Engine, Instance, stop
+from hutch.engine.context import Context
 from hutch.lifecycle import State
 from tests.requires import requires
 
@@ -115,3 +116,22 @@ def test_a_hundred_programs_at_once_in_one_instance(engine: Engine) -> None:
     with start(engine, "sleep 1000") as box, ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda n: box.exec(["sh", "-c", f"exit {n % 100}"]).exit_code, range(100))
         assert list(found) == list(range(100))
+
+
+def test_one_that_is_started_again_meanwhile_is_removed_by_force(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = start(engine, "sleep 1000")
+    killed: list[str] = []
+
+    def kill_and_start_again(context: Context, identifier: str) -> None:
+        kill(context, identifier)
+        if not killed:
+            box.start()
+        killed.append(identifier)
+
+    kill = stop.kill
+    monkeypatch.setattr(stop, "kill", kill_and_start_again)
+    box.remove(force=True)
+    assert len(killed) == 2
+    assert engine.list(all=True) == []

@@ -22,6 +22,7 @@ from hutch.spec.signals import parse_signal
 __all__ = ["connect", "current", "kill", "pause", "remove", "restart", "set_state", "stop"]
 __all__ += ["unpause", "wait"]
 
+_ATTEMPTS = 8
 _KILL_TIMEOUT_S = 30.0
 _LIVE = (State.RUNNING, State.PAUSED)
 
@@ -278,11 +279,25 @@ def _remove_ended(context: Context, identifier: str, *, remove_volumes: bool) ->
     record = refresh_locked(context, load(context, identifier))
     require_settled(record)
     if record.state in _LIVE:
-        raise WrongState(f"instance {record.name} was started again meanwhile")
+        raise _StartedAgain(f"instance {record.name} was started again meanwhile")
     remove_locked(context, record, remove_volumes=remove_volumes)
 
 
+class _StartedAgain(WrongState):
+    """Its restart policy, or somebody, was quicker than its removal."""
+
+
 def _remove(context: Context, identifier: str, *, force: bool, remove_volumes: bool) -> None:
+    for _ in range(_ATTEMPTS if force else 1):
+        try:
+            _remove_once(context, identifier, force=force, remove_volumes=remove_volumes)
+            return
+        except _StartedAgain as exc:
+            again = exc
+    raise again
+
+
+def _remove_once(context: Context, identifier: str, *, force: bool, remove_volumes: bool) -> None:
     record = current(context, identifier)
     if record.state in (*_LIVE, State.STARTING):
         if not force:
