@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from hutch.drivers.vm import capture, diskfork, state
-from hutch.engine import Engine, Instance
+from hutch.engine import Engine, Instance, context
 from hutch.engine import fork as forking
 from hutch.errors import (
     AlreadyExists,
@@ -29,7 +29,7 @@ from hutch.errors import (
     WrongState,
 )
 from hutch.lifecycle import State
-from hutch.storage import diskchain
+from hutch.storage import diskchain, layers, rootdisk
 from tests.requires import requires
 
 pytestmark = [
@@ -267,6 +267,31 @@ def test_a_suspended_machine_goes_on_where_it_was(engine: Engine, counter: Insta
     counter.suspend()
     counter.start(discard=True)
     until(counter, lambda: numbers(counter).count(1) == 2)
+
+
+def test_saved_machines_outlive_a_reboot_of_the_host(
+    engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell(counter, "echo kept >/root/file; echo kept >/dev/shm/file")
+    counter.snapshot("before")
+    counter.suspend()
+    run = Path(counter.info().directory, "run")
+    for entry in run.iterdir():
+        entry.unlink()
+    for module in (layers, rootdisk):
+        monkeypatch.setattr(module, "_boot_id", lambda: "another boot")
+    monkeypatch.setattr(context, "boot_id", lambda: "another boot")
+    with Engine(engine.root) as again:
+        again.reconcile()
+        with again.snapshots.restore(f"{counter.name}/before", name="restored") as restored:
+            assert shell(restored, "cat /root/file /dev/shm/file") == "kept\nkept"
+            goes_on(restored)
+        box = again.get(counter.id)
+        box.start()
+        assert shell(box, "cat /root/file /dev/shm/file") == "kept\nkept"
+        goes_on(box)
+        box.stop(timeout=0)
+    engine.snapshots.remove(f"{counter.name}/before")
 
 
 def test_a_suspended_machine_is_kept_by_a_snapshot(engine: Engine, counter: Instance) -> None:

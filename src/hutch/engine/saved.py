@@ -37,7 +37,7 @@ __all__ = [
     "savable",
     "saved_directory",
 ]
-__all__ += ["snapshot_roots", "twin_spec"]
+__all__ += ["snapshot_roots", "sync_assets", "twin_spec"]
 
 _ADDRESSES = "addresses.json"
 
@@ -74,6 +74,14 @@ def require_running(context: Context, identifier: str, what: str) -> InstanceRec
         hint = "unpause it first" if record.state == State.PAUSED else "start it first"
         raise WrongState(f"instance {record.name} is {record.state}: no {what}", hint=hint)
     return record
+
+
+def sync_assets(context: Context) -> None:
+    """See the layers and root disks onto the host's disk that a saved state stands on: what
+    may be incomplete is thrown away after a reboot, and the state could not be loaded."""
+    with disk_errors("layers and root disks"):
+        context.layers.sync()
+        context.rootdisks.sync()
 
 
 def _parent(context: Context) -> Path:

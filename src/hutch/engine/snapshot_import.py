@@ -19,7 +19,7 @@ from hutch.decoding import decode_json
 from hutch.engine.context import Context
 from hutch.engine.files import ChunkReader
 from hutch.engine.records import MACHINE_SNAPSHOTS, SnapshotRecord
-from hutch.engine.saved import new_saved, saved_directory
+from hutch.engine.saved import new_saved, saved_directory, sync_assets
 from hutch.engine.snapshot_names import check_name, sync_all, taken
 from hutch.errors import AlreadyExists, IntegrityError, InvalidArgument, NotFound, Unsupported
 from hutch.spec.model import InstanceSpec, TmpfsMount
@@ -60,6 +60,7 @@ def import_snapshot(context: Context, pieces: Iterable[bytes], name: str | None)
         )
         with context.leases.hold(*record.chain_ids, purpose="snapshot import"):
             _check_assets(context, record)
+            sync_assets(context)
             with context.store.write(durable=True) as tx:
                 try:
                     tx.insert(MACHINE_SNAPSHOTS, f"{instance}/{tag}", record)

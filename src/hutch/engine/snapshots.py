@@ -25,7 +25,14 @@ from hutch.engine.records import (
     InstanceRecord,
     SnapshotRecord,
 )
-from hutch.engine.saved import keep_addresses, new_saved, savable, saved_directory, twin_spec
+from hutch.engine.saved import (
+    keep_addresses,
+    new_saved,
+    savable,
+    saved_directory,
+    sync_assets,
+    twin_spec,
+)
 from hutch.engine.snapshot_names import check_tag, sync_all, taken
 from hutch.engine.start import start
 from hutch.errors import AlreadyExists, NotFound, WrongState
@@ -51,6 +58,7 @@ def take_snapshot(context: Context, identifier: str, tag: str | None = None) -> 
     record = load(context, identifier)
     driver = savable(context, record, "snapshot")
     _check_new(context, record.name, tag)
+    sync_assets(context)
     with new_saved(context, keep=True) as saved, instance_lock(context, identifier):
         record = refresh_locked(context, load(context, identifier))
         directory = saved_directory(context, saved)

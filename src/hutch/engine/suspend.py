@@ -9,7 +9,7 @@ from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load
 from hutch.engine.records import SUSPENDED
-from hutch.engine.saved import keep_addresses, require_running, savable
+from hutch.engine.saved import keep_addresses, require_running, savable, sync_assets
 from hutch.engine.stop import connect
 from hutch.errors import OutcomeUnknown, WrongState
 from hutch.lifecycle import State, move
@@ -27,6 +27,7 @@ def suspend(context: Context, identifier: str) -> None:
     Killed at any moment, the instance either runs or is suspended.
     """
     driver = savable(context, load(context, identifier), "suspend")
+    sync_assets(context)
     with disk_errors(f"suspend of {identifier[:12]}"), instance_lock(context, identifier):
         record = require_running(context, identifier, "suspend")
         move(record.state, State.SUSPENDED, name=record.name)
