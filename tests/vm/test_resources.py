@@ -10,6 +10,7 @@ import pytest
 from hutch.engine import Engine, Instance
 from hutch.errors import InvalidArgument, Unsupported, WrongState
 from tests.requires import requires
+from tests.vm.machines import until
 
 pytestmark = [pytest.mark.integration, requires("root", "qemu", "busybox", "apt-mirror")]
 
@@ -82,6 +83,24 @@ def test_a_disk_grows_while_it_runs_and_does_not_shrink(box: Instance) -> None:
     assert before < 128 * 1024 < 900 * 1024 < after
     with pytest.raises(InvalidArgument, match="cannot shrink"):
         box.update(disk="128M")
+
+
+def test_the_host_gets_back_what_a_program_removes(machines: Engine) -> None:
+    box = machines.start(
+        "busybox", ["sleep", "1000"], isolation="vm", memory="160M", network="none", disk="256M"
+    )
+    try:
+        disk = Path(box.info().directory, "disk.raw")
+
+        def taken() -> int:
+            return disk.stat().st_blocks * 512
+
+        _sh(box, "dd if=/dev/urandom of=/big bs=1M count=32 2>/dev/null; sync")
+        assert taken() > 30 << 20
+        _sh(box, "rm /big; sync")
+        until(lambda: taken() < 8 << 20, "the room of a removed file is not given back")
+    finally:
+        box.remove(force=True)
 
 
 def test_a_disk_grows_while_the_machine_is_stopped(machines: Engine) -> None:

@@ -153,7 +153,8 @@ def _limits(launch: Launch) -> list[guest.SetupOp]:
 def _disks(*, volatile: bool) -> list[guest.SetupOp]:
     # A new disk is a file of zeros: there is nothing to initialize behind the guest's back, and
     # what its threads read would be read in every start.
-    options = "noinit_itable,no_prefetch_block_bitmaps"
+    # What a program removes goes back to the host: it cannot trim, as its root is an overlay.
+    options = "noinit_itable,no_prefetch_block_bitmaps,discard"
     if volatile:
         options += ",nobarrier"
     overlay = ["lowerdir=/hutch/image", "upperdir=/hutch/rw/upper", "workdir=/hutch/rw/work"]
