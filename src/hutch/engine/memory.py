@@ -237,11 +237,11 @@ def _guest(context: Context, record: InstanceRecord) -> tuple[int, int]:
     if record.spec.machine.from_disk is not None or record.spec.placement.huge:
         return 0, 0
     from hutch.qmp import conversation
-    from hutch.qmp.devices import query_balloon
+    from hutch.qmp.devices import query_balloon, query_plugged
 
     with suppress(HutchError, OSError):
         with conversation(f"{context.directory(record.id)}/run/qmp.sock") as monitor:
-            size = query_balloon(monitor)
+            size = query_balloon(monitor) + query_plugged(monitor)
         return size, context.machines.stats(record.id).memory.usage
     return 0, 0
 

@@ -28,6 +28,8 @@ _KSM = Path("/sys/kernel/mm/ksm/run")
 # These cost somebody something: one at a time, and a look after each.
 _ONE_BY_ONE = frozenset(("freeze", "suspend", "kill"))
 _LASTING = frozenset(("balloon", "merge", "hold", "freeze", "suspend", "kill"))
+# A guest is not left with less of what it began with.
+_LEAST = 96 << 20
 _BALLOON_S = 5.0
 _MOST_STEPS = 1000
 _MIB = 1 << 20
@@ -206,15 +208,17 @@ def _tell(context: Context, rung: str, identifier: str, name: str, given: int, r
 
 def _balloon(context: Context, action: Action, view: View) -> int:
     from hutch.qmp import conversation
-    from hutch.qmp.devices import query_balloon, set_balloon
+    from hutch.qmp.devices import query_balloon, query_plugged, set_balloon
 
     before = usage_of(view.groups[action.id])
     deadline = time.monotonic() + _BALLOON_S
     with conversation(f"{context.directory(action.id)}/run/qmp.sock") as monitor:
-        set_balloon(monitor, action.target)
+        # What came while it runs is not the balloon's to take.
+        target = max(action.target - query_plugged(monitor), _LEAST)
+        set_balloon(monitor, target)
         # The guest goes there in its own time, and stops where it needs what it has.
         last, size = 0, query_balloon(monitor)
-        while size > action.target + _MIB and size != last and time.monotonic() < deadline:
+        while size > target + _MIB and size != last and time.monotonic() < deadline:
             time.sleep(0.1)
             last, size = size, query_balloon(monitor)
     return max(0, before - usage_of(view.groups[action.id]))
@@ -315,10 +319,10 @@ def _undo(context: Context, measure: Measure) -> ReclaimStep:
 
 def _undo_balloon(context: Context, measure: Measure) -> None:
     from hutch.qmp import conversation
-    from hutch.qmp.devices import set_balloon
+    from hutch.qmp.devices import query_plugged, set_balloon
 
     with conversation(f"{context.directory(measure.id)}/run/qmp.sock") as monitor:
-        set_balloon(monitor, measure.before)
+        set_balloon(monitor, max(measure.before - query_plugged(monitor), _LEAST))
 
 
 def _undo_merge(context: Context, measure: Measure) -> None:

@@ -65,6 +65,7 @@ PROTECTED = flags.MOUNT_ATTR_RDONLY | flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR
 PLAIN = flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NODEV | flags.MOUNT_ATTR_NOEXEC
 _NODES = (("null", 1, 3), ("zero", 1, 5), ("random", 1, 8), ("urandom", 1, 9))
 VMM = "/hutch-vmm"
+_CAP_IPC_LOCK = 14
 
 
 class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +94,7 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
     user: ResolvedUser | None
     kvm: bool = False
     userfaultfd: int = -1
+    lock_memory: bool = False
     cgroup_files: tuple[str, ...] = ()
     cgroup_slot: int = -1
     namespace: int = -1
@@ -248,9 +250,13 @@ def _credentials(assets: SandboxAssets) -> list[ops.AnyOp]:
     user = assets.user
     if user is not None:
         one_id = assets.namespaces == "user"
+        # Its control group bounds what it can lock.
+        kept = 1 << _CAP_IPC_LOCK if assets.lock_memory else 0
         tail += [
             *([] if assets.namespaces == "none" else [ops.Chdir(path="/")]),
-            ops.Capabilities(bounding=0, permitted=0, effective=0, inheritable=0, ambient=0),
+            ops.Capabilities(
+                bounding=kept, permitted=kept, effective=kept, inheritable=kept, ambient=kept
+            ),
             ops.User(uid=user.uid, gid=user.gid, groups=user.groups, skip_setgroups=one_id),
         ]
     tail.append(ops.NoNewPrivs())

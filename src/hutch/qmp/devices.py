@@ -27,6 +27,7 @@ __all__ = [
     "qom_set",
     "query_balloon",
     "query_cpu_slots",
+    "query_plugged",
     "set_balloon",
     "set_link",
 ]
@@ -157,6 +158,18 @@ def set_link(monitor: Monitor, card: str, *, up: bool) -> None:
 def set_balloon(monitor: Monitor, memory: int) -> None:
     """Ask the guest to make do with this many bytes; it gets there in its own time."""
     monitor.execute("balloon", {"value": memory})
+
+
+class _MemoryDevice(msgspec.Struct, frozen=True):
+    type: str
+    data: dict[str, Any]
+
+
+def query_plugged(monitor: Monitor) -> int:
+    """Return the bytes that the guest has taken of memory that came while it runs; they are
+    not the balloon's."""
+    found: list[_MemoryDevice] = monitor.ask("query-memory-devices", kind=list[_MemoryDevice])
+    return sum(int(device.data["size"]) for device in found)
 
 
 def query_balloon(monitor: Monitor) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.errors import InvalidArgument
 from hutch.spec.defaults import ImageDefaults
+from hutch.spec.hardware import arranged, check_hardware
 from hutch.spec.limits import (
     RESOURCE_OPTIONS,
     machine_disks,
@@ -98,6 +99,7 @@ def build(
         values["device_names"] = _device_names(given["devices"], "devices")
     if "stop_signal" not in values and image.stop_signal:
         values["stop_signal"] = _signal(image.stop_signal, "image.stop_signal")
+    machine = read_machine(given, values.get("isolation", "container"))
     spec = InstanceSpec(
         image=text(image_ref, "image", empty=False),
         process=read_process(image, argv_of(entrypoint, words), given),
@@ -106,11 +108,11 @@ def build(
         mounts=mounts,
         network_mode=network_mode,
         networks=networks,
-        resources=read_resources(given),
+        resources=arranged(read_resources(given), machine),
         security=read_security(given),
         health=read_health(image, given),
         logs=read_logs(given),
-        machine=read_machine(given, values.get("isolation", "container")),
+        machine=machine,
         **values,
     )
     _check_whole(spec)
@@ -240,6 +242,7 @@ def _check_whole(spec: InstanceSpec) -> None:
         )
     if spec.isolation == "vm":
         check_room(spec.resources, spec.machine)
+        check_hardware(spec.resources, spec.machine)
     else:
         for name, field in machine_disks(spec.resources):
             raise InvalidArgument(

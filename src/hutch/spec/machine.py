@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hutch.errors import InvalidArgument
+from hutch.spec.hardware import HARDWARE_READERS
 from hutch.spec.model import DiskKeySource, MachineOptions, Resources
 from hutch.spec.parse import absolute_path, flag, integer, one_of, text
 from hutch.units import parse_bytes
@@ -13,7 +14,8 @@ from hutch.units import parse_bytes
 __all__ = ["MACHINE_OPTIONS", "read_machine"]
 
 MACHINE_OPTIONS = frozenset(
-    """accel cpu_model cpus_max disk disk_key kernel machine memory_max template tpm""".split()
+    """accel cpu_model cpu_pin cpu_topology cpus_max disk disk_aio disk_cache disk_key kernel
+    machine memory_lock memory_max numa template tpm""".split()
 )
 MIN_DISK = 64 << 20
 MAX_DISK = 16 << 40
@@ -114,13 +116,16 @@ def _disk_key(value: Any, field: str) -> DiskKeySource:
 
 
 _READERS: dict[str, Any] = {
+    **HARDWARE_READERS,
     "accel": _accel,
     "cpu_model": _model,
+    "cpu_pin": flag,
     "cpus_max": _cpus_max,
     "disk": _disk,
     "disk_key": _disk_key,
     "kernel": _word,
     "machine": _word,
+    "memory_lock": flag,
     "memory_max": _memory_max,
     "template": flag,
     "tpm": flag,

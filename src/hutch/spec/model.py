@@ -12,6 +12,7 @@ import msgspec
 __all__ = [
     "AttachedDisk",
     "BindMount",
+    "CpuTopology",
     "DeviceNode",
     "DiskKeySource",
     "FromDisk",
@@ -21,6 +22,7 @@ __all__ = [
     "MachineOptions",
     "Mount",
     "NetworkAttachment",
+    "NumaNode",
     "Placement",
     "PortMapping",
     "ProcessSpec",
@@ -263,6 +265,23 @@ class FromDisk(Value, frozen=True, kw_only=True, omit_defaults=True):
     user_network: bool = False
 
 
+class CpuTopology(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """How a machine's processors are arranged; `sockets` 0 is as many as it takes."""
+
+    sockets: int = 0
+    cores: int = 1
+    threads: int = 1
+
+
+class NumaNode(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A node that a machine's guest sees: its processors, its bytes of memory, and the nodes
+    of the host that the memory is to come from (none: any)."""
+
+    cpus: tuple[int, ...]
+    memory: int
+    host_nodes: tuple[int, ...] = ()
+
+
 class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What only a virtual machine has. Empty means the default of this host's QEMU.
 
@@ -273,6 +292,9 @@ class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     TPM 2.0, whose state is kept with the instance; with `disk_key` its disk is encrypted.
     `from_disk` is set for a machine that has no image, and no agent of ours. `cpus_max` and
     `memory_max` (bytes) are how far it may grow while it runs, 0 for as far as the host.
+    `cpu_pin` keeps each virtual processor to one of the host's, `memory_lock` its memory from
+    being swapped out. `disk_cache` and `disk_aio` are how QEMU reads and writes the writable
+    disk.
     """
 
     accel: Literal["auto", "kvm", "tcg"] = "auto"
@@ -281,6 +303,12 @@ class MachineOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     cpu_model: str = ""
     cpus_max: int = 0
     memory_max: int = 0
+    cpu_topology: CpuTopology | None = None
+    cpu_pin: bool = False
+    numa: tuple[NumaNode, ...] = ()
+    memory_lock: bool = False
+    disk_cache: Literal["", "writeback", "none", "unsafe"] = ""
+    disk_aio: Literal["", "threads", "native", "io_uring"] = ""
     disk: int = 0
     template: bool = True
     tpm: bool = False

@@ -12,10 +12,12 @@ from typing import Literal, TypedDict
 
 from hutch.spec.model import (
     BindMount,
+    CpuTopology,
     DeviceNode,
     DiskKeySource,
     Mount,
     NetworkAttachment,
+    NumaNode,
     Placement,
     PortMapping,
     RestartPolicy,
@@ -67,10 +69,13 @@ class RunOptions(UpdateOptions, total=False):
 
     accel: Literal["auto", "kvm", "tcg"] | str | None
     cpu_model: str | None
+    cpu_pin: bool | None
+    cpu_topology: str | Mapping[str, int] | CpuTopology | None
     cpus_max: int | None
     disk_key: Text | bytes | DiskKeySource | None
     kernel: str | None
     machine: str | None
+    memory_lock: bool | None
     memory_max: Size | None
     template: bool | None
     tpm: bool | None
@@ -82,6 +87,8 @@ class RunOptions(UpdateOptions, total=False):
     cgroupns: Literal["private", "host"] | str | None
     device_cgroup_rules: Texts | None
     devices: str | Sequence[str | DeviceNode] | None
+    disk_aio: Literal["threads", "native", "io_uring"] | str | None
+    disk_cache: Literal["writeback", "none", "unsafe"] | str | None
     dns: Texts | None
     dns_options: Texts | None
     dns_search: Texts | None
@@ -113,6 +120,7 @@ class RunOptions(UpdateOptions, total=False):
     network_aliases: Texts | None
     no_healthcheck: bool | None
     no_new_privileges: bool | None
+    numa: str | Mapping[str, object] | Sequence[str | Mapping[str, object] | NumaNode] | None
     oom_score_adj: int | None
     pid: str | None
     placement: str | Mapping[str, object] | Placement | None

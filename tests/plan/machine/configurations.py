@@ -281,6 +281,21 @@ def growing(hw: Hardware) -> Machine:
     )
 
 
+def huge_pages(hw: Hardware) -> Machine:
+    """Memory of the host's huge pages, all of them there from the start; threads of a core."""
+    shape = Shape(
+        memory=256 * MIB,
+        vcpus=4,
+        max_memory=1024 * MIB,
+        memory_slots=1,
+        cores=2,
+        threads=2,
+        backend=Memory(huge_page=2 * MIB, preallocate=True),
+    )
+    plugged = PluggedMemory(requested=0, port="rp4")
+    return _machine(hw, shape, root_ports=5, plugged=plugged)
+
+
 def locked(hw: Hardware) -> Machine:
     """Memory that is never swapped."""
     return _machine(hw, Shape(memory=64 * MIB, lock_memory=True))
@@ -301,6 +316,7 @@ def disks(hw: Hardware) -> Machine:
                 image=DiskFile(file=hw.file(os.O_RDWR | os.O_DIRECT, MIB)),
                 serial="data",
                 cache="none",
+                aio="native",
                 throttle=limits,
                 discard=False,
                 queues=2,
@@ -383,6 +399,7 @@ CONFIGURATIONS: dict[str, Callable[[Hardware], Machine]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         *(plain, ordinary, template, clone, micro, rootless, large, growing, locked, disks),
+        huge_pages,
         *(uefi, from_disk, tpm, shared_directories, kvm),
     )
 }

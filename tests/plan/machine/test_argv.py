@@ -48,8 +48,8 @@ from tests.requires import requires
 
 HERE = Path(__file__).parent
 VERSIONS = {"7.2": QemuVersion(7, 2, 22), "10.0": QemuVersion(10, 0, 2)}
-# Not started here: one needs hardware, one the servers of its directories.
-_ELSEWHERE = {"kvm", "shared-directories"}
+# Not started here: one needs hardware, one the servers of its directories, one huge pages.
+_ELSEWHERE = {"kvm", "shared-directories", "huge-pages"}
 _NEEDS = {"tpm": ("swtpm",), "uefi": ("ovmf",)}
 QEMU = os.environ.get("HUTCH_TEST_QEMU", "qemu-system-x86_64")
 

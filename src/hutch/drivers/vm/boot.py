@@ -87,6 +87,7 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     config: MonitorConfig
     kvm: bool = False
     discards: bool = False
+    lock_memory: bool = False
     seccomp: bytes = b""
     rows: int = 0
     columns: int = 0
@@ -141,6 +142,7 @@ def boot(launcher: Launcher, request: BootRequest) -> Booted:
                 host_network=request.host_network,
                 kvm=request.kvm,
                 userfaultfd=misc_minor("userfaultfd") if request.userfaultfd else -1,
+                lock_memory=request.lock_memory,
                 cgroup_files=cgroup_files,
                 cgroup_slot=cgroup_slot,
                 namespace=namespace,

@@ -113,11 +113,15 @@ class DiskFork:
 
     def _add(self, path: str) -> None:
         file = f"{self._overlay}-file"
-        with _opened(self._monitor, path, os.O_RDWR) as name:
+        cached, aio = self._machine.disk_cache, self._machine.disk_aio
+        cache = {"direct": cached == "none", "no-flush": cached == "unsafe"}
+        direct = os.O_DIRECT if cache["direct"] else 0
+        with _opened(self._monitor, path, os.O_RDWR | direct) as name:
             options = {"driver": "file", "filename": name, "read-only": False, "discard": "unmap"}
+            options |= {"cache": cache, "aio": aio}
             blockdev_add(self._monitor, {"node-name": file, **options})
         options = {"driver": "qcow2", "file": file, "backing": None, "read-only": False}
-        more = {"discard": "unmap", "detect-zeroes": "unmap"}
+        more = {"discard": "unmap", "detect-zeroes": "unmap", "cache": cache}
         blockdev_add(self._monitor, {"node-name": self._overlay, **options, **more})
 
     def take(self) -> None:

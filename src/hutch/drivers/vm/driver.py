@@ -33,6 +33,7 @@ from hutch.drivers.vm.limits import (
     vcpus_wanted,
 )
 from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
+from hutch.drivers.vm.pinning import pin_processors
 from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.drivers.vm.state import (
     connect_cards,
@@ -188,6 +189,8 @@ class VmDriver:
                 undo.callback(started.booted.supervisor.close)
                 held.callback(started.booted.monitor.close)
                 pid = self._bring_up(launch, started, plan)
+            if launch.spec.machine.cpu_pin:
+                pin_processors(group.pids(), launch.spec.resources.cpuset_cpus)
             known = read_pid(f"{launch.directory}/run")
             if known is None or known.pid != pid:
                 raise InternalError(f"the supervisor of {launch.name} left no record of it")
@@ -526,6 +529,8 @@ class VmDriver:
                 inside.limit_processes(self._guest(identifier), resources.pids)
             set_rates(monitor, resources, image=self._has_agent(identifier), running=True)
             self._resize(monitor, identifier, record, memory, vcpus)
+        if record.pinned:
+            pin_processors(group.pids(), resources.cpuset_cpus)
         if memory < record.memory:
             _lower(group, group_limits(resources, memory))
 

@@ -29,6 +29,7 @@ from hutch.drivers.vm.machine import (
     save_record,
     shape_of,
 )
+from hutch.drivers.vm.pinning import pin_processors
 from hutch.drivers.vm.sandbox import Descriptors, listen_at
 from hutch.drivers.vm.state import connect_cards, load_machine, opened
 from hutch.drivers.vm.throttling import start_rates
@@ -123,6 +124,8 @@ def start_from_disk(machines: MachineLauncher, hierarchy: Hierarchy, launch: Lau
             if tpm is not None:
                 tpm.wait_started()
             pid = _bring_up(launch, booted, taps)
+        if spec.machine.cpu_pin:
+            pin_processors(group.pids(), spec.resources.cpuset_cpus)
         known = read_pid(f"{launch.directory}/run")
         if known is None or known.pid != pid:
             raise InternalError(f"the supervisor of {launch.name} left no record of it")
@@ -219,6 +222,7 @@ def _boot(
                 console=True,
             ),
             kvm=host.accelerator == "kvm",
+            lock_memory=spec.machine.memory_lock,
             rows=launch.rows,
             columns=launch.columns,
             group=group,
@@ -247,6 +251,7 @@ def _record(host: Host, spec: InstanceSpec) -> MachineRecord:
         template="",
         user=ResolvedUser(uid=0, gid=0),
         shape=shape,
+        pinned=spec.machine.cpu_pin,
     )
 
 

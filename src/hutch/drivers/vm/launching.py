@@ -29,12 +29,14 @@ from hutch.drivers.vm.machine import (
     save_record,
     shape_of,
     template_key,
+    template_shape,
 )
 from hutch.drivers.vm.making import (
     BOOT_S,
     Cards,
     Parts,
     TemplateMaker,
+    disk_cache,
     instance_disks,
     kernel_paths,
     resume,
@@ -51,7 +53,15 @@ from hutch.drivers.vm.setup import (
 from hutch.drivers.vm.shares import TAG, ShareServer, copy_memory, plug, serve, shared
 from hutch.drivers.vm.state import Loaded, opened, twin_setup
 from hutch.drivers.vm.templates import Template, Templates
-from hutch.errors import Busy, HutchError, IntegrityError, NotFound, Unavailable, WrongState
+from hutch.errors import (
+    Busy,
+    HutchError,
+    IntegrityError,
+    InternalError,
+    NotFound,
+    Unavailable,
+    WrongState,
+)
 from hutch.host.qemu import AcceleratorWish
 from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
@@ -162,11 +172,10 @@ class MachineLauncher:
         template, rest, wanted = None, b"", None
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
-        # Memory of a template is in ordinary pages.
-        pluggable = pluggable and not launch.spec.placement.huge
+        pluggable = pluggable and template_shape(parts.shape) is not None
         goes_on = loaded is not None or launch.arrival is not None
         if launch.spec.machine.template and pluggable and not goes_on:
-            template, rest, wanted = self._going_on(parts, launch, plan, held)
+            template, rest, wanted = self._going_on(_as_template(parts), launch, plan, held)
         shares = serve(self.launcher, self.root, launch, group, held)
         taps = None
         user_network = is_user_network(launch.endpoints)
@@ -179,6 +188,9 @@ class MachineLauncher:
             self._record(parts, template, user),
             shares=len(shared(launch)),
             overlays=tuple(map(overlay_number, chain(launch.directory)[1:])),
+            pinned=launch.spec.machine.cpu_pin,
+            disk_cache=disk_cache(launch),
+            disk_aio=launch.spec.machine.disk_aio or "threads",
         )
         if before is not None:
             record = msgspec.structs.replace(record, memory=before.memory)
@@ -233,7 +245,8 @@ class MachineLauncher:
                     unacked=loaded.unacked if loaded else 0,
                 ),
                 kvm=parts.host.accelerator == "kvm",
-                discards=template is not None and shares is None,
+                lock_memory=parts.shape.lock_memory,
+                discards=shares is None and (template is not None or loaded is not None),
                 rows=launch.rows,
                 columns=launch.columns,
                 group=group,
@@ -278,7 +291,9 @@ class MachineLauncher:
         """
         parts = self._parts_of(launch.spec)
         template = (
-            self._held_template(parts, launch, held) if launch.spec.machine.template else None
+            self._held_template(_as_template(parts), launch, held)
+            if launch.spec.machine.template and template_shape(parts.shape) is not None
+            else None
         )
         os.mkdir(directory, 0o700)
         setup = bare_setup(launch, modules=parts.kernel.late, resumed=template is not None)
@@ -324,15 +339,11 @@ class MachineLauncher:
         resumed = template is not None or goes_on
 
         def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
-            page = next(iter(launch.spec.placement.huge), 0)
-            memory = Memory(
-                kind="memfd" if shares else "plain", huge_page=page, preallocate=bool(page)
-            )
+            memory = Memory(kind="memfd" if shares else "plain")
             if template is not None:
                 memory = _resumed_memory(template, parts.shape, shares, descriptors)
             elif loaded is not None and loaded.memory >= 0:
                 memory = _private_memory(loaded.memory, descriptors)
-            memory = msgspec.structs.replace(memory, merge=launch.spec.placement.merge)
             return machine_argv(
                 parts.host,
                 ports,
@@ -347,7 +358,8 @@ class MachineLauncher:
                     launch.root_disk,
                     writable_files(launch),
                     descriptors,
-                    volatile=launch.volatile,
+                    cache=disk_cache(launch),
+                    aio=launch.spec.machine.disk_aio or "threads",
                     key=DISK_KEY if launch.spec.machine.disk_key else "",
                 ),
                 nics=network_cards(launch.endpoints, taps, descriptors),
@@ -494,6 +506,14 @@ class MachineLauncher:
 def _hold(template: Template, held: ExitStack) -> None:
     held.callback(os.close, template.memory)
     held.callback(os.close, template.state)
+
+
+def _as_template(parts: Parts) -> Parts:
+    """Return the parts of the template that a machine with these goes on from."""
+    shape = template_shape(parts.shape)
+    if shape is None:
+        raise InternalError("a machine of this shape has no template")
+    return msgspec.structs.replace(parts, shape=shape)
 
 
 def _cards(launch: Launch) -> Cards:

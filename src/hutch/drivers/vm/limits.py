@@ -9,13 +9,20 @@ import msgspec
 
 from hutch.drivers.limits import limits as resource_limits
 from hutch.errors import InvalidArgument, Unsupported
-from hutch.host.facts import misc_minor
+from hutch.host.facts import has_capability, misc_minor
+from hutch.host.isolation import is_privileged
 from hutch.linux.cgroup import DEFAULT_DEVICES, DeviceRule, Limits
 from hutch.plan.machine.argv import translated_code
 from hutch.spec.machine import MAX_VCPUS
-from hutch.spec.model import BindMount, InstanceSpec, Resources
+from hutch.spec.model import BindMount, CpuTopology, InstanceSpec, Resources
 
-__all__ = ["DEFAULT_MEMORY", "check_spec", "group_limits", "max_memory_of", "max_vcpus_of"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "check_spec",
+    "group_limits",
+    "max_memory_of",
+    "max_vcpus_of",
+]
 __all__ += ["memory_of", "memory_wanted", "vcpus_of", "vcpus_wanted"]
 
 DEFAULT_MEMORY = 512 << 20
@@ -29,6 +36,7 @@ _OVERHEAD = 192 << 20
 # must be within what every processor can address beside the machine's holes (2^39 bytes).
 _ROOM_VCPUS = (8, 32)
 _ROOM_MEMORY = 256 << 30
+_CAP_IPC_LOCK = 14
 _KVM = DeviceRule(kind="c", major=10, minor=232)
 
 
@@ -63,12 +71,22 @@ def max_memory_of(spec: InstanceSpec, host: int) -> int:
 
 
 def max_vcpus_of(spec: InstanceSpec, host: int) -> int:
-    """Return how many processors the guest may have while it runs; `host` is the host's number."""
-    own = vcpus_of(spec)
-    if spec.machine.cpus_max:
-        return max(own, spec.machine.cpus_max)
+    """Return how many processors the guest may have while it runs; `host` is the host's
+    number, 0 where none can come. The sockets of its topology are full."""
+    own, machine = vcpus_of(spec), spec.machine
+    if machine.numa:
+        return max(own, sum(len(node.cpus) for node in machine.numa))
+    topology = machine.cpu_topology or CpuTopology()
+    socket = topology.cores * topology.threads
+    if topology.sockets:
+        return topology.sockets * socket
     low, high = _ROOM_VCPUS
-    return max(own, min(max(host, low), high))
+    most = own
+    if machine.cpus_max:
+        most = max(own, machine.cpus_max)
+    elif host:
+        most = max(own, min(max(host, low), high))
+    return -(-most // socket) * socket
 
 
 def group_limits(resources: Resources, memory: int, *, userfaultfd: bool = False) -> Limits:
@@ -123,11 +141,28 @@ def check_spec(spec: InstanceSpec) -> None:
             "bytes",
             field="memory",
         )
+    _check_memory(spec)
     if vcpus_of(spec) > MAX_VCPUS:
         raise InvalidArgument(f"must be at most {MAX_VCPUS}", field="cpus")
     for index, mount in enumerate(spec.mounts):
         if isinstance(mount, BindMount) and mount.propagation.endswith("shared"):
             raise _only_container(f"mounts[{index}].propagation")
+
+
+def _check_memory(spec: InstanceSpec) -> None:
+    """Refuse ways to hold the memory that this host does not have."""
+    machine = spec.machine
+    if machine.memory_lock and not (is_privileged() and has_capability(_CAP_IPC_LOCK)):
+        raise Unsupported(
+            "memory_lock: to lock memory takes the capability CAP_IPC_LOCK",
+            hint="run hutch as root, or leave out --memory-lock",
+        )
+    for index, node in enumerate(machine.numa):
+        for number in node.host_nodes:
+            if not os.path.isdir(f"/sys/devices/system/node/node{number}"):
+                raise InvalidArgument(
+                    f"this host has no node {number}", field=f"numa[{index}].host"
+                )
 
 
 def _only_container(field: str) -> Unsupported:

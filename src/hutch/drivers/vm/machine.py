@@ -20,23 +20,26 @@ from hutch.plan.machine.model import (
     MICROVM,
     Q35,
     Accelerator,
+    CacheMode,
     Console,
     Descriptor,
     Disk,
+    DiskAio,
     Kernel,
     Machine,
     Memory,
     Nic,
+    NumaNode,
     PluggedMemory,
     Secret,
     Shape,
     Share,
 )
 from hutch.plan.machine.version import QemuVersion
-from hutch.spec.model import InstanceSpec
+from hutch.spec.model import CpuTopology, InstanceSpec
 
 __all__ = ["Host", "MachineRecord", "load_record", "machine_argv", "machine_type"]
-__all__ += ["save_record", "shape_of", "template_key"]
+__all__ += ["save_record", "shape_of", "template_key", "template_shape"]
 
 RECORD = "machine.json"
 _TYPES = {"": Q35, "q35": Q35, "microvm": MICROVM}
@@ -49,6 +52,8 @@ MEMORY_PORT = "rp4"
 # emulated CPU eight times the steps of doing it by words. One that has "fast short rep movsb"
 # (QEMU 8 on) and not that is no real CPU's, and Linux 6.1 does not get on with it.
 _EMULATED_CPU = "max,-erms,-fsrm"
+# A processor by AMD, as `max` is, tells of its threads by what QEMU does not emulate.
+_THREADED_CPU = f"{_EMULATED_CPU},vendor=GenuineIntel"
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +76,9 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     `vcpus` are what it uses now, `shape` what QEMU must be started with to take its state
     over (its `vcpus` are those that are plugged), and `plugged` the memory beyond that which
     it was asked to take, -1 where it has no device for that yet; `overlays` are the numbers of
-    those that its disk had when it started (`hutch.storage.diskchain`).
+    those that its disk had when it started (`hutch.storage.diskchain`). `pinned` says that each
+    processor keeps to one of the host's, `disk_cache` and `disk_aio` how its writable disk is
+    read and written.
     """
 
     qemu: str
@@ -90,6 +97,9 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     shape: Shape | None = None
     plugged: int = -1
     overlays: tuple[int, ...] = ()
+    pinned: bool = False
+    disk_cache: CacheMode = "writeback"
+    disk_aio: DiskAio = "threads"
 
     @property
     def memory_max(self) -> int:
@@ -142,19 +152,30 @@ def machine_type(spec: InstanceSpec) -> str:
 def shape_of(spec: InstanceSpec, host: Host) -> Shape:
     """Return processors and memory of a specification on this host."""
     model = spec.machine.cpu_model or ("host" if host.accelerator == "kvm" else _EMULATED_CPU)
-    machine = machine_type(spec)
+    machine, wish = machine_type(spec), spec.machine
     memory, vcpus = memory_of(spec), vcpus_of(spec)
     fixed = machine == MICROVM
-    most = memory if fixed else max_memory_of(spec, host.memory)
+    topology = wish.cpu_topology or CpuTopology()
+    page = next(iter(spec.placement.huge), 0)
+    # What is locked is all of it, the room included; and nodes have what they were given.
+    most = memory if fixed or wish.memory_lock or wish.numa else max_memory_of(spec, host.memory)
     return Shape(
         memory=memory,
         vcpus=vcpus,
         max_memory=most if most > memory else 0,
         memory_slots=1 if most > memory else 0,
-        max_vcpus=vcpus if fixed else max_vcpus_of(spec, host.processors),
+        max_vcpus=max_vcpus_of(spec, 0 if fixed else host.processors),
+        cores=topology.cores,
+        threads=topology.threads,
+        numa=tuple(
+            NumaNode(memory=node.memory, vcpus=node.cpus, host_nodes=node.host_nodes)
+            for node in wish.numa
+        ),
+        backend=Memory(huge_page=page, preallocate=bool(page), merge=spec.placement.merge),
+        lock_memory=wish.memory_lock,
         machine=machine,
         accelerator=host.accelerator,
-        cpu=model,
+        cpu=model if topology.threads == 1 or model != _EMULATED_CPU else _THREADED_CPU,
     )
 
 
@@ -185,7 +206,7 @@ def machine_argv(
         )
     machine = Machine(
         name=name,
-        shape=msgspec.structs.replace(shape, backend=memory),
+        shape=msgspec.structs.replace(shape, backend=_backend(shape.backend, memory)),
         boot=Kernel(path=kernel[0], initrd=kernel[1], command_line=line),
         monitor=Descriptor(ports.qmp),
         control=Descriptor(ports.control) if ports.control >= 0 else None,
@@ -201,6 +222,24 @@ def machine_argv(
         paused=paused,
     )
     return machine_arguments(machine, version=host.version, qemu=host.qemu)
+
+
+def _backend(wish: Memory, memory: Memory) -> Memory:
+    """Return where memory is, with what is wished of it."""
+    return msgspec.structs.replace(
+        wish, kind=memory.kind, path=memory.path, share=memory.share, sealed=memory.sealed
+    )
+
+
+def template_shape(shape: Shape) -> Shape | None:
+    """Return the shape of the template from which a machine may go on; None for no template.
+
+    How the host holds the memory is no part of a template. But one that is a file cannot be
+    made of huge pages, nor be spread over nodes.
+    """
+    if shape.numa or shape.backend.huge_page:
+        return None
+    return msgspec.structs.replace(shape, backend=Memory(), lock_memory=False)
 
 
 def template_key(

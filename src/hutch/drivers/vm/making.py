@@ -6,6 +6,7 @@ clones' kind: taps, or QEMU's own network.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -31,9 +32,19 @@ from hutch.drivers.vm.setup import (
     setup_request,
 )
 from hutch.drivers.vm.templates import Making, Template
+from hutch.errors import Unsupported
 from hutch.network.taps import create_taps
 from hutch.plan.machine.disks import node_name
-from hutch.plan.machine.model import Descriptor, Disk, DiskFile, Memory, PluggedMemory, Shape
+from hutch.plan.machine.model import (
+    CacheMode,
+    Descriptor,
+    Disk,
+    DiskAio,
+    DiskFile,
+    Memory,
+    PluggedMemory,
+    Shape,
+)
 from hutch.plan.ops import Supervision
 from hutch.process.guest import Guest
 from hutch.process.launcher import Launcher
@@ -41,9 +52,18 @@ from hutch.process.vmm import MonitorConfig
 from hutch.storage.sparse import copy_sparse
 
 if TYPE_CHECKING:
+    from hutch.drivers.base import Launch
     from hutch.qmp import Monitor
 
-__all__ = ["Cards", "Parts", "TemplateMaker", "instance_disks", "kernel_paths", "resume"]
+__all__ = [
+    "Cards",
+    "Parts",
+    "TemplateMaker",
+    "disk_cache",
+    "instance_disks",
+    "kernel_paths",
+    "resume",
+]
 
 BOOT_S = 120.0
 _SETTLE_S = 3.0
@@ -114,7 +134,7 @@ class TemplateMaker:
                 memory,
                 kernel=lambda descriptors: (stub_kernel(descriptors), ""),
                 disks=lambda descriptors: instance_disks(
-                    request.root.path, (disk,), descriptors, volatile=True
+                    request.root.path, (disk,), descriptors, cache="unsafe"
                 ),
                 incoming=True,
                 config=MonitorConfig(
@@ -234,14 +254,17 @@ def instance_disks(
     writable: Sequence[str],
     descriptors: Descriptors,
     *,
-    volatile: bool,
+    cache: CacheMode,
+    aio: DiskAio = "threads",
     key: str = "",
 ) -> tuple[Disk, ...]:
     """Return the image's disk, shared by all machines of that image, and the writable one: its
-    files, the lowest first, or one that is opened by the secret `key`."""
+    files, the lowest first, or one that is opened by the secret `key`; with how they are read
+    and written."""
+    direct = os.O_DIRECT if cache == "none" else 0
 
     def opened(path: str, mode: int, backing: DiskFile | None = None, *, key: str = "") -> DiskFile:
-        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = _open_disk(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
         return DiskFile(
             file=Descriptor(descriptors.add(fd)),
             format="qcow2" if backing or key else "raw",
@@ -252,13 +275,32 @@ def instance_disks(
     *frozen, top = writable
     below: DiskFile | None = None
     for path in frozen:
-        below = opened(path, os.O_RDONLY, below)
+        below = opened(path, os.O_RDONLY | direct, below)
     return (
         Disk(image=opened(root, os.O_RDONLY), serial=ROOT_SERIAL, read_only=True, discard=False),
         Disk(
-            image=opened(top, os.O_RDWR, below, key=key),
+            image=opened(top, os.O_RDWR | direct, below, key=key),
             serial=WRITABLE_SERIAL,
-            cache="unsafe" if volatile else "writeback",
+            cache=cache,
+            aio=aio,
             detect_zeroes=True,
         ),
     )
+
+
+def disk_cache(launch: Launch) -> CacheMode:
+    """Return how a machine's writable disk is cached."""
+    return launch.spec.machine.disk_cache or ("unsafe" if launch.volatile else "writeback")
+
+
+def _open_disk(path: str, mode: int) -> int:
+    try:
+        return os.open(path, mode)
+    except OSError as exc:
+        # EINVAL of open(2): the file system has no O_DIRECT.
+        if exc.errno != errno.EINVAL or not mode & os.O_DIRECT:
+            raise
+        raise Unsupported(
+            f"disk_cache: the file system of {path} caches whatever is read and written",
+            hint="leave out --disk-cache none",
+        ) from exc

@@ -84,6 +84,8 @@ def blockdev(disk: Disk, node: str) -> dict[str, Any]:
     top = _format(
         disk.image, read_only=disk.read_only, cache=disk.cache, discard=discard, node_of=node
     )
+    if disk.aio != "threads":
+        top["file"]["aio"] = disk.aio
     if disk.detect_zeroes and not disk.read_only:
         top["detect-zeroes"] = "unmap" if discard else "on"
     if disk.throttle is None:

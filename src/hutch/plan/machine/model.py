@@ -19,6 +19,7 @@ __all__ = [
     "Console",
     "Descriptor",
     "Disk",
+    "DiskAio",
     "DiskFile",
     "Display",
     "Firmware",
@@ -45,6 +46,7 @@ MICROVM = "microvm"
 
 Accelerator = Literal["tcg", "kvm"]
 CacheMode = Literal["writeback", "none", "unsafe"]
+DiskAio = Literal["threads", "native", "io_uring"]
 
 
 class Descriptor(msgspec.Struct, frozen=True):
@@ -169,6 +171,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
 
     `unsafe` caching ignores flushes: for what need not outlive a crash of the host. With
     `none` a descriptor must have been opened with O_DIRECT (QEMU since 9.1 insists).
+    `aio` is how QEMU has files read and written; `native` needs a cache of `none`.
     `queues` 0 is one, so that a template fits whatever host it is resumed on.
     """
 
@@ -176,6 +179,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     serial: str
     read_only: bool = False
     cache: CacheMode = "writeback"
+    aio: DiskAio = "threads"
     discard: bool = True
     detect_zeroes: bool = False
     throttle: Throttle | None = None
