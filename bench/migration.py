@@ -57,9 +57,10 @@ def _qemu(path: Path | None) -> Iterator[None]:
 class _Traveller:
     """A machine that goes to and fro."""
 
-    def __init__(self, stage: Stage, held: ExitStack, qemu: Path | None) -> None:
+    def __init__(self, name: str, stage: Stage, held: ExitStack, qemu: Path | None) -> None:
         import hutch
 
+        self._name = name
         self._qemu = qemu
         self._roots = [machines_root(), tempfile.mkdtemp(prefix="hutch-bench-target-")]
         held.callback(shutil.rmtree, self._roots[1], ignore_errors=True)
@@ -70,7 +71,7 @@ class _Traveller:
             self._engines[0].images.import_(str(stage.tar), IMAGE)
             held.callback(self._remove)
             self._engines[0].start(
-                IMAGE, ["sh", "-c", _WRITER], name="traveller", isolation="vm", memory=_MEMORY
+                IMAGE, ["sh", "-c", _WRITER], name=name, isolation="vm", memory=_MEMORY
             )
 
     def _remove(self) -> None:
@@ -83,7 +84,7 @@ class _Traveller:
         """Move it to the other root; return the seconds that it stood still."""
         argv = [sys.executable, "-m", "hutch", "--root", str(self._roots[1]), "_migrate_target"]
         with _qemu(self._qemu):
-            done = self._engines[0].migrate("traveller", f"exec:{shlex.join(argv)}", **options)
+            done = self._engines[0].migrate(self._name, f"exec:{shlex.join(argv)}", **options)
         if done.problem or done.way != way:
             raise RuntimeError(f"went by {done.way}: {done.problem}")
         self._engines.reverse()
@@ -108,10 +109,10 @@ def migration(stage: Stage, with_peers: Peers, rounds: int) -> list[Row]:
     rounds = max(3, rounds // 4)
     with ExitStack() as held:
         newer = _newer()
-        live = _Traveller(stage, held, newer)
+        live = _Traveller("live", stage, held, newer)
         ways: dict[str, Any] = {"hutch": lambda: live.go("pre-copy")}
         if newer is not None:
-            stopped = _Traveller(stage, held, None)
+            stopped = _Traveller("stopped", stage, held, None)
             ways["stop-and-copy"] = lambda: stopped.go("stop-and-copy")
         by_pre_copy = measure(
             "machine that writes 20 MB/s: stands still in migration",

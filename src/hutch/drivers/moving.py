@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import msgspec
+
+if TYPE_CHECKING:
+    import socket
 
 __all__ = ["Arrival", "CopyState", "Departure", "Landing", "Movable", "Streams"]
 
@@ -98,6 +101,11 @@ class Departure(Protocol):
 
     def begin(self, connection: int) -> None:
         """Begin to copy the memory over a connected socket."""
+        ...
+
+    def begin_parallel(self) -> socket.socket:
+        """Begin to copy the memory by several connections, which come to the socket that is
+        returned, the caller's to close; the first of them is the one that answers come by."""
         ...
 
     def copying(self) -> CopyState:

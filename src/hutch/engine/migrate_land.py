@@ -8,14 +8,13 @@ has decided; whoever is killed before that leaves nothing that runs, and what wa
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Sequence
 
 import msgspec
 
 from hutch.drivers.moving import Arrival, Landing, Movable
-from hutch.drivers.vm.landing import DISK_SOCKET, MEMORY_SOCKET
+from hutch.drivers.vm.landing import connect_stream
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh, refresh_locked
 from hutch.engine.locking import instance_lock
@@ -24,7 +23,7 @@ from hutch.engine.migrate_settle import clear, find, put
 from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.engine.start import attachments
 from hutch.engine.start import land as start_here
-from hutch.errors import HutchError, IntegrityError, NotFound, Unavailable, WrongState
+from hutch.errors import HutchError, IntegrityError, NotFound, WrongState
 from hutch.lifecycle import State
 from hutch.migration import messages as say
 from hutch.migration.pump import carry
@@ -34,8 +33,6 @@ from hutch.process.supervisor import Supervisor
 from hutch.spec.model import NetworkAttachment
 
 __all__ = ["carry_stream", "confirm", "decline", "land", "take_tail"]
-
-_SOCKETS = {"disk": DISK_SOCKET, "memory": MEMORY_SOCKET}
 
 
 _END_S = 30.0
@@ -186,20 +183,10 @@ def take_tail(wire: Wire, directory: str, head: say.Stream) -> None:
 def carry_stream(context: Context, wire: Wire, message: say.Channel) -> None:
     """Be a stream between the source and the QEMU that waits here, until it ends."""
     migration = find(context, message.token)
-    name = _SOCKETS.get(message.name)
-    if migration is None or name is None:
+    if migration is None or message.name not in ("disk", "memory"):
         raise NotFound(f"migration {message.token[:12]}: no stream {message.name[:20]!r}")
-    run = os.open(
-        f"{context.directory(migration.instance)}/run", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as local:
-        try:
-            # By descriptor: a socket's path has room for 107 bytes only.
-            local.connect(f"/proc/self/fd/{run}/{name}")
-        except OSError as exc:
-            raise Unavailable(f"migration of {migration.name}: nobody waits for it") from exc
-        finally:
-            os.close(run)
+    directory = str(context.directory(migration.instance))
+    with connect_stream(directory, message.name) as local:
         wire.send(say.Opened())
         carry(*wire.descriptors, local)
 

@@ -207,15 +207,33 @@ class _Journey:
         """Copy it until little is left, then hold the streams still and let it be stopped."""
         if not self._departure.waits:
             self._unacked = self._departure.hold_streams()
-        connection = self._channel("memory", self._gate)
-        self._wire.send(say.Begin())
-        self._wire.expect(say.Begun)
-        self._departure.begin(connection)
+        self._begin()
         began = time.monotonic()
         while not self._is_near(state := self._departure.copying()):
             self._show(state)
             self._listen()
             self._check_time(began)
+
+    def _begin(self) -> None:
+        """Open the stream of the memory, or the several that QEMU opens itself."""
+        if not self._options.streams.channels:
+            connection = self._channel("memory", self._gate)
+            self._wire.send(say.Begin())
+            self._wire.expect(say.Begun)
+            self._departure.begin(connection)
+            return
+        self._wire.send(say.Begin())
+        self._wire.expect(say.Begun)
+        with self._departure.begin_parallel() as listener:
+            listener.settimeout(_LINK_S)
+            for number in range(self._options.streams.channels + 1):
+                try:
+                    stream, _ = listener.accept()
+                except TimeoutError:
+                    raise OperationTimeout("qemu does not open its streams") from None
+                # It opens the one by which answers come first, and waits for them alone.
+                self._stack.enter_context(stream)
+                self._carry("memory", stream, None if number else self._gate)
 
     def _is_near(self, state: CopyState) -> bool:
         self._passes = state.passes
@@ -311,12 +329,15 @@ class _Journey:
 
     def _channel(self, name: str, gate: threading.Event | None) -> int:
         """Open a link for a stream; return the end that QEMU gets, which stays ours to close."""
-        link = self._stack.enter_context(_opened(self._there, self._token, name))
         ours, qemus = socket.socketpair()
         self._stack.enter_context(ours)
         self._stack.enter_context(qemus)
-        self._pumps.append(self._stack.enter_context(Pump(ours, link, gate=gate)))
+        self._carry(name, ours, gate)
         return qemus.fileno()
+
+    def _carry(self, name: str, stream: socket.socket, gate: threading.Event | None) -> None:
+        link = self._stack.enter_context(_opened(self._there, self._token, name))
+        self._pumps.append(self._stack.enter_context(Pump(stream, link, gate=gate)))
 
 
 @contextmanager

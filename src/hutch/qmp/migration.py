@@ -29,6 +29,8 @@ __all__ = [
     "load_state",
     "migrate",
     "migrate_incoming",
+    "migrate_incoming_at_name",
+    "migrate_to_name",
     "query_migrate",
     "save_state",
     "set_capabilities",
@@ -114,6 +116,23 @@ def migrate_incoming(monitor: Monitor, uri: str) -> None:
     """Begin to receive, in a QEMU that was started with `-incoming defer`."""
     monitor.forget_events(["MIGRATION"])
     monitor.execute("migrate-incoming", {"uri": uri})
+
+
+def migrate_to_name(monitor: Monitor, name: str) -> None:
+    """Begin to send the state by as many connections as it takes to an abstract socket."""
+    monitor.forget_events(["MIGRATION"])
+    monitor.execute("migrate", {"channels": _channels(name)})
+
+
+def migrate_incoming_at_name(monitor: Monitor, name: str) -> None:
+    """Begin to receive the state by connections to an abstract socket, which QEMU makes."""
+    monitor.forget_events(["MIGRATION"])
+    monitor.execute("migrate-incoming", {"channels": _channels(name)})
+
+
+def _channels(name: str) -> list[dict[str, object]]:
+    address = {"transport": "socket", "type": "unix", "path": name, "abstract": True}
+    return [{"channel-type": "main", "addr": address}]
 
 
 def wait_migration(

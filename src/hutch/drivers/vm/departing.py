@@ -7,6 +7,7 @@ held still just before, so that nothing is under way between the agent and the m
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from hutch.qmp.migration import (
     cancel_migration,
     continue_migration,
     migrate,
+    migrate_to_name,
     query_migrate,
     set_capabilities,
     set_parameters,
@@ -83,6 +85,8 @@ def departing(
     with conversation(f"{directory}/run/{QMP_SOCKET}") as monitor:
         check_movable(monitor, cards)
         _check_version(monitor, record.accelerator)
+        if streams.channels:
+            _check_parallel(monitor, directory)
         drop_mirror(monitor, WRITABLE)  # of a copy that was cut short
         copied = Departing(monitor, directory, streams, bandwidth)
         _prepare(monitor, streams, bandwidth, downtime_s)
@@ -102,6 +106,17 @@ def _check_version(monitor: Monitor, accelerator: str) -> None:
             "it runs",
             hint="start it with QEMU 9.0 or later",
         )
+
+
+def _check_parallel(monitor: Monitor, directory: str) -> None:
+    from hutch.drivers.vm.rendezvous import require_own_network
+
+    if not monitor.version.names_channels:
+        raise Unsupported(
+            f"parallel streams: QEMU {monitor.version} cannot open them",
+            hint="leave --parallel and --compress out, or use QEMU 8.2 or later",
+        )
+    require_own_network(directory)
 
 
 def _prepare(monitor: Monitor, streams: Streams, bandwidth: int, downtime_s: float) -> None:
@@ -147,6 +162,18 @@ class Departing:
 
         with send_fd(self._monitor, connection) as name:
             migrate(self._monitor, f"fd:{name}")
+
+    def begin_parallel(self) -> socket.socket:
+        from hutch.drivers.vm.rendezvous import listen_at_name, new_name
+
+        name = new_name()
+        listener = listen_at_name(self._directory, name)
+        try:
+            migrate_to_name(self._monitor, name)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
 
     def copying(self) -> CopyState:
         found = query_migrate(self._monitor)

@@ -26,16 +26,23 @@ from hutch.errors import HutchError, OperationTimeout, OutcomeUnknown, Unavailab
 from hutch.qmp.devices import set_link
 from hutch.qmp.errors import CommandFailed
 from hutch.qmp.machine import cont, query_status
-from hutch.qmp.migration import migrate_incoming, set_capabilities, set_parameters
+from hutch.qmp.migration import (
+    migrate_incoming,
+    migrate_incoming_at_name,
+    set_capabilities,
+    set_parameters,
+)
 from hutch.qmp.mirror import export_disk, unexport_disk
 
 if TYPE_CHECKING:
     from hutch.qmp import Monitor
 
-__all__ = ["DISK_SOCKET", "MEMORY_SOCKET", "QemuLanding", "wait_arrived"]
+__all__ = ["QemuLanding", "connect_stream", "wait_arrived"]
 
 DISK_SOCKET = "disk.sock"
 MEMORY_SOCKET = "memory.sock"
+_SOCKETS = {"disk": DISK_SOCKET, "memory": MEMORY_SOCKET}
+_NAME = "memory.name"
 _CONNECT_S = 60.0
 _LOAD_S = 120.0
 _LOOK_MS = 20
@@ -74,6 +81,9 @@ class QemuLanding:
     def begin(self) -> None:
         from hutch.qmp.descriptors import send_fd
 
+        if self._streams.channels:
+            self._begin_parallel()
+            return
         self._memory.settimeout(_CONNECT_S)
         try:
             stream, _ = self._memory.accept()
@@ -81,6 +91,18 @@ class QemuLanding:
             raise OperationTimeout("the stream of the memory has not come") from None
         with stream, send_fd(self._monitor, stream.fileno()) as name:
             migrate_incoming(self._monitor, f"fd:{name}")
+
+    def _begin_parallel(self) -> None:
+        """Let QEMU listen itself; whoever carries a stream finds the name of it written down."""
+        from hutch.drivers.vm.rendezvous import new_name, require_own_network
+
+        require_own_network(self._directory)
+        name = new_name()
+        migrate_incoming_at_name(self._monitor, name)
+        path = f"{self._directory}/run/{_NAME}"
+        with open(path, "x") as file:
+            file.write(name)
+        self._held.callback(_unlink, path)
 
     def watch(self, fd: int) -> None:
         poll = select.poll()
@@ -128,6 +150,28 @@ class QemuLanding:
 
     def go(self) -> None:
         cont(self._monitor)
+
+
+def connect_stream(directory: str, name: str) -> socket.socket:
+    """Connect to the QEMU that waits in an instance's directory: to its `disk` or `memory`.
+    Raise `Unavailable` where nobody waits."""
+    run = f"{directory}/run"
+    if name == "memory" and os.path.exists(f"{run}/{_NAME}"):
+        from hutch.drivers.vm.rendezvous import connect_at
+
+        with open(f"{run}/{_NAME}") as file:
+            return connect_at(directory, file.read())
+    handle = os.open(run, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # By descriptor: a socket's path has room for 107 bytes only.
+        local.connect(f"/proc/self/fd/{handle}/{_SOCKETS[name]}")
+    except OSError as exc:
+        local.close()
+        raise Unavailable("the machine does not wait for a stream") from exc
+    finally:
+        os.close(handle)
+    return local
 
 
 def wait_arrived(directory: str, fd: int) -> None:
