@@ -354,7 +354,13 @@ class VmDriver:
         used = self._group(identifier).stats()
         if not self._has_agent(identifier):
             return used
-        return inside.combined(used, inside.stats(self._guest(identifier)))
+        found = inside.combined(used, inside.stats(self._guest(identifier)))
+        # What a balloon has taken is part of the guest's total all the same.
+        most = load_record(self._directory(identifier)).memory
+        if found.memory.limit is not None and found.memory.limit > most:
+            limited = msgspec.structs.replace(found.memory, limit=most)
+            return msgspec.structs.replace(found, memory=limited)
+        return found
 
     def processes(self, identifier: str) -> list[int]:
         """Return the host pids of the monitor and QEMU."""

@@ -144,6 +144,9 @@ def _board(machine: Machine, places: Places) -> Iterator[str]:
             pflash1="uefi-variables" if uefi else None,
         )
     yield from ("-machine", board)
+    if places.micro:
+        # virtiofsd's device speaks the protocol since 1.0 only.
+        yield from ("-global", "virtio-mmio.force-legacy=false")
     yield from ("-accel", _accelerator(shape))
     yield from ("-cpu", plain(shape.cpu, field="machine.shape.cpu"))
     yield from ("-smp", _processors(shape))
