@@ -451,6 +451,7 @@ class VmDriver:
 
     def fork(self, identifier: str, target: str, *, cards: int) -> ForkedState:
         """Save a running machine for twins; see `hutch.drivers.base.Savable`."""
+        self._check_awake(identifier)
         with failures.translated(f"fork of {identifier[:12]}"):
             directory = self._directory(identifier)
             return fork_machine(directory, target, Disks(self._root), cards=cards)
@@ -464,10 +465,9 @@ class VmDriver:
     def blockers(self, identifier: str, *, cards: int) -> list[str]:
         """Return what holds a running machine on this host, nothing if nothing does."""
         from hutch.drivers.vm.state import check_movable
-        from hutch.qmp import conversation
 
         try:
-            with conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}") as monitor:
+            with self._monitor(identifier) as monitor:
                 check_movable(monitor, cards)
         except Unsupported as exc:
             return [exc.message + (f" ({exc.hint})" if exc.hint else "")]
