@@ -113,6 +113,9 @@ class DiskFork:
 
     def _add(self, path: str) -> None:
         file = f"{self._overlay}-file"
+        for left in (self._overlay, file):
+            with suppress(HutchError):  # by a fork that failed or was killed; mostly none is
+                blockdev_del(self._monitor, left)
         cached, aio = self._machine.disk_cache, self._machine.disk_aio
         cache = {"direct": cached == "none", "no-flush": cached == "unsafe"}
         direct = os.O_DIRECT if cache["direct"] else 0
