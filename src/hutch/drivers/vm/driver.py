@@ -9,22 +9,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from hutch.drivers import failures
-from hutch.drivers.base import ExecRequest, Launch, ProcessRow, Started
-from hutch.drivers.confinement import Confinement, environment
+from hutch.drivers.base import ExecRequest, Launch, Started
+from hutch.drivers.confinement import environment
 from hutch.drivers.users import LayeredReader, resolve_user
 from hutch.drivers.vm import inside
-from hutch.drivers.vm.awake import check_awake
 from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.images import sync_directory
-from hutch.drivers.vm.kernels import Kernels
-from hutch.drivers.vm.launching import MachineLauncher, MachineStart
+from hutch.drivers.vm.launching import MachineStart
 from hutch.drivers.vm.limits import (
     check_spec,
     group_limits,
@@ -34,18 +31,16 @@ from hutch.drivers.vm.limits import (
 )
 from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
 from hutch.drivers.vm.pinning import pin_processors
+from hutch.drivers.vm.running import RunningMachines
 from hutch.drivers.vm.shares import check_mounts, guest_binds
 from hutch.drivers.vm.state import (
     connect_cards,
-    fork_machine,
     load_machine,
     receive_machine,
-    save_machine,
 )
 from hutch.drivers.vm.throttling import check_rates, set_rates, start_rates
 from hutch.errors import (
     Busy,
-    HutchError,
     InternalError,
     NotFound,
     OperationTimeout,
@@ -54,25 +49,20 @@ from hutch.errors import (
     Unsupported,
     WrongState,
 )
-from hutch.linux.cgroup import Group, Hierarchy, Limits, Stats
+from hutch.linux.cgroup import Group, Limits
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_NETWORK
 from hutch.plan.ops import HealthProbe, Plan
 from hutch.plan.vm import GuestAssets, GuestBind, compile_guest, compile_guest_exec
-from hutch.process.guest import Guest, guest_silence
-from hutch.process.launcher import Launcher
+from hutch.process.guest import guest_silence
 from hutch.process.records import read_pid
 from hutch.process.supervisor import Supervisor
-from hutch.resources.groups import InstanceGroups
 from hutch.spec.model import InstanceSpec, ProcessSpec, Resources
-from hutch.storage.disks import Disks
-from hutch.storage.snapshots import QCOW2_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hutch.drivers.base import ForkedState, GuestFiles, TemplateUse
-    from hutch.drivers.moving import Departure, Streams
+    from hutch.drivers.base import TemplateUse
     from hutch.network.model import Endpoint
     from hutch.process.vmm import MonitorLink
     from hutch.qmp import Monitor
@@ -85,18 +75,8 @@ _LOWER_S = 6.0
 _ENDED_S = 2.0
 
 
-class VmDriver:
+class VmDriver(RunningMachines):
     """The driver of virtual machines on this host; see `hutch.drivers.base.Driver`."""
-
-    def __init__(self, root: Path, launcher: Launcher, kernels: Kernels) -> None:
-        self._root = root
-        self._groups = InstanceGroups(root)
-        self._confinement = Confinement(root)
-        self._machines = MachineLauncher(root, launcher, kernels)
-
-    @property
-    def _hierarchy(self) -> Hierarchy:
-        return self._groups.hierarchy
 
     def check(self, spec: InstanceSpec) -> None:
         """Raise for what a machine cannot have, and where QEMU is missing."""
@@ -299,222 +279,6 @@ class VmDriver:
                 return None
 
         return resolve_user(process.user, process.groups, read)
-
-    def _directory(self, identifier: str) -> str:
-        return str(self._root / "instances" / identifier)
-
-    def _guest(self, identifier: str) -> Guest:
-        if not self._has_agent(identifier):
-            raise Unsupported(
-                f"instance {identifier[:12]}: a machine that starts from a disk has no agent",
-                hint="use `hutch console`, or SSH over its network",
-            )
-        self._check_awake(identifier)
-        return Guest(f"{self._directory(identifier)}/run")
-
-    def _monitor(self, identifier: str) -> AbstractContextManager[Monitor]:
-        """Return a conversation with the machine's QEMU."""
-        from hutch.qmp import conversation
-
-        self._check_awake(identifier)
-        return conversation(f"{self._directory(identifier)}/run/{QMP_SOCKET}")
-
-    def _check_awake(self, identifier: str) -> None:
-        with suppress(NotFound):
-            pids = self._hierarchy.load(identifier).pids()
-            check_awake(f"machine {identifier[:12]}", pids)
-
-    def _has_agent(self, identifier: str) -> bool:
-        return not os.path.exists(f"{self._directory(identifier)}/{QCOW2_FILE}")
-
-    # ---- what is inside -----------------------------------------------------------------
-
-    def tree(self, identifier: str) -> GuestFiles:
-        """Return the files of a running machine's program."""
-        from hutch.drivers.vm.files import GuestTree
-
-        return GuestTree(self._guest(identifier))
-
-    @contextmanager
-    def stored(self, launch: Launch) -> Iterator[GuestFiles]:
-        """Hold the files of a stopped machine; the caller has the instance's lock."""
-        from hutch.drivers.vm.files import GuestTree
-        from hutch.drivers.vm.maintenance import maintained
-
-        with maintained(self._machines, self._hierarchy, launch) as guest:
-            yield GuestTree(guest)
-
-    def process_rows(self, identifier: str) -> list[ProcessRow]:
-        """Return the processes of the program, as the guest numbers them."""
-        return inside.process_rows(self._guest(identifier))
-
-    def stats(self, identifier: str) -> Stats:
-        """Return what the machine costs the host in processor time, and what the guest uses
-        of its memory."""
-        used = self._group(identifier).stats()
-        if not self._has_agent(identifier):
-            return used
-        found = inside.combined(used, inside.stats(self._guest(identifier)))
-        # What a balloon has taken is part of the guest's total all the same.
-        most = load_record(self._directory(identifier)).memory
-        if found.memory.limit is not None and found.memory.limit > most:
-            limited = msgspec.structs.replace(found.memory, limit=most)
-            return msgspec.structs.replace(found, memory=limited)
-        return found
-
-    def processes(self, identifier: str) -> list[int]:
-        """Return the host pids of the monitor and QEMU."""
-        return list(self._group(identifier).pids())
-
-    def oom_kills(self, identifier: str) -> int:
-        """Return how often a kernel killed for lack of memory, the host's or the guest's."""
-        from hutch.drivers.vm.console import count_oom_kills
-
-        count = 0
-        with suppress(NotFound):
-            count = self._hierarchy.load(identifier).oom_kills()
-        with suppress(NotFound):
-            directory = self._directory(identifier)
-            load_record(directory)  # there was a start
-            count += count_oom_kills(directory)
-        return count
-
-    def why_lost(self, identifier: str) -> str:
-        """Return the monitor's last words, where it was not the program that ended."""
-        from hutch.drivers.vm.console import monitors_words
-
-        return monitors_words(self._directory(identifier))
-
-    def record(self, identifier: str) -> MachineRecord | None:
-        """Return what the last start decided about a machine; None before the first."""
-        try:
-            return load_record(self._directory(identifier))
-        except NotFound:
-            return None
-
-    # ---- life ---------------------------------------------------------------------------
-
-    def _group(self, identifier: str) -> Group:
-        try:
-            return self._hierarchy.load(identifier)
-        except NotFound as exc:
-            raise WrongState(
-                f"instance {identifier[:12]} has no control group: it is not running"
-            ) from exc
-
-    def pause(self, identifier: str) -> None:
-        """Stop the machine's processors."""
-        from hutch.qmp.machine import query_status, stop
-
-        with self._monitor(identifier) as monitor:
-            if query_status(monitor) == "io-error":
-                raise WrongState(
-                    "the machine stands still: the host has no room for what it writes",
-                    hint="make room, and it goes on by itself",
-                )
-            stop(monitor)
-
-    def unpause(self, identifier: str) -> None:
-        """Let them run, and what was frozen in the guest; its clock is set, which stood still."""
-        from hutch.qmp.machine import cont
-
-        with self._monitor(identifier) as monitor:
-            cont(monitor)
-        if self._has_agent(identifier):
-            inside.renew(self._guest(identifier))
-            inside.freeze(self._guest(identifier), frozen=False)
-
-    def freeze_programs(self, identifier: str) -> None:
-        """Stop the program and all beside it, but for the agent."""
-        inside.freeze(self._guest(identifier), frozen=True)
-
-    def save(self, identifier: str, target: str, *, cards: int, end_as: str = "") -> None:
-        """Save a running machine to a directory; see `hutch.drivers.base.Savable`."""
-        directory = self._directory(identifier)
-        self._check_awake(identifier)
-        with failures.translated(f"save of {identifier[:12]}"):
-            if self._has_agent(identifier):
-                disks = Disks(self._root)
-                save_machine(directory, target, disks, cards=cards, end_as=end_as)
-                return
-            from hutch.drivers.vm.disk_state import save_disk_machine
-
-            save_disk_machine(directory, target, cards=cards, end_as=end_as)
-
-    def awaken(self, identifier: str) -> bool:
-        """Let a running machine go on whose saver was killed; see `hutch.drivers.base.Savable`."""
-        if self._has_agent(identifier):
-            return False  # its monitor sees to that
-        from hutch.drivers.vm.disk_state import awaken
-
-        return awaken(self._directory(identifier))
-
-    def fork(self, identifier: str, target: str, *, cards: int) -> ForkedState:
-        """Save a running machine for twins; see `hutch.drivers.base.Savable`."""
-        self._check_awake(identifier)
-        with failures.translated(f"fork of {identifier[:12]}"):
-            directory = self._directory(identifier)
-            return fork_machine(directory, target, Disks(self._root), cards=cards)
-
-    # ---- to another host and from there -------------------------------------------------
-
-    def proving_kernel(self) -> Path | None:
-        """Return a guest kernel to try KVM with, None where the root has none yet."""
-        return self._machines.proving_kernel()
-
-    def blockers(self, identifier: str, *, cards: int) -> list[str]:
-        """Return what holds a running machine on this host, nothing if nothing does."""
-        from hutch.drivers.vm.state import check_movable
-
-        try:
-            with self._monitor(identifier) as monitor:
-                check_movable(monitor, cards)
-        except Unsupported as exc:
-            return [exc.message + (f" ({exc.hint})" if exc.hint else "")]
-        return []
-
-    def depart(
-        self, identifier: str, *, cards: int, streams: Streams, bandwidth: int, downtime_s: float
-    ) -> AbstractContextManager[Departure]:
-        """Copy a running machine to another host; see `hutch.drivers.moving.Movable`."""
-        from hutch.drivers.vm.departing import departing
-
-        return departing(
-            self._directory(identifier),
-            cards=cards,
-            streams=streams,
-            bandwidth=bandwidth,
-            downtime_s=downtime_s,
-        )
-
-    def describe(self, identifier: str) -> bytes:
-        """Return the record of a running machine, for another host's driver."""
-        return msgspec.json.encode(load_record(self._directory(identifier)))
-
-    def run_on(self, identifier: str) -> None:
-        """Let a machine go on whose copying was cut short."""
-        from hutch.drivers.vm.departing import run_on
-
-        run_on(self._directory(identifier))
-
-    def plug_in(self, identifier: str, *, cards: int) -> None:
-        """Plug in the cards of a machine that has arrived, and set its clock."""
-        connect_cards(self._directory(identifier), cards)
-        inside.renew(self._guest(identifier))
-
-    def wait_arrived(self, identifier: str, fd: int) -> None:
-        """With post-copy: wait until all the memory of a machine that has arrived is there."""
-        from hutch.drivers.vm.landing import wait_arrived
-
-        wait_arrived(self._directory(identifier), fd)
-
-    def answers(self, identifier: str) -> bool:
-        """Tell whether the agent of a machine answers."""
-        try:
-            inside.stats(self._guest(identifier))
-        except HutchError:
-            return False
-        return True
 
     def update(self, identifier: str, resources: Resources) -> None:
         """Change the host's limits, the guest's limit of processes, and what hardware it has."""
