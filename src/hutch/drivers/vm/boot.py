@@ -198,6 +198,9 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
         control = qemu.add(its.detach())
     if request.config.console:
         os.close(console_end)
+    else:
+        console_log = qemu.add(console_end)
+    if request.config.console:
         ports = Ports(
             control=control,
             agent=qemu.add(qemu_end.detach()),
@@ -209,7 +212,7 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
             agent=qemu.add(qemu_end.detach()),
             qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
             console=qemu.add(listen_at(request.directory, CONSOLE_SOCKET)),
-            console_log=qemu.add(console_end),
+            console_log=console_log,
         )
     argv = tuple(request.argv(ports, qemu))
     env = request.config.env
