@@ -219,15 +219,15 @@ class VmDriver(RunningMachines):
                     # To open it takes QEMU seconds of processor time before it answers.
                     _await_qmp(f"{launch.directory}/run")
                 start_rates(launch.directory, launch.spec.resources, image=True)
-                if started.template is not None:
-                    run = f"{launch.directory}/run"
-                    self._machines.resume(run, started.template, started.shares)
-                    monitor.go()
-                elif started.loaded is not None:
-                    load_machine(launch.directory, started.loaded)
-                    monitor.go()
-                elif launch.arrival is not None:
-                    monitor.go(unacked=receive_machine(launch.directory, launch.arrival))
+            if started.template is not None:
+                run = f"{launch.directory}/run"
+                self._machines.resume(run, started.template, started.shares)
+                monitor.go()
+            elif started.loaded is not None:
+                load_machine(launch.directory, started.loaded)
+                monitor.go()
+            elif launch.arrival is not None:
+                monitor.go(unacked=receive_machine(launch.directory, launch.arrival))
             monitor.wait_ready(_BRING_UP_S)
             if started.loaded is not None:
                 connect_cards(launch.directory, started.loaded.cards)
