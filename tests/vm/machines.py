@@ -42,6 +42,7 @@ def machine_root(root: Path) -> Iterator[Engine]:
     """An engine on a root of its own, with the image `busybox`; its template ends with it."""
     with Engine(root) as engine:
         engine.images.bootstrap("busybox")
+        assert engine._context.machines  # it keeps the launcher open for as long as the engine
         try:
             yield engine
         finally:

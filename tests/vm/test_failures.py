@@ -164,8 +164,11 @@ def test_a_kernel_whose_files_have_gone_is_told(engine: Engine) -> None:
 def test_an_agent_that_does_not_answer_in_time_is_told(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launching, "_BOOT_S", 0.3)  # less than any emulated boot takes
-    with nothing_left(engine), pytest.raises(HutchError, match="agent"):
+    monkeypatch.setattr(driver, "_BRING_UP_S", 0.3)  # less than any emulated boot takes
+    with (
+        nothing_left(engine),
+        pytest.raises(HutchError, match="does not tell: the end of the setup"),
+    ):
         engine.run("busybox", ["true"], template=False, **SMALL)
 
 
