@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,9 @@ def processes(engine: Engine, box: Instance) -> dict[str, int]:
     """Return the pids of a machine's `hutch-vmm` and of its QEMU, by these names."""
     found = {}
     for pid in engine._context.machines.processes(box.id):
-        comm = Path(f"/proc/{pid}/comm").read_text()
-        found["qemu" if comm.startswith("qemu") else "vmm"] = pid
+        with suppress(FileNotFoundError):  # another, which has ended meanwhile
+            comm = Path(f"/proc/{pid}/comm").read_text()
+            found["qemu" if comm.startswith("qemu") else "vmm"] = pid
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -192,8 +193,9 @@ def test_a_damaged_template_is_told_once_and_made_anew(engine: Engine, damage: s
 
 def _kill_qemu(engine: Engine, box: str) -> None:
     for pid in engine._context.machines.processes(box):
-        if Path(f"/proc/{pid}/comm").read_text().startswith("qemu"):
-            os.kill(pid, signal.SIGKILL)
+        with suppress(FileNotFoundError):  # another, which has ended meanwhile
+            if Path(f"/proc/{pid}/comm").read_text().startswith("qemu"):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _kill_monitor(engine: Engine, box: str) -> None:
