@@ -46,10 +46,11 @@ def boot(machine: Instance) -> Session:
 
 def ask(session: Session, script: str) -> str:
     """Run a line in the guest's shell and return what it says."""
-    # The echo has the quotes, the answer has not.
+    # The echo has the quotes, the answer has not. A line sent before the prompt is echoed twice:
+    # by the terminal when it comes, and by the shell when it reads it.
     session.send(f"{script}; echo 'do''ne'\n".encode())
     seen = until(session, b"\r\ndone\r\n", BOOT_S).decode()
-    return seen.partition("'do''ne'\r\n")[2].partition("done\r\n")[0].strip()
+    return seen.rpartition("'do''ne'\r\n")[2].partition("done\r\n")[0].strip()
 
 
 def _allocated(machine: Instance) -> int:
