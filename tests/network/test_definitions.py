@@ -246,3 +246,28 @@ def test_the_same_network_twice_is_refused(lab: Lab) -> None:
         lab.networks.prepare(new_id(), wanted)
     with pytest.raises(InvalidArgument, match="host"):
         lab.networks.prepare(new_id(), [NetworkAttachment(name="host")])
+
+
+def test_two_roots_that_chose_the_same_subnet_both_get_one(lab: Lab, tmp_path: Path) -> None:
+    """Between its definition and its first use a chosen subnet is held by nothing."""
+    store = Store.open(tmp_path / "other.db")
+    other = Networks(tmp_path, store)
+    try:
+        mine, theirs = lab.networks.create("net", ipv6=True), other.create("net")
+        assert mine.subnets[0].subnet == theirs.subnets[0].subnet
+        fixed = other.create("fixed", subnets=["10.9.0.0/24"])
+        attach = [NetworkAttachment(name="net"), NetworkAttachment(name="fixed")]
+        first = other.prepare(new_id(), attach)
+        assert first[0].ipv4 == "172.18.0.2"
+        box = lab.start("net")  # it is connected there: the way of a start, with a new subnet
+        assert box.ipv4 == "172.19.0.2"
+        assert lab.networks.get("net").subnets[1] == mine.subnets[1]
+        assert other.get("fixed") == fixed
+        lab.networks.create("taken", subnets=["10.9.1.0/24"])
+        other.create("late", subnets=["10.9.1.0/24"])
+        lab.start("taken")
+        with pytest.raises(Busy, match=r"network late: 10\.9\.1\.0/24 overlaps"):
+            other.prepare(new_id(), [NetworkAttachment(name="late")])
+    finally:
+        other.teardown()
+        store.close()

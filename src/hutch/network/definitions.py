@@ -14,14 +14,16 @@ from hutch.network import ipam
 from hutch.network.addresses import Subnet, format_address, parse_address, parse_subnet
 from hutch.network.model import (
     BUILTIN_NETWORKS,
+    CURSORS,
     DEFAULT_NETWORK,
     NETWORKS,
+    Cursor,
     NetworkRecord,
     SubnetRecord,
 )
 from hutch.records import Transaction
 
-__all__ = ["NetworkRequest", "define", "define_builtin", "matches"]
+__all__ = ["NetworkRequest", "choose_again", "define", "define_builtin", "matches"]
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _INTERFACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}")
@@ -119,6 +121,37 @@ def define_builtin(
     return network
 
 
+def choose_again(
+    tx: Transaction, network: NetworkRecord, host: Iterable[tuple[str, Subnet]]
+) -> NetworkRecord:
+    """Return a network that nobody is in yet with other subnets in the place of chosen ones
+    that the host has had a route to since, and store it; those asked for stay."""
+    taken = [subnet for _, subnet in host]
+    if not any(record.chosen and _is_taken(record, taken) for record in network.subnets):
+        return network
+    for _, other in tx.items(NETWORKS, NetworkRecord):
+        if other.id != network.id:
+            taken += [parse_subnet(record.subnet, field="subnet") for record in other.subnets]
+    changed = []
+    for record in network.subnets:
+        if record.chosen and _is_taken(record, taken):
+            old = parse_subnet(record.subnet, field="subnet")
+            subnet = ipam.choose_subnet(taken, bits=old.bits)
+            gateway = format_address(subnet.address(1))
+            record = SubnetRecord(subnet=str(subnet), gateway=gateway, chosen=True)
+        changed.append(record)
+    network = msgspec.structs.replace(network, subnets=tuple(changed))
+    tx.put(NETWORKS, network.name, network)
+    for key, _ in tx.items(CURSORS, Cursor, f"{network.id}/"):
+        tx.delete(CURSORS, key)
+    return network
+
+
+def _is_taken(record: SubnetRecord, taken: Iterable[Subnet]) -> bool:
+    subnet = parse_subnet(record.subnet, field="subnet")
+    return any(subnet.overlaps(other) for other in taken)
+
+
 def _read_options(given: Mapping[str, str]) -> dict[str, str]:
     options = {}
     for key, value in given.items():
@@ -163,9 +196,11 @@ def _subnets(
             taken.append((f"network {network.name}", subnet))
     taken += host  # after them: a network's name says more than that of its bridge
     wanted: list[Subnet] = []
+    asked: set[Subnet] = set()
     for number, text in enumerate(request.subnets):
         subnet = _asked_subnet(text, f"subnets[{number}]", taken)
         wanted.append(subnet)
+        asked.add(subnet)
         taken.append(("the same network", subnet))
     if not any(subnet.bits == 32 for subnet in wanted):
         wanted.insert(0, ipam.choose_subnet(subnet for _, subnet in taken))
@@ -178,6 +213,7 @@ def _subnets(
             subnet=str(subnet),
             gateway=gateways.get(number) or format_address(subnet.address(1)),
             ip_range=ranges.get(number, ""),
+            chosen=subnet not in asked and number not in gateways and number not in ranges,
         )
         for number, subnet in enumerate(wanted)
     )

@@ -28,11 +28,13 @@ NAMESERVER_KEY = "nameserver"
 
 
 class SubnetRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One subnet of a network; addresses are given out from `ip_range` where it is set."""
+    """One subnet of a network; addresses are given out from `ip_range` where it is set.
+    `chosen`: nobody asked for this one, and it may be another while nobody is in it."""
 
     subnet: str
     gateway: str
     ip_range: str = ""
+    chosen: bool = False
 
 
 class NetworkRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -12,6 +12,7 @@ from hutch.errors import Busy, InvalidArgument, WrongState
 from hutch.ids import short_id
 from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import endpoints, netns
+from hutch.network.addresses import Subnet
 from hutch.network.hostside import HostSide, choosing_subnets
 from hutch.network.lookup import find, named
 from hutch.network.model import (
@@ -40,6 +41,7 @@ Endpoints = list[Endpoint]
 NetworkRecords = list[NetworkRecord]
 Names = list[str]
 PortLeases = list[PortLease]
+HostSubnets = list[tuple[str, Subnet]]
 
 
 class NetworkView(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +57,7 @@ class Networks:
     def __init__(self, root: Path, records: Records) -> None:
         self._records = records
         self._host = HostSide(root, records)
-        self._settled = False
+        self._settled: set[str] = set()
 
     # ---- networks ---------------------------------------------------------------------
 
@@ -100,28 +102,43 @@ class Networks:
             tx.event("network", "create", network.name, id=network.id, driver=driver)
         return network
 
-    def _settle_default(self) -> None:
-        """See that the default network has its bridge before its first use by this process.
+    def _settle(self, name: str) -> None:
+        """See that a network has its bridge before its first use by this process.
 
-        Until then its subnet is only a proposal: where another root or the host has taken
-        it meanwhile, and nobody is in the network, it is chosen anew.
+        Until then a subnet that was chosen is only a proposal: where another root or the
+        host has taken it meanwhile, and nobody is in the network, it is chosen anew.
         """
-        if self._settled:
+        if name == DEFAULT_NETWORK:
+            self.ensure_default()
+        with self._records.read() as tx:
+            network = named(tx, name)
+        if network.id in self._settled or not network.bridge:
             return
-        from hutch.network import bridge, definitions
+        from hutch.network import bridge
 
-        network = self.ensure_default()
         with RouteSocket() as route:
             if route.link(network.bridge) is None:
                 with choosing_subnets():
                     taken = bridge.host_subnets(route)
                     with self._records.write() as tx:
-                        if not endpoints.members_of(tx, network.id):
-                            tx.delete(NETWORKS, DEFAULT_NETWORK)
-                            mtu = bridge.uplink_mtu(route)
-                            network = definitions.define_builtin(tx, taken, mtu, identity=network)
-                    self._host.ensure_bridge(route, network.name)
-        self._settled = True
+                        self._choose_again(tx, route, name, taken)
+                    self._host.ensure_bridge(route, name)
+        self._settled.add(network.id)
+
+    def _choose_again(
+        self, tx: Transaction, route: RouteSocket, name: str, taken: HostSubnets
+    ) -> None:
+        from hutch.network import bridge, definitions
+
+        network = named(tx, name)
+        if endpoints.members_of(tx, network.id):
+            return
+        if name != DEFAULT_NETWORK:
+            definitions.choose_again(tx, network, taken)
+            return
+        tx.delete(NETWORKS, DEFAULT_NETWORK)
+        mtu = bridge.uplink_mtu(route)
+        definitions.define_builtin(tx, taken, mtu, identity=network)
 
     def ensure_default(self) -> NetworkRecord:
         """Return the network `bridge`, defined on first use with a free private subnet."""
@@ -216,8 +233,8 @@ class Networks:
         The first network that is not internal gives the default route and the published
         ports. What an earlier start of the same instance left is given back first.
         """
-        if any(a.name == DEFAULT_NETWORK for a in attachments):
-            self._settle_default()
+        for attachment in attachments:
+            self._settle(attachment.name)
         elsewhere = self._host.ports_of_others() if ports else []
         if ports:
             self._host.release_ports(self.endpoints(instance_id))
@@ -347,6 +364,7 @@ class Networks:
         the `ports`.
         `attach` is what does so for a virtual machine, with `attach_tap` among it.
         """
+        self._settle(self.get(attachment.name).name)
         network = self.get(attachment.name)
         self._check_attachable([network])
         elsewhere = self._host.ports_of_others() if ports else []
