@@ -316,6 +316,27 @@ def test_a_reboot_is_noticed(engine: Engine, monkeypatch: pytest.MonkeyPatch) ->
         assert "restarted" in box.info().error
 
 
+def test_layers_that_a_power_cut_took_are_there_at_the_next_start(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was unpacked and may not have reached the disk is thrown away after a reboot; the
+    blobs were there before the image had its name."""
+    with engine.start("busybox", ["sh", "-c", "echo mine > /kept"], network="none") as box:
+        box.wait()
+        layers = engine._context.layers
+        image = engine._context.images.get("busybox")
+        for chain_id in image.chain_ids:
+            synced = Path(layers.path(chain_id)).parent / "synced"
+            synced.unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("hutch.storage.layers._boot_id", lambda: "another boot")
+            assert set(layers.reconcile()) >= set(image.chain_ids)
+        assert not any(layers.has(chain_id) for chain_id in image.chain_ids)
+        box.start()
+        assert box.wait() == 0
+        assert box.files.read("/kept") == b"mine\n"
+
+
 # ---- many ----
 
 

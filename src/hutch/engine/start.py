@@ -20,7 +20,7 @@ from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in, require_settled
 from hutch.engine.records import INSTANCES, SUSPENDED, InstanceRecord, ResolvedMount
 from hutch.engine.reserve import follow_settled, reserve_at_start
-from hutch.errors import HutchError, InvalidArgument, Unsupported, WrongState
+from hutch.errors import HutchError, InvalidArgument, NotFound, Unsupported, WrongState
 from hutch.lifecycle import State, move
 from hutch.plan.ops import Plan
 from hutch.process.supervisor import Supervisor
@@ -31,6 +31,7 @@ from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint
+    from hutch.storage.snapshots import OverlayAssets
 
 __all__ = ["attachments", "land", "machine_arguments", "plan", "start"]
 
@@ -312,7 +313,7 @@ def _launch(
 ) -> Launch:
     spec = record.spec
     directory = context.directory(record.id)
-    assets = context.snapshots.load(record.id, record.chain_ids)
+    assets = _layers(context, record)
     mounts = _files(context, record, endpoints)
     mounts += [_mount(context, mount, held) for mount in record.mounts]
     join = _joined(context, record)
@@ -337,6 +338,22 @@ def _launch(
         exit_command=context.exit_command(record.id),
         exit_command_always=spec.restart.name != "no",
     )
+
+
+def _layers(context: Context, record: InstanceRecord) -> OverlayAssets:
+    """Return the instance's layers; those that a power cut took are unpacked again first,
+    from the blobs, which were on the disk before the image had a name."""
+    try:
+        return context.snapshots.load(record.id, record.chain_ids)
+    except NotFound:
+        image = context.images.by_id(record.image_id)
+        if image is None:
+            raise
+        from hutch.image.unpacking import ensure_unpacked
+
+        with context.leases.hold(*image.digests, *image.chain_ids, purpose="unpack"):
+            ensure_unpacked(image, context.content, context.layers)
+        return context.snapshots.load(record.id, record.chain_ids)
 
 
 def _root_disk(context: Context, record: InstanceRecord) -> str:
