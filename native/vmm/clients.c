@@ -70,6 +70,8 @@ static bool open_channel(struct vmm *v, struct vmm_client *c)
 		return false;
 	if (kind == CLIENT_QUIESCE)
 		return quiet_begin(v, c);
+	if (kind == CLIENT_END && v->process.started)
+		process_signal(v, SIGKILL);
 	if (kind != MUX_CALL && kind != MUX_EXEC && kind != MUX_FILES)
 		return false; /* SPAWN is the monitor's own: it makes the main process */
 	c->ch = mux_open(&v->mux, (enum mux_kind)kind);

@@ -89,7 +89,7 @@ struct call {
 };
 
 /* Kinds of clients beside those of channels, which are the guest's. */
-enum { CLIENT_QUIESCE = 128 };
+enum { CLIENT_QUIESCE = 128, CLIENT_END };
 
 struct vmm_client {
 	enum owner owner;

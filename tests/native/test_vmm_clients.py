@@ -73,6 +73,16 @@ def test_a_signal_reaches_the_process(box: Machine) -> None:
     assert box.supervisor.wait(WAIT_S).code == 128 + signal.SIGTERM
 
 
+def test_a_machine_whose_process_is_killed_in_the_guest_ends_as_any(
+    machines: Machines, agent: tuple[str, ...]
+) -> None:
+    stubborn = wire.encode(plan("trap '' TERM; echo deaf; cat; echo gone"))
+    with machines.run(qemu=agent, plan=stubborn, qemu_has_agent=True) as machine:
+        machine.link.wait_started(WAIT_S)
+        machine.guest.end_process()
+        assert machine.supervisor.wait(WAIT_S).code == 128 + signal.SIGKILL
+
+
 def test_a_program_that_is_not_there_fails_as_on_the_host(
     machines: Machines, agent: tuple[str, ...]
 ) -> None:

@@ -219,7 +219,8 @@ COMMANDS = {
     ),
     "stop": _simple(
         _stop,
-        "Ask instances to stop, and kill those that do not in time.",
+        "Ask instances to stop, and kill those that do not in time. A virtual machine still "
+        "writes out what its programs wrote.",
         "hutch stop -t 2 web db",
         (_SIGNAL, _TIME, _TIMEOUT),
     ),

@@ -274,6 +274,11 @@ class Guests(Protocol):
         """Return the processes inside a running instance."""
         ...
 
+    def end_program(self, identifier: str) -> bool:
+        """Have the guest kill the program and write out its file systems; False where it
+        cannot be asked. It then ends by itself, or is to be killed when that takes too long."""
+        ...
+
     def freeze_programs(self, identifier: str) -> None:
         """Stop the programs inside, while the guest still answers; `unpause` undoes it."""
         ...

@@ -24,6 +24,8 @@ __all__ += ["unpause", "wait"]
 
 _ATTEMPTS = 8
 _KILL_TIMEOUT_S = 30.0
+# For a guest that is to write out what its programs wrote; one that lives needs less.
+_PUT_AWAY_S = 20.0
 _LIVE = (State.RUNNING, State.PAUSED)
 
 
@@ -51,7 +53,9 @@ def stop(
 ) -> None:
     """Ask the program to end, and kill it after `timeout_s` (the instance's own if None).
 
-    Stopping what does not run is no error, as in Docker. A negative time waits for ever.
+    A virtual machine whose program had to be killed still writes out its file systems, for
+    which it gets 20 s more; then it is ended as `kill` does. Stopping what does not run is no
+    error, as in Docker. A negative time waits for ever.
     """
     record = current(context, identifier)
     _mark_stopped(context, record)
@@ -63,7 +67,7 @@ def stop(
         record = refresh_locked(context, load(context, identifier))
         if record.state == State.PAUSED:
             _thaw(context, record)
-    _end(context, record, signum, grace)
+    _end(context, record, signum, grace, orderly=True)
 
 
 def _thaw(context: Context, record: InstanceRecord) -> None:
@@ -91,8 +95,10 @@ def _mark_stopped(context: Context, record: InstanceRecord) -> None:
         )
 
 
-def _end(context: Context, record: InstanceRecord, signum: int, grace: float) -> None:
-    """Signal, wait, kill, wait, book."""
+def _end(
+    context: Context, record: InstanceRecord, signum: int, grace: float, *, orderly: bool = False
+) -> None:
+    """Signal, wait, kill, wait, book. `orderly`: a guest may write out what it has first."""
     try:
         link = connect(context, record)
     except WrongState:
@@ -100,7 +106,11 @@ def _end(context: Context, record: InstanceRecord, signum: int, grace: float) ->
         return
     try:
         _claim(link)
-        ended = _signal_and_wait(link, signum, grace) or _signal_and_wait(link, 9, _KILL_TIMEOUT_S)
+        ended = (
+            (not (orderly and signum == 9) and _signal_and_wait(link, signum, grace))
+            or (orderly and _put_away(context, record, link))
+            or _signal_and_wait(link, 9, _KILL_TIMEOUT_S)
+        )
     finally:
         finish(context, record.id)
         link.close()
@@ -110,6 +120,14 @@ def _end(context: Context, record: InstanceRecord, signum: int, grace: float) ->
             hint="a process may hang in the kernel; see `hutch top`",
         )
     _event(context, record, "stop")
+
+
+def _put_away(context: Context, record: InstanceRecord, link: Supervisor) -> bool:
+    """Let a guest kill its program and write out its file systems; tell whether it ended."""
+    driver = context.driver(record.spec.isolation)
+    if not isinstance(driver, Guests) or not driver.end_program(record.id):
+        return False
+    return _ended_within(link, _PUT_AWAY_S)
 
 
 def _claim(link: Supervisor) -> None:
@@ -124,7 +142,14 @@ def _signal_and_wait(link: Supervisor, signum: int, grace: float) -> bool:
     """Signal the program; tell whether it ended in time. A lost supervisor is an end."""
     try:
         link.signal(signum)
-        link.wait(timeout_s=None if grace < 0 else grace)
+    except (ProcessLookupError, OutcomeUnknown):
+        return True
+    return _ended_within(link, None if grace < 0 else grace)
+
+
+def _ended_within(link: Supervisor, timeout_s: float | None) -> bool:
+    try:
+        link.wait(timeout_s=timeout_s)
     except OperationTimeout:
         return False
     except (ProcessLookupError, OutcomeUnknown):

@@ -34,7 +34,7 @@ from hutch.process.supervisor import Supervisor
 __all__ = ["Channel", "Guest", "Quiet", "guest_silence"]
 
 SOCKET = "agent.sock"
-_CALL, _EXEC, _FILES, _QUIESCE = 1, 3, 4, 128
+_CALL, _EXEC, _FILES, _QUIESCE, _END = 1, 3, 4, 128, 129
 _QUIET = Struct("<II")
 _DISMISS = b"\x01"
 _RECEIVE = 64 << 10
@@ -232,6 +232,13 @@ class Guest:
             channel.close()
             raise
         return Supervisor(channel.detach(), attached=attach)
+
+    def end_process(self) -> None:
+        """Kill the main process in the guest, whose machine then puts its file systems away.
+
+        Nothing is waited for: the exit is the supervisor's to tell.
+        """
+        self._open(_END).close()
 
     @contextmanager
     def quiesce(self, monitor: int, timeout_s: float = 30.0) -> Iterator[Quiet]:

@@ -80,6 +80,9 @@ from hutch.storage.disks import Disks
 
 __all__ = ["MachineLauncher", "MachineStart", "supervision"]
 
+# The least that a guest whose program has ended gets to write out its file systems.
+_PUT_AWAY_S = 10.0
+
 
 class MachineStart(msgspec.Struct, frozen=True, kw_only=True):
     """A start under way. `template` or `loaded` is what it goes on from, if it is not booted;
@@ -235,7 +238,7 @@ class MachineLauncher:
                     setup=setup_request(setup),
                     plan=b"" if goes_on else rest or encode(plan),
                     boot_timeout_s=BOOT_S,
-                    shutdown_timeout_s=spec.stop_timeout_s,
+                    shutdown_timeout_s=max(spec.stop_timeout_s, _PUT_AWAY_S),
                     # What it has mapped of a share must get there, if nothing else has to.
                     volatile=launch.volatile and shares is None,
                     tty=spec.process.tty,

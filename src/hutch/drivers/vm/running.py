@@ -182,6 +182,14 @@ class RunningMachines:
             inside.renew(self._guest(identifier))
             inside.freeze(self._guest(identifier), frozen=False)
 
+    def end_program(self, identifier: str) -> bool:
+        """Have the guest kill the program and put its file systems away."""
+        try:
+            self._guest(identifier).end_process()
+        except (HutchError, OSError):
+            return False
+        return True
+
     def freeze_programs(self, identifier: str) -> None:
         """Stop the program and all beside it, but for the agent."""
         inside.freeze(self._guest(identifier), frozen=True)
