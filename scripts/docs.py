@@ -2,7 +2,8 @@
 
 `docs/reference/cli.md` comes from the command line's own help; `docs/reference/python.md`
 from the public signatures and docstrings of the library; `docs/reference/policies.md` from
-the scheduling policies; `docs/explanation/pictures/` are what the simulator drew.
+the scheduling policies; `docs/reference/docker-api.md` from the routes of Docker's API;
+`docs/explanation/pictures/` are what the simulator drew.
 """
 
 from __future__ import annotations
@@ -189,6 +190,35 @@ def _parameters(known: Mapping[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
+DOCKER_INTRO = """`hutch serve --docker unix://PATH` speaks Docker's Engine API, in the versions
+{oldest} to {newest}. [How to serve it](../how-to/serve-docker.md) has the commands.
+
+Each endpoint and each of its options *works* as in Docker, *differs* (and how), is *ignored*
+(because nothing depends on it), or is *refused* with an error that says why. What is not listed
+has no meaning in Docker either. Paths may begin with `/v{newest}`.
+"""
+
+
+def docker_page() -> str:
+    """Return the reference of Docker's API, from the table of routes."""
+    from hutch.api.docker.routes import GROUPS
+    from hutch.api.docker.routing import NEWEST, OLDEST, show
+
+    intro = DOCKER_INTRO.format(oldest=show(OLDEST), newest=show(NEWEST))
+    parts = [NOTE, "# Docker Engine API\n", intro]
+    for heading, routes in GROUPS:
+        parts.append(f"## {heading}\n")
+        for route in routes:
+            since = f" (since {show(route.since)})" if route.since > OLDEST else ""
+            parts.append(f"### `{route.method} {route.path}`\n")
+            parts.append(f"{route.summary}{since}: {route.verdict}.\n")
+            if route.options:
+                rows = ["| option | |", "|---|---|"]
+                rows += [f"| `{name}` | {how} |" for name, how in route.options.items()]
+                parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
 def pages() -> dict[Path, str]:
     """Return each generated page and its text."""
     from scripts.pictures import pictures
@@ -197,6 +227,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "cli.md": cli_page(),
         REFERENCE / "python.md": python_page(),
         REFERENCE / "policies.md": policies_page(),
+        REFERENCE / "docker-api.md": docker_page(),
     }
     drawn = {PICTURES / name: text for name, text in pictures().items()}
     return drawn | {

@@ -25,6 +25,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "rename": ("lifecycle", "Give an instance another name"),
     "update": ("lifecycle", "Change limits or restart policy of instances"),
     "migrate": ("migrate", "Move an instance to another hutch"),
+    "serve": ("serve", "Serve Docker's API"),
     "serve migrations": ("migrate", "Take migrations in by TLS"),
     "prune": ("lifecycle", "Remove all stopped instances"),
     "ps": ("listing", "List instances"),

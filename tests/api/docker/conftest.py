@@ -1,0 +1,162 @@
+"""A daemon on the session's root, and a client that speaks plain HTTP to it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.engine import Engine
+
+_DEADLINE_S = 60.0
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("docker", timeout=_DEADLINE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_DEADLINE_S)
+        self.sock.connect(self._path)
+
+
+class Client:
+    """Asks a daemon; `text` and `json` of an answer are read whole."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        raw: bool = False,
+    ) -> Answer:
+        """Send one request and read the answer. `body` is sent as JSON, but for bytes."""
+        connection = UnixConnection(self.path)
+        sent = dict(headers or {})
+        data = body
+        if body is not None and not isinstance(body, bytes):
+            data = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        try:
+            connection.request(method, path if raw else f"/v1.51{path}", data, sent)
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    def socket(self) -> socket.socket:
+        """Return a connection of its own."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(_DEADLINE_S)
+        sock.connect(self.path)
+        return sock
+
+
+class Answer:
+    """What came back."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = {name.lower(): value for name, value in headers.items()}
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+    @property
+    def message(self) -> str:
+        """What an error says."""
+        return str(self.json["message"])
+
+    def __repr__(self) -> str:
+        return f"<{self.status} {self.body[:400]!r}>"
+
+
+class Daemon:
+    """A daemon as a process of its own."""
+
+    def __init__(self, root: Path, directory: Path, *options: str) -> None:
+        self.path = str(directory / "docker.sock")
+        self.log = directory / "log"
+        self._argv = [sys.executable, "-m", "hutch", "--root", str(root), "serve"]
+        self._argv += ["--docker", f"unix://{self.path}", "--debug", *options]
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + _DEADLINE_S
+        while not self._answers():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        try:
+            return Client(self.path).ask("GET", "/_ping").status == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self.process.kill()
+        self.process.wait(_DEADLINE_S)
+
+    def stop(self) -> int:
+        """End it in order; return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(_DEADLINE_S)
+
+
+@pytest.fixture(scope="session")
+def daemon(hutch_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon on the root of the test session."""
+    made = Daemon(hutch_engine.root, tmp_path_factory.mktemp("docker"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def api(daemon: Daemon) -> Client:
+    """A client of the session's daemon."""
+    return Client(daemon.path)
+
+
+@pytest.fixture
+def new_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Start daemons that are ended with the test."""
+    made: list[Daemon] = []
+
+    def start(root: Path, *options: str) -> Daemon:
+        directory = tmp_path / f"daemon{len(made)}"
+        os.mkdir(directory)
+        made.append(Daemon(root, directory, *options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.stop()
