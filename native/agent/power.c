@@ -6,9 +6,9 @@
 #include "../text.h"
 #include "agent.h"
 
-enum { SKIP_SYNC = 1, REAP_MS = 2000 };
+enum { SKIP_SYNC = 1, REAP_MS = 2000, VOLUMES = 8 };
 
-static const char writable[] = "/hutch/rw";
+static const char writable[] = "/hutch/rw", volumes[] = "/hutch/volumes/";
 
 /* Process 1 is what -1 leaves out. */
 static void kill_all(void)
@@ -28,15 +28,35 @@ static void kill_all(void)
 
 /* A mount in a namespace that is just going away may still be there: then it is made
  * read-only, which leaves as clean a file system as an unmount. */
-static int put_away(const char **what)
+static int put_away(const char *path)
 {
-	sync();
-	*what = writable;
-	if (umount2(writable, 0) == 0 || errno == EINVAL || errno == ENOENT)
+	if (umount2(path, 0) == 0 || errno == EINVAL || errno == ENOENT)
 		return 0;
-	if (mount(NULL, writable, NULL, MS_REMOUNT | MS_RDONLY, NULL) == 0)
+	if (mount(NULL, path, NULL, MS_REMOUNT | MS_RDONLY, NULL) == 0)
 		return 0;
 	return errno;
+}
+
+/* The volumes that are disks, by their numbers, and what is written beside them. */
+static int put_all_away(const char **what)
+{
+	int failed = 0;
+	char path[64];
+
+	sync();
+	*what = writable;
+	for (uint32_t i = 0; i < VOLUMES; i++) {
+		struct text t = text_in(path, sizeof(path));
+		int error;
+		text_add(&t, volumes);
+		text_add_num(&t, i);
+		error = put_away(path);
+		if (error) {
+			failed = error;
+			*what = volumes;
+		}
+	}
+	return failed ? failed : put_away(writable);
 }
 
 int shut_down(uint32_t flags, const char **what)
@@ -53,5 +73,5 @@ int shut_down(uint32_t flags, const char **what)
 		return 0;
 	}
 	umount2(the.root, MNT_DETACH);
-	return put_away(what);
+	return put_all_away(what);
 }

@@ -74,6 +74,19 @@ def _prune(invocation: Invocation) -> int:
     return 0
 
 
+def _resize(invocation: Invocation) -> int:
+    name, size = invocation.arguments
+    invocation.engine.volumes.resize(name, size)
+    print(name)
+    return 0
+
+
+def _clone(invocation: Invocation) -> int:
+    name, new = invocation.arguments
+    print(invocation.engine.volumes.clone(name, new).name)
+    return 0
+
+
 COMMANDS = {
     "volume create": Command(
         handler=_create,
@@ -84,12 +97,29 @@ COMMANDS = {
             ("driver", "d", "text", "NAME", "local"),
             ("label", "", "list", "KEY=VALUE", "Set a label"),
             ("name", "", "text", "NAME", "The same as the argument"),
-            ("opt", "o", "list", "KEY=VALUE", "type=…, device=…, o=…"),
+            ("opt", "o", "list", "KEY=VALUE", "type=…, device=…, o=…, size=…"),
         ),
         examples=(
             "hutch volume create data",
             "hutch volume create -o type=tmpfs -o device=tmpfs -o o=size=64m scratch",
+            "hutch volume create -o type=disk -o size=20G db",
         ),
+    ),
+    "volume clone": Command(
+        handler=_clone,
+        summary="Make a volume with what one that is a disk has now; its machine runs on.",
+        arguments="VOLUME NEW",
+        low=2,
+        high=2,
+        examples=("hutch volume clone db db-before-upgrade",),
+    ),
+    "volume resize": Command(
+        handler=_resize,
+        summary="Let a volume that is a disk grow, with its file system; its machine runs on.",
+        arguments="VOLUME SIZE",
+        low=2,
+        high=2,
+        examples=("hutch volume resize db 40G",),
     ),
     "volume ls": Command(
         handler=_ls,

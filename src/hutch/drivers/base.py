@@ -36,7 +36,8 @@ __all__ += ["Tree"]
 class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
     """A mount whose source exists on the host. `fd` >= 0 is an open descriptor of it;
     `pid` > 0 says that the path is one in the mount namespace of that process. `ours` marks
-    a small file that the engine wrote: a virtual machine is given a copy."""
+    a small file that the engine wrote: a virtual machine is given a copy; `disk` that the
+    source is one, with a file system for it alone."""
 
     source: str
     target: str
@@ -47,6 +48,7 @@ class LaunchMount(msgspec.Struct, frozen=True, kw_only=True):
     fd: int = -1
     pid: int = 0
     ours: bool = False
+    disk: bool = False
 
 
 class SavedState(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from hutch.engine.finish import dispose
 from hutch.engine.isolation import decide_isolation
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load
-from hutch.engine.mounts import resolve_mounts
+from hutch.engine.mounts import name_disks, resolve_mounts
 from hutch.engine.naming import random_name
 from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
 from hutch.engine.reserve import reserve_at_create
@@ -144,6 +144,8 @@ def create_from_spec(
         spec = msgspec.structs.replace(spec, hostname=identifier[:12])
     elif not spec.hostname and spec.network_mode == "host":
         spec = msgspec.structs.replace(spec, hostname=os.uname().nodename)
+    if spec.isolation == "vm":
+        spec = name_disks(context, spec)
     context.driver(spec.isolation).check(spec)
     spec = check_references(context, spec)
     with ExitStack() as leased:

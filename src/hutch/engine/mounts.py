@@ -10,12 +10,15 @@ import msgspec
 from hutch.engine.context import Context
 from hutch.engine.lookup import find_id, load
 from hutch.engine.records import InstanceRecord, ResolvedMount
-from hutch.errors import InvalidArgument, NotFound
+from hutch.errors import Busy, InvalidArgument, NotFound
 from hutch.ids import new_id
 from hutch.image.records import ImageRecord
-from hutch.spec.model import BindMount, InstanceSpec, VolumeMount
+from hutch.lifecycle import State
+from hutch.spec.model import BindMount, InstanceSpec, Mount, VolumeMount
 
-__all__ = ["release_mounts", "resolve_mounts"]
+__all__ = ["claim_disk", "name_disks", "release_mounts", "resolve_mounts"]
+
+_HOLDING = (State.STARTING, State.RUNNING, State.PAUSED, State.SUSPENDED)
 
 
 def resolve_mounts(
@@ -27,26 +30,66 @@ def resolve_mounts(
     """
     found: dict[str, ResolvedMount] = {}
     for source in spec.volumes_from:
-        for mount in _inherited(context, source):
+        for mount in _inherited(context, source, is_vm=spec.isolation == "vm"):
             found[mount.target] = mount
     for index, wanted in enumerate(spec.mounts):
         if isinstance(wanted, BindMount):
             found[wanted.target] = _bind(wanted, index)
         elif isinstance(wanted, VolumeMount):
-            found[wanted.target] = _volume(context, wanted, image, undo)
+            found[wanted.target] = _volume(context, wanted, spec, image, undo)
     for mount in found.values():
         if mount.type == "volume":
-            context.volumes.acquire(mount.name, identifier)
+            context.volumes.acquire(mount.name, identifier, mount=not mount.disk)
             undo.callback(context.volumes.release, mount.name, identifier)
     return tuple(found.values())
 
 
-def _inherited(context: Context, source: str) -> list[ResolvedMount]:
+def name_disks(context: Context, spec: InstanceSpec) -> InstanceSpec:
+    """Return a machine's specification with those of its volumes marked that are disks."""
+
+    def named(mount: Mount) -> Mount:
+        if not isinstance(mount, VolumeMount):
+            return mount
+        asked = mount.driver_options.get("type") == "disk"
+        disk = asked or bool(mount.name and context.volumes.is_disk(mount.name))
+        return msgspec.structs.replace(mount, disk=disk)
+
+    return msgspec.structs.replace(spec, mounts=tuple(map(named, spec.mounts)))
+
+
+def claim_disk(context: Context, name: str, user: InstanceRecord, *, alone: bool) -> None:
+    """Raise `Busy` where a volume that is a disk is used so that `user` cannot have it: by a
+    machine, or, where `user` is one (`alone`), by anybody. What is suspended has it too.
+
+    A start is in the store as one before it asks: of two at once no more than one gets it.
+    """
+    from hutch.engine.finish import refresh
+
+    for identifier in context.volumes.users(name):
+        if identifier == user.id:
+            continue
+        try:
+            other = refresh(context, load(context, identifier))
+        except NotFound:
+            continue
+        held = any(mount.name == name and mount.disk for mount in other.mounts)
+        if other.state in _HOLDING and (alone or held):
+            raise Busy(
+                f"volume {name}: is a disk, and instance {other.name} has it ({other.state})",
+                hint=f"stop it first: hutch stop {other.name}",
+            )
+
+
+def _inherited(context: Context, source: str, *, is_vm: bool) -> list[ResolvedMount]:
     name, _, mode = source.partition(":")
     record: InstanceRecord = load(context, find_id(context, name))
+    found = [
+        msgspec.structs.replace(mount, disk=is_vm and context.volumes.is_disk(mount.name))
+        for mount in record.mounts
+    ]
     if mode != "ro":
-        return list(record.mounts)
-    return [msgspec.structs.replace(mount, read_only=True) for mount in record.mounts]
+        return found
+    return [msgspec.structs.replace(mount, read_only=True) for mount in found]
 
 
 def _bind(mount: BindMount, index: int) -> ResolvedMount:
@@ -74,7 +117,7 @@ def _bind(mount: BindMount, index: int) -> ResolvedMount:
 
 
 def _volume(
-    context: Context, mount: VolumeMount, image: ImageRecord, undo: ExitStack
+    context: Context, mount: VolumeMount, spec: InstanceSpec, image: ImageRecord, undo: ExitStack
 ) -> ResolvedMount:
     volumes = context.volumes
     name = mount.name or new_id()
@@ -89,7 +132,13 @@ def _volume(
             anonymous=not mount.name,
         )
         undo.callback(volumes.remove, name, force=True)
-    if mount.copy_up and not mount.subpath:
+    is_disk = spec.isolation == "vm" and volumes.is_disk(name)
+    if is_disk and mount.subpath:
+        raise InvalidArgument(
+            f"volume {name} is a disk: a part of it cannot be mounted", field="volume-subpath"
+        )
+    # Without root it cannot be mounted here, and stays empty.
+    if mount.copy_up and not mount.subpath and not (is_disk and context.rootless):
         lowers = [str(context.layers.path(chain)) for chain in reversed(image.chain_ids)]
         volumes.populate(name, lowers, mount.target)
     return ResolvedMount(
@@ -100,6 +149,7 @@ def _volume(
         read_only=mount.read_only,
         subpath=mount.subpath,
         anonymous=not mount.name,
+        disk=is_disk,
     )
 
 

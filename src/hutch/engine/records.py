@@ -36,6 +36,7 @@ class ResolvedMount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     subpath: str = ""
     recursive: bool = True
     anonymous: bool = False
+    disk: bool = False
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,6 +18,7 @@ from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in, require_settled
+from hutch.engine.mounts import claim_disk
 from hutch.engine.records import INSTANCES, SUSPENDED, InstanceRecord, ResolvedMount
 from hutch.engine.reserve import follow_settled, reserve_at_start
 from hutch.errors import HutchError, InvalidArgument, NotFound, Unsupported, WrongState
@@ -202,7 +203,7 @@ def plan(context: Context, identifier: str) -> Plan:
     """Return the plan a start would execute, with placeholders where only a start decides."""
     record = load(context, identifier)
     with ExitStack() as held:
-        launch = _launch(context, record, [], held)
+        launch = _launch(context, record, [], held, starts=False)
         return context.driver(record.spec.isolation).plan(launch)
 
 
@@ -212,7 +213,7 @@ def machine_arguments(context: Context, identifier: str) -> tuple[str, ...]:
     if record.spec.isolation != "vm":
         return ()
     with ExitStack() as held:
-        return context.machines.arguments(_launch(context, record, [], held))
+        return context.machines.arguments(_launch(context, record, [], held, starts=False))
 
 
 def _prepare_network(
@@ -309,13 +310,18 @@ def uses_networks(record: InstanceRecord) -> bool:
 
 
 def _launch(
-    context: Context, record: InstanceRecord, endpoints: list[Endpoint], held: ExitStack
+    context: Context,
+    record: InstanceRecord,
+    endpoints: list[Endpoint],
+    held: ExitStack,
+    *,
+    starts: bool = True,
 ) -> Launch:
     spec = record.spec
     directory = context.directory(record.id)
     assets = _layers(context, record)
     mounts = _files(context, record, endpoints)
-    mounts += [_mount(context, mount, held) for mount in record.mounts]
+    mounts += [_mount(context, record, mount, held, starts=starts) for mount in record.mounts]
     join = _joined(context, record)
     shm = _shared_memory(context, record)
     if shm is not None:
@@ -441,13 +447,30 @@ def _files(
     ]
 
 
-def _mount(context: Context, mount: ResolvedMount, held: ExitStack) -> LaunchMount:
+def _mount(
+    context: Context,
+    record: InstanceRecord,
+    mount: ResolvedMount,
+    held: ExitStack,
+    *,
+    starts: bool,
+) -> LaunchMount:
     fd = -1
+    volumes = context.volumes
+    if starts and mount.type == "volume" and volumes.is_disk(mount.name):
+        claim_disk(context, mount.name, record, alone=mount.disk)
+    if mount.disk:
+        return LaunchMount(
+            source=volumes.as_disk(mount.name) if starts else volumes.disk_file(mount.name),
+            target=mount.target,
+            read_only=mount.read_only,
+            disk=True,
+        )
     if mount.type == "volume":
         # One with driver options is mounted, and after a reboot is not.
-        context.volumes.ensure_mounted(mount.name)
+        volumes.ensure_mounted(mount.name)
     if mount.subpath:
-        fd = context.volumes.open_subpath(mount.name, mount.subpath)
+        fd = volumes.open_subpath(mount.name, mount.subpath)
         held.callback(os.close, fd)
     elif not os.path.exists(mount.source):
         raise InvalidArgument(f"{mount.source}: no such file or directory", field="mounts")

@@ -17,6 +17,7 @@ class Volumes:
     """The volumes of one root."""
 
     def __init__(self, context: Context) -> None:
+        self._context = context
         self._volumes = context.volumes
 
     def create(
@@ -39,6 +40,20 @@ class Volumes:
     def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> Sequence[Volume]:
         """Return the volumes, by name."""
         return self._volumes.list(filters=filters)
+
+    def resize(self, name: str, size: str | int) -> None:
+        """Let a volume that is a disk (`type=disk`) grow, with its file system, also while the
+        machine that has it runs. `size` in bytes, or a text such as `20G`."""
+        from hutch.engine.volume_disks import resize_volume
+
+        resize_volume(self._context, name, size)
+
+    def clone(self, name: str, new: str) -> Volume:
+        """Make a volume with what a disk has now, which the machine that has it need not stop
+        for: a snapshot that can be used as any volume."""
+        from hutch.engine.volume_disks import clone_volume
+
+        return clone_volume(self._context, name, new)
 
     def users(self, name: str) -> tuple[str, ...]:
         """Return the identifiers of the instances that use a volume."""

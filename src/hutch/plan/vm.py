@@ -35,6 +35,7 @@ __all__ = [
     "GUEST_FILES",
     "GUEST_ROOT",
     "GUEST_SHARES",
+    "GUEST_VOLUMES",
     "GuestAssets",
     "GuestBind",
     "PLAIN",
@@ -50,6 +51,7 @@ __all__ = [
 GUEST_FILES = "/run/hutch"
 GUEST_ROOT = "/hutch/root"
 GUEST_SHARES = "/hutch/shares"
+GUEST_VOLUMES = "/hutch/volumes"
 GUEST_CGROUP = "instance"
 SYNC_REST = 2
 """Where the launch of a template waits for what is particular to an instance."""

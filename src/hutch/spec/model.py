@@ -52,7 +52,8 @@ class BindMount(Value, frozen=True, kw_only=True, omit_defaults=True, tag="bind"
 
 
 class VolumeMount(Value, frozen=True, kw_only=True, omit_defaults=True, tag="volume"):
-    """A named volume (`name` empty: an anonymous one, made with the instance)."""
+    """A named volume (`name` empty: an anonymous one, made with the instance). `disk`: it is
+    known to be one of a virtual machine's own."""
 
     target: str
     name: str = ""
@@ -62,6 +63,7 @@ class VolumeMount(Value, frozen=True, kw_only=True, omit_defaults=True, tag="vol
     labels: dict[str, str] = {}
     driver: str = "local"
     driver_options: dict[str, str] = {}
+    disk: bool = False
 
 
 class TmpfsMount(Value, frozen=True, kw_only=True, omit_defaults=True, tag="tmpfs"):

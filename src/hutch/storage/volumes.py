@@ -14,6 +14,7 @@ from hutch.records import Records, Transaction
 from hutch.storage.disks import check_size
 from hutch.storage.faults import disk_errors
 from hutch.storage.limited import ensure_limited, release_limited, tree_of
+from hutch.storage.snapshots import LIMITED_FILE
 from hutch.storage.trash import Trash
 from hutch.units import parse_bytes
 
@@ -79,7 +80,7 @@ class Volumes:
         path = self._path(name)
         if _is_bind(record.options):
             path = record.options["device"]
-        elif "size" in record.options:
+        elif "size" in record.options:  # a disk too, where it is mounted on the host
             path = tree_of(f"{self._volumes}/{name}")
         return Volume(
             name=name,
@@ -148,11 +149,14 @@ class Volumes:
 
         # What a creator that was killed has left is not this one's.
         release_limited(directory)
-        self._trash.discard(f"{directory}/limited.raw")
+        self._trash.discard(f"{directory}/{LIMITED_FILE}")
         try:
             disks = Disks(os.path.dirname(self._volumes))
             size = parse_bytes(options["size"], field="options.size")
-            make_limited(disks, directory, size, field="options.size")
+            if options.get("type") == "disk":
+                disks.create(f"{directory}/{LIMITED_FILE}", size)
+            else:
+                make_limited(disks, directory, size, field="options.size")
         except BaseException:
             self._trash.discard(directory)
             raise
@@ -240,18 +244,24 @@ class Volumes:
     # ---- use --------------------------------------------------------------------------
 
     def acquire(
-        self, name: str, instance_id: str, *, transaction: Transaction | None = None
+        self,
+        name: str,
+        instance_id: str,
+        *,
+        transaction: Transaction | None = None,
+        mount: bool = True,
     ) -> None:
         """Record that the instance uses the volume, which then cannot be removed.
 
-        A volume with driver options is mounted, and stays so until it is removed.
+        A volume with driver options is mounted, and stays so until it is removed; one that
+        is to be a machine's disk is not (`mount=False`).
         """
         if transaction is None:
             with self._records.write() as own:
-                self.acquire(name, instance_id, transaction=own)
+                self.acquire(name, instance_id, transaction=own, mount=mount)
             return
         record = _require(transaction, name)
-        if record.options and not _is_bind(record.options):
+        if mount and record.options and not _is_bind(record.options):
             self._mount(name, record.options)
         transaction.put(VOLUME_USERS, f"{name}/{instance_id}", VolumeUser(since=time.time()))
 
@@ -301,7 +311,7 @@ class Volumes:
         """
         with self._records.read() as transaction:
             record = _require(transaction, name)
-        if record.populated or record.options.keys() - {"size"}:
+        if record.populated or (record.options.keys() - {"size"} and not self.is_disk(name)):
             return False
         from hutch.storage.copyup import copy_up
         from hutch.storage.locking import file_lock
@@ -314,6 +324,8 @@ class Volumes:
             copied = False
             with disk_errors(f"volume {name}"):
                 path = self._volume(name, record).path
+                if record.options.get("type") == "disk":
+                    ensure_limited(f"{self._volumes}/{name}")
                 if not os.listdir(path):
                     copied = copy_up(lower, target, path)
             with self._records.write() as transaction:
@@ -340,6 +352,33 @@ class Volumes:
             ) from error
         finally:
             os.close(root)
+
+    def is_disk(self, name: str) -> bool:
+        """Tell whether a volume is a disk, which a virtual machine has to itself."""
+        with self._records.read() as transaction:
+            record = transaction.get(VOLUMES, name, VolumeRecord)
+        return record is not None and record.options.get("type") == "disk"
+
+    def as_disk(self, name: str) -> str:
+        """Return the file of a volume that is a disk, not mounted on the host any more. The
+        caller sees to it that no other instance uses it now."""
+        from hutch.storage.locking import file_lock
+
+        with file_lock(f"{self._volumes}/.{name}.lock"), disk_errors(f"volume {name}"):
+            release_limited(f"{self._volumes}/{name}")
+        return self.disk_file(name)
+
+    def disk_file(self, name: str) -> str:
+        """Return where the file of a volume that is a disk is."""
+        return f"{self._volumes}/{name}/{LIMITED_FILE}"
+
+    def note_size(self, name: str, size: int) -> None:
+        """Record that a volume of a size has another one by now."""
+        with self._records.write() as transaction:
+            record = _require(transaction, name)
+            options = {**record.options, "size": str(size)}
+            transaction.put(VOLUMES, name, msgspec.structs.replace(record, options=options))
+            transaction.event("volume", "update", name)
 
     def ensure_mounted(self, name: str) -> None:
         """Mount what a volume's driver options name, unless it is (after a reboot, say).
@@ -429,9 +468,12 @@ def _check_options(options: Mapping[str, str]) -> None:
                 field="options",
                 hint="it knows type, device, o and size",
             )
+    is_disk = options.get("type") == "disk"
+    if is_disk and "size" not in options:
+        raise InvalidArgument("a disk needs one", field="options.size", hint="add size=10G")
     if "size" in options:
-        if len(options) > 1:
-            raise InvalidArgument("size goes alone", field="options")
+        if len(options) > 1 + is_disk:
+            raise InvalidArgument("goes alone, or with type=disk", field="options.size")
         check_size(parse_bytes(options["size"], field="options.size"), field="options.size")
         return
     kind = options.get("type", "")

@@ -384,6 +384,19 @@ def shared_directories(hw: Hardware) -> Machine:
     )
 
 
+def volumes(hw: Hardware) -> Machine:
+    """Volumes as disks, which share the first port for hot-plug."""
+    return _machine(
+        hw,
+        Shape(memory=128 * MIB),
+        root_ports=2,
+        volumes=tuple(
+            Disk(image=DiskFile(file=hw.file(os.O_RDWR, MIB)), serial=f"volume{n}")
+            for n in range(2)
+        ),
+    )
+
+
 def kvm(hw: Hardware) -> Machine:
     """Hardware virtualization, with several queues."""
     shape = Shape(memory=128 * MIB, vcpus=2, accelerator="kvm", cpu="host")
@@ -400,6 +413,6 @@ CONFIGURATIONS: dict[str, Callable[[Hardware], Machine]] = {
     for function in (
         *(plain, ordinary, template, clone, micro, rootless, large, growing, locked, disks),
         huge_pages,
-        *(uefi, from_disk, tpm, shared_directories, kvm),
+        *(uefi, from_disk, tpm, shared_directories, volumes, kvm),
     )
 }

@@ -82,6 +82,8 @@ def departing(
     record = load_record(directory)
     if record.shares:
         raise immovable("it has directories of the host")
+    if record.volumes:
+        raise immovable("it has a volume as a disk, which stays here")
     with conversation(f"{directory}/run/{QMP_SOCKET}") as monitor:
         check_movable(monitor, cards)
         _check_version(monitor, record.accelerator)

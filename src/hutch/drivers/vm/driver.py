@@ -29,7 +29,7 @@ from hutch.drivers.vm.limits import (
     memory_wanted,
     vcpus_wanted,
 )
-from hutch.drivers.vm.machine import MachineRecord, load_record, save_record
+from hutch.drivers.vm.machine import MachineRecord, load_record, machine_type, save_record
 from hutch.drivers.vm.pinning import pin_processors
 from hutch.drivers.vm.running import RunningMachines
 from hutch.drivers.vm.shares import check_mounts, guest_binds
@@ -39,6 +39,7 @@ from hutch.drivers.vm.state import (
     receive_machine,
 )
 from hutch.drivers.vm.throttling import check_rates, set_rates, start_rates
+from hutch.drivers.vm.volumes import check_volumes, volumes
 from hutch.errors import (
     Busy,
     InternalError,
@@ -82,6 +83,7 @@ class VmDriver(RunningMachines):
         """Raise for what a machine cannot have, and where QEMU is missing."""
         check_spec(spec)
         check_mounts(spec)
+        check_volumes(spec, machine_type(spec))
         check_rates(spec)
         group_limits(spec.resources, memory_of(spec))
         self._machines.check(spec)
@@ -220,8 +222,8 @@ class VmDriver(RunningMachines):
                     _await_qmp(f"{launch.directory}/run")
                 start_rates(launch.directory, launch.spec.resources, image=True)
             if started.template is not None:
-                run = f"{launch.directory}/run"
-                self._machines.resume(run, started.template, started.shares)
+                run, shares = f"{launch.directory}/run", started.shares
+                self._machines.resume(run, started.template, shares, volumes(launch))
                 monitor.go()
             elif started.loaded is not None:
                 load_machine(launch.directory, started.loaded)

@@ -25,6 +25,7 @@ from hutch.decoding import decode_json
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.shares import shared
 from hutch.drivers.vm.templates import IDLE_S, Template, Templates
+from hutch.drivers.vm.volumes import volumes
 from hutch.errors import Busy, InvalidArgument
 from hutch.host.qemu import AcceleratorWish
 from hutch.plan.machine.model import Shape
@@ -104,7 +105,12 @@ def image_request(
 ) -> tuple[ImageRequest, bytes] | None:
     """Return what template a launch can go on from, and its own part of the plan; None where
     there can be none."""
-    if shared(launch) or launch.saved is not None or launch.spec.machine.disk_key is not None:
+    if (
+        shared(launch)
+        or volumes(launch)
+        or launch.saved is not None
+        or launch.spec.machine.disk_key is not None
+    ):
         return None
     if chain(os.path.dirname(launch.disk)) != [launch.disk]:
         return None  # of a fork: not empty

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from hutch.decoding import decode_json
-from hutch.drivers.base import Launch
+from hutch.drivers.base import Launch, LaunchMount
+from hutch.drivers.vm.backing import private_memory, resumed_memory, share_devices
 from hutch.drivers.vm.boot import Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards
 from hutch.drivers.vm.console import begin_logs
@@ -50,9 +52,10 @@ from hutch.drivers.vm.setup import (
     parked_setup,
     setup_request,
 )
-from hutch.drivers.vm.shares import TAG, ShareServer, copy_memory, plug, serve, shared
+from hutch.drivers.vm.shares import TAG, ShareServer, plug, serve, shared
 from hutch.drivers.vm.state import Loaded, opened, twin_setup
 from hutch.drivers.vm.templates import Template, Templates
+from hutch.drivers.vm.volumes import plug_volumes, volume_disks, volumes
 from hutch.errors import (
     Busy,
     HutchError,
@@ -67,7 +70,7 @@ from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.guest import SetupOp
-from hutch.plan.machine.model import MICROVM, Descriptor, Memory, Shape, Share
+from hutch.plan.machine.model import MICROVM, Memory, Shape
 from hutch.plan.ops import Exec, HealthProbe, Plan, SetsidTty, Supervision
 from hutch.plan.vm import GUEST_SHARES
 from hutch.plan.wire import encode
@@ -77,6 +80,9 @@ from hutch.records import Progress, silent
 from hutch.spec.model import InstanceSpec
 from hutch.storage.diskchain import chain, overlay_number
 from hutch.storage.disks import Disks
+
+if TYPE_CHECKING:
+    from hutch.qmp import Monitor
 
 __all__ = ["MachineLauncher", "MachineStart", "supervision"]
 
@@ -190,6 +196,7 @@ class MachineLauncher:
         record = msgspec.structs.replace(
             self._record(parts, template, user),
             shares=len(shared(launch)),
+            volumes=len(volumes(launch)),
             overlays=tuple(map(overlay_number, chain(launch.directory)[1:])),
             pinned=launch.spec.machine.cpu_pin,
             disk_cache=disk_cache(launch),
@@ -239,8 +246,9 @@ class MachineLauncher:
                     plan=b"" if goes_on else rest or encode(plan),
                     boot_timeout_s=BOOT_S,
                     shutdown_timeout_s=max(spec.stop_timeout_s, _PUT_AWAY_S),
-                    # What it has mapped of a share must get there, if nothing else has to.
-                    volatile=launch.volatile and shares is None,
+                    # What it has mapped of a share or a volume must get there, if nothing
+                    # else has to.
+                    volatile=launch.volatile and shares is None and not volumes(launch),
                     tty=spec.process.tty,
                     hold=template is not None or goes_on,
                     adopt=goes_on or bool(rest),
@@ -344,9 +352,9 @@ class MachineLauncher:
         def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
             memory = Memory(kind="memfd" if shares else "plain")
             if template is not None:
-                memory = _resumed_memory(template, parts.shape, shares, descriptors)
+                memory = resumed_memory(template, parts.shape, shares, descriptors)
             elif loaded is not None and loaded.memory >= 0:
-                memory = _private_memory(loaded.memory, descriptors)
+                memory = private_memory(loaded.memory, descriptors)
             return machine_argv(
                 parts.host,
                 ports,
@@ -366,7 +374,8 @@ class MachineLauncher:
                     key=DISK_KEY if launch.spec.machine.disk_key else "",
                 ),
                 nics=network_cards(launch.endpoints, taps, descriptors),
-                shares=_shares(shares, descriptors) if template is None else (),
+                shares=share_devices(shares, descriptors) if template is None else (),
+                volumes=volume_disks(launch, descriptors) if template is None else (),
                 incoming=resumed,
                 # A machine that was saved while it ran would run before its cards are
                 # unplugged.
@@ -398,12 +407,23 @@ class MachineLauncher:
         """Return what loads the driver of network cards in a guest of that kernel."""
         return load_network(self._kernels.get(kernel_id).late)
 
-    def resume(self, directory: str, template: Template, shares: ShareServer | None) -> None:
+    def resume(
+        self,
+        directory: str,
+        template: Template,
+        shares: ShareServer | None = None,
+        disks: Sequence[LaunchMount] = (),
+    ) -> None:
         """Load a template's state into the QEMU of a run directory, and let it run."""
         from hutch.qmp.migration import MigrationFailed
 
+        def plugged(qmp: Monitor) -> None:
+            plug_volumes(qmp, disks, first=1 if shares else 0)
+            if shares:
+                plug(qmp, shares, shared_port=bool(disks))
+
         try:
-            resume(directory, template, (lambda qmp: plug(qmp, shares)) if shares else None)
+            resume(directory, template, plugged)
         except MigrationFailed as exc:
             # Damaged, perhaps: whatever it is, nobody else is to meet with it.
             self.templates.discard(template)
@@ -543,28 +563,6 @@ def _check_cards(launch: Launch, loaded: Loaded | None) -> None:
             f"{len(launch.endpoints)}",
             hint="connect it to as many networks as when it was saved",
         )
-
-
-def _resumed_memory(
-    template: Template, shape: Shape, shares: ShareServer | None, descriptors: Descriptors
-) -> Memory:
-    """Return a template's memory: mapped privately, or a copy that a server can share."""
-    if shares is None:
-        return _private_memory(template.memory, descriptors)
-    number = descriptors.add(copy_memory(template.memory, shape.memory))
-    return Memory(kind="file", path=f"/proc/self/fd/{number}", share=True)
-
-
-def _private_memory(file: int, descriptors: Descriptors) -> Memory:
-    number = descriptors.add(os.dup(file))
-    return Memory(kind="file", path=f"/proc/self/fd/{number}", sealed=True)
-
-
-def _shares(server: ShareServer | None, descriptors: Descriptors) -> tuple[Share, ...]:
-    if server is None:
-        return ()
-    number = descriptors.add(os.dup(server.socket))
-    return (Share(tag=TAG, socket=Descriptor(number)),)
 
 
 def _files(launch: Launch) -> list[tuple[str, bytes]]:

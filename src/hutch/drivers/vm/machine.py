@@ -94,6 +94,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     template: str
     user: ResolvedUser
     shares: int = 0
+    volumes: int = 0
     shape: Shape | None = None
     plugged: int = -1
     overlays: tuple[int, ...] = ()
@@ -191,6 +192,7 @@ def machine_argv(
     nics: Sequence[Nic],
     shares: Sequence[Share] = (),
     secrets: Sequence[Secret] = (),
+    volumes: Sequence[Disk] = (),
     incoming: bool = False,
     plugged: PluggedMemory | None = None,
     paused: bool = False,
@@ -216,6 +218,7 @@ def machine_argv(
         disks=tuple(disks),
         nics=tuple(nics),
         shares=tuple(shares),
+        volumes=tuple(volumes),
         root_ports=0 if shape.machine == MICROVM else ROOT_PORTS,
         plugged=plugged,
         incoming=incoming,

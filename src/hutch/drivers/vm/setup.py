@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from hutch.drivers.base import Launch
+from hutch.drivers.vm.volumes import volume_setup
 from hutch.network.model import Endpoint
 from hutch.plan import guest
 from hutch.plan.vm import GUEST_CGROUP, GUEST_FILES, GUEST_ROOT
@@ -95,6 +96,7 @@ def machine_setup(
     if not resumed:
         made += late_setup(modules, nics=len(launch.endpoints))
     made += _disks(volatile=launch.volatile)
+    made += volume_setup(launch)
     made += _limits(launch)
     made.append(guest.Hostname(name=launch.spec.hostname or launch.name))
     made += [

@@ -19,6 +19,7 @@ import msgspec
 from hutch.drivers import failures
 from hutch.drivers.base import Launch, LaunchMount
 from hutch.drivers.vm.sandbox import host_binds, make_skeleton
+from hutch.drivers.vm.volumes import guest_path, volumes
 from hutch.errors import Unsupported
 from hutch.host.isolation import is_privileged
 from hutch.host.virtiofsd import find_virtiofsd
@@ -30,7 +31,7 @@ from hutch.plan.vm import GUEST_SHARES, GuestBind
 from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
 from hutch.qmp.monitor import Monitor
-from hutch.spec.model import InstanceSpec, TmpfsMount
+from hutch.spec.model import InstanceSpec, Mount, TmpfsMount, VolumeMount
 
 __all__ = ["TAG", "ShareServer", "check_mounts", "copy_memory", "fill_memory", "guest_binds"]
 __all__ += ["plug", "serve", "shared"]
@@ -58,7 +59,7 @@ class ShareServer(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_mounts(spec: InstanceSpec) -> None:
     """Raise `Unsupported` where this host cannot give a machine its directories."""
-    if not spec.volumes_from and not any(not isinstance(m, TmpfsMount) for m in spec.mounts):
+    if not spec.volumes_from and not any(_is_served(mount) for mount in spec.mounts):
         return
     if not is_privileged():
         raise Unsupported(
@@ -68,14 +69,19 @@ def check_mounts(spec: InstanceSpec) -> None:
     find_virtiofsd()
 
 
+def _is_served(mount: Mount) -> bool:
+    disk = isinstance(mount, VolumeMount) and mount.disk
+    return not disk and not isinstance(mount, TmpfsMount)
+
+
 def shared(launch: Launch) -> list[LaunchMount]:
-    """Return the mounts that are served, which is all but the small files of ours."""
-    return [mount for mount in launch.mounts if not mount.ours]
+    """Return the mounts that are served: all but the small files of ours, and disks."""
+    return [mount for mount in launch.mounts if not mount.ours and not mount.disk]
 
 
 def guest_binds(launch: Launch) -> tuple[GuestBind, ...]:
-    """Return where the guest finds the mounts, and where the program does."""
-    return tuple(
+    """Return where the guest finds the mounts, and where the program does: parents first."""
+    served = (
         GuestBind(
             path=f"{GUEST_SHARES}/{index}",
             target=mount.target,
@@ -84,6 +90,12 @@ def guest_binds(launch: Launch) -> tuple[GuestBind, ...]:
         )
         for index, mount in enumerate(shared(launch))
     )
+    disks = (
+        GuestBind(path=guest_path(number), target=mount.target, read_only=mount.read_only)
+        for number, mount in enumerate(volumes(launch))
+    )
+    order = [mount.target for mount in launch.mounts]
+    return tuple(sorted((*served, *disks), key=lambda bind: order.index(bind.target)))
 
 
 def _is_dir(mount: LaunchMount) -> bool:
@@ -198,8 +210,9 @@ def _copy(source: int, target: int, start: int, end: int) -> None:
         start += copied
 
 
-def plug(monitor: Monitor, server: ShareServer) -> None:
-    """Plug the device into a machine that was resumed from a template.
+def plug(monitor: Monitor, server: ShareServer, *, shared_port: bool = False) -> None:
+    """Plug the device into a machine that was resumed from a template; `shared_port`: others
+    are at its port, so that the guest looks for them too.
 
     It cannot be there before: QEMU does not load the state of a machine with such a device.
     """
@@ -213,6 +226,7 @@ def plug(monitor: Monitor, server: ShareServer) -> None:
         "vhost-user-fs-pci",
         id=f"{DEVICE}-dev",
         bus=PORT,
+        multifunction=shared_port,
         chardev=DEVICE,
         tag=TAG,
         queue_size=QUEUE,

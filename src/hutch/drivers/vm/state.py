@@ -74,7 +74,7 @@ def save_machine(
     from hutch.qmp import machine as qmp
 
     with ExitStack() as held:
-        machine, monitor, source = held.enter_context(_movable(directory, cards))
+        machine, monitor, source = held.enter_context(_movable(directory, cards, stays=end_as))
         state = held.enter_context(open(f"{target}/{STATE_FILE}", "xb"))
         capture = held.enter_context(Capture(source)) if source is not None else None
         disk = DiskFork(monitor, directory, target, machine, disks)
@@ -151,9 +151,11 @@ def fork_machine(directory: str, target: str, disks: Disks, *, cards: int) -> Fo
 
 
 @contextmanager
-def _movable(directory: str, cards: int) -> Iterator[tuple[MachineRecord, Monitor, Source | None]]:
+def _movable(
+    directory: str, cards: int, *, stays: str = ""
+) -> Iterator[tuple[MachineRecord, Monitor, Source | None]]:
     """Hold a machine whose state can be saved: its record, its monitor and, where it can be
-    taken from outside, its memory."""
+    taken from outside, its memory. `stays`: its volumes remain its own meanwhile."""
     from hutch.drivers.vm.capture import find_memory
     from hutch.qmp import conversation
 
@@ -161,6 +163,8 @@ def _movable(directory: str, cards: int) -> Iterator[tuple[MachineRecord, Monito
     machine = load_record(directory)
     if machine.shares:
         raise immovable("it has directories of the host")
+    if machine.volumes and not stays:
+        raise immovable("it has a volume as a disk, which only one machine can have")
     with (
         conversation(f"{run}/{QMP_SOCKET}") as monitor,
         find_memory(run, machine.memory_started) as source,

@@ -8,7 +8,7 @@ import msgspec
 
 from hutch.errors import InvalidArgument, Unsupported
 from hutch.plan.machine import slots
-from hutch.plan.machine.disks import disk_arguments, secret_option
+from hutch.plan.machine.disks import disk_arguments, secret_option, volume_arguments
 from hutch.plan.machine.memory import memory_arguments, plugged_memory
 from hutch.plan.machine.model import (
     Console,
@@ -58,6 +58,7 @@ def machine_arguments(machine: Machine, *, version: QemuVersion, qemu: str) -> t
         *_passed_through(machine, places),
         *_display(machine, places),
         *_root_ports(machine, places),
+        *volume_arguments(machine.volumes, places),
         *_plugged(machine),
         *_start(machine),
     )
@@ -77,7 +78,8 @@ def _check(machine: Machine) -> None:
         raise InvalidArgument("there is no room for more memory", field="machine.plugged")
     if "," in shape.machine or "," in machine.name:
         raise InvalidArgument("a comma is not allowed", field="machine.name")
-    if len({d.serial for d in machine.disks}) < len(machine.disks):
+    serials = [disk.serial for disk in (*machine.disks, *machine.volumes)]
+    if len(set(serials)) < len(serials):
         raise InvalidArgument("two disks have one serial", field="machine.disks")
 
 
@@ -110,7 +112,7 @@ def _file_descriptors(machine: Machine) -> Iterator[int]:
         yield machine.console.log.fd
     if isinstance(machine.boot, Firmware) and isinstance(machine.boot.variables, Descriptor):
         yield machine.boot.variables.fd
-    for disk in machine.disks:
+    for disk in (*machine.disks, *machine.volumes):
         image: DiskFile | None = disk.image
         while image is not None:
             if isinstance(image.file, Descriptor):

@@ -12,11 +12,23 @@ from hutch.plan.machine.model import CacheMode, Disk, DiskFile, Throttle
 from hutch.plan.machine.quoting import options, path_of
 from hutch.plan.machine.slots import Places
 
-__all__ = ["SERIAL_MAX", "base_name", "blockdev", "disk_arguments", "node_name", "secret_option"]
-__all__ += ["throttle_limits"]
+__all__ = [
+    "SERIAL_MAX",
+    "VOLUMES_MAX",
+    "base_name",
+    "blockdev",
+    "disk_arguments",
+    "node_name",
+    "secret_option",
+]
+__all__ += ["VOLUME_PORT", "throttle_limits", "volume_arguments", "volume_device", "volume_name"]
 
 SERIAL_MAX = 20
 """VIRTIO_BLK_ID_BYTES: the guest sees no more of a serial."""
+
+VOLUME_PORT = "rp0"
+"""The port for hot-plug that volumes share, as functions of one device; see `volume_device`."""
+VOLUMES_MAX = 7
 
 
 def node_name(index: int) -> str:
@@ -145,6 +157,43 @@ def disk_arguments(disks: tuple[Disk, ...], places: Places) -> Iterator[str]:
         else:
             where = places.many("disks", index, len(disks))
             yield from ("-device", _virtio(disk, node, places, where))
+
+
+def volume_name(index: int) -> str:
+    """Return the block node of the `index`-th volume; its device is the same + `-dev`."""
+    return f"volume{index}"
+
+
+def volume_device(index: int, *, first: int, serial: str) -> dict[str, str | int | bool]:
+    """Return the options of the device of the `index`-th volume, as `device_add` has them.
+
+    `first` is the function of the first one: 1 where something else is function 0. That one
+    makes the guest look for the others, so it is plugged last.
+    """
+    function = first + index
+    return {
+        "id": f"{volume_name(index)}-dev",
+        "bus": VOLUME_PORT,
+        "addr": f"0x0.{function:#x}",
+        "multifunction": function == 0,
+        "drive": volume_name(index),
+        "serial": serial,
+        "num_queues": 1,
+        "write_cache": True,
+    }
+
+
+def volume_arguments(volumes: tuple[Disk, ...], places: Places) -> Iterator[str]:
+    """Yield what QEMU needs for volumes that are there from the start."""
+    if volumes and places.micro:
+        raise Unsupported("volumes: a machine of type microvm has no port for them")
+    if len(volumes) > VOLUMES_MAX:
+        raise InvalidArgument(f"at most {VOLUMES_MAX}, got {len(volumes)}", field="machine.volumes")
+    for index, disk in enumerate(volumes):
+        node = blockdev(disk, volume_name(index))
+        yield from ("-blockdev", msgspec.json.encode(node).decode())
+        device = volume_device(index, first=0, serial=disk.serial)
+        yield from ("-device", options("virtio-blk-pci", **device))
 
 
 def _virtio(

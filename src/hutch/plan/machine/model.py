@@ -266,9 +266,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     `agent` is a connected socket, `monitor` a listening one, `control` a second monitor's
     connected one. With `reboot` a reset of the guest is one, else an end. `root_ports` are
-    for hot-plug, named `rp0`, `rp1`, …. With `incoming` it waits to be told where its state
-    comes from; with `paused` its processors wait for `cont`. `generation` is a VM
-    generation ID.
+    for hot-plug, named `rp0`, `rp1`, …; `volumes` are disks at the first of them. With
+    `incoming` it waits to be told where its state comes from; with `paused` its processors
+    wait for `cont`. `generation` is a VM generation ID.
     """
 
     name: str
@@ -283,6 +283,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     shares: tuple[Share, ...] = ()
+    volumes: tuple[Disk, ...] = ()
     host_devices: tuple[HostDevice, ...] = ()
     display: Display | None = None
     tpm: Tpm | None = None
