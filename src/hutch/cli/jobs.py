@@ -15,7 +15,7 @@ from hutch.units import format_bytes
 
 if TYPE_CHECKING:
     from hutch.engine.jobs.facade import Job
-    from hutch.engine.jobs.records import JobRecord
+    from hutch.engine.jobs.records import JobRecord, Slice
 
 __all__ = ["COMMANDS"]
 
@@ -205,8 +205,18 @@ def _details(record: JobRecord, ran_ns: int) -> dict[str, Any]:
         "Ran": ran_ns / 1e9,
         "Waiting": waiting_ns / 1e9,
         "Preemptions": record.preemptions,
-        "Slices": [[begin / 1e9, end / 1e9] for begin, end in record.slices],
+        "Slices": [_slice(piece) for piece in record.slices],
     }
+
+
+def _slice(piece: Slice) -> dict[str, Any]:
+    """Return a time in which a job ran, and what was done to it then."""
+    row: dict[str, Any] = {"Begin": piece.begin / 1e9, "End": piece.end / 1e9}
+    if piece.then:
+        row["Then"] = piece.then
+    if piece.given:
+        row["Given"] = piece.given
+    return row
 
 
 def _ls(invocation: Invocation) -> int:

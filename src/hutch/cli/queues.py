@@ -29,6 +29,7 @@ _SETTINGS: tuple[Option, ...] = (
     ("cpus", "", "text", "NUMBER", "What its jobs may have at once (all)"),
     ("policy", "", "text", "NAME[:KEY=VALUE]", "How jobs are ordered, such as rr:quantum=0.5"),
     ("predictor", "", "text", "NAME[:KEY=VALUE]", "How run times are foretold (average)"),
+    ("suspend-after", "", "text", "DURATION", "When a waiting machine is written to disk (5m)"),
     ("weight", "", "text", "NUMBER", "Its share against other queues (1)"),
 )
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from hutch.resources.reservations import Reservation
     from hutch.resources.settings import Settings
 
-__all__ = ["bound_parent", "decide_for", "holdings", "inventory", "is_live", "settle_cpus", "take"]
-__all__ += ["shorten_lease", "take_again"]
+__all__ = ["bound_parent", "decide_for", "grow", "holdings", "inventory", "is_live", "settle_cpus"]
+__all__ += ["shorten_lease", "shrink", "take", "take_again", "try_take"]
 
 _HOLDING = (State.STARTING, State.RUNNING, State.PAUSED, State.RESTARTING)
 _SETTLE_S = 30.0
@@ -102,6 +102,12 @@ def take(
     if not decision.fits:
         raise NoRoom(name, decision)
     return taken
+
+
+def try_take(context: Context, identifier: str, spec: InstanceSpec, name: str) -> Decision:
+    """Take what an instance will need that is not made yet, under a lease of this process, in
+    the caller's transaction if there is one; where it does not fit, nothing is taken."""
+    return _try(context, identifier, spec, name, leased=True)[0]
 
 
 def _try(
@@ -273,3 +279,54 @@ def take_again(
         )
         tx.put(RESERVATIONS, record.id, taken)
     return taken
+
+
+def shrink(context: Context, identifier: str, usage: int) -> None:
+    """Let a paused instance hold only what it has while it is frozen: the memory in use, no more
+    than it reserved, and no processors. `grow` is the way back."""
+    from hutch.resources.demand import demand_of
+    from hutch.resources.reservations import Reservation
+    from hutch.resources.settings import load_settings
+
+    settings = load_settings(context.root)
+    with context.store.write() as tx:
+        record = tx.get(INSTANCES, identifier, InstanceRecord)
+        before = tx.get(RESERVATIONS, identifier, Reservation)
+        if record is None or record.state != State.PAUSED:
+            return
+        demand = before.demand if before is not None else demand_of(record.spec, settings)
+        kept = msgspec.structs.replace(
+            demand, memory=min(demand.memory, usage), cpus=0.0, exclusive=0, pinned=()
+        )
+        left = Reservation(id=identifier, name=record.name, boot_id=context.boot_id, demand=kept)
+        tx.put(RESERVATIONS, identifier, left)
+    if before is not None and before.cpus:
+        settle_cpus(context)
+
+
+def grow(context: Context, identifier: str) -> Decision | None:
+    """Take for an instance that `shrink` made small what its specification needs. None where
+    that went well, else why it did not, and it stays small."""
+    from contextlib import suppress
+
+    from hutch.errors import HutchError
+    from hutch.linux.cgroup import Limits
+    from hutch.resources.admission import NoRoom
+    from hutch.resources.cpulist import format_cpulist
+    from hutch.resources.reservations import Reservation
+
+    with context.store.read() as tx:
+        record = tx.get(INSTANCES, identifier, InstanceRecord)
+        before = tx.get(RESERVATIONS, identifier, Reservation)
+    if record is None:
+        return None
+    try:
+        taken = take_again(context, record, record.spec, before)
+    except NoRoom as exc:
+        return exc.decision
+    if taken is not None and taken.cpus:
+        settle_cpus(context)
+        with suppress(HutchError, OSError):  # it has just ended
+            group = context.groups.hierarchy.load(identifier)
+            group.update(Limits(cpuset_cpus=format_cpulist(taken.cpus)))
+    return None

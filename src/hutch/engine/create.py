@@ -133,13 +133,15 @@ def create_from_spec(
     disk: str = "",
     isolation_reason: str = "",
     disk_key: DiskKey | None = None,
+    identifier: str = "",
 ) -> InstanceRecord:
-    """Create an instance from a finished specification.
+    """Create an instance from a finished specification, under a new `identifier` if none is
+    given.
 
     `disk` is a directory with what becomes a virtual machine's writable disk; without it, it
     has an empty one, which `disk_key` encrypts. The key is held for starts by this process.
     """
-    identifier = new_instance_id()
+    identifier = identifier or new_instance_id()
     if not spec.hostname and spec.uts_mode != "host" and spec.network_mode != "host":
         spec = msgspec.structs.replace(spec, hostname=identifier[:12])
     elif not spec.hostname and spec.network_mode == "host":

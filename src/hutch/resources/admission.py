@@ -13,7 +13,7 @@ from hutch.resources.inventory import Inventory
 from hutch.resources.settings import Settings
 from hutch.units import format_bytes
 
-__all__ = ["Decision", "Held", "NoRoom", "Shortage", "decide", "capacity_of"]
+__all__ = ["Decision", "Held", "NoRoom", "Shortage", "capacity_of", "decide", "shortage_of"]
 
 _NAMED = 4
 
@@ -137,7 +137,7 @@ def _memory(
 ) -> Shortage | None:
     capacity = capacity_of(inventory, settings)["memory"]
     held = [Held(id=h.id, name=h.name, amount=h.memory) for h in holdings if h.memory]
-    return _short("memory", demand.memory, capacity, held, "memory")
+    return shortage_of("memory", demand.memory, capacity, held, "memory")
 
 
 def _cpu_time(
@@ -149,7 +149,7 @@ def _cpu_time(
         for h in holdings
         if h.cpus or h.exclusive
     ]
-    return _short("cpus", demand.cpus + demand.exclusive, capacity, held, "cpus")
+    return shortage_of("cpus", demand.cpus + demand.exclusive, capacity, held, "cpus")
 
 
 def _disk(
@@ -157,10 +157,10 @@ def _disk(
 ) -> Shortage | None:
     capacity = capacity_of(inventory, settings)["disk"]
     held = [Held(id=h.id, name=h.name, amount=h.disk) for h in holdings if h.disk]
-    return _short("disk", demand.disk, capacity, held, "disk")
+    return shortage_of("disk", demand.disk, capacity, held, "disk")
 
 
-def _short(
+def shortage_of(
     resource: str, needed: float, capacity: float | None, held: list[Held], option: str
 ) -> Shortage | None:
     """Return what is missing of something that is given out by amount, None for nothing."""
@@ -271,7 +271,7 @@ def _huge(
         held = [
             Held(id=h.id, name=h.name, amount=h.huge[size]) for h in holdings if h.huge.get(size)
         ]
-        shortage = _short(
+        shortage = shortage_of(
             f"huge pages of {format_bytes(size)}", needed, there.get(size, 0), held, ""
         )
         if shortage is not None:

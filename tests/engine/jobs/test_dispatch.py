@@ -2,58 +2,35 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 from hutch.engine import Engine
 from hutch.engine.jobs.facade import Job
-from hutch.engine.jobs.records import JobRecord, JobState
-from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, WrongState
+from hutch.engine.jobs.records import JobState
+from hutch.errors import Busy, InvalidArgument, NotFound, WrongState
+from tests.engine.jobs.queues import (
+    WAIT_S,
+    cancel_all,
+    is_in,
+    most_at_once,
+    submit,
+    until,
+    use_policy,
+)
 from tests.requires import requires
 
 pytestmark = [requires("root", "overlayfs", "cgroup", "busybox")]
-
-_WAIT_S = 60.0
 
 
 @pytest.fixture
 def queue(engine: Engine) -> Iterator[str]:
     """The default queue, first come first served; jobs are forgotten afterwards."""
     with engine.jobs.dispatching():
-        _use(engine, "fcfs")
+        use_policy(engine, "fcfs")
     yield "default"
-    with engine.jobs.dispatching():
-        for record in engine.jobs.list():
-            engine.jobs.get(record.id).cancel()
-            engine.jobs.get(record.id).wait(_WAIT_S)
-    _until(lambda: not engine.list(all=True))
-    engine.jobs.prune()
-
-
-def _use(engine: Engine, policy: str) -> None:
-    """Give the default queue a policy; one that is the same changes nothing."""
-    try:
-        engine.queues.create("default", policy=policy)
-    except AlreadyExists:
-        engine.queues.update("default", policy=policy)
-
-
-def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
-
-
-def _submit(engine: Engine, *command: str, **options: Any) -> Job:
-    return engine.jobs.submit("busybox", command, network="none", stop_timeout=0, **options)
-
-
-def _is(job: Job, state: JobState) -> Callable[[], bool]:
-    return lambda: job.info().state == state
+    cancel_all(engine)
 
 
 def _begun(job: Job) -> int:
@@ -62,21 +39,21 @@ def _begun(job: Job) -> int:
 
 def test_a_job_runs_and_its_log_and_exit_code_stay(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
-        good = _submit(engine, "sh", "-c", "echo out; echo err >&2")
-        bad = _submit(engine, "sh", "-c", "exit 7")
-        assert good.wait(_WAIT_S).state == JobState.COMPLETED
-        ended = bad.wait(_WAIT_S)
+        good = submit(engine, "sh", "-c", "echo out; echo err >&2")
+        bad = submit(engine, "sh", "-c", "exit 7")
+        assert good.wait(WAIT_S).state == JobState.COMPLETED
+        ended = bad.wait(WAIT_S)
     assert (ended.state, ended.exit_code) == (JobState.FAILED, 7)
     assert [(r.stream, r.data) for r in good.logs()] == [(1, b"out\n"), (2, b"err\n")]
 
 
 def test_its_instance_has_the_limits_that_it_was_scheduled_with(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching(cores=4):
-        job = _submit(engine, "sleep", "60", cpus=0.5, memory="64m")
-        _until(_is(job, JobState.RUNNING))
+        job = submit(engine, "sleep", "60", cpus=0.5, memory="64m")
+        until(is_in(job, JobState.RUNNING))
         info = engine.get(f"job-{job.id}").info()
         job.cancel()
-        job.wait(_WAIT_S)
+        job.wait(WAIT_S)
     assert info.spec.resources.memory == 64 << 20
     assert info.labels["hutch.job"] == str(job.id)
     assert f"HUTCH_JOB_ID={job.id}" in info.spec.process.env
@@ -84,111 +61,98 @@ def test_its_instance_has_the_limits_that_it_was_scheduled_with(engine: Engine, 
 
 def test_no_more_cores_are_given_out_than_there_are(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching(cores=2):
-        jobs = [_submit(engine, "sleep", "0.3") for _ in range(5)]
-        ended = [job.wait(_WAIT_S) for job in jobs]
-    assert _most_at_once(ended) == 2
-
-
-def _most_at_once(records: list[JobRecord]) -> int:
-    moments = sorted(
-        moment
-        for record in records
-        for begin, end in record.slices
-        for moment in ((begin, 1), (end, -1))
-    )
-    running = most = 0
-    for _, change in moments:
-        running += change
-        most = max(most, running)
-    return most
+        jobs = [submit(engine, "sleep", "0.3") for _ in range(5)]
+        ended = [job.wait(WAIT_S) for job in jobs]
+    assert most_at_once(ended) == 2
 
 
 def test_round_robin_takes_turns_on_live_containers(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching(cores=1):
-        _use(engine, "rr:quantum=0.1")
-        jobs = [_submit(engine, "sleep", "0.6") for _ in range(2)]
-        ended = [job.wait(_WAIT_S) for job in jobs]
+        use_policy(engine, "rr:quantum=0.1")
+        jobs = [submit(engine, "sleep", "0.6") for _ in range(2)]
+        ended = [job.wait(WAIT_S) for job in jobs]
     assert all(record.state == JobState.COMPLETED for record in ended)
     assert all(record.preemptions >= 2 for record in ended)
-    assert _most_at_once(ended) == 1
+    assert most_at_once(ended) == 1
     for record in ended:
-        assert sum(end - begin for begin, end in record.slices) == record.ran_ns
+        assert sum(piece.end - piece.begin for piece in record.slices) == record.ran_ns
+        assert {piece.then for piece in record.slices[:-1]} == {"paused"}
 
 
 def test_a_preempted_container_is_frozen_and_goes_on(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching(cores=1):
-        _use(engine, "rr:quantum=0.4")
-        first, second = _submit(engine, "sleep", "60"), _submit(engine, "sleep", "60")
-        _until(_is(first, JobState.PREEMPTED))
+        use_policy(engine, "rr:quantum=0.4")
+        first, second = submit(engine, "sleep", "60"), submit(engine, "sleep", "60")
+        until(is_in(first, JobState.PREEMPTED))
         assert engine.get(f"job-{first.id}").info().state == "paused"
-        _until(_is(first, JobState.RUNNING))
+        until(is_in(first, JobState.RUNNING))
         for job in (first, second):
             job.cancel()
-            assert job.wait(_WAIT_S).state == JobState.CANCELLED
+            assert job.wait(WAIT_S).state == JobState.CANCELLED
 
 
 def test_a_dependency_decides_whether_a_job_runs(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
-        bad = _submit(engine, "false")
-        after_ok = _submit(engine, "true", after=[bad.id])
-        after_failure = _submit(engine, "true", after=[f"{bad.id}:failed"])
-        after_any = _submit(engine, "true", after=[f"{after_ok.id}:any"])
-        assert after_ok.wait(_WAIT_S).state == JobState.CANCELLED
-        assert after_failure.wait(_WAIT_S).state == JobState.COMPLETED
-        assert after_any.wait(_WAIT_S).state == JobState.COMPLETED
+        bad = submit(engine, "false")
+        after_ok = submit(engine, "true", after=[bad.id])
+        after_failure = submit(engine, "true", after=[f"{bad.id}:failed"])
+        after_any = submit(engine, "true", after=[f"{after_ok.id}:any"])
+        assert after_ok.wait(WAIT_S).state == JobState.CANCELLED
+        assert after_failure.wait(WAIT_S).state == JobState.COMPLETED
+        assert after_any.wait(WAIT_S).state == JobState.COMPLETED
     assert f"job {bad.id} is failed" in after_ok.info().reason
 
 
 def test_a_held_job_waits_for_its_release(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
-        held = _submit(engine, "true", hold=True)
-        _submit(engine, "true").wait(_WAIT_S)
+        held = submit(engine, "true", hold=True)
+        submit(engine, "true").wait(WAIT_S)
         assert held.info().state == JobState.HELD
         held.release()
-        assert held.wait(_WAIT_S).state == JobState.COMPLETED
+        assert held.wait(WAIT_S).state == JobState.COMPLETED
         with pytest.raises(WrongState, match="completed"):
             held.cancel()
 
 
 def test_a_job_that_waits_can_be_cancelled_and_one_that_runs(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching(cores=1):
-        runs = _submit(engine, "sleep", "60")
-        waits = _submit(engine, "sleep", "60")
-        _until(_is(runs, JobState.RUNNING))
+        runs = submit(engine, "sleep", "60")
+        waits = submit(engine, "sleep", "60")
+        until(is_in(runs, JobState.RUNNING))
         waits.cancel()
         runs.cancel()
-        assert waits.wait(_WAIT_S).state == JobState.CANCELLED
-        assert runs.wait(_WAIT_S).state == JobState.CANCELLED
+        assert waits.wait(WAIT_S).state == JobState.CANCELLED
+        assert runs.wait(WAIT_S).state == JobState.CANCELLED
     assert waits.info().instance == ""
 
 
 def test_a_failing_job_is_tried_again_as_often_as_it_asked(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
-        job = _submit(engine, "sh", "-c", "exit $((HUTCH_JOB_ATTEMPT < 3))", retries=5)
-        ended = job.wait(_WAIT_S)
+        job = submit(engine, "sh", "-c", "exit $((HUTCH_JOB_ATTEMPT < 3))", retries=5)
+        ended = job.wait(WAIT_S)
     assert (ended.state, ended.attempt) == (JobState.COMPLETED, 3)
 
 
 def test_a_time_limit_ends_a_job(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
-        ended = _submit(engine, "sleep", "60", timeout=0.2).wait(_WAIT_S)
+        ended = submit(engine, "sleep", "60", timeout=0.2).wait(WAIT_S)
     assert ended.state == JobState.TIMEOUT
 
 
 def test_a_program_that_cannot_be_started_fails_the_job(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
-        ended = _submit(engine, "no-such-program").wait(_WAIT_S)
+        ended = submit(engine, "no-such-program").wait(WAIT_S)
     assert (ended.state, ended.exit_code) == (JobState.FAILED, 125)
     assert "no-such-program" in ended.reason
 
 
-def test_an_array_tells_each_job_which_it_is(engine: Engine, queue: str) -> None:
+def test_an_array_tells_each_job_which_itis_in(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
         jobs = engine.jobs.submit_array(
             "busybox", ["sh", "-c", "echo $HUTCH_ARRAY_INDEX"], array="3,5-9:2", network="none"
         )
         for job in jobs:
-            job.wait(_WAIT_S)
+            job.wait(WAIT_S)
     assert [job.output() for job in jobs] == [b"3\n", b"5\n", b"7\n", b"9\n"]
     assert {job.info().array for job in jobs} == {jobs[0].id}
 
@@ -197,10 +161,10 @@ def test_outputs_are_kept_and_a_missing_one_is_named(
     engine: Engine, queue: str, scratch: object
 ) -> None:
     with engine.jobs.dispatching():
-        job = _submit(
+        job = submit(
             engine, "sh", "-c", "mkdir /data; echo 5 >/data/x", outputs=["/data", "/nowhere"]
         )
-        assert job.wait(_WAIT_S).state == JobState.COMPLETED
+        assert job.wait(WAIT_S).state == JobState.COMPLETED
     with pytest.raises(NotFound, match="/nowhere"):
         job.save_outputs(str(scratch))
     with open(f"{scratch}/data/x") as file:
@@ -211,26 +175,26 @@ def test_jobs_of_a_paused_queue_wait(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
         engine.queues.create("nightly")
         engine.queues.pause("nightly")
-        job = _submit(engine, "true", queue="nightly")
-        _submit(engine, "true").wait(_WAIT_S)
+        job = submit(engine, "true", queue="nightly")
+        submit(engine, "true").wait(WAIT_S)
         assert job.info().state == JobState.PENDING
         with pytest.raises(Busy, match="1 job"):
             engine.queues.remove("nightly")
         engine.queues.resume("nightly")
-        assert job.wait(_WAIT_S).state == JobState.COMPLETED
+        assert job.wait(WAIT_S).state == JobState.COMPLETED
     engine.queues.remove("nightly")
 
 
 def test_a_priority_is_changed_while_a_job_waits(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching(cores=1):
-        _use(engine, "priority")
-        runs = _submit(engine, "sleep", "60")
-        _until(_is(runs, JobState.RUNNING))
-        first, second = (_submit(engine, "true") for _ in range(2))
+        use_policy(engine, "priority")
+        runs = submit(engine, "sleep", "60")
+        until(is_in(runs, JobState.RUNNING))
+        first, second = (submit(engine, "true") for _ in range(2))
         second.set_priority(-1)
         runs.cancel()
         for job in (first, second):
-            job.wait(_WAIT_S)
+            job.wait(WAIT_S)
     assert _begun(second) < _begun(first)
 
 
@@ -251,7 +215,7 @@ def test_a_bad_request_is_refused_and_stores_nothing(
     engine: Engine, queue: str, options: dict[str, object], field: str
 ) -> None:
     with pytest.raises((InvalidArgument, NotFound)) as caught:
-        _submit(engine, "true", **options)
+        submit(engine, "true", **options)
     assert field in str(caught.value)
     assert engine.jobs.list(all=True) == []
 
@@ -259,11 +223,11 @@ def test_a_bad_request_is_refused_and_stores_nothing(
 def test_two_queues_share_the_cores_by_weight_and_cap(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching(cores=3):
         engine.queues.create("small", cpus=1)
-        jobs = [_submit(engine, "sleep", "0.5", queue=q) for q in ("small", queue) for _ in "abc"]
-        ended = [job.wait(_WAIT_S) for job in jobs]
+        jobs = [submit(engine, "sleep", "0.5", queue=q) for q in ("small", queue) for _ in "abc"]
+        ended = [job.wait(WAIT_S) for job in jobs]
     engine.queues.remove("small")
-    assert _most_at_once([r for r in ended if r.queue == "small"]) == 1
-    assert _most_at_once(ended) == 3
+    assert most_at_once([r for r in ended if r.queue == "small"]) == 1
+    assert most_at_once(ended) == 3
 
 
 def test_a_policy_that_plans_the_whole_machine_is_refused_beside_others(
@@ -276,15 +240,15 @@ def test_a_policy_that_plans_the_whole_machine_is_refused_beside_others(
 
 def test_run_times_are_foretold_from_what_ran_before(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
-        first = _submit(engine, "sleep", "0.3").wait(_WAIT_S)
-        second = _submit(engine, "sleep", "0.3").wait(_WAIT_S)
+        first = submit(engine, "sleep", "0.3").wait(WAIT_S)
+        second = submit(engine, "sleep", "0.3").wait(WAIT_S)
     assert first.predicted_s == 0
     assert second.predicted_s == pytest.approx(first.ran_ns / 1e9)
 
 
 def test_what_ran_is_a_workload_for_the_simulator(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching(cores=1):
-        ended = [_submit(engine, "sleep", "0.1", priority=i).wait(_WAIT_S) for i in range(2)]
+        ended = [submit(engine, "sleep", "0.1", priority=i).wait(WAIT_S) for i in range(2)]
     trace = list(engine.jobs.history())
     assert [(job.id, job.priority, job.runtime) for job in trace] == [
         (record.id, record.priority, record.ran_ns / 1e9) for record in ended
@@ -294,6 +258,6 @@ def test_what_ran_is_a_workload_for_the_simulator(engine: Engine, queue: str) ->
 
 def test_an_image_that_a_job_needs_is_not_removed(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
-        held = _submit(engine, "true", hold=True)
+        held = submit(engine, "true", hold=True)
         with pytest.raises(Busy, match=f"job {held.id}"):
             engine.images.remove("busybox")

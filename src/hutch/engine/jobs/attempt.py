@@ -20,7 +20,15 @@ from hutch.engine.context import Context
 from hutch.engine.create import create_from_spec
 from hutch.engine.files import Files
 from hutch.engine.finish import CUT_SHORT, finish
-from hutch.engine.jobs.records import LABEL, SPECS, JobRecord, JobSpec, key_of, name_of_instance
+from hutch.engine.jobs.records import (
+    LABEL,
+    SPECS,
+    JobRecord,
+    JobSpec,
+    JobState,
+    key_of,
+    name_of_instance,
+)
 from hutch.engine.lookup import load
 from hutch.engine.records import NAMES, InstanceRecord, NameRecord
 from hutch.engine.start import start
@@ -34,10 +42,13 @@ from hutch.errors import (
 )
 from hutch.image.records import IMAGES, ImageRecord
 from hutch.lifecycle import State
+from hutch.linux.cgroup.reclaim import reclaim, usage_of
 from hutch.process.supervisor import Supervisor, attach_flags
+from hutch.resources.admission import NoRoom
 from hutch.spec.model import InstanceSpec
 
-__all__ = ["Attempt", "Ended", "Failed", "Report", "Started", "directory_of", "remove_instance"]
+__all__ = ["Attempt", "Ended", "Failed", "Refused", "Relieved", "Report", "Started"]
+__all__ += ["directory_of", "remove_instance"]
 
 # A link without any stream: it hears of the exit, and is in nobody's way.
 _POLL_S = 0.002
@@ -75,7 +86,26 @@ class Failed(msgspec.Struct, frozen=True):
     reason: str
 
 
-Report = Started | Ended | Failed
+class Refused(msgspec.Struct, frozen=True):
+    """There was no room for the instance; it was not made, or is suspended still."""
+
+    job: int
+    attempt: int
+    reason: str
+
+
+class Relieved(msgspec.Struct, frozen=True):
+    """What could go of a frozen program's memory has gone: `then` says how (nothing where
+    nothing could), `given` what that gave back, `kept` what it has yet; bytes."""
+
+    job: int
+    attempt: int
+    then: str
+    given: int
+    kept: int
+
+
+Report = Started | Ended | Failed | Refused | Relieved
 
 
 def directory_of(context: Context, number: int) -> Path:
@@ -84,12 +114,21 @@ def directory_of(context: Context, number: int) -> Path:
 
 
 class Attempt:
-    """The instance of a job's present attempt. `report` is called from another thread."""
+    """The instance of a job's present attempt. `report` is called from another thread.
+    `identifier` is what its instance will be called, for which room may have been taken."""
 
-    def __init__(self, context: Context, job: JobRecord, report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        job: JobRecord,
+        report: Callable[[Report], None],
+        *,
+        identifier: str = "",
+    ) -> None:
         self._context = context
         self._job = job
         self._report = report
+        self.identifier = identifier
         self._resumed = threading.Event()
         self.instance = job.instance
         self.thread = threading.Thread(target=self._run, name=f"hutch-job-{job.id}", daemon=True)
@@ -109,25 +148,57 @@ class Attempt:
         return True
 
     def resume(self) -> bool:
-        """Let a frozen or suspended program go on; False where it has ended meanwhile."""
+        """Let a frozen program go on; False where it has ended meanwhile."""
         try:
-            if load(self._context, self.instance).state == State.SUSPENDED:
-                self._resumed.set()
-            else:
-                stopping.unpause(self._context, self.instance)
+            stopping.unpause(self._context, self.instance)
         except (NotFound, WrongState):
             return False
         return True
 
-    def suspend(self) -> None:
-        """Write the memory of a frozen virtual machine to disk and give it back."""
+    def is_suspended(self) -> bool:
+        """Tell whether it is on disk, and is to be started to go on."""
+        try:
+            return load(self._context, self.instance).state == State.SUSPENDED
+        except NotFound:
+            return False
+
+    def start_again(self) -> None:
+        """Let a suspended machine go on; `Started` is reported when it does."""
+        self._resumed.set()
+
+    def relieve(self) -> None:
+        """Take back what can go of a frozen program's memory, and report it."""
+        then, given, kept = "", 0, 0
+        try:
+            record = load(self._context, self.instance)
+            if record.state == State.PAUSED:
+                groups = self._context.groups.hierarchy.load(record.id).directories
+                before = usage_of(groups)
+                if self._suspend(record):
+                    then, given = "suspended", before
+                else:
+                    given = reclaim(groups, before, swap=True)
+                    then, kept = "reclaimed" if given else "", usage_of(groups)
+        except (HutchError, OSError) as exc:  # it has ended, or goes on as it is
+            print(f"hutch: job {self._job.id}: its memory stays: {exc}", file=sys.stderr)
+        self._report(Relieved(self._job.id, self._job.attempt, then, given, kept))
+
+    def _suspend(self, record: InstanceRecord) -> bool:
+        """Write the memory of a frozen machine to disk and end it; False for what cannot be
+        saved, which is frozen as before."""
+        if record.spec.isolation != "vm":
+            return False
         from hutch.engine.suspend import suspend
 
+        # It runs for the moment between the two, which nobody counts.
+        stopping.unpause(self._context, self.instance)
         try:
-            stopping.unpause(self._context, self.instance)
             suspend(self._context, self.instance)
-        except (NotFound, WrongState):
-            pass
+        except (HutchError, OSError) as exc:
+            print(f"hutch: job {self._job.id}: is not suspended: {exc}", file=sys.stderr)
+            stopping.pause(self._context, self.instance)
+            return False
+        return True
 
     def stop(self, timeout_s: float | None = None) -> None:
         """Ask the program to end, then kill it; its end is reported as any other."""
@@ -148,12 +219,18 @@ class Attempt:
         job = self._job
         try:
             self.instance = self._find() or self._create()
+            if job.state != JobState.PREEMPTED and self.is_suspended():
+                self._resumed.set()  # it was to go on when the dispatcher before was killed
             followed = self._follow()
             while followed is None:
                 remove_instance(self._context, self.instance)
+                self.identifier = ""
                 self.instance = self._create()
                 followed = self._follow()
             end = self._keep(followed)
+        except NoRoom as exc:
+            remove_instance(self._context, self.instance)
+            self._report(Refused(job.id, job.attempt, exc.decision.explain()))
         except HutchError as exc:
             self._report(Failed(job.id, job.attempt, str(exc)))
         except Exception as exc:  # the outer loop of a thread: a job must not stay active
@@ -188,6 +265,7 @@ class Attempt:
             _for_job(wanted, job),
             image,
             name=name_of_instance(job),
+            identifier=self.identifier,
             # An outcome that a power cut took is called unknown: nothing need be synced for it.
             volatile=job.isolation == "container",
         )
@@ -201,7 +279,18 @@ class Attempt:
             record = stopping.current(self._context, self.instance)
             if record.state in (State.EXITED, State.DEAD):
                 return None if record.error == CUT_SHORT else self._end_of(record)
-            link = self._link(record)
+            if record.state == State.SUSPENDED:
+                self._resumed.wait()
+                self._resumed.clear()
+                record = stopping.current(self._context, self.instance)
+            try:
+                link = self._link(record)
+            except NoRoom as exc:
+                if record.state != State.SUSPENDED:
+                    raise
+                job = self._job
+                self._report(Refused(job.id, job.attempt, exc.decision.explain()))
+                continue
             if link is None:
                 continue
             with link:
@@ -214,12 +303,11 @@ class Attempt:
                 booked = finish(self._context, self.instance)
             if booked is None:
                 return self._lost("its instance was removed")
-            if booked.state == State.SUSPENDED:
-                self._resumed.wait()
-                self._resumed.clear()
 
     def _link(self, record: InstanceRecord) -> Supervisor | None:
         """Start it, or join the program that runs; None where it has ended just now."""
+        if record.state in (State.EXITED, State.DEAD):
+            return None
         if record.state not in (State.RUNNING, State.PAUSED, State.STARTING):
             return start(self._context, self.instance, attach=_WATCH)
         try:

@@ -6,6 +6,8 @@ truth, and many changes are written in one transaction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from hutch.engine.context import Context
@@ -21,6 +23,7 @@ from hutch.engine.jobs.records import (
     JobRecord,
     JobRequest,
     JobState,
+    Slice,
     key_of,
 )
 from hutch.engine.jobs.submit import last_number
@@ -33,9 +36,10 @@ _BATCH = 10_000
 
 class Entry:
     """One job that is not over. `job` is what its policy sees of it, None while it may not run;
-    `ending` is what its end will be called, where somebody has asked for it."""
+    `ending` is what its end will be called, where somebody has asked for it; `identifier` is
+    what its instance is called, for which room was taken."""
 
-    __slots__ = ("attempt", "blockers", "ending", "job", "record")
+    __slots__ = ("attempt", "blockers", "ending", "identifier", "job", "record")
 
     def __init__(self, record: JobRecord) -> None:
         self.record = record
@@ -43,6 +47,7 @@ class Entry:
         self.attempt: Attempt | None = None
         self.blockers: set[int] = set()
         self.ending: JobState | None = None
+        self.identifier = ""
 
     @property
     def is_active(self) -> bool:
@@ -56,6 +61,7 @@ class Book:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.entries: dict[int, Entry] = {}
+        self.active: dict[int, Entry] = {}
         self.dependents: dict[int, list[int]] = {}
         self._last = ""
         self._puts: dict[tuple[str, str], JobRecord] = {}
@@ -92,6 +98,8 @@ class Book:
 
     def _add(self, record: JobRecord) -> Entry:
         entry = self.entries[record.id] = Entry(record)
+        if entry.is_active:
+            self.active[record.id] = entry
         return entry
 
     def block(self, entry: Entry) -> str:
@@ -129,6 +137,9 @@ class Book:
             self._deletes.add((before, key))
             self._puts.pop((before, key), None)
             self._durable = True
+            self.active.pop(new.id, None)
+        if after == ACTIVE:
+            self.active[new.id] = entry
         self._deletes.discard((after, key))
         self._puts[after, key] = new
         if event:
@@ -138,8 +149,8 @@ class Book:
             if not new.array:
                 self._deletes.add((SPECS, key_of(new.spec)))
 
-    def slice(self, entry: Entry, now_ns: int) -> None:
-        """Book the time since the job last began or went on."""
+    def slice(self, entry: Entry, now_ns: int, then: str = "") -> None:
+        """Book the time since the job last began or went on, and what is done to it now."""
         record = entry.record
         if not record.mark:
             return
@@ -148,14 +159,23 @@ class Book:
             entry,
             mark=0,
             ran_ns=record.ran_ns + end - record.mark,
-            slices=(*record.slices, (record.mark, end))[-SLICES_KEPT:],
+            slices=(*record.slices, Slice(record.mark, end, then))[-SLICES_KEPT:],
         )
 
-    def flush(self) -> None:
-        """Write all changes in one transaction."""
-        if not (self._puts or self._deletes):
+    def amend(self, entry: Entry, then: str, given: int) -> None:
+        """Book what was done besides to a job that has been paused."""
+        *before, last = entry.record.slices
+        last = Slice(last.begin, last.end, then, last.given + given)
+        self.change(entry, slices=(*before, last))
+
+    def flush(self, first: Callable[[], None] | None = None) -> None:
+        """Write all changes in one transaction. What `first` writes and changes is of the same,
+        and on disk with it."""
+        if first is None and not (self._puts or self._deletes):
             return
-        with self._context.store.write(durable=self._durable) as tx:
+        with self._context.store.write(durable=self._durable or first is not None) as tx:
+            if first is not None:
+                first()
             for table, key in self._deletes:
                 tx.delete(table, key)
             for (table, key), record in self._puts.items():

@@ -8,19 +8,20 @@ so the next dispatcher finds what there is and goes on from it.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from heapq import heappop, heappush
+from typing import TYPE_CHECKING
 
 from hutch.engine.context import Context
 from hutch.engine.jobs.attempt import (
     Attempt,
     Ended,
     Failed,
+    Refused,
+    Relieved,
     Report,
     Started,
     remove_instance,
@@ -28,16 +29,25 @@ from hutch.engine.jobs.attempt import (
 from hutch.engine.jobs.book import Book, Entry, unmet
 from hutch.engine.jobs.policies import QueuePolicy, sched_job
 from hutch.engine.jobs.records import JobRequest, JobState, RequestKind
-from hutch.engine.jobs.recovery import recover, remove_leftovers
+from hutch.engine.jobs.recovery import is_frozen, recover, remove_leftovers
+from hutch.engine.jobs.relief import Relief, frozen_usage
+from hutch.engine.jobs.room import Room, fits_in, is_less
+from hutch.engine.jobs.timers import Timers
 from hutch.engine.jobs.wakeup import Wakeup, poke
 from hutch.errors import InvalidArgument
+from hutch.ids import new_instance_id
 from hutch.linux.locks import lock_file
-from hutch.sched import Phase
+from hutch.sched import Capacity, Phase
+
+if TYPE_CHECKING:
+    from hutch.resources.admission import Decision
 
 __all__ = ["Dispatcher"]
 
 _POLL_S = 1.0
 _LEAVE_S = 10.0
+_RETRY_S = 5.0  # who was refused tries again, were nothing to have changed
+_REASONS = 64  # so many of those that are set aside are told why, in their records
 _LEARNED = 1000  # ended jobs that the predictors of a new dispatcher learn from
 _NOT_STARTED = 125  # what `docker run` answers where no program was started
 
@@ -51,15 +61,20 @@ class Dispatcher:
     ) -> None:
         self._context = context
         self._book = Book(context)
-        self._queues = QueuePolicy(context, cores=cores, memory=memory)
+        self._room = Room(context, cores=cores, memory=memory)
+        self._queues = QueuePolicy(context, self._room.now)
         self._reports: deque[Report] = deque()
-        self._timers: list[tuple[float, int, int]] = []
+        self._timers = Timers()
         self._pausing: set[int] = set()  # to be paused as soon as they have started
         self._deferred: list[Entry] = []  # to be started when those have been paused
+        self._aside: dict[int, Entry] = {}  # for which others leave no room now
+        self._ended_instances: list[str] = []  # to be removed when that is on disk
+        self._try_at = 0.0
         self._latest = 0.0
         self._stop = threading.Event()
         self._wakeup: Wakeup | None = None
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="hutch-jobs")
+        self._relief = Relief(context, self._workers)
 
     def stop(self) -> None:
         """Let `run` return soon; jobs that run go on."""
@@ -108,6 +123,7 @@ class Dispatcher:
             self._check_timers()
             self._decide()
             self._book.flush()
+            self._remove_ended()
             if self._is_busy():
                 last_work = time.monotonic()
             elif idle_s is not None and time.monotonic() - last_work >= idle_s:
@@ -115,15 +131,13 @@ class Dispatcher:
             poked = wakeup.wait(self._patience(idle_s)) or not self._reports
 
     def _is_busy(self) -> bool:
-        return bool(self._reports or self._queues.pending or self._queues.running)
+        return bool(self._reports or self._aside or self._queues.pending or self._queues.running)
 
     def _patience(self, idle_s: float | None) -> float:
         """Return for how long nothing need be done unless somebody says so."""
         if self._reports:
             return 0.0
-        until = min(_POLL_S, self._queues.wake - self._now())
-        if self._timers:
-            until = min(until, self._timers[0][0] - self._now())
+        until = min(_POLL_S, min(self._queues.wake, self._timers.next) - self._now())
         return until if idle_s is None else min(until, max(idle_s, 0.01))
 
     def _now(self) -> float:
@@ -138,6 +152,7 @@ class Dispatcher:
         self._queues.refresh()
         self._queues.clear()
         self._learn()
+        self._see_room()
         for entry in self._book.load_active():
             verdict = recover(self._context, entry.record)
             if verdict.again:
@@ -163,10 +178,20 @@ class Dispatcher:
                 self._queues.learn(record)
 
     def _take_up(self, entry: Entry) -> None:
-        """Go on with a job whose instance there is."""
+        """Go on with a job whose instance there is. Whether that is frozen is the truth, and
+        not what was last written: the dispatcher before may have been killed in between."""
+        now_ns = time.time_ns()
+        frozen = is_frozen(self._context, entry.record)
+        if frozen and entry.record.state != JobState.PREEMPTED:
+            self._book.slice(entry, now_ns, "paused")
+            self._book.change(entry, state=JobState.PREEMPTED)
+        elif not frozen and entry.record.state == JobState.PREEMPTED:
+            self._book.change(entry, state=JobState.RUNNING, mark=now_ns)
         entry.job = sched_job(entry.record)
-        self._queues.adopt(entry.job, self._now(), paused=entry.record.state == JobState.PREEMPTED)
+        self._queues.adopt(entry.job, self._now(), paused=frozen)
         self._launch(entry)
+        if frozen and entry.attempt is not None:
+            self._relief.paused(entry, frozen_usage(self._context, entry.attempt.instance))
 
     def _look(self) -> None:
         """Read what others have put into the store."""
@@ -180,12 +205,52 @@ class Dispatcher:
                 self._admit(entry)
         for request in self._book.take_requests():
             self._ask(request)
+        before = self._room.now
+        if self._see_room() or (self._aside and time.monotonic() >= self._try_at):
+            self._try_at = time.monotonic() + _RETRY_S
+            self._set_out(before)
+
+    def _see_room(self) -> bool:
+        """Look what others leave, and tell the policy; tell whether that is another than
+        before."""
+        own = set()
+        for entry in self._book.active.values():
+            own |= {entry.record.instance, entry.identifier}
+            if entry.attempt is not None:
+                own.add(entry.attempt.instance)
+        if not self._room.look(own):
+            return False
+        self._queues.resize(self._room.now, self._now())
+        return True
+
+    def _set_out(self, before: Capacity) -> None:
+        """Set jobs aside that no longer fit beside what others hold, and give those to their
+        policy again that may fit now."""
+        aside, self._aside = self._aside, {}
+        if is_less(self._room.now, before):
+            for entry in self._book.entries.values():
+                job = entry.job
+                if job is None or entry.is_active or job.phase != Phase.QUEUED:
+                    continue
+                if not fits_in(job, self._room.now):
+                    self._withdraw(entry)
+                    self._set_aside(entry)
+        for entry in aside.values():
+            self._admit(entry)
+
+    def _set_aside(self, entry: Entry, decision: Decision | None = None) -> None:
+        """Let a job wait until others leave more room."""
+        entry.job = None
+        self._aside[entry.record.id] = entry
+        if decision is not None and entry.record.reason != decision.explain():
+            self._book.change(entry, reason=decision.explain())
 
     def _rebuild(self) -> None:
         """Begin anew with other queues; what runs goes on."""
         self._queues.clear()
         self._learn()
         self._deferred.clear()
+        self._aside.clear()
         for entry in list(self._book.entries.values()):
             job = entry.job
             entry.job = None
@@ -215,6 +280,10 @@ class Dispatcher:
         )
         job = sched_job(entry.record)
         try:
+            if not self._room.admit(job):
+                few = len(self._aside) < _REASONS
+                self._set_aside(entry, self._room.explain(record) if few else None)
+                return
             self._queues.submit(job, self._now())
         except InvalidArgument as exc:
             self._book.change(entry, "hold", state=JobState.HELD, reason=str(exc))
@@ -222,9 +291,16 @@ class Dispatcher:
         entry.job = job
 
     def _ask(self, request: JobRequest) -> None:
-        entry = self._book.entries.get(request.job)
-        if entry is None:
-            return
+        if request.of is not None:
+            chosen = [e for e in self._book.entries.values() if request.of.has(e.record)]
+            # The youngest first: no other is admitted by the end of one that is to end too.
+            for entry in reversed(chosen):
+                if entry.record.id in self._book.entries:
+                    self._do(entry, request)
+        elif (found := self._book.entries.get(request.job)) is not None:
+            self._do(found, request)
+
+    def _do(self, entry: Entry, request: JobRequest) -> None:
         match request.kind:
             case RequestKind.CANCEL:
                 self._cancel(entry)
@@ -245,6 +321,7 @@ class Dispatcher:
     def _withdraw(self, entry: Entry) -> None:
         if entry in self._deferred:
             self._deferred.remove(entry)
+        self._aside.pop(entry.record.id, None)
         self._give_back(entry)
 
     def _cancel(self, entry: Entry) -> None:
@@ -272,6 +349,8 @@ class Dispatcher:
     def _take_reports(self) -> None:
         while self._reports:
             report = self._reports.popleft()
+            if isinstance(report, Relieved):
+                self._relief.relieved(report.job, report.kept)
             entry = self._book.entries.get(report.job)
             if entry is None or entry.record.attempt != report.attempt:
                 continue
@@ -280,9 +359,45 @@ class Dispatcher:
                     self._started(entry, report)
                 case Ended():
                     self._ended(entry, report)
+                case Refused():
+                    self._refused(entry, report.reason)
+                case Relieved():
+                    self._relieved(entry, report)
                 case Failed():
+                    self._room.drop(entry.identifier)
                     self._give_back(entry)
                     self._conclude(entry, JobState.FAILED, _NOT_STARTED, reason=report.reason)
+
+    def _refused(self, entry: Entry, reason: str) -> None:
+        """Let a job wait that has found no room for its instance after all."""
+        if entry.ending is not None:
+            self._give_back(entry)
+            self._conclude(entry, entry.ending, _NOT_STARTED)
+        elif entry.attempt is not None and entry.attempt.is_suspended():
+            self._stay_suspended(entry)
+        else:
+            self._not_begun(entry, reason)
+
+    def _stay_suspended(self, entry: Entry) -> None:
+        self._book.change(entry, state=JobState.PREEMPTED)
+        if entry.job is not None and entry.job.phase == Phase.RUNNING:
+            self._queues.put_back(entry.job, self._now())
+
+    def _not_begun(self, entry: Entry, reason: str) -> None:
+        """Undo the start of a job that has no instance."""
+        self._room.drop(entry.identifier)
+        entry.attempt = None
+        self._pausing.discard(entry.record.id)
+        self._give_back(entry)
+        self._book.change(
+            entry, state=JobState.PENDING, attempt=entry.record.attempt - 1, reason=reason
+        )
+        self._set_aside(entry)
+
+    def _relieved(self, entry: Entry, report: Relieved) -> None:
+        """Book what was done to a job that was paused, where it still is."""
+        if report.then and entry.record.state == JobState.PREEMPTED and entry.record.slices:
+            self._book.amend(entry, report.then, report.given)
 
     def _started(self, entry: Entry, report: Started) -> None:
         record = entry.record
@@ -303,7 +418,7 @@ class Dispatcher:
             self._workers.submit(entry.attempt.stop)
         elif record.id in self._pausing:
             self._pause(entry)
-        self._set_timer(entry)
+        self._timers.bound(entry)
 
     def _ended(self, entry: Entry, report: Ended) -> None:
         self._book.slice(entry, report.time_ns)
@@ -349,6 +464,7 @@ class Dispatcher:
         record, attempt = entry.record, entry.attempt
         entry.attempt = None
         self._pausing.discard(record.id)
+        self._relief.gone(record.id)
         wants_again = state in (JobState.FAILED, JobState.UNKNOWN, JobState.TIMEOUT)
         if wants_again and entry.ending != JobState.CANCELLED and record.attempt <= record.retries:
             entry.ending = None
@@ -374,8 +490,13 @@ class Dispatcher:
                 keeps_instance=keep,
             )
         if attempt is not None and not keep:
-            self._book.flush()
-            self._workers.submit(remove_instance, self._context, attempt.instance)
+            self._ended_instances.append(attempt.instance)
+
+    def _remove_ended(self) -> None:
+        """Remove instances whose end is on disk."""
+        ended, self._ended_instances = self._ended_instances, []
+        for instance in ended:
+            self._workers.submit(remove_instance, self._context, instance)
 
     def _end(self, entry: Entry, state: JobState, **changes: object) -> None:
         """Book the end of a job, and look at those that wait for it."""
@@ -402,26 +523,52 @@ class Dispatcher:
         for job in decisions.pause:
             self._pause(self._book.entries[int(job.id)])
         self._deferred += [self._book.entries[int(job.id)] for job in decisions.start]
-        # What is to be paused as soon as it has started has its cores until then.
-        if self._deferred and not self._pausing:
-            chosen, self._deferred = self._deferred, []
-            self._begin_all(chosen)
+        # What is to be paused as soon as it has started has its cores until then; what is being
+        # relieved of its memory has that.
+        if self._deferred and not self._pausing and not self._relief.awaited:
+            busy = self._relief.busy
+            chosen = [entry for entry in self._deferred if entry.record.id not in busy]
+            if chosen and not self._relieve_for(chosen):
+                self._deferred = [entry for entry in self._deferred if entry.record.id in busy]
+                self._begin_all(chosen)
+
+    def _relieve_for(self, chosen: list[Entry]) -> bool:
+        """Take memory back that jobs need which are to begin; tell whether they are to wait."""
+        active = self._book.active.values()
+        for victim in self._relief.victims(chosen, active, self._room.now.memory):
+            self._relief.begin(victim, awaited=True)
+        return bool(self._relief.awaited)
 
     def _begin_all(self, chosen: list[Entry]) -> None:
-        """Start or resume jobs."""
+        """Start or resume jobs: those that find room."""
         begun: list[Entry] = []
+
+        def prepare() -> None:
+            for entry in list(chosen):
+                if not entry.is_active and self._prepare(entry, chosen):
+                    begun.append(entry)
+
         for entry in chosen:
             if entry.is_active:
-                self._resume(entry)
-            else:
-                self._prepare(entry)
-                begun.append(entry)
-        if begun:
-            self._book.flush()  # on disk before anything is made
-            for entry in begun:
-                self._launch(entry)
+                self._resume(entry, chosen)
+        if not all(entry.is_active for entry in chosen):
+            # What was taken for them and that they start is on disk, or neither.
+            self._book.flush(prepare)
+        for entry in begun:
+            self._launch(entry)
 
-    def _prepare(self, entry: Entry) -> None:
+    def _prepare(self, entry: Entry, chosen: list[Entry]) -> bool:
+        """Take what a job needs, and note that it starts; tell whether there was room."""
+        active, memory = self._book.active.values(), self._room.now.memory
+        identifier = new_instance_id()
+        decision = self._relief.refusal(entry, chosen, active, memory)
+        decision = decision or self._room.take(identifier, entry.record)
+        if decision is not None:
+            self._give_back(entry)
+            self._set_aside(entry, decision)
+            chosen.remove(entry)
+            return False
+        entry.identifier = identifier
         self._book.change(
             entry,
             state=JobState.STARTING,
@@ -429,58 +576,89 @@ class Dispatcher:
             boot_id=self._context.boot_id,
             reason="",
         )
+        return True
 
     def _launch(self, entry: Entry) -> None:
-        entry.attempt = Attempt(self._context, entry.record, self._hear)
+        entry.attempt = Attempt(
+            self._context, entry.record, self._hear, identifier=entry.identifier
+        )
         entry.attempt.begin()
 
     def _pause(self, entry: Entry) -> None:
         if entry in self._deferred:
             self._deferred.remove(entry)
             return
-        if entry.record.state == JobState.STARTING or entry.attempt is None:
+        attempt = entry.attempt
+        if entry.record.state == JobState.STARTING or attempt is None:
             self._pausing.add(entry.record.id)
             return
         self._pausing.discard(entry.record.id)
-        if entry.attempt.pause():
-            self._book.slice(entry, time.time_ns())
-            self._book.change(
-                entry, state=JobState.PREEMPTED, preemptions=entry.record.preemptions + 1
-            )
-
-    def _resume(self, entry: Entry) -> None:
-        self._pausing.discard(entry.record.id)
-        if entry.record.state != JobState.PREEMPTED or entry.attempt is None:
+        if not attempt.pause():
             return
-        if entry.attempt.resume():
+        self._book.slice(entry, time.time_ns(), "paused")
+        self._book.change(entry, state=JobState.PREEMPTED, preemptions=entry.record.preemptions + 1)
+        usage = frozen_usage(self._context, attempt.instance) if entry.record.memory else 0
+        self._relief.paused(entry, usage)
+        self._room.give_way(attempt.instance, entry.record, usage)
+        self._watch_waiting(entry)
+
+    def _resume(self, entry: Entry, chosen: list[Entry]) -> None:
+        """Let a job go on, if there is room for it again."""
+        self._pausing.discard(entry.record.id)
+        attempt = entry.attempt
+        if entry.record.state != JobState.PREEMPTED or attempt is None:
+            return
+        suspended = attempt.is_suspended()
+        active, memory = self._book.active.values(), self._room.now.memory
+        if self._relief.refusal(entry, chosen, active, memory) or (
+            self._room.take(attempt.instance, entry.record)
+            if suspended
+            else self._room.come_back(attempt.instance, entry.record)
+        ):
+            if entry.job is not None:
+                self._queues.put_back(entry.job, self._now())
+            return
+        self._relief.gone(entry.record.id)
+        if suspended:
+            self._book.change(entry, state=JobState.STARTING)
+            attempt.start_again()
+        elif attempt.resume():
             self._book.change(entry, state=JobState.RUNNING, mark=time.time_ns())
             if entry.job is not None:
                 entry.job.since = self._now()
-            self._set_timer(entry)
+            self._timers.bound(entry)
 
     # ---- time limits and estimates ---------------------------------------------------------
 
-    def _set_timer(self, entry: Entry) -> None:
-        """Look again when the job has run as long as it may, or as it was expected to."""
-        record = entry.record
-        bounds = [record.timeout_s]
-        if entry.job is not None and math.isfinite(entry.job.estimate):
-            bounds.append(entry.job.estimate)
-        for bound_s in bounds:
-            if bound_s and record.mark:
-                at = (record.mark - record.ran_ns) / 1e9 + bound_s
-                heappush(self._timers, (at, record.id, record.attempt))
-
     def _check_timers(self) -> None:
         now = self._now()
-        while self._timers and self._timers[0][0] <= now:
-            _, number, attempt = heappop(self._timers)
+        for number, attempt in self._timers.due(now):
             entry = self._book.entries.get(number)
-            if entry is None or entry.record.attempt != attempt or not entry.record.mark:
+            if entry is None or entry.record.attempt != attempt:
                 continue
-            ran_s = (entry.record.ran_ns - entry.record.mark) / 1e9 + now
-            if entry.record.timeout_s and ran_s >= entry.record.timeout_s:
-                self._stop_program(entry, JobState.TIMEOUT)
-            elif entry.job is not None and ran_s >= entry.job.estimate:
-                self._queues.correct(entry.job, now)
-                self._set_timer(entry)
+            if entry.record.mark:
+                self._check_bounds(entry, now)
+            elif entry.record.state == JobState.PREEMPTED:
+                self._check_waiting(entry, now)
+
+    def _check_bounds(self, entry: Entry, now: float) -> None:
+        record, job = entry.record, entry.job
+        ran_s = (record.ran_ns - record.mark) / 1e9 + now
+        if record.timeout_s and ran_s >= record.timeout_s:
+            self._stop_program(entry, JobState.TIMEOUT)
+        elif job is not None and ran_s >= job.estimate:
+            self._queues.correct(job, now)
+            self._timers.bound(entry)
+
+    def _check_waiting(self, entry: Entry, now: float) -> None:
+        """Suspend a machine that has waited for long."""
+        record = entry.record
+        after_s = self._queues.suspends_after(record.queue)
+        waited = now - record.slices[-1].end / 1e9 if record.slices else 0.0
+        if record.isolation == "vm" and 0 < after_s <= waited:
+            self._relief.begin(entry, awaited=False)
+
+    def _watch_waiting(self, entry: Entry) -> None:
+        after_s = self._queues.suspends_after(entry.record.queue)
+        if after_s and entry.record.isolation == "vm":
+            self._timers.set(time.time_ns() / 1e9 + after_s, entry)

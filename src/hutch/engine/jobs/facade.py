@@ -226,16 +226,25 @@ class Queues:
         weight: float = 1.0,
         cpus: float = 0.0,
         predictor: str = "average",
+        suspend_after: float | str = 300.0,
     ) -> QueueRecord:
         """Make a queue. `policy` is a name with parameters (`rr:quantum=0.1`), `weight` its
         share against other queues, `cpus` what its jobs may have at once (0: all), `predictor`
-        how run times are foretold (`user`, `average`, `last-two`, with parameters)."""
+        how run times are foretold (`user`, `average`, `last-two`, with parameters). A virtual
+        machine that was preempted is written to disk after `suspend_after` (seconds or `5m`;
+        0: only where its memory is needed)."""
         return queues.create(
-            self._context, name, policy=policy, weight=weight, cpus=cpus, predictor=predictor
+            self._context,
+            name,
+            policy=policy,
+            weight=weight,
+            cpus=cpus,
+            predictor=predictor,
+            suspend_after=suspend_after,
         )
 
     def update(self, name: str, **changes: Any) -> QueueRecord:
-        """Change policy, weight, cpus or predictor of a queue; jobs that run go on."""
+        """Change values of a queue, named as in `create`; jobs that run go on."""
         return queues.update(self._context, name, changes)
 
     def pause(self, name: str) -> None:

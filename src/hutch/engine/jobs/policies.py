@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 from hutch.engine.context import Context
@@ -29,6 +28,7 @@ def sched_job(record: JobRecord) -> Job:
         deadline=record.deadline_ns / 1e9 if record.deadline_ns else math.inf,
         queue=record.queue,
         key=record.key,
+        devices=tuple((name, 1) for name in record.devices),
         limit=record.timeout_s or record.estimate_s or math.inf,
         served=record.ran_ns / 1e9,
         since=record.mark / 1e9,
@@ -64,16 +64,11 @@ class _Asked:
 
 
 class QueuePolicy:
-    """One policy over all queues. `cores` and `memory` are what it may give out."""
+    """One policy over all queues, which gives out a capacity."""
 
-    def __init__(self, context: Context, *, cores: float | None, memory: int | None) -> None:
+    def __init__(self, context: Context, capacity: Capacity) -> None:
         self._context = context
-        self._cores = cores if cores is not None else len(os.sched_getaffinity(0))
-        self._memory = (
-            memory
-            if memory is not None
-            else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        )
+        self._capacity = capacity
         self._records: tuple[QueueRecord, ...] = ()
         self._estimators: dict[str, Estimator] = {}
         self._policy = self._build()
@@ -100,9 +95,18 @@ class QueuePolicy:
 
     def _build(self) -> Policy:
         """Make the policy of the queues that there are."""
-        capacity = Capacity(cores=self._cores, memory=self._memory)
         self._estimators = {r.name: create_estimator(r.predictor) for r in self._records}
-        return build_policy(self._records, capacity)
+        return build_policy(self._records, self._capacity)
+
+    def resize(self, capacity: Capacity, now: float) -> None:
+        """Tell that there is more or less to give out."""
+        if capacity != self._capacity:
+            self._capacity = capacity
+            self._policy.resize(capacity, now)
+
+    def suspends_after(self, name: str) -> float:
+        """Return for how many seconds a machine of a queue may wait in memory; 0: for ever."""
+        return next((r.suspend_s for r in self._records if r.name == name), 0.0)
 
     # ---- how long jobs take ----------------------------------------------------------------
 
@@ -150,6 +154,13 @@ class QueuePolicy:
         job.phase = Phase.PAUSED if paused else Phase.RUNNING
         self._policy.adopt(job, now)
         self.running += not paused
+
+    def put_back(self, job: Job, now: float) -> None:
+        """Tell that a job which was to go on stays paused."""
+        served, began = job.served, job.began
+        self.finish(job, now)
+        job.served, job.began, job.phase = served, began, Phase.PAUSED
+        self._policy.adopt(job, now)
 
     def finish(self, job: Job, now: float) -> None:
         """Tell that a running job has ended."""

@@ -18,6 +18,7 @@ from hutch.sched import Capacity
 from hutch.sched.estimators import create_estimator
 from hutch.spec.build import check_name
 from hutch.spec.parse import flag, number, text
+from hutch.units import parse_duration
 
 __all__ = ["create", "get", "list_queues", "remove", "update"]
 
@@ -64,6 +65,8 @@ def _changed(record: QueueRecord, values: Mapping[str, Any]) -> QueueRecord:
                 changes[name] = number(value, name, low=0.001, high=1e6)
             case "cpus":
                 changes["cores"] = number(value, name, low=0, high=65536)
+            case "suspend_after":
+                changes["suspend_s"] = float(parse_duration(value, field=name))
             case "predictor":
                 changes[name] = text(value, name, empty=False)
                 create_estimator(changes[name])
@@ -71,7 +74,9 @@ def _changed(record: QueueRecord, values: Mapping[str, Any]) -> QueueRecord:
                 changes[name] = flag(value, name)
             case _:
                 raise InvalidArgument(
-                    "no such option", field=name, hint="policy, weight, cpus, predictor"
+                    "no such option",
+                    field=name,
+                    hint="policy, weight, cpus, predictor, suspend_after",
                 )
     return msgspec.structs.replace(record, **changes)
 

@@ -14,12 +14,13 @@ import msgspec
 from hutch.records import Transaction
 from hutch.spec.model import InstanceSpec
 
-__all__ = ["LABEL", "ACTIVE", "DONE", "QUEUES", "REQUESTS", "SPECS", "WAITING"]
+__all__ = ["LABEL", "ACTIVE", "DONE", "META", "QUEUES", "REQUESTS", "SPECS", "WAITING"]
 __all__ += ["Condition", "Dependency", "JobRecord", "JobRequest", "JobSpec", "JobState"]
-__all__ += ["QueueRecord", "RequestKind", "jobs_of_image", "key_of", "name_of_instance"]
+__all__ += ["Limits", "QueueRecord", "RequestKind", "Selection", "Slice", "jobs_of_image", "key_of"]
+__all__ += ["name_of_instance"]
 
 WAITING, ACTIVE, DONE = "jobs_waiting", "jobs_active", "jobs_done"
-SPECS, REQUESTS, QUEUES = "jobs_specs", "jobs_requests", "queues"
+SPECS, REQUESTS, QUEUES, META = "jobs_specs", "jobs_requests", "queues", "jobs_meta"
 
 # The label that tells the job of an instance.
 LABEL = "hutch.job"
@@ -73,6 +74,17 @@ class Dependency(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     condition: Condition = Condition.OK
 
 
+class Slice(msgspec.Struct, frozen=True, array_like=True):
+    """One time in which a job ran, in nanoseconds since the epoch, and what was done to it
+    then: nothing where it ended, `paused`, `reclaimed` (paused, and what could go of its memory
+    was taken: `given` bytes), `suspended` (its memory is on disk)."""
+
+    begin: int
+    end: int
+    then: str = ""
+    given: int = 0
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance of a job is made from."""
 
@@ -82,7 +94,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One job. Times in nanoseconds since the epoch (0: not yet), durations in seconds (0: none
-    stated), memory in bytes. `spec` is the number under which its `JobSpec` is kept: all jobs
+    stated), memory in bytes, as it counts: of a virtual machine with what QEMU takes. `devices`
+    are those that only one may have; `is_special` says that it wants something of that kind, or
+    processors of its own. `spec` is the number under which its `JobSpec` is kept: all jobs
     of an array share that of the first.
 
     `estimate_s` is the user's and `predicted_s` what the queue's predictor said when it was
@@ -101,6 +115,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     isolation: str = "container"
     cores: float = 1.0
     memory: int = 0
+    devices: tuple[str, ...] = ()
+    is_special: bool = False
     estimate_s: float = 0.0
     predicted_s: float = 0.0
     priority: int = 0
@@ -129,7 +145,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ran_ns: int = 0
     mark: int = 0
     preemptions: int = 0
-    slices: tuple[tuple[int, int], ...] = ()
+    slices: tuple[Slice, ...] = ()
 
     @property
     def key(self) -> str:
@@ -139,13 +155,15 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class QueueRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A queue: its policy with parameters, its share against other queues, the cores that its
-    jobs may have at once (0: all), and how run times are foretold."""
+    jobs may have at once (0: all), how run times are foretold, and after how many seconds of
+    waiting a preempted virtual machine is written to disk (0: only for want of memory)."""
 
     name: str
     policy: str = "fcfs"
     weight: float = 1.0
     cores: float = 0.0
     predictor: str = "average"
+    suspend_s: float = 300.0
     paused: bool = False
     created_ns: int = 0
 
@@ -159,12 +177,42 @@ class RequestKind(StrEnum):
     PRIORITY = "priority"
 
 
-class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something asked of the dispatcher, which alone changes jobs after they were submitted."""
+class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Jobs by what they have in common; what is empty does not matter."""
 
-    job: int
+    queue: str = ""
+    owner: str = ""
+    array: int = 0
+    states: tuple[JobState, ...] = ()
+
+    def has(self, record: JobRecord) -> bool:
+        """Tell whether a job is meant."""
+        return (
+            (not self.queue or record.queue == self.queue)
+            and (not self.owner or record.owner == self.owner)
+            and (not self.array or record.array == self.array)
+            and (not self.states or record.state in self.states)
+        )
+
+
+class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something asked of the dispatcher, which alone changes jobs after they were submitted; of
+    one job, or of all that `of` means."""
+
+    job: int = 0
     kind: RequestKind
     priority: int = 0
+    of: Selection | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the present dispatcher gives out to jobs: processors and bytes of memory, in all and
+    with what others have taken off."""
+
+    cores: float
+    memory: int
+    cores_now: float
+    memory_now: int
 
 
 def key_of(number: int) -> str:

@@ -16,6 +16,7 @@ from hutch.engine.jobs.records import (
     DONE,
     LABEL,
     JobRecord,
+    JobState,
     key_of,
     name_of_instance,
 )
@@ -24,7 +25,7 @@ from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
 from hutch.errors import NotFound
 from hutch.lifecycle import State
 
-__all__ = ["Verdict", "recover", "remove_leftovers"]
+__all__ = ["Verdict", "is_frozen", "recover", "remove_leftovers"]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +52,17 @@ def recover(context: Context, job: JobRecord) -> Verdict:
     if rebooted and instance.state in (State.CREATED, State.STARTING):
         return Verdict(lost=True, reason="the host was restarted")
     return Verdict()
+
+
+def is_frozen(context: Context, job: JobRecord) -> bool:
+    """Tell whether the instance of a job's present attempt is paused, or suspended to disk and
+    meant to stay so."""
+    instance = _instance(context, job)
+    if instance is None:
+        return False
+    if instance.state == State.SUSPENDED:
+        return job.state == JobState.PREEMPTED
+    return instance.state == State.PAUSED
 
 
 def remove_leftovers(context: Context) -> None:

@@ -16,6 +16,7 @@ from hutch.engine.isolation import decide_isolation
 from hutch.engine.jobs.records import (
     ACTIVE,
     DONE,
+    META,
     QUEUES,
     SPECS,
     WAITING,
@@ -30,11 +31,13 @@ from hutch.engine.jobs.request import Request, read_request
 from hutch.errors import InvalidArgument, NotFound, Unsupported
 from hutch.image.records import ImageRecord
 from hutch.records import Progress, Transaction, silent
+from hutch.resources.demand import Demand, demand_of
+from hutch.resources.settings import Settings
 from hutch.spec.build import build
 
 __all__ = ["Wanted", "find_job", "last_number", "present_user", "submit"]
 
-_COUNTER = "jobs_meta"
+_COUNTER = META
 PENDING_BOUND = 1_000_000
 
 
@@ -47,6 +50,14 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     options: Mapping[str, Any]
     after_names: tuple[tuple[str, str], ...] = ()
     where: str = ""
+
+
+class _Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked entry: what was asked, what instances are made from, what each needs."""
+
+    request: Request
+    spec: JobSpec
+    needs: Demand
 
 
 class _Counter(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +84,7 @@ def submit(
     owner = present_user()
     images: dict[str, ImageRecord] = {}
     drafts = [_draft(context, entry, owner, images, progress) for entry in wanted]
-    if sum(max(1, len(request.indices)) for request, _ in drafts) > PENDING_BOUND:
+    if sum(max(1, len(draft.request.indices)) for draft in drafts) > PENDING_BOUND:
         raise InvalidArgument(f"more than {PENDING_BOUND} jobs at once", field="jobs")
     with context.store.write(durable=True) as tx:
         return _insert(tx, wanted, drafts)
@@ -85,7 +96,7 @@ def _draft(
     owner: str,
     images: dict[str, ImageRecord],
     progress: Progress,
-) -> tuple[Request, JobSpec]:
+) -> _Draft:
     """Check one entry and build what its instances are made from."""
     request = read_request(entry.options, owner=owner, where=entry.where)
     options = request.options
@@ -98,29 +109,30 @@ def _draft(
     try:
         spec = build(entry.image, image_defaults(image), entry.command, **decided)
         context.driver(spec.isolation).check(spec)
+        needs = demand_of(spec, Settings())
     except (InvalidArgument, Unsupported) as exc:
         if not entry.where:
             raise
         raise InvalidArgument(f"{entry.where}{exc.message}", hint=exc.hint) from exc
-    return request, JobSpec(instance=check_references(context, spec), image_id=image.id)
+    wanted = JobSpec(instance=check_references(context, spec), image_id=image.id)
+    return _Draft(request=request, spec=wanted, needs=needs)
 
 
-def _insert(
-    tx: Transaction, wanted: Sequence[Wanted], drafts: Sequence[tuple[Request, JobSpec]]
-) -> list[JobRecord]:
+def _insert(tx: Transaction, wanted: Sequence[Wanted], drafts: Sequence[_Draft]) -> list[JobRecord]:
     number, now = last_number(tx), time.time_ns()
     made: list[JobRecord] = []
     named: dict[str, list[int]] = {}
-    for entry, (request, spec) in zip(wanted, drafts, strict=True):
+    for entry, draft in zip(wanted, drafts, strict=True):
+        request = draft.request
         _check_queue(tx, request.queue, entry.where)
         after = (*request.after, *_among(entry, named))
         for dependency in request.after:
             find_job(tx, dependency.job, field=f"{entry.where}after")
         first = number + 1
-        tx.put(SPECS, key_of(first), spec)
+        tx.put(SPECS, key_of(first), draft.spec)
         for index in request.indices or (0,):
             number += 1
-            record = _record(number, first, index, request, spec, after, now)
+            record = _record(number, first, index, draft, after, now)
             tx.insert(WAITING, key_of(number), record)
             made.append(record)
         if request.name:
@@ -157,12 +169,11 @@ def _record(
     number: int,
     first: int,
     index: int,
-    request: Request,
-    spec: JobSpec,
+    draft: _Draft,
     after: tuple[Dependency, ...],
     now: int,
 ) -> JobRecord:
-    instance = spec.instance
+    request, instance, needs = draft.request, draft.spec.instance, draft.needs
     base = request.name or instance.image.rpartition("/")[2].partition(":")[0] or "job"
     return JobRecord(
         id=number,
@@ -173,7 +184,9 @@ def _record(
         command=instance.process.argv,
         isolation=instance.isolation,
         cores=request.cores,
-        memory=request.memory,
+        memory=needs.memory,
+        devices=needs.devices,
+        is_special=needs.is_special or bool(instance.device_names),
         estimate_s=request.estimate_s,
         priority=request.priority,
         deadline_ns=now + round(request.deadline_s * 1e9) if request.deadline_s else 0,
