@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hutch.engine import Engine, Instance
-from hutch.errors import Exhausted, HutchError, InvalidArgument, WrongState
+from hutch.errors import Exhausted, HutchError, InvalidArgument, Unsupported, WrongState
 from tests.vm.machines import NEEDS, SMALL, machine_root, processes
 
 pytestmark = [*NEEDS, pytest.mark.timeout(600)]
@@ -76,17 +76,47 @@ def test_a_model_is_what_the_guest_sees(engine: Engine) -> None:
         engine.start("busybox", ["true"], **SMALL, cpu_model="Nonesuch")
 
 
+# TPM2_CreatePrimary of an ECC key for the owner: the same one as long as the TPM has its seed.
+_CREATE_PRIMARY = (
+    "800200000043000001314000000100000009400000090000000000000400000000001a0023000b00030472"
+    "000000060080004300100003001000000000000000000000"
+)
+
+
+def primary_key(box: Instance) -> str:
+    """Return a digest of a key that the TPM of a machine makes of its seed."""
+    request = "".join(f"\\x{_CREATE_PRIMARY[at : at + 2]}" for at in range(0, 134, 2))
+    script = f"exec 3<>/dev/tpmrm0; printf '{request}' >&3; head -c 150 <&3 | md5sum"
+    (key,) = says(box, script)
+    return key
+
+
+def keeps_its_tpm(box: Instance) -> None:
+    """Check that the TPM is the same one after a suspension and after a new start."""
+    key = primary_key(box)
+    with pytest.raises(Unsupported, match="TPM"):
+        box.fork()
+    box.suspend()
+    box.resume()
+    assert primary_key(box) == key
+    box.stop(timeout=0)
+    box.start()
+    assert primary_key(box) == key
+
+
 def test_nodes_have_their_processors_and_memory(engine: Engine) -> None:
-    options: dict[str, Any] = {"memory": None, "numa": ["cpus=0,memory=96M"]}
+    """And a TPM, which as they do makes the machine boot."""
+    options: dict[str, Any] = {"memory": None, "numa": ["cpus=0,memory=96M"], "tpm": True}
     options["numa"].append("cpus=1-2,memory=160M,host=0")
     with started(engine, **options) as box:
         script = "cd /sys/devices/system/node; cat online node0/cpulist node1/cpulist"
         assert says(box, script) == ["0-1", "0", "1-2"]
         (total,) = says(box, "awk '/MemTotal/ {print $4}' /sys/devices/system/node/node1/meminfo")
-        assert 140 << 10 < int(total) <= 160 << 10
+        assert 110 << 10 < int(total) <= 160 << 10
         assert "bind:0" in host(engine, box, "numa_maps")
         with pytest.raises(InvalidArgument, match="numa: the nodes have"):
             box.update(memory="512M")
+        keeps_its_tpm(box)
     with pytest.raises(InvalidArgument, match=r"numa\[0\]\.host: this host has no node 99"):
         engine.create("busybox", isolation="vm", numa="cpus=0,memory=256M,host=99")
 

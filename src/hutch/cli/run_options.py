@@ -130,6 +130,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("storage-opt", "", "list", "KEY=VALUE", "size=… of the writable layer"),
     ("sysctl", "", "list", "KEY=VALUE", "Set a kernel parameter of its namespaces"),
     ("tmpfs", "", "list", "PATH[:OPTIONS]", "Mount a file system in memory"),
+    ("tpm", "", "flag", "", "A TPM 2.0 for a virtual machine, kept with it"),
     ("tty", "t", "flag", "", "Give it a terminal"),
     ("ulimit", "", "list", "NAME=SOFT[:HARD]", "Set a resource limit"),
     ("user", "u", "text", "USER[:GROUP]", "Run as this user"),

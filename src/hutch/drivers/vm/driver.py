@@ -39,6 +39,7 @@ from hutch.drivers.vm.state import (
     receive_machine,
 )
 from hutch.drivers.vm.throttling import check_rates, set_rates, start_rates
+from hutch.drivers.vm.tpm import check_tpm, guest_devices
 from hutch.drivers.vm.volumes import check_volumes, volumes
 from hutch.errors import (
     Busy,
@@ -87,6 +88,8 @@ class VmDriver(RunningMachines):
         check_rates(spec)
         group_limits(spec.resources, memory_of(spec))
         self._machines.check(spec)
+        if spec.machine.tpm:
+            check_tpm(machine_type(spec))
         if spec.machine.from_disk is not None:
             from hutch.drivers.vm.fromdisk import check_from_disk
 
@@ -116,7 +119,7 @@ class VmDriver(RunningMachines):
             user,
             hostname=launch.spec.hostname,
             files=files,
-            binds=guest_binds(launch),
+            binds=(*guest_binds(launch), *guest_devices(launch.spec)),
             rows=launch.rows,
             columns=launch.columns,
         )
@@ -209,8 +212,9 @@ class VmDriver(RunningMachines):
                 launch.attach_network(pid, started.taps.indexes if started.taps else ())
                 supervisor.go(SYNC_NETWORK)
             supervisor.wait_started()
-        if started.shares is not None:
-            started.shares.wait_started()
+        for server in (started.shares, started.tpm):
+            if server is not None:
+                server.wait_started()
         with failures.machine_failures(f"start of {launch.name}", launch.directory):
             if started.new_disk:
                 # While QEMU starts. The guest's own writes are no safer than the file's name.

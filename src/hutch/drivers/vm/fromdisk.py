@@ -33,7 +33,7 @@ from hutch.drivers.vm.pinning import pin_processors
 from hutch.drivers.vm.sandbox import Descriptors, listen_at
 from hutch.drivers.vm.state import connect_cards, load_machine, opened
 from hutch.drivers.vm.throttling import start_rates
-from hutch.drivers.vm.tpm import TpmServer, find_swtpm, serve_tpm
+from hutch.drivers.vm.tpm import TpmServer, serve_tpm
 from hutch.errors import (
     HutchError,
     InternalError,
@@ -59,7 +59,6 @@ from hutch.plan.machine.model import (
     Firmware,
     Machine,
     Nic,
-    Tpm,
 )
 from hutch.process.records import read_pid
 from hutch.process.vmm import MonitorConfig
@@ -90,8 +89,6 @@ def check_from_disk(spec: InstanceSpec) -> None:
         raise Unsupported("health_cmd: a machine that starts from a disk has no agent to run it")
     if wish.firmware == "uefi":
         find_uefi()
-    if spec.machine.tpm:
-        find_swtpm()
 
 
 def _wish(spec: InstanceSpec) -> FromDisk:
@@ -282,7 +279,7 @@ def _machine(
         nics=tuple(nics),
         display=Display() if wish.screen else None,
         root_ports=ROOT_PORTS,
-        tpm=Tpm(socket=Descriptor(descriptors.add(os.dup(tpm.socket)))) if tpm else None,
+        tpm=tpm.device(descriptors) if tpm else None,
         reboot=True,
         incoming=launch.saved is not None,
     )

@@ -1,7 +1,8 @@
 """The guest kernels of one root: `<root>/kernels/<id>/`, made whole or not at all.
 
-A kernel's directory holds `vmlinux`, `modules/NAME.ko` and the initramfs files made for it;
-what is in it is recorded in the store. Its identifier is the digest of its content.
+A kernel's directory holds `vmlinux`, what it was taken from (`vmlinuz`), `modules/NAME.ko`
+and the initramfs files made for it; what is in it is recorded in the store. Its identifier is
+the digest of its content.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from hutch.drivers.vm.modules import BOOT, LATE, Modules
-from hutch.errors import Busy, IntegrityError, InvalidArgument, NotFound
+from hutch.errors import Busy, IntegrityError, InvalidArgument, NotFound, Unsupported
 from hutch.records import Progress, ProgressEvent, Records, Transaction, silent
 from hutch.storage.faults import disk_errors
 from hutch.storage.trash import Trash
@@ -74,6 +75,19 @@ class Kernels:
     def vmlinux(self, kernel: KernelRecord) -> Path:
         """Return the ELF file that QEMU boots."""
         return self.directory(kernel.id) / "vmlinux"
+
+    def vmlinuz(self, kernel: KernelRecord) -> Path:
+        """Return the file that the distribution ships, which brings its own loader.
+
+        Raises `Unsupported` where the kernel was added without it.
+        """
+        path = self.directory(kernel.id) / "vmlinuz"
+        if not path.exists():
+            raise Unsupported(
+                f"kernel {kernel.release}: was added without its vmlinuz",
+                hint=f"hutch vm kernel rm {kernel.id[:12]}, then add it again from its package",
+            )
+        return path
 
     def module(self, kernel: KernelRecord, name: str) -> Path:
         """Return the file of one of the kernel's modules."""
@@ -162,15 +176,18 @@ class Kernels:
         if _identifier(vmlinux, boot, late) != kernel.id:
             raise IntegrityError(f"kernel {kernel.release}: is not what its identifier says")
         with self._workspace(kernel.source) as workspace:
-            return self._store(
-                kernel, kernel.source, self._lay_out(workspace, vmlinux, boot | late)
-            )
+            new = self._lay_out(workspace, b"", vmlinux, boot | late)
+            return self._store(kernel, kernel.source, new)
 
-    def _lay_out(self, workspace: Path, vmlinux: bytes, modules: Mapping[str, bytes]) -> Path:
+    def _lay_out(
+        self, workspace: Path, image: bytes, vmlinux: bytes, modules: Mapping[str, bytes]
+    ) -> Path:
         """Write a kernel's directory into the workspace, safe on the disk."""
         new = workspace / "kernel"
         (new / "modules").mkdir(parents=True, mode=0o700)
         _write(new / "vmlinux", vmlinux)
+        if image and image != vmlinux:
+            _write(new / "vmlinuz", image)
         for name, content in modules.items():
             _write(new / "modules" / f"{name}.ko", content)
         _sync_directory(new / "modules")
@@ -206,7 +223,7 @@ class Kernels:
         late = modules.order(LATE, known=tuple(boot))
         release = release_of(vmlinux) or "unknown"
         progress(ProgressEvent(item=release, phase="storing"))
-        new = self._lay_out(workspace, vmlinux, boot | late)
+        new = self._lay_out(workspace, image, vmlinux, boot | late)
         record = KernelRecord(
             id=_identifier(vmlinux, boot, late),
             release=release,

@@ -55,6 +55,7 @@ from hutch.drivers.vm.setup import (
 from hutch.drivers.vm.shares import TAG, ShareServer, plug, serve, shared
 from hutch.drivers.vm.state import Loaded, opened, twin_setup
 from hutch.drivers.vm.templates import Template, Templates
+from hutch.drivers.vm.tpm import TpmServer, serve_tpm
 from hutch.drivers.vm.volumes import plug_volumes, volume_disks, volumes
 from hutch.errors import (
     Busy,
@@ -101,6 +102,7 @@ class MachineStart(msgspec.Struct, frozen=True, kw_only=True):
     wanted: ImageRequest | None
     new_disk: bool
     shares: ShareServer | None
+    tpm: TpmServer | None
     loaded: Loaded | None
     record: MachineRecord
 
@@ -182,10 +184,14 @@ class MachineLauncher:
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
         pluggable = pluggable and template_shape(parts.shape) is not None
+        pluggable = pluggable and not launch.spec.machine.tpm
         goes_on = loaded is not None or launch.arrival is not None
         if launch.spec.machine.template and pluggable and not goes_on:
             template, rest, wanted = self._going_on(_as_template(parts), launch, plan, held)
         shares = serve(self.launcher, self.root, launch, group, held)
+        tpm = None
+        if launch.spec.machine.tpm:
+            tpm = serve_tpm(self.launcher, self.sandbox, self.root, launch, group, held)
         taps = None
         user_network = is_user_network(launch.endpoints)
         if nics and not user_network:
@@ -197,6 +203,7 @@ class MachineLauncher:
             self._record(parts, template, user),
             shares=len(shared(launch)),
             volumes=len(volumes(launch)),
+            tpm=tpm is not None,
             overlays=tuple(map(overlay_number, chain(launch.directory)[1:])),
             pinned=launch.spec.machine.cpu_pin,
             disk_cache=disk_cache(launch),
@@ -237,6 +244,7 @@ class MachineLauncher:
                     template,
                     taps.taps if taps else (),
                     shares,
+                    tpm=tpm,
                     loaded=loaded,
                     arriving=launch.arrival is not None,
                 ),
@@ -277,6 +285,7 @@ class MachineLauncher:
             new_disk=bool(rest) and not launch.volatile,
             loaded=loaded,
             shares=shares,
+            tpm=tpm,
             record=record,
         )
 
@@ -340,6 +349,7 @@ class MachineLauncher:
         taps: Sequence[int] = (),
         shares: ShareServer | None = None,
         *,
+        tpm: TpmServer | None = None,
         loaded: Loaded | None = None,
         arriving: bool = False,
     ) -> Callable[[Ports, Descriptors], Sequence[str]]:
@@ -361,9 +371,7 @@ class MachineLauncher:
                 name=launch.id[:12],
                 shape=parts.shape,
                 memory=memory,
-                kernel=(stub_kernel(descriptors), "")
-                if resumed
-                else kernel_paths(parts, descriptors),
+                kernel=self._kernel(parts, descriptors, resumed=resumed, tpm=tpm is not None),
                 secrets=secrets(launch, descriptors),
                 disks=instance_disks(
                     launch.root_disk,
@@ -376,6 +384,7 @@ class MachineLauncher:
                 nics=network_cards(launch.endpoints, taps, descriptors),
                 shares=share_devices(shares, descriptors) if template is None else (),
                 volumes=volume_disks(launch, descriptors) if template is None else (),
+                tpm=tpm.device(descriptors) if tpm else None,
                 incoming=resumed,
                 # A machine that was saved while it ran would run before its cards are
                 # unplugged.
@@ -384,6 +393,19 @@ class MachineLauncher:
             )
 
         return argv
+
+    def _kernel(
+        self, parts: Parts, descriptors: Descriptors, *, resumed: bool, tpm: bool
+    ) -> tuple[str, str]:
+        """Return kernel and initramfs. With a TPM the kernel is the one with a loader of its
+        own: QEMU's for ELF files puts the initramfs where the firmware has the tables of ACPI,
+        which with a TPM's log among them take more than QEMU keeps free."""
+        if tpm:
+            loading = self._kernels.vmlinuz(parts.kernel)
+            return kernel_paths(msgspec.structs.replace(parts, vmlinux=loading), descriptors)
+        if resumed:
+            return stub_kernel(descriptors), ""
+        return kernel_paths(parts, descriptors)
 
     def _record(self, parts: Parts, template: Template | None, user: ResolvedUser) -> MachineRecord:
         return MachineRecord(

@@ -130,11 +130,6 @@ def check_spec(spec: InstanceSpec) -> None:
     ):
         if given:
             raise _only_container(field)
-    if spec.machine.tpm and spec.machine.from_disk is None:
-        raise Unsupported(
-            "tpm: only a machine that starts from a disk has one",
-            hint="hutch vm run --tpm DISK",
-        )
     if spec.resources.memory and spec.resources.memory < MIN_MEMORY:
         raise InvalidArgument(
             f"a virtual machine needs at least {MIN_MEMORY >> 20}M, got {spec.resources.memory} "

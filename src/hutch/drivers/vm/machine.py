@@ -34,6 +34,7 @@ from hutch.plan.machine.model import (
     Secret,
     Shape,
     Share,
+    Tpm,
 )
 from hutch.plan.machine.version import QemuVersion
 from hutch.spec.model import CpuTopology, InstanceSpec
@@ -95,6 +96,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     user: ResolvedUser
     shares: int = 0
     volumes: int = 0
+    tpm: bool = False
     shape: Shape | None = None
     plugged: int = -1
     overlays: tuple[int, ...] = ()
@@ -193,6 +195,7 @@ def machine_argv(
     shares: Sequence[Share] = (),
     secrets: Sequence[Secret] = (),
     volumes: Sequence[Disk] = (),
+    tpm: Tpm | None = None,
     incoming: bool = False,
     plugged: PluggedMemory | None = None,
     paused: bool = False,
@@ -219,6 +222,7 @@ def machine_argv(
         nics=tuple(nics),
         shares=tuple(shares),
         volumes=tuple(volumes),
+        tpm=tpm,
         root_ports=0 if shape.machine == MICROVM else ROOT_PORTS,
         plugged=plugged,
         incoming=incoming,

@@ -163,6 +163,8 @@ def _movable(
     machine = load_record(directory)
     if machine.shares:
         raise immovable("it has directories of the host")
+    if machine.tpm and not stays:
+        raise immovable("it has a TPM, whose secrets a twin would have too")
     if machine.volumes and not stays:
         raise immovable("it has a volume as a disk, which only one machine can have")
     with (

@@ -16,6 +16,7 @@ import msgspec
 from hutch.drivers import failures
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.sandbox import (
+    Descriptors,
     Sandbox,
     host_binds,
     make_skeleton,
@@ -25,13 +26,15 @@ from hutch.errors import Unsupported
 from hutch.host.programs import find_program
 from hutch.linux.cgroup import Group
 from hutch.plan.assets import ResolvedUser
+from hutch.plan.machine.model import MICROVM, Descriptor, Tpm
 from hutch.plan.ops import Plan, Supervision
-from hutch.plan.vm import SandboxAssets, compile_sandbox
+from hutch.plan.vm import GuestBind, SandboxAssets, compile_sandbox
 from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
 from hutch.process.vmm import vmm_path
+from hutch.spec.model import InstanceSpec
 
-__all__ = ["STATE_DIRECTORY", "TpmServer", "find_swtpm", "serve_tpm"]
+__all__ = ["STATE_DIRECTORY", "TpmServer", "check_tpm", "guest_devices", "serve_tpm"]
 
 STATE_DIRECTORY = "tpm"
 _INSIDE = "/run"
@@ -46,13 +49,34 @@ class TpmServer(msgspec.Struct, frozen=True, kw_only=True):
     supervisor: Supervisor
     plan: Plan
 
+    def device(self, descriptors: Descriptors) -> Tpm:
+        """Return the device, with QEMU's end of the socket."""
+        return Tpm(socket=Descriptor(descriptors.add(os.dup(self.socket))))
+
     def wait_started(self) -> None:
         """Wait until it runs; raise what failed."""
         with failures.launching(self.plan, "tpm"):
             self.supervisor.wait_started()
 
 
-def find_swtpm() -> str:
+def check_tpm(machine: str) -> None:
+    """Raise `Unsupported` where a machine of that type, or this host, has no TPM."""
+    if machine == MICROVM:
+        raise Unsupported("tpm: a machine of type microvm has none", hint="use --machine q35")
+    _find_swtpm()
+
+
+def guest_devices(spec: InstanceSpec) -> tuple[GuestBind, ...]:
+    """Return the devices by which the program of an image's machine speaks to its TPM: the
+    guest's own nodes, as the kernel chooses the number of the second."""
+    if not spec.machine.tpm:
+        return ()
+    return tuple(
+        GuestBind(path=path, target=path, is_dir=False) for path in ("/dev/tpm0", "/dev/tpmrm0")
+    )
+
+
+def _find_swtpm() -> str:
     """Return the host's swtpm; raise `Unsupported` with the cure where there is none."""
     program = find_program("swtpm")
     if program is None:
@@ -65,7 +89,7 @@ def serve_tpm(
 ) -> TpmServer:
     """Start the TPM of a launch. Returns before it runs: `wait_started` tells. `undo` closes
     what is returned."""
-    program = find_swtpm()
+    program = _find_swtpm()
     state = _state_directory(launch, sandbox)
     ours, theirs = socket.socketpair()
     undo.callback(ours.close)
