@@ -14,6 +14,8 @@ from hutch.cli.session import Invocation
 from hutch.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hutch.engine.jobs.facade import Job
     from hutch.engine.jobs.records import JobRecord, Slice
 
@@ -49,6 +51,12 @@ _JOB_OPTIONS: tuple[Option, ...] = (
     ("retries", "", "int", "NUMBER", "Try again so many times when it fails (0)"),
     ("timeout", "", "text", "DURATION", "End it when it has run so long"),
     ("wait", "", "flag", "", "Wait for its end; leave with its exit code"),
+)
+_CHOSEN: tuple[Option, ...] = (
+    ("all", "a", "flag", "", "All jobs that it is possible for; print how many"),
+    ("array", "", "int", "JOB", "Those of the array whose first job this is"),
+    ("owner", "", "text", "NAME", "Those of this user"),
+    ("queue", "", "text", "NAME", "Those of this queue"),
 )
 _EXIT_CODES = {"cancelled": 130, "timeout": 124, "unknown": 125}
 
@@ -174,6 +182,8 @@ def _reason(record: JobRecord) -> str:
 
 def _details(record: JobRecord, ran_ns: int) -> dict[str, Any]:
     """Return what only JSON shows; times in seconds, stamps as RFC 3339."""
+    from hutch.engine.jobs.accuracy import error_of
+
     waiting_ns = 0
     if record.eligible_ns:
         until = record.finished_ns or time.time_ns()
@@ -191,6 +201,7 @@ def _details(record: JobRecord, ran_ns: int) -> dict[str, Any]:
         "After": [{"Job": d.job, "Condition": str(d.condition)} for d in record.after],
         "Estimate": record.estimate_s,
         "Predicted": record.predicted_s,
+        "PredictionError": error_of(record),
         "Timeout": record.timeout_s,
         "Deadline": stamp(record.deadline_ns),
         "Retries": record.retries,
@@ -232,17 +243,30 @@ def _ls(invocation: Invocation) -> int:
         queue=invocation.options.get("queue"),
         owner=invocation.options.get("owner"),
         states=states,
+        last=max(0, invocation.options.get("last") or 0),
     )
-    last = invocation.options.get("last")
-    if last:
-        records = records[-last:]
     full = invocation.json or bool(invocation.options.get("format"))
     return show_rows(invocation, [_row(r, full=full) for r in records], _COLUMNS, identifier="ID")
 
 
 def _show(invocation: Invocation) -> int:
     jobs = [_job(invocation, text) for text in invocation.arguments]
-    print_json([_row(job.info(), full=True) for job in jobs])
+    print_json([{**_row(job.info(), full=True), "Why": job.why().text} for job in jobs])
+    return 0
+
+
+def _why(invocation: Invocation) -> int:
+    import msgspec
+
+    found = [_job(invocation, text).why() for text in invocation.arguments]
+    if invocation.json:
+        print_json(msgspec.to_builtins(found))
+        return 0
+    for answer in found:
+        print(f"job {answer.job}: {answer.text}")
+        for shortage in answer.decision.shortages if answer.decision is not None else ():
+            if shortage.cures:
+                print(f"  fits if {' or '.join(shortage.cures)}")
     return 0
 
 
@@ -255,15 +279,34 @@ def _logs(invocation: Invocation) -> int:
 
 
 def _cancel(invocation: Invocation) -> int:
-    return invocation.each(invocation.arguments, lambda text: _job(invocation, text).cancel())
+    return _ask(invocation, lambda job: job.cancel(), invocation.engine.jobs.cancel)
 
 
 def _hold(invocation: Invocation) -> int:
-    return invocation.each(invocation.arguments, lambda text: _job(invocation, text).hold())
+    return _ask(invocation, lambda job: job.hold(), invocation.engine.jobs.hold)
 
 
 def _release(invocation: Invocation) -> int:
-    return invocation.each(invocation.arguments, lambda text: _job(invocation, text).release())
+    return _ask(invocation, lambda job: job.release(), invocation.engine.jobs.release)
+
+
+def _ask(invocation: Invocation, one: Callable[[Job], None], many: Callable[..., int]) -> int:
+    """Ask something of jobs by number, or of all that are chosen by their options."""
+    chosen = {
+        name: value
+        for name in ("queue", "owner", "array")
+        if (value := invocation.options.get(name))
+    }
+    if not (chosen or invocation.flag("all")):
+        if not invocation.arguments:
+            raise UsageError(
+                "expected the number of a job, --all, --queue, --owner or --array", exit_code=1
+            )
+        return invocation.each(invocation.arguments, lambda text: one(_job(invocation, text)))
+    if invocation.arguments:
+        raise UsageError("expected numbers of jobs or --all and the like, not both", exit_code=1)
+    print(many(**chosen))
+    return 0
 
 
 def _priority(invocation: Invocation) -> int:
@@ -357,6 +400,14 @@ COMMANDS = {
         high=-1,
         examples=("hutch job show 7",),
     ),
+    "job why": Command(
+        handler=_why,
+        summary="Say why jobs do not run yet: who has what they need, what would help.",
+        arguments="JOB [JOB...]",
+        low=1,
+        high=-1,
+        examples=("hutch job why 7", "hutch job why 7 -o json"),
+    ),
     "job logs": Command(
         handler=_logs,
         summary="Show what a job wrote, in its last attempt.",
@@ -371,27 +422,30 @@ COMMANDS = {
     ),
     "job cancel": Command(
         handler=_cancel,
+        options=_CHOSEN,
         summary="End jobs, or take them from their queue.",
-        arguments="JOB [JOB...]",
-        low=1,
+        arguments="[JOB...]",
+        low=0,
         high=-1,
-        examples=("hutch job cancel 7 8",),
+        examples=("hutch job cancel 7 8", "hutch job cancel --queue nightly"),
     ),
     "job hold": Command(
         handler=_hold,
+        options=_CHOSEN,
         summary="Keep pending jobs from being started.",
-        arguments="JOB [JOB...]",
-        low=1,
+        arguments="[JOB...]",
+        low=0,
         high=-1,
-        examples=("hutch job hold 7",),
+        examples=("hutch job hold 7", "hutch job hold --queue nightly"),
     ),
     "job release": Command(
         handler=_release,
+        options=_CHOSEN,
         summary="Let held jobs be started.",
-        arguments="JOB [JOB...]",
-        low=1,
+        arguments="[JOB...]",
+        low=0,
         high=-1,
-        examples=("hutch job release 7",),
+        examples=("hutch job release 7", "hutch job release --queue nightly"),
     ),
     "job priority": Command(
         handler=_priority,

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.cli.command import FORMAT, QUIET, Command
 from hutch.cli.options import Option
-from hutch.cli.output import show_rows
+from hutch.cli.output import print_json, show_rows
 from hutch.cli.session import Invocation
 from hutch.units import parse_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hutch.engine.jobs.accuracy import Accuracy
     from hutch.engine.jobs.records import QueueRecord
 
 __all__ = ["COMMANDS"]
@@ -46,7 +49,7 @@ def _update(invocation: Invocation) -> int:
     return 0
 
 
-def _row(record: QueueRecord, counts: dict[tuple[str, str], int]) -> dict[str, Any]:
+def _row(record: QueueRecord, counts: Mapping[tuple[str, Any], int]) -> dict[str, Any]:
     waiting = sum(counts.get((record.name, state), 0) for state in ("pending", "held"))
     running = sum(
         counts.get((record.name, state), 0) for state in ("starting", "running", "preempted")
@@ -64,12 +67,48 @@ def _row(record: QueueRecord, counts: dict[tuple[str, str], int]) -> dict[str, A
 
 
 def _ls(invocation: Invocation) -> int:
-    counts: dict[tuple[str, str], int] = {}
-    for job in invocation.engine.jobs.list():
-        key = (job.queue, str(job.state))
-        counts[key] = counts.get(key, 0) + 1
+    counts = invocation.engine.jobs.counts()
     rows = [_row(record, counts) for record in invocation.engine.queues.list()]
     return show_rows(invocation, rows, _COLUMNS, identifier="Name")
+
+
+def _show(invocation: Invocation) -> int:
+    queues = invocation.engine.queues
+    counts = invocation.engine.jobs.counts()
+    print_json(
+        [
+            {
+                **_row(queues.get(name), counts),
+                "SuspendAfter": queues.get(name).suspend_s,
+                "Estimates": _estimates(queues.accuracy(name)),
+            }
+            for name in invocation.arguments
+        ]
+    )
+    return 0
+
+
+def _estimates(found: Accuracy) -> dict[str, Any]:
+    """Return how good the estimates were; times in seconds."""
+    return {
+        "Jobs": found.jobs,
+        "Unknown": found.unknown,
+        "MeanAbsoluteError": found.mean_absolute_s,
+        "Bias": found.bias_s,
+        "Accuracy": found.accuracy,
+        "Keys": [
+            {
+                "Owner": key.owner,
+                "Image": key.image,
+                "Command": list(key.command),
+                "Jobs": key.jobs,
+                "MeanRan": key.mean_ran_s,
+                "MeanAbsoluteError": key.mean_absolute_s,
+                "Bias": key.bias_s,
+            }
+            for key in found.keys
+        ],
+    }
 
 
 def _pause(invocation: Invocation) -> int:
@@ -138,6 +177,17 @@ COMMANDS = {
         summary="List queues.",
         options=(FORMAT, QUIET),
         examples=("hutch queue ls",),
+    ),
+    "queue show": Command(
+        handler=_show,
+        summary="Show everything about queues, and how good their estimates were.",
+        arguments="NAME [NAME...]",
+        low=1,
+        high=-1,
+        epilog="Estimates: of completed jobs, what the predictor said when they were submitted "
+        "less what they ran, in seconds; Bias above 0: foretold too long. Accuracy is the mean "
+        "of min(p/r, r/p), 1 at best.",
+        examples=("hutch queue show default",),
     ),
     "queue pause": Command(
         handler=_pause,

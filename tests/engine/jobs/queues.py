@@ -8,7 +8,7 @@ from typing import Any
 
 from hutch.engine import Engine
 from hutch.engine.jobs.facade import Job
-from hutch.engine.jobs.records import JobRecord, JobState
+from hutch.engine.jobs.records import LABEL, JobRecord, JobState
 from hutch.errors import AlreadyExists
 
 __all__ = ["WAIT_S", "cancel_all", "is_in", "most_at_once", "submit", "until", "use_policy"]
@@ -60,8 +60,7 @@ def most_at_once(records: Sequence[JobRecord]) -> int:
 def cancel_all(engine: Engine) -> None:
     """End what a test has left in the queues, and forget what ran."""
     with engine.jobs.dispatching():
-        for record in engine.jobs.list():
-            engine.jobs.get(record.id).cancel()
-            engine.jobs.get(record.id).wait(WAIT_S)
-        until(lambda: not engine.list(all=True))
+        engine.jobs.cancel()
+        until(lambda: not engine.jobs.list())
+        until(lambda: not any(LABEL in info.labels for info in engine.list(all=True)))
     engine.jobs.prune()

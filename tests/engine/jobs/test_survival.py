@@ -15,18 +15,10 @@ import pytest
 
 from hutch.engine import Engine
 from hutch.engine.jobs.records import ACTIVE, JobRecord, JobState, key_of
+from tests.engine.jobs.queues import WAIT_S, cancel_all, until
 from tests.requires import requires
 
 pytestmark = [requires("root", "overlayfs", "cgroup", "busybox")]
-
-_WAIT_S = 60.0
-
-
-def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -38,19 +30,14 @@ def dispatcher(engine: Engine) -> Iterator[Callable[[], subprocess.Popen[bytes]]
         argv = [sys.executable, "-m", "hutch", "--root", str(engine.root), "queue", "run"]
         started.append(subprocess.Popen([*argv, "--cpus", "4"]))
         fifo = engine.root / "locks" / "dispatch.fifo"
-        _until(lambda: _is_read(fifo))
+        until(lambda: _is_read(fifo))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
         process.wait()
-    with engine.jobs.dispatching():
-        for record in engine.jobs.list():
-            engine.jobs.get(record.id).cancel()
-            engine.jobs.get(record.id).wait(_WAIT_S)
-        _until(lambda: not engine.list(all=True))
-    engine.jobs.prune()
+    cancel_all(engine)
     engine.reconcile()  # directories of instances that were being made
 
 
@@ -71,12 +58,12 @@ def test_a_job_outlives_its_dispatcher_and_is_taken_up(
     job = engine.jobs.submit(
         "busybox", ["sh", "-c", script], network="none", volumes=[f"{scratch}:/s"]
     )
-    _until(lambda: job.info().state == JobState.RUNNING)
+    until(lambda: job.info().state == JobState.RUNNING)
     first.kill()
     first.wait()
     dispatcher()
     flag.touch()
-    ended = job.wait(_WAIT_S)
+    ended = job.wait(WAIT_S)
     assert (ended.state, ended.attempt) == (JobState.COMPLETED, 1)
     assert job.output() == b"begun\nended\n"
 
@@ -86,10 +73,10 @@ def test_a_job_that_ended_without_a_dispatcher_is_booked_by_the_next(
 ) -> None:
     first = dispatcher()
     job = engine.jobs.submit("busybox", ["sh", "-c", "sleep 0.5; exit 9"], network="none")
-    _until(lambda: job.info().state == JobState.RUNNING)
+    until(lambda: job.info().state == JobState.RUNNING)
     first.kill()
     first.wait()
-    ended = job.wait(_WAIT_S)  # who waits starts a dispatcher
+    ended = job.wait(WAIT_S)  # who waits starts a dispatcher
     assert (ended.state, ended.exit_code, ended.attempt) == (JobState.FAILED, 9, 1)
 
 
@@ -110,7 +97,7 @@ def test_killed_at_random_moments_every_job_runs_exactly_once(
         process.send_signal(signal.SIGKILL)
         process.wait()
         process = dispatcher()
-    ended = [job.wait(_WAIT_S) for job in jobs]
+    ended = [job.wait(WAIT_S) for job in jobs]
     assert [(r.index, r.state, r.reason) for r in ended if r.state != JobState.COMPLETED] == []
     ran = sorted(int(line) for line in (scratch / "ran").read_text().split())
     assert ran == list(range(count))
@@ -127,7 +114,7 @@ def test_after_a_reboot_a_job_that_may_have_run_is_unknown_or_tried_again(
         job = engine.jobs.submit("busybox", ["true"], network="none", hold=True, retries=retries)
     _forge(engine, job.info(), boot_id="another boot")
     dispatcher()
-    ended = job.wait(_WAIT_S)
+    ended = job.wait(WAIT_S)
     assert ended.state == state
     assert "restarted" in ended.reason or ended.attempt == 2
 
@@ -139,7 +126,7 @@ def test_one_that_was_about_to_start_is_started(
         job = engine.jobs.submit("busybox", ["true"], network="none", hold=True)
     _forge(engine, job.info(), boot_id=engine._context.boot_id)
     dispatcher()
-    ended = job.wait(_WAIT_S)
+    ended = job.wait(WAIT_S)
     assert (ended.state, ended.attempt) == (JobState.COMPLETED, 1)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import msgspec
+
 from hutch.engine.context import Context
 from hutch.engine.jobs.attempt import directory_of
 from hutch.engine.jobs.records import (
@@ -17,17 +19,30 @@ from hutch.engine.jobs.records import (
     JobRequest,
     JobState,
     RequestKind,
+    Selection,
     key_of,
 )
 from hutch.engine.jobs.submit import find_job
 from hutch.engine.jobs.wakeup import poke
 from hutch.errors import OperationTimeout, WrongState
 from hutch.ids import new_id
+from hutch.records import Transaction
 
-__all__ = ["ensure_dispatcher", "has_work", "list_jobs", "load_job", "prune", "request"]
+__all__ = ["count_jobs", "ensure_dispatcher", "has_work", "list_jobs", "load_job", "prune"]
+__all__ += ["request", "request_all"]
 
 _ANSWER_S = 30.0
 _POLL_S = 0.005
+
+
+class _Brief(msgspec.Struct, frozen=True, gc=False):
+    """What a job is found by: a tenth of the cost of its record."""
+
+    id: int
+    queue: str
+    owner: str = ""
+    array: int = 0
+    state: JobState = JobState.PENDING
 
 
 def load_job(context: Context, number: int) -> JobRecord:
@@ -43,23 +58,31 @@ def list_jobs(
     queue: str | None = None,
     owner: str | None = None,
     states: Sequence[JobState] = (),
+    last: int = 0,
 ) -> list[JobRecord]:
-    """Return records in the order of submission."""
+    """Return records in the order of submission; with `last` no more than so many."""
     tables = [WAITING, ACTIVE]
     if all_states or any(state.is_final for state in states):
         tables.append(DONE)
+    of = Selection(queue=queue or "", owner=owner or "", states=tuple(states))
     with context.store.read() as tx:
+        if last:
+            briefs = [(b.id, t) for t in tables for _, b in tx.items(t, _Brief) if of.has(b)]
+            rows = [tx.get(t, key_of(number), JobRecord) for number, t in sorted(briefs)[-last:]]
+            return [record for record in rows if record is not None]
         found = [record for table in tables for _, record in tx.items(table, JobRecord)]
-    return sorted(
-        (
-            record
-            for record in found
-            if (queue is None or record.queue == queue)
-            and (owner is None or record.owner == owner)
-            and (not states or record.state in states)
-        ),
-        key=lambda record: record.id,
-    )
+    return sorted(filter(of.has, found), key=lambda record: record.id)
+
+
+def count_jobs(context: Context) -> dict[tuple[str, JobState], int]:
+    """Return how many jobs that are not over each queue has, by state."""
+    counts: dict[tuple[str, JobState], int] = {}
+    with context.store.read() as tx:
+        for table in (WAITING, ACTIVE):
+            for _, brief in tx.items(table, _Brief):
+                key = (brief.queue, brief.state)
+                counts[key] = counts.get(key, 0) + 1
+    return counts
 
 
 def has_work(context: Context) -> bool:
@@ -93,12 +116,37 @@ def request(context: Context, number: int, kind: RequestKind, *, priority: int =
     Raises `WrongState` for a job that is not in a state for it, and `OperationTimeout` where
     no dispatcher answers: the request then stays, and is done when there is one.
     """
-    key = f"{time.time_ns():020d}-{new_id()[:8]}"
     with context.store.write(durable=True) as tx:
         record = find_job(tx, number)
         if record.state not in _POSSIBLE[kind]:
             raise WrongState(f"job {number} is {record.state}: no {kind} is possible")
-        tx.insert(REQUESTS, key, JobRequest(job=number, kind=kind, priority=priority))
+        key = _put(tx, JobRequest(job=number, kind=kind, priority=priority))
+    _wait_taken(context, key, f"job {number}: the {kind}")
+
+
+def request_all(context: Context, kind: RequestKind, of: Selection) -> int:
+    """Ask the same for all jobs that are meant, and that it is possible for; return how many
+    those were. Raises `OperationTimeout` as `request` does."""
+    with context.store.write(durable=True) as tx:
+        count = sum(
+            record.state in _POSSIBLE[kind] and of.has(record)
+            for table in (WAITING, ACTIVE)
+            for _, record in tx.items(table, JobRecord)
+        )
+        if not count:
+            return 0
+        key = _put(tx, JobRequest(kind=kind, of=of))
+    _wait_taken(context, key, f"the {kind} of {count} jobs")
+    return count
+
+
+def _put(tx: Transaction, wanted: JobRequest) -> str:
+    key = f"{time.time_ns():020d}-{new_id()[:8]}"
+    tx.insert(REQUESTS, key, wanted)
+    return key
+
+
+def _wait_taken(context: Context, key: str, what: str) -> None:
     ensure_dispatcher(context)
     deadline = time.monotonic() + _ANSWER_S
     while True:
@@ -106,9 +154,7 @@ def request(context: Context, number: int, kind: RequestKind, *, priority: int =
             if tx.get(REQUESTS, key, JobRequest) is None:
                 return
         if time.monotonic() > deadline:
-            raise OperationTimeout(
-                f"job {number}: the dispatcher has not taken up the {kind} in {_ANSWER_S:g} s"
-            )
+            raise OperationTimeout(f"{what}: no dispatcher has taken it up in {_ANSWER_S:g} s")
         time.sleep(_POLL_S)
 
 

@@ -32,6 +32,7 @@ from hutch.sched import Job
 __all__ = ["Book", "Entry"]
 
 _BATCH = 10_000
+_IN_COMMON = ("queue", "image", "command", "owner", "group", "labels", "outputs", "after")
 
 
 class Entry:
@@ -45,7 +46,7 @@ class Entry:
         self.record = record
         self.job: Job | None = None
         self.attempt: Attempt | None = None
-        self.blockers: set[int] = set()
+        self.blockers: set[int] | None = None
         self.ending: JobState | None = None
         self.identifier = ""
 
@@ -64,6 +65,7 @@ class Book:
         self.active: dict[int, Entry] = {}
         self.dependents: dict[int, list[int]] = {}
         self._last = ""
+        self._first: tuple[int, JobRecord | None] = (0, None)
         self._puts: dict[tuple[str, str], JobRecord] = {}
         self._deletes: set[tuple[str, str]] = set()
         self._events: list[tuple[str, JobRecord]] = []
@@ -97,16 +99,32 @@ class Book:
         return [record for _, record in found]
 
     def _add(self, record: JobRecord) -> Entry:
-        entry = self.entries[record.id] = Entry(record)
+        entry = self.entries[record.id] = Entry(self._alike(record))
         if entry.is_active:
             self.active[record.id] = entry
         return entry
+
+    def _alike(self, record: JobRecord) -> JobRecord:
+        """Return a record that shares with others of its array what they have in common: a
+        hundred thousand of them fit into memory."""
+        if not record.array:
+            return record
+        number, first = self._first
+        if number != record.array or first is None:
+            self._first = record.array, record
+            return record
+        same = {
+            name: value
+            for name in _IN_COMMON
+            if (value := getattr(first, name)) == getattr(record, name)
+        }
+        return msgspec.structs.replace(record, **same)
 
     def block(self, entry: Entry) -> str:
         """Note what the job waits for; return why it can never run, "" where it may."""
         for dependency in entry.record.after:
             if dependency.job in self.entries:
-                entry.blockers.add(dependency.job)
+                entry.blockers = (entry.blockers or set()) | {dependency.job}
                 self.dependents.setdefault(dependency.job, []).append(entry.record.id)
                 continue
             with self._context.store.read() as tx:

@@ -273,11 +273,10 @@ class Dispatcher:
             return
         if not self._queues.is_open(record.queue):
             return
-        self._book.change(
-            entry,
-            eligible_ns=record.eligible_ns or time.time_ns(),
-            predicted_s=self._queues.predict(record),
-        )
+        foretold = self._queues.predict(record)
+        if not record.eligible_ns or foretold != record.predicted_s:
+            eligible_ns = record.eligible_ns or time.time_ns()
+            self._book.change(entry, eligible_ns=eligible_ns, predicted_s=foretold)
         job = sched_job(entry.record)
         try:
             if not self._room.admit(job):
@@ -507,9 +506,9 @@ class Dispatcher:
         self._book.change(entry, str(state), state=state, mark=0, **changes)
         for waiting in self._book.dependents.pop(number, ()):
             dependent = self._book.entries.get(waiting)
-            if dependent is None or number not in dependent.blockers:
+            if dependent is None or number not in (dependent.blockers or ()):
                 continue
-            dependent.blockers.discard(number)
+            dependent.blockers = (dependent.blockers or set()) - {number}
             reason = unmet(dependent.record, number, state)
             if reason:
                 self._end(dependent, JobState.CANCELLED, reason=reason)

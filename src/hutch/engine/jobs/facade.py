@@ -5,23 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hutch.engine.context import Context
 from hutch.engine.jobs import board, queues
-from hutch.engine.jobs.records import JobRecord, JobState, QueueRecord, RequestKind
+from hutch.engine.jobs.records import JobRecord, JobState, QueueRecord, RequestKind, Selection
 from hutch.errors import InvalidArgument, OperationTimeout
 from hutch.records import Progress, silent
 
 if TYPE_CHECKING:
     import os
+    from typing import Unpack
 
+    from hutch.engine.jobs.accuracy import Accuracy
+    from hutch.engine.jobs.why import Why
     from hutch.process.logfile import LogRecord
     from hutch.sched.workload import TraceJob
 
 __all__ = ["Job", "Jobs", "Queues"]
 
 _POLL_FIRST_S, _POLL_MOST_S = 0.005, 0.25
+
+
+class Chosen(TypedDict, total=False):
+    """What jobs have in common that something is asked of."""
+
+    queue: str
+    owner: str
+    array: int
+    states: tuple[JobState, ...]
 
 
 class Job:
@@ -68,6 +80,12 @@ class Job:
     def set_priority(self, priority: int) -> None:
         """Change its priority; lower goes first."""
         board.request(self._context, self.id, RequestKind.PRIORITY, priority=priority)
+
+    def why(self) -> Why:
+        """Explain why it does not run (yet): what it waits for, who has what it needs."""
+        from hutch.engine.jobs.why import why
+
+        return why(self._context, self.id)
 
     def logs(self, *, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
         """Yield what its program wrote, in its last attempt; with `follow` until it ends."""
@@ -163,12 +181,31 @@ class Jobs:
         queue: str | None = None,
         owner: str | None = None,
         states: Sequence[JobState] = (),
+        last: int = 0,
     ) -> list[JobRecord]:
         """Return the jobs that are not over (with `all`, or where `states` says so, those too
-        that are), in the order of their submission."""
+        that are), in the order of their submission; with `last` no more than so many."""
         return board.list_jobs(
-            self._context, all_states=all, queue=queue, owner=owner, states=states
+            self._context, all_states=all, queue=queue, owner=owner, states=states, last=last
         )
+
+    def cancel(self, **of: Unpack[Chosen]) -> int:
+        """End all jobs that are not over, or those of a `queue`, an `owner`, an `array` (the
+        number of its first job), in `states`; return how many that were. Those that run end
+        soon after."""
+        return board.request_all(self._context, RequestKind.CANCEL, Selection(**of))
+
+    def hold(self, **of: Unpack[Chosen]) -> int:
+        """Keep pending jobs from being started, chosen as for `cancel`; return how many."""
+        return board.request_all(self._context, RequestKind.HOLD, Selection(**of))
+
+    def release(self, **of: Unpack[Chosen]) -> int:
+        """Let held jobs be started, chosen as for `cancel`; return how many."""
+        return board.request_all(self._context, RequestKind.RELEASE, Selection(**of))
+
+    def counts(self) -> dict[tuple[str, JobState], int]:
+        """Return how many jobs that are not over each queue has, by state."""
+        return board.count_jobs(self._context)
 
     def history(self, queues: Sequence[str] = (), *, since: float = 0.0) -> Iterator[TraceJob]:
         """Yield the jobs that ran to an end as a workload for `hutch.sched`; `since` in seconds
@@ -258,6 +295,13 @@ class Queues:
     def get(self, name: str) -> QueueRecord:
         """Return a queue; raise `NotFound`."""
         return queues.get(self._context, name)
+
+    def accuracy(self, name: str) -> Accuracy:
+        """Measure how good the run times were that a queue foretold; raise `NotFound`."""
+        from hutch.engine.jobs.accuracy import measure
+
+        queues.get(self._context, name)
+        return measure(self._context, name)
 
     def list(self) -> list[QueueRecord]:
         """Return the queues by name."""

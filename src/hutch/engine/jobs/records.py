@@ -8,6 +8,7 @@ long the history is. What an instance of it needs, which is larger, lies in `job
 # Annotations are not postponed: msgspec would compile each of them when it first decodes.
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -67,14 +68,14 @@ class Condition(StrEnum):
     ANY = "any"
 
 
-class Dependency(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Dependency(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A job that must have ended first, and how."""
 
     job: int
     condition: Condition = Condition.OK
 
 
-class Slice(msgspec.Struct, frozen=True, array_like=True):
+class Slice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One time in which a job ran, in nanoseconds since the epoch, and what was done to it
     then: nothing where it ended, `paused`, `reclaimed` (paused, and what could go of its memory
     was taken: `given` bytes), `suspended` (its memory is on disk)."""
@@ -92,7 +93,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     image_id: str
 
 
-class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+# A hundred thousand of them are looked through by nobody's garbage collector: none is in a cycle.
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One job. Times in nanoseconds since the epoch (0: not yet), durations in seconds (0: none
     stated), memory in bytes, as it counts: of a virtual machine with what QEMU takes. `devices`
     are those that only one may have; `is_special` says that it wants something of that kind, or
@@ -177,6 +179,19 @@ class RequestKind(StrEnum):
     PRIORITY = "priority"
 
 
+class HasPlace(Protocol):
+    """Where a job belongs."""
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def array(self) -> int: ...
+    @property
+    def state(self) -> JobState: ...
+
+
 class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Jobs by what they have in common; what is empty does not matter."""
 
@@ -185,7 +200,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     array: int = 0
     states: tuple[JobState, ...] = ()
 
-    def has(self, record: JobRecord) -> bool:
+    def has(self, record: HasPlace) -> bool:
         """Tell whether a job is meant."""
         return (
             (not self.queue or record.queue == self.queue)
