@@ -117,10 +117,10 @@ def test_a_value_with_blanks_is_several_words_unless_quoted() -> None:
     assert expand_words('$sp "$sp" x', ENV) == ["a", "b", "a b", "x"]
 
 
-def test_names_asked_for_are_told() -> None:
+def test_names_asked_for_without_an_alternative_are_told() -> None:
     asked: list[str] = []
-    expand("$x ${unset:-$v}", ENV, used=asked.append)
-    assert asked == ["x", "unset", "v"]
+    expand("$x ${unset:-$v} ${v#l} $unset", ENV, used=asked.append)
+    assert asked == ["x", "v", "v", "unset"]
 
 
 def test_variables_that_double_do_not_grow_without_end() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hutch import engine
 from hutch.aio.calls import Pool, Proxy, settled, threaded
 from hutch.aio.instance import Instance
+from hutch.engine.builder.events import BuildProgress, no_progress
 from hutch.engine.images import Images as SyncImages
 from hutch.engine.kernels import Kernels as SyncKernels
 from hutch.engine.networks import Networks as SyncNetworks
@@ -20,12 +23,15 @@ from hutch.engine.results import CommandError, Completed, Event
 from hutch.engine.session import join_command
 from hutch.engine.snapshots import Snapshots as SyncSnapshots
 from hutch.engine.volumes import Volumes as SyncVolumes
-from hutch.errors import NotFound
+from hutch.errors import HutchError, NotFound
 from hutch.records import Progress, silent
 
 if TYPE_CHECKING:
-    from typing import Self, Unpack
+    from typing import BinaryIO, Self, Unpack
 
+    from hutch.engine.builder.arguments import BuildArguments
+    from hutch.engine.builder.facade import BuildResult
+    from hutch.engine.builder.sources import Context as BuildContext
     from hutch.image.registry_config import RegistryConfig
     from hutch.spec.options import RunOptions
 
@@ -219,6 +225,42 @@ class Engine(Proxy):
         call = functools.partial(self._sync.start, image, command, progress=progress, **options)
         return Instance(self._pool, await self._pool.call(call, undo=_discard))
 
+    async def build(
+        self,
+        context: BuildContext = ".",
+        *,
+        dockerfile: str | None = None,
+        dockerfile_data: bytes | None = None,
+        outputs: Sequence[str] = (),
+        stream: BinaryIO | None = None,
+        progress: BuildProgress = no_progress,
+        **options: Unpack[BuildArguments],
+    ) -> BuildResult:
+        """Build an image; see `hutch.Engine.build`. Cancelled, it ends its commands.
+
+        `progress` is called in other threads.
+        """
+        stop = threading.Event()
+        call = functools.partial(
+            self._sync.build,
+            context,
+            dockerfile=dockerfile,
+            dockerfile_data=dockerfile_data,
+            outputs=outputs,
+            stream=stream,
+            progress=progress,
+            stop=stop,
+            **options,
+        )
+        task = asyncio.ensure_future(self._pool.call(call))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            stop.set()
+            with contextlib.suppress(HutchError):
+                await settled(task)
+            raise
+
     async def get(self, name_or_id: str) -> Instance:
         """Return the handle of an instance by name, identifier or unique prefix of it."""
         found = await self._pool.call(functools.partial(self._sync.get, name_or_id))
@@ -231,6 +273,8 @@ class Engine(Proxy):
     info = threaded(engine.Engine.info)
     reconcile = threaded(engine.Engine.reconcile)
     migrate = threaded(engine.Engine.migrate)
+    build_cache = threaded(engine.Engine.build_cache)
+    prune_build_cache = threaded(engine.Engine.prune_build_cache)
 
     # ---- the rest ---------------------------------------------------------------------------
 

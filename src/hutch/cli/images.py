@@ -116,7 +116,7 @@ def _step_row(step: HistoryRecord, record: ImageRecord, *, top: bool, full: bool
     if 0 <= step.layer < len(record.layers):
         layer = record.layers[step.layer]
         size = layer.unpacked_size or layer.size
-    text = step.created_by
+    text = " ".join(step.created_by.split())
     if not full and len(text) > 45:
         text = text[:44] + "…"
     created = _created_ns(step.created)

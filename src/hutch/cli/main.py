@@ -34,7 +34,7 @@ _STAND_INS: dict[str, dict[str, object] | None] = {
     "msgspec._json_schema": {"schema": None, "schema_components": None},
 }
 # The modules of commands that leave files or processes behind unless they end in order.
-_UNDONE = ("transfer", "files")
+_UNDONE = ("transfer", "files", "build")
 _TRAILING: tuple[Option, ...] = (
     ("output", "o", "text", "FORMAT", "Write `table` or `json`"),
     ("help", "", "flag", "", "Show this help"),

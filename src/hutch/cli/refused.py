@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["refused_command", "refused_option"]
 
-_CONTAINERFILE = "building images is not here yet: use `hutch commit`, or load what another made"
+_BUILDX = "there is one builder, in this program: `hutch build`, `hutch builder prune`"
 _SWARM = "there is no cluster: hutch runs instances on this host"
 _WINDOWS = "is for Windows containers"
 _PLATFORM = "an image here has one platform: choose it with `hutch pull --platform`"
@@ -16,10 +16,7 @@ _CHECKPOINT = "checkpoints are not here yet"
 _CLUSTER_VOLUME = "is for the volumes of a cluster, which there is not"
 
 _COMMANDS: dict[str, str] = {
-    "build": _CONTAINERFILE,
-    "builder": _CONTAINERFILE,
-    "buildx": _CONTAINERFILE,
-    "image build": _CONTAINERFILE,
+    "buildx": _BUILDX,
     "checkpoint": _CHECKPOINT,
     "compose": "compose files are not here yet: start each service with `hutch run`",
     "config": _SWARM,
@@ -68,11 +65,19 @@ _NETWORK: dict[str, str] = {
     "ingress": _SWARM,
     "ipam-opt": "addresses are hutch's own to give; see --subnet, --gateway and --ip-range",
 }
+_BUILD = {
+    "allow": "a build has no more rights than a container",
+    "annotation": "labels go into the image: use --label",
+    "attest": "attestations are not made",
+    "cgroup-parent": _CREATE["cgroup-parent"],
+    "disable-content-trust": "signatures are not checked: name an image by its digest",
+}
 _START = {"checkpoint": _CHECKPOINT, "checkpoint-dir": _CHECKPOINT}
 _VOLUME_NAMES = """availability group limit-bytes required-bytes scope secret sharing
 topology-preferred topology-required type""".split()
 
 _OPTIONS: dict[str, dict[str, str]] = {
+    "build": _BUILD,
     "create": _CREATE,
     "run": _CREATE,
     "start": _START,

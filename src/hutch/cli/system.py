@@ -123,6 +123,7 @@ def _prune(invocation: Invocation) -> int:
     every, volumes = invocation.flag("all"), invocation.flag("volumes")
     parts = ["all stopped instances", "all networks that no instance uses"]
     parts.append("all templates of virtual machines")
+    parts.append("the whole build cache" if every else "the build cache that no image has")
     parts.append("all images that no instance uses" if every else "all images without a name")
     if volumes:
         parts.append("all anonymous volumes that no instance uses")
@@ -147,6 +148,8 @@ def _prune(invocation: Invocation) -> int:
             print(f"{title}:", *names, "", sep="\n")
     if report.templates:
         print(f"Deleted Templates: {report.templates}", "", sep="\n")
+    if report.build_cache:
+        print(f"Deleted build cache entries: {report.build_cache}", "", sep="\n")
     print(f"Total reclaimed space: {format_bytes(report.reclaimed)}")
     return 0
 

@@ -39,6 +39,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "export": ("files", "Write an instance's file system as a tar archive"),
     "commit": ("files", "Make an image of an instance's file system"),
     "inspect": ("inspect", "Show everything about instances, images, networks, volumes"),
+    "build": ("build", "Build an image from a Dockerfile"),
     "images": ("images", "List images"),
     "pull": ("transfer", "Fetch an image from a registry"),
     "push": ("transfer", "Send an image to a registry"),
@@ -48,6 +49,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "tag": ("images", "Give an image another name"),
     "rmi": ("images", "Remove images"),
     "history": ("images", "Show how an image was made"),
+    "image build": ("build", "Build an image from a Dockerfile"),
     "image ls": ("images", "List images"),
     "image pull": ("transfer", "Fetch an image from a registry"),
     "image push": ("transfer", "Send an image to a registry"),
@@ -60,6 +62,9 @@ TABLE: dict[str, tuple[str, str]] = {
     "image inspect": ("inspect", "Show everything about images"),
     "image prune": ("images", "Remove images that nothing uses"),
     "image bootstrap": ("transfer", "Make an image from a distribution's packages"),
+    "builder build": ("build", "Build an image from a Dockerfile"),
+    "builder du": ("build", "Show the build cache"),
+    "builder prune": ("build", "Remove build cache"),
     "volume create": ("volumes", "Create a volume"),
     "volume ls": ("volumes", "List volumes"),
     "volume inspect": ("inspect", "Show everything about volumes"),
@@ -139,6 +144,7 @@ HIDDEN = frozenset(
 GROUPS: dict[str, str] = {
     "container": "Instances: the same commands as at the top",
     "image": "Images",
+    "builder": "Builds and their cache",
     "volume": "Volumes",
     "network": "Networks",
     "serve": "What others reach over the network",
@@ -152,6 +158,9 @@ GROUPS: dict[str, str] = {
     "system": "The host and the engine",
 }
 ALIASES: dict[str, str] = {
+    "buildx build": "build",
+    "buildx du": "builder du",
+    "buildx prune": "builder prune",
     "image list": "image ls",
     "image remove": "image rm",
     "volume list": "volume ls",

@@ -11,7 +11,7 @@ import msgspec
 from hutch.dockerfile.source import SourceError
 from hutch.errors import InvalidArgument
 
-__all__ = ["RunMount", "parse_mount"]
+__all__ = ["RunMount", "mount_source", "parse_mount"]
 
 _KEYS: dict[str, frozenset[str]] = {
     "bind": frozenset("target source from rw".split()),
@@ -43,6 +43,26 @@ class RunMount(msgspec.Struct, frozen=True, kw_only=True):
     env: str = ""
 
 
+def mount_source(text: str) -> str:
+    """Return the stage or image that a mount reads, "" for none: it decides what is built."""
+    given = _fields(text)
+    _check_kind(given.get("type", "bind"))
+    found = given.get("from", "")
+    if "$" in found:
+        raise SourceError(
+            "RUN --mount: 'from' takes no variables",
+            hint="name a stage with FROM ${…} AS name, and that one here",
+        )
+    return found
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in _KEYS:
+        raise SourceError(
+            f"RUN --mount: unknown type {kind[:40]!r}", hint=f"use one of {', '.join(_KEYS)}"
+        )
+
+
 def parse_mount(
     text: str, expand: Callable[[str], str], workdir: str, *, default_id: str = ""
 ) -> RunMount:
@@ -51,12 +71,9 @@ def parse_mount(
     A relative target counts from `workdir`. `default_id` is the id of a cache that names none,
     where its target alone shall not tell.
     """
+    mount_source(text)
     given = _fields(text)
     kind = given.pop("type", "bind")
-    if kind not in _KEYS:
-        raise SourceError(
-            f"RUN --mount: unknown type {kind[:40]!r}", hint=f"use one of {', '.join(_KEYS)}"
-        )
     if kind == "bind" and given.pop("ro", "true") in _FALSE:
         given["rw"] = "true"
     if kind == "cache" and given.pop("rw", "true") in _FALSE:
@@ -66,11 +83,6 @@ def parse_mount(
         if name not in _KEYS[kind]:
             raise SourceError(f"RUN --mount=type={kind}: unknown option {name[:40]!r}")
         values[name] = value if name == "from" else expand(value)
-    if "$" in values.get("from", ""):
-        raise SourceError(
-            "RUN --mount: 'from' takes no variables",
-            hint="name a stage with FROM ${…} AS name, and that one here",
-        )
     mount = RunMount(
         type=kind,
         target=_target(kind, values, workdir),

@@ -164,7 +164,8 @@ class Scope:
         )
 
     def _note(self, name: str) -> None:
-        if name not in self.args and name not in self.env and name not in self._declared:
+        known = name in self.args or name in self.env or name in self._declared
+        if not known and (name[0].isalpha() or name[0] == "_"):
             self.missing.add(name)
 
 

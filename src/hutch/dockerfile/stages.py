@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from hutch.dockerfile import model
-from hutch.dockerfile.mounts import parse_mount
+from hutch.dockerfile.mounts import mount_source
 from hutch.dockerfile.scopes import Arguments
 from hutch.dockerfile.source import SourceError
 from hutch.dockerfile.words import expand
@@ -114,24 +114,13 @@ def _sources(instruction: model.Instruction) -> list[str]:
         return [instruction.source]
     if isinstance(instruction, model.Run):
         try:
-            mounts = [
-                parse_mount(text, lambda value: value or "x", "/") for text in _froms(instruction)
-            ]
+            found = [mount_source(text) for text in instruction.mounts]
         except SourceError as error:
             error.first = error.first or instruction.statement.first
             error.last = instruction.statement.last
             raise
-        return [mount.from_ for mount in mounts if mount.from_]
+        return [source for source in found if source]
     return []
-
-
-def _froms(instruction: model.Run) -> list[str]:
-    """Return the mounts that name a stage; the rest is read once its variables are known."""
-    return [text for text in instruction.mounts if "from=" in text and "$" not in text] + [
-        ",".join(p for p in text.split(",") if "$" not in p or p.startswith("from"))
-        for text in instruction.mounts
-        if "from=" in text and "$" in text
-    ]
 
 
 def _closure(plans: list[StagePlan], goal: int) -> set[int]:

@@ -54,7 +54,8 @@ def expand(
 ) -> str:
     """Return `text` with variables put in and, unless they are kept, quotes and escapes gone.
 
-    A variable that is not set is empty; `used` is told each name that is asked for. Raises
+    A variable that is not set is empty; `used` is told each name that is asked for without a
+    word for that case. Raises
     `SourceError` for what is not closed, and for `${x?message}` where it has to.
     """
     return _Expansion(text, env, escape, keep_quotes, keep_escapes, used).whole()
@@ -175,7 +176,11 @@ class _Expansion:
             self._at += 1
             return self._braced()
         name = self._name()
-        return self._value(name) or "" if name else "$"
+        if not name:
+            return "$"
+        if self._used is not None:
+            self._used(name)
+        return self._env.get(name, "")
 
     def _name(self) -> str:
         start, char = self._at, self._peek()
@@ -191,7 +196,7 @@ class _Expansion:
         return self._text[start : self._at]
 
     def _value(self, name: str) -> str | None:
-        if self._used is not None:
+        if self._used is not None and self._peek() not in (":", "-", "+", "?"):
             self._used(name)
         return self._env.get(name)
 

@@ -204,6 +204,7 @@ class Context:
     @cached_property
     def collector(self) -> Collector:
         """Garbage collection of blobs, layers and root disks."""
+        from hutch.engine.builder.cache import cache_roots
         from hutch.engine.saved import snapshot_roots
         from hutch.image.catalog import image_roots
         from hutch.storage.gc import Collector
@@ -215,6 +216,7 @@ class Context:
             self.trash,
             image_roots,
             snapshot_roots,
+            cache_roots,
             disks=self.rootdisks,
         )
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hutch.engine.builder.events import BuildProgress, no_progress
 from hutch.engine.context import Context
 from hutch.engine.create import create
 from hutch.engine.instance import Instance
@@ -25,8 +26,13 @@ from hutch.engine.results import (
 from hutch.records import Progress, silent
 
 if TYPE_CHECKING:
-    from typing import Self, Unpack
+    import threading
+    from typing import BinaryIO, Self, Unpack
 
+    from hutch.engine.builder.arguments import BuildArguments
+    from hutch.engine.builder.cache import CachePrune
+    from hutch.engine.builder.facade import BuildCacheItem, BuildResult
+    from hutch.engine.builder.sources import Context as BuildContext
     from hutch.engine.disk_machines import Machines
     from hutch.engine.images import Images
     from hutch.engine.jobs.facade import Jobs, Queues
@@ -115,6 +121,43 @@ class Engine:
 
             raise CommandError(completed, join_command(command or image))
         return completed
+
+    def build(
+        self,
+        context: BuildContext = ".",
+        *,
+        dockerfile: str | None = None,
+        dockerfile_data: bytes | None = None,
+        outputs: Sequence[str] = (),
+        stream: BinaryIO | None = None,
+        stop: threading.Event | None = None,
+        progress: BuildProgress = no_progress,
+        **options: Unpack[BuildArguments],
+    ) -> BuildResult:
+        """Build an image from a Dockerfile and return it.
+
+        `context` is a directory, a tar archive (a path, bytes or an open stream), a URL or a
+        git repository (`URL#REF:DIRECTORY`). `dockerfile` names the Dockerfile,
+        `dockerfile_data` gives its content. `outputs` are as `--output` has them
+        (`type=local,dest=DIR`); `stream` takes what goes to `-`. Setting `stop` ends the build
+        and its commands. `progress` is told what happens, from several threads, one event at a
+        time. Raises
+        `hutch.dockerfile.SourceError` with the line and an excerpt, and
+        `hutch.dockerfile.StepFailed` where a command fails; no command runs on then.
+        """
+        from hutch.engine.builder.arguments import read_options
+        from hutch.engine.builder.facade import build_image
+
+        return build_image(
+            self._context,
+            context,
+            read_options(dockerfile, options),
+            progress,
+            dockerfile_data=dockerfile_data,
+            outputs=outputs,
+            stream=stream,
+            stop=stop,
+        )
 
     def create(
         self,
@@ -385,6 +428,33 @@ class Engine:
         from hutch.engine.system import prune
 
         return prune(self._context, all_images=all_images, volumes=volumes, filters=filters)
+
+    def build_cache(self) -> Sequence[BuildCacheItem]:
+        """Describe the build cache, what was used last first."""
+        from hutch.engine.builder.facade import cache_items
+
+        return cache_items(self._context)
+
+    def prune_build_cache(
+        self,
+        *,
+        all_entries: bool = False,
+        older_than_s: float = 0,
+        keep_bytes: int = 0,
+        filters: Mapping[str, Sequence[str]] | None = None,
+    ) -> CachePrune:
+        """Take away entries of the build cache that no image has and no build uses; with
+        `all_entries` what images have too, so that their builds begin anew. `keep_bytes` are
+        left of what was used last."""
+        from hutch.engine.builder.facade import prune_cache
+
+        return prune_cache(
+            self._context,
+            all_entries=all_entries,
+            older_than_s=older_than_s,
+            keep_bytes=keep_bytes,
+            filters=filters,
+        )
 
     def check(self, *, repair: bool = False, progress: Progress = silent) -> CheckReport:
         """Read blobs, root disks of machines and guest kernels against their digests, and have

@@ -15,7 +15,7 @@ from hutch.image.records import ImageRecord
 from hutch.lifecycle import State
 from hutch.storage.snapshots import OverlayAssets
 
-__all__ = ["commit", "diff", "export", "own_paths"]
+__all__ = ["commit", "diff", "export", "own_paths", "writable"]
 
 # What starting an instance itself puts into its writable layer: mount points.
 _MOUNT_POINTS = (
@@ -35,7 +35,7 @@ def own_paths(record: InstanceRecord) -> frozenset[bytes]:
 
 
 @contextmanager
-def _layers(context: Context, record: InstanceRecord) -> Iterator[OverlayAssets]:
+def writable(context: Context, record: InstanceRecord) -> Iterator[OverlayAssets]:
     """Hold an instance's layers; the writable one of a machine is fetched from its guest."""
     if record.spec.isolation == "vm":
         from hutch.engine.guest_files import writable_layer
@@ -61,7 +61,7 @@ def diff(context: Context, identifier: str) -> list[Change]:
     from hutch.storage.changes import changes
 
     record = _with_layers(current(context, identifier))
-    with _layers(context, record) as assets:
+    with writable(context, record) as assets:
         return [
             Change(kind=change.kind, path=change.path)
             for change in changes(assets.upper, assets.lower, skip=own_paths(record))
@@ -77,7 +77,7 @@ def export(context: Context, identifier: str) -> Iterator[bytes]:
 
     def stream() -> Iterator[bytes]:
         with (
-            _layers(context, record) as assets,
+            writable(context, record) as assets,
             Merged((assets.upper, *assets.lower)) as merged,
         ):
             yield from pack_merged(merged)
@@ -106,7 +106,7 @@ def commit(
             stack.callback(unpause, context, identifier)
         return commit_image(
             context.images.get(record.image_id),
-            stack.enter_context(_layers(context, record)),
+            stack.enter_context(writable(context, record)),
             images=context.images,
             content=context.content,
             layers=context.layers,

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from hutch.drivers.base import Savable
 from hutch.engine.after import wants_restart
+from hutch.engine.builder.leftovers import sweep
 from hutch.engine.context import BootRecord, Context
 from hutch.engine.finish import dispose, refresh_locked, remove_locked
 from hutch.engine.locking import instance_lock
@@ -56,6 +57,7 @@ def reconcile(context: Context) -> ReconcileReport:
     settled = settle_migrations(context)
     for record in all_records(context):
         _settle(context, record.id, booked, removed)
+    removed += sweep(context)
     directories = _orphan_directories(context)
     known = {record.id for record in all_records(context)}
     groups = _orphan_groups(context, known)

@@ -205,6 +205,7 @@ class PruneReport(msgspec.Struct, frozen=True, kw_only=True):
     networks: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
     templates: int = 0
+    build_cache: int = 0
     reclaimed: int = 0
 
 

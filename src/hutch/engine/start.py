@@ -49,13 +49,15 @@ def start(
     restarting: bool = False,
     saved: SavedState | ForkedState | None = None,
     progress: Progress = silent,
+    adjust: Callable[[Launch], Launch] | None = None,
 ) -> Supervisor | None:
     """Start an instance that is not running; return the link to its supervisor.
 
     None when it runs already. A caller that keeps the link until the exit finishes the
     instance itself; once it is closed, the supervisor sees to that. `attach` are the flags
     with which the link takes part in the streams from the first byte. `saved` is what it goes
-    on from; a suspended instance goes on from what it has.
+    on from; a suspended instance goes on from what it has. `adjust` adds to the launch what
+    no record is to hold.
     """
     with disk_errors(f"start of {identifier[:12]}"), instance_lock(context, identifier):
         record = refresh_locked(context, load(context, identifier))
@@ -75,6 +77,7 @@ def start(
             restarting=restarting,
             saved=saved,
             progress=progress,
+            adjust=adjust,
         )
 
 
@@ -88,6 +91,7 @@ def _start_locked(
     restarting: bool,
     saved: SavedState | ForkedState | None,
     progress: Progress,
+    adjust: Callable[[Launch], Launch] | None,
 ) -> Supervisor:
     move(record.state, State.STARTING, name=record.name)
     suspended = record.state == State.SUSPENDED and saved is None
@@ -122,7 +126,7 @@ def _start_locked(
                     # neither it nor a supervisor that still saw it would see to the rest.
                     exit_command_always=launch.exit_command_always or not attach,
                 )
-                started = driver.start(launch)
+                started = driver.start(launch if adjust is None else adjust(launch))
         except HutchError as exc:
             undo.close()
             _record_failure(context, record, exc)

@@ -60,6 +60,7 @@ def df(context: Context) -> DiskUsage:
         _kernels(context),
         _templates(context),
         _machine_snapshots(context),
+        _build_cache(context),
         _caches(context),
     ]
     return DiskUsage(rows=tuple(rows))
@@ -116,6 +117,20 @@ def _machine_snapshots(context: Context) -> UsageRow:
     return UsageRow(kind="snapshots", total=total, active=total, size=size, reclaimable=0)
 
 
+def _build_cache(context: Context) -> UsageRow:
+    """Measure the build cache; layers that images have too count as active."""
+    from hutch.engine.builder.facade import cache_items
+
+    items = cache_items(context)
+    return UsageRow(
+        kind="build cache",
+        total=len(items),
+        active=sum(item.shared or item.in_use for item in items),
+        size=sum(item.size for item in items),
+        reclaimable=sum(item.size for item in items if not (item.shared or item.in_use)),
+    )
+
+
 def _caches(context: Context) -> UsageRow:
     """Measure what is made anew where it is missing: empty disks, facts, filters."""
     from hutch.storage.snapshots import measure
@@ -165,6 +180,8 @@ def prune(
     filters: Mapping[str, Sequence[str]] | None = None,
 ) -> PruneReport:
     """Remove what is not in use; see `Engine.prune`."""
+    from hutch.engine.builder.facade import prune_cache
+    from hutch.engine.builder.leftovers import sweep
     from hutch.engine.images import Images
     from hutch.engine.kernels import Kernels
     from hutch.engine.networks import Networks
@@ -176,6 +193,8 @@ def prune(
     removed_volumes = Volumes(context).prune()[0] if volumes else []
     images = Images(context).prune(all_images=all_images)
     kernels = Kernels(context).prune() if all_images else []
+    sweep(context)
+    cached = prune_cache(context, all_entries=all_images)
     driver = _templated(context)
     templates = _templates(context)
     if driver is not None:
@@ -188,6 +207,7 @@ def prune(
         networks=tuple(networks),
         kernels=tuple(kernel.id for kernel in kernels),
         templates=templates.total,
+        build_cache=len(cached.records) + len(cached.mounts),
         reclaimed=templates.size + max(images.reclaimed, _free(context) - before, 0),
     )
 

@@ -25,7 +25,7 @@ from hutch.storage.owners import Owners
 from hutch.storage.pack import pack_diff
 from hutch.storage.snapshots import OverlayAssets
 
-__all__ = ["commit_image"]
+__all__ = ["commit_image", "oci_media_type"]
 
 
 def commit_image(
@@ -128,10 +128,12 @@ def _document(content: ContentStore, base: ImageRecord) -> dict[str, Any]:
 
 
 def _descriptor(layer: LayerRecord) -> Descriptor:
-    return Descriptor(media_type=_oci(layer.media_type), digest=layer.digest, size=layer.size)
+    return Descriptor(
+        media_type=oci_media_type(layer.media_type), digest=layer.digest, size=layer.size
+    )
 
 
-def _oci(media_type: str) -> str:
+def oci_media_type(media_type: str) -> str:
     """Return the OCI name of a layer's media type: a manifest does not mix the two."""
     from hutch.oci.types import LAYER_COMPRESSION, MediaType
 

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 from hutch.errors import Exhausted, IntegrityError
 from hutch.storage.faults import explain
@@ -19,7 +20,7 @@ from hutch.storage.owners import Owners
 from hutch.storage.tarstream import BLK, CHR, DIR, FIFO, LNK, REG, SYM
 from hutch.storage.tarwrite import END, header, padding
 
-__all__ = ["pack_diff", "pack_directory", "pack_merged"]
+__all__ = ["Attributes", "Packer", "pack_diff", "pack_directory", "pack_merged"]
 
 _CHUNK = 1 << 20
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,12 +42,26 @@ _XATTRS = ("security.capability", "system.posix_acl_access", "system.posix_acl_d
 Skip = Callable[[bytes], bool]
 
 
-class _Packer:
-    """Write entries, telling hard links from first names."""
+class Attributes(NamedTuple):
+    """What an entry says of a file beside its content; `mtime` in seconds."""
 
-    def __init__(self, owners: Owners | None = None) -> None:
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+
+
+Rewrite = Callable[[os.stat_result, Attributes], Attributes]
+
+
+class Packer:
+    """Write entries, telling hard links from first names; `rewrite` has the last word on
+    their attributes."""
+
+    def __init__(self, owners: Owners | None = None, rewrite: Rewrite | None = None) -> None:
         self._links: dict[tuple[int, int], bytes] = {}
         self._owners = owners
+        self._rewrite = rewrite
 
     def _header(
         self,
@@ -62,14 +77,17 @@ class _Packer:
         uid, gid = status.st_uid, status.st_gid
         if self._owners is not None:
             uid, gid = self._owners.inside(uid, gid)
+        found = Attributes(status.st_mode & 0o7777, uid, gid, status.st_mtime_ns // 1_000_000_000)
+        if self._rewrite is not None:
+            found = self._rewrite(status, found)
         return header(
             name,
             kind,
-            mode=status.st_mode & 0o7777,
-            uid=uid,
-            gid=gid,
+            mode=found.mode,
+            uid=found.uid,
+            gid=found.gid,
             size=size,
-            mtime=status.st_mtime_ns // 1_000_000_000,
+            mtime=found.mtime,
             linkname=linkname,
             device=device,
             pax=pax,
@@ -238,7 +256,7 @@ def pack_merged(
     `owners` how ids on disk are seen inside.
     """
     at, found = merged.resolve(path)
-    packer = _Packer(owners)
+    packer = Packer(owners)
     fd = merged.open(found.layer, at)
     try:
         yield from packer.entry(b".", found.status, fd, b".")
@@ -262,13 +280,17 @@ def pack_merged(
 
 
 def pack_diff(
-    upper: str, *, skip: Collection[bytes] = (), owners: Owners | None = None
+    upper: str,
+    *,
+    skip: Collection[bytes] = (),
+    owners: Owners | None = None,
+    rewrite: Rewrite | None = None,
 ) -> Iterator[bytes]:
     """Yield the layer that an upper directory is: its files, and OCI whiteouts.
 
     `skip` are paths to leave out with all beneath (what the engine itself put there).
     """
-    packer = _Packer(owners)
+    packer = Packer(owners, rewrite)
     fd = os.open(upper, _OPEN)
     if is_opaque(fd):
         yield header(_OPAQUE, REG, mode=0o600)
@@ -288,7 +310,7 @@ def pack_directory(
 
     With `contents_only` a directory's entries are named from its top (`./`).
     """
-    packer = _Packer(owners)
+    packer = Packer(owners)
     status = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
     if contents_only:
         name = b"."
@@ -303,7 +325,7 @@ def _open_child(dir_fd: int, base: bytes) -> int:
 
 
 def _descend(
-    packer: _Packer, fd: int, name: bytes, *, skip: Collection[bytes] = (), layer: bool = False
+    packer: Packer, fd: int, name: bytes, *, skip: Collection[bytes] = (), layer: bool = False
 ) -> Iterator[bytes]:
     """Walk an open directory, which is closed, depth first; one descriptor per level.
 

@@ -1,0 +1,343 @@
+"""Files from elsewhere: URLs, git repositories, archives. All of it lands in scratch."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import ExitStack
+from hashlib import new as new_hash
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from hutch.dockerfile import model
+from hutch.dockerfile.source import SourceError
+from hutch.engine.builder.tree import Source, Tree
+from hutch.errors import IntegrityError, InvalidArgument, NotFound, Unavailable
+from hutch.storage.compression import Readable
+from hutch.storage.overlay import Merged
+
+if TYPE_CHECKING:
+    from hutch.engine.builder.build import Build
+
+__all__ = ["GitSource", "download", "fetch_git", "fetch_source", "inside", "is_remote"]
+__all__ += ["looks_like_tar", "parse_git", "unpack_archive", "unpack_file"]
+
+_CHUNK = 1 << 18
+_MAX_DOWNLOAD = 64 << 30
+_MAX_REDIRECTS = 10
+_GIT_SCHEMES = ("git://", "ssh://", "git@", "git+ssh://")
+_GIT_HTTP = re.compile(r"https?://[^#]*\.git(?:/)?(?:#.*)?$")
+_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./@{}^~+-]*")
+_CHECKSUM = re.compile(r"(sha256|sha384|sha512):([0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})")
+_GIT_SAFE = (
+    "-c", "protocol.allow=never", "-c", "protocol.http.allow=always",
+    "-c", "protocol.https.allow=always", "-c", "protocol.git.allow=always",
+    "-c", "protocol.ssh.allow=always", "-c", "core.hooksPath=/dev/null",
+    "-c", "core.symlinks=true", "-c", "core.fsmonitor=false", "-c", "advice.detachedHead=false",
+    "-c", "init.defaultBranch=main",
+)  # fmt: skip
+
+
+class GitSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository, what of it, and which directory; "" is the default branch, or the top."""
+
+    url: str
+    ref: str = ""
+    directory: str = ""
+
+
+def is_remote(text: str) -> bool:
+    """Tell whether a source of ADD is fetched."""
+    return text.startswith(("http://", "https://")) or parse_git(text) is not None
+
+
+def parse_git(text: str) -> GitSource | None:
+    """Read `https://…/x.git#REF:DIRECTORY`, `git://…`, `ssh://…`, `git@…`; None for others."""
+    if not text.startswith(_GIT_SCHEMES) and _GIT_HTTP.match(text) is None:
+        return None
+    url, _, fragment = text.partition("#")
+    ref, _, directory = fragment.partition(":")
+    if ref and (_REF.fullmatch(ref) is None or ".." in ref):
+        raise InvalidArgument(f"not a name in a repository: {ref[:60]!r}", field="context")
+    return GitSource(url=url, ref=ref, directory=directory)
+
+
+def fetch_source(build: Build, text: str, copy: model.Copy, held: ExitStack) -> tuple[Tree, bool]:
+    """Fetch what ADD names; return it, and whether it is a tree rather than files."""
+    git = parse_git(text)
+    directory = held.enter_context(build.scratch("fetched"))
+    if git is not None:
+        if copy.checksum and not re.fullmatch(r"[0-9a-f]{7,64}", copy.checksum):
+            raise SourceError("--checksum of a repository is the digest of a commit")
+        commit = fetch_git(build, git, directory, keep_git_dir=copy.keep_git_dir)
+        if copy.checksum and not commit.startswith(copy.checksum):
+            raise IntegrityError(f"{text}: is commit {commit}, expected {copy.checksum}")
+        path = inside(directory, git.directory)
+        return Tree(held.enter_context(Merged([path]))), True
+    if copy.checksum and _CHECKSUM.fullmatch(copy.checksum) is None:
+        raise SourceError(
+            f"--checksum: expected sha256:…, got {copy.checksum[:40]!r}",
+        )
+    name = download(build, text, directory, checksum=copy.checksum)
+    if copy.unpack:
+        target = held.enter_context(build.scratch("unpacked"))
+        with open(f"{directory}/{name}", "rb", buffering=0) as file:
+            unpack_file(file, target, text)
+        return Tree(held.enter_context(Merged([target]))), True
+    return Tree(held.enter_context(Merged([directory]))), False
+
+
+def inside(directory: str, path: str) -> str:
+    """Return a directory of what was fetched; its links stay in there."""
+    if not path:
+        return directory
+    with Merged([directory]) as merged:
+        where, _ = merged.resolve(os.fsencode(path))
+    found = f"{directory}/{os.fsdecode(where)}"
+    if not os.path.isdir(found):
+        raise NotFound(f"{path}: is not a directory of the repository")
+    return found
+
+
+# ---- HTTP ---------------------------------------------------------------------------------
+
+
+def download(build: Build, url: str, directory: str, *, checksum: str = "") -> str:
+    """Fetch a URL into a directory and return the file's name; redirects are followed.
+
+    The file has mode 0600 and the time of the answer's Last-Modified, as in Docker. Raises
+    `Unavailable`, or `IntegrityError` where its checksum is another.
+    """
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return _download(build, url, directory, checksum)
+    except (HTTPError, OSError) as error:
+        raise Unavailable(f"{_shown(url)}: {_reason(error)}") from error
+
+
+def _download(build: Build, url: str, directory: str, checksum: str) -> str:
+    from urllib3 import PoolManager, Retry, Timeout
+
+    with PoolManager(
+        retries=Retry(total=3, redirect=_MAX_REDIRECTS, backoff_factor=0.2),
+        timeout=Timeout(connect=30, read=120),
+    ) as pool:
+        answer = pool.request("GET", url, preload_content=False, decode_content=False)
+        try:
+            if answer.status != 200:
+                raise Unavailable(f"{_shown(url)}: the server answered {answer.status}")
+            name = _file_name(url, answer.headers.get("content-disposition", ""))
+            path = f"{directory}/{name}"
+            digest = new_hash(checksum.partition(":")[0] or "sha256")
+            size = 0
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb", buffering=0) as file:
+                for data in answer.stream(_CHUNK):
+                    build.check()
+                    size += len(data)
+                    if size > _MAX_DOWNLOAD:
+                        raise InvalidArgument(f"{_shown(url)}: larger than {_MAX_DOWNLOAD} bytes")
+                    digest.update(data)
+                    file.write(data)
+            if checksum and f"{digest.name}:{digest.hexdigest()}" != checksum:
+                raise IntegrityError(
+                    f"{_shown(url)}: its digest is {digest.name}:{digest.hexdigest()}, "
+                    f"expected {checksum}"
+                )
+            modified = _time(answer.headers.get("last-modified", ""))
+            os.utime(path, (modified, modified))
+            return name
+        finally:
+            answer.release_conn()
+
+
+def _file_name(url: str, disposition: str) -> str:
+    match = re.search(r'filename="?([^";]+)"?', disposition)
+    given = match[1] if match else unquote(urlsplit(url).path)
+    name = os.path.basename(given.rstrip("/"))
+    if not name or name in (".", "..") or "\0" in name or len(os.fsencode(name)) > 255:
+        return "index"
+    return name
+
+
+def _time(text: str) -> float:
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(parsedate_to_datetime(text).timestamp(), 0.0)
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _shown(url: str) -> str:
+    """Return a URL without what may be a password or a token in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _reason(error: BaseException) -> str:
+    text = str(getattr(error, "reason", "") or error)
+    return text.rpartition(">: ")[2][:200] or type(error).__name__
+
+
+# ---- git ----------------------------------------------------------------------------------
+
+
+def fetch_git(build: Build, source: GitSource, directory: str, *, keep_git_dir: bool) -> str:
+    """Check a repository out into an empty directory and return the commit.
+
+    Only the network's protocols are allowed, for its submodules too; nothing of it is run.
+    """
+    _git(build, directory, "init", "--quiet")
+    _git(build, directory, "remote", "add", "--", "origin", source.url)
+    wanted = source.ref or "HEAD"
+    try:
+        _git(build, directory, "fetch", "--quiet", "--depth=1", "--", "origin", wanted)
+    except Unavailable:
+        # A server need not give out a commit by its digest, nor a history cut short.
+        _git(build, directory, "fetch", "--quiet", "--tags", "--", "origin")
+        if wanted == "HEAD":
+            _git(build, directory, "remote", "set-head", "origin", "--auto")
+        found = _find_ref(build, directory, wanted)
+        _git(build, directory, "checkout", "--quiet", "--detach", found)
+    else:
+        _git(build, directory, "checkout", "--quiet", "--detach", "FETCH_HEAD")
+    if os.path.exists(f"{directory}/.gitmodules"):
+        _git(build, directory, "submodule", "--quiet", "update", "--init", "--recursive",
+             "--depth=1")  # fmt: skip
+    commit = _git(build, directory, "rev-parse", "HEAD").strip()
+    epoch = float(_git(build, directory, "show", "-s", "--format=%ct", "HEAD").strip() or 0)
+    if not keep_git_dir:
+        _drop_git_dirs(directory)
+    _set_times(directory, epoch)
+    return commit
+
+
+def _find_ref(build: Build, directory: str, wanted: str) -> str:
+    for name in (wanted, f"origin/{wanted}"):
+        try:
+            spoken = _git(
+                build, directory, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"
+            )
+            return spoken.strip()
+        except Unavailable:
+            continue
+    raise NotFound(f"{wanted}: not in the repository")
+
+
+def _drop_git_dirs(directory: str) -> None:
+    from hutch.storage.removal import remove_tree
+
+    for place, names, files in os.walk(directory):
+        if ".git" in names or ".git" in files:
+            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                remove_tree(".git", dir_fd=fd)
+            finally:
+                os.close(fd)
+        names[:] = [name for name in names if name != ".git"]
+
+
+def _set_times(directory: str, epoch: float) -> None:
+    """Give all files the commit's time: a checkout's would make every layer another."""
+    for place, names, files in os.walk(directory):
+        for name in (*names, *files):
+            os.utime(f"{place}/{name}", (epoch, epoch), follow_symlinks=False)
+
+
+def _git(build: Build, directory: str, *words: str) -> str:
+    from hutch.process.run import spawn
+
+    env = {
+        **os.environ,
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "LC_ALL": "C",
+    }
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        env.pop(name, None)
+    out = os.memfd_create("git-out", os.MFD_CLOEXEC)
+    err = os.memfd_create("git-err", os.MFD_CLOEXEC)
+    try:
+        argv = ["git", *_GIT_SAFE, "-C", directory, *words]
+        with spawn(argv, stdout=out, stderr=err, env=env) as process:
+            while process.poll() is None:
+                build.check()
+                build.pause(0.02)
+            code = process.returncode
+        if code:
+            said = os.pread(err, 4096, 0).decode(errors="replace").strip().split("\n")[-1]
+            raise Unavailable(f"git {words[0]}: {said[:300] or f'exit code {code}'}")
+        return os.pread(out, 1 << 16, 0).decode(errors="replace")
+    finally:
+        os.close(out)
+        os.close(err)
+
+
+# ---- archives -----------------------------------------------------------------------------
+
+
+def unpack_archive(
+    build: Build, tree: Tree, source: Source, held: ExitStack, *, must: bool
+) -> Tree | None:
+    """Unpack a local archive of ADD into scratch; None where the file is none."""
+    parent, _, base = source.path.rpartition(b"/")
+    directory = tree.merged.open(source.found.layer, parent)
+    try:
+        fd = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+                     dir_fd=directory)  # fmt: skip
+    finally:
+        os.close(directory)
+    with open(fd, "rb", buffering=0) as file:
+        if not must and not _is_tar(file):
+            return None
+        file.seek(0)
+        target = held.enter_context(build.scratch("unpacked"))
+        unpack_file(file, target, os.fsdecode(source.path))
+    return Tree(held.enter_context(Merged([target])))
+
+
+def unpack_file(file: Readable, target: str, what: str) -> None:
+    """Extract an archive into a directory, and nowhere else."""
+    from hutch.storage import tree as storage_tree
+
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        storage_tree.extract(fd, "/", file)
+    except IntegrityError as error:
+        raise IntegrityError(f"{what}: {error.message}", hint=error.hint) from error
+    finally:
+        os.close(fd)
+
+
+def looks_like_tar(head: bytes) -> bool:
+    """Tell whether a stream that begins like this is compressed, or a tar."""
+    from hutch.storage.compression import detect
+
+    return detect(head) != "none" or (len(head) >= 512 and _is_header(head[:512]))
+
+
+def _is_tar(file: Readable) -> bool:
+    """Tell whether a file begins as a tar does, compressed or not."""
+    from hutch.storage.compression import decompress
+
+    chunks = decompress(file)
+    head = b""
+    try:
+        while len(head) < 512:
+            head += next(chunks)
+    except (StopIteration, IntegrityError):
+        return False
+    return _is_header(head[:512])
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        stated = int(block[148:156].strip(b"\0 ") or b"x", 8)
+    except ValueError:
+        return False
+    return stated == sum(block[:148]) + 8 * 0x20 + sum(block[156:])

@@ -1,0 +1,294 @@
+"""Make layers: of files to be copied, and of what a command has written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hutch.engine.builder.tree import Item, Tree
+from hutch.errors import InvalidArgument, NotFound
+from hutch.image.assemble import store_layer
+from hutch.image.records import LayerRecord
+from hutch.storage.leases import Lease
+from hutch.storage.overlay import Found, Merged
+from hutch.storage.pack import Attributes, Packer, pack_diff
+from hutch.storage.snapshots import OverlayAssets
+from hutch.storage.tarstream import DIR
+from hutch.storage.tarwrite import END, header
+
+if TYPE_CHECKING:
+    from hutch.engine.context import Context
+    from hutch.linux.idmap import IdMapping
+
+__all__ = ["Chosen", "Placing", "commit_tar", "commit_upper", "copy_tree"]
+__all__ += ["extract_chunks", "pack_chosen"]
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """A file or directory with the path it is to have in the layer. `tree` is where it is."""
+
+    name: bytes
+    item: Item
+    tree: Tree
+
+
+class Placing:
+    """What is in the image where files are to go; without a base nothing is."""
+
+    def __init__(self, base: Merged | None) -> None:
+        self._base = base
+        self._layers: dict[bytes, tuple[int, ...] | None] = {}
+        if base is not None:
+            self._layers[b""] = base.root().layers
+        else:
+            self._layers[b""] = None
+
+    def destination(self, path: str) -> bytes:
+        """Return where a path of the image leads, its symbolic links followed; what does not
+        exist is taken as written."""
+        parts = [os.fsencode(part) for part in path.split("/") if part]
+        at = b""
+        for index, part in enumerate(parts):
+            below = at + b"/" + part if at else part
+            if self._base is None:
+                at = below
+                continue
+            try:
+                at, found = self._base.resolve(below)
+            except NotFound:
+                return b"/".join([below, *parts[index + 1 :]])
+            if index + 1 < len(parts) and not stat.S_ISDIR(found.status.st_mode):
+                raise InvalidArgument(f"{os.fsdecode(below)}: is not a directory in the image")
+        return at
+
+    def what(self, name: bytes) -> Found | None:
+        """Return what the image has at exactly this path."""
+        if self._base is None:
+            return None
+        if not name:
+            return self._base.root()
+        parent, _, base = name.rpartition(b"/")
+        layers = self._directory(parent)
+        return self._base.lookup(parent, layers, base) if layers else None
+
+    def _directory(self, name: bytes) -> tuple[int, ...] | None:
+        if name not in self._layers:
+            found = self.what(name)
+            is_directory = found is not None and stat.S_ISDIR(found.status.st_mode)
+            self._layers[name] = found.layers if found is not None and is_directory else None
+        return self._layers[name]
+
+    def is_directory(self, name: bytes) -> bool:
+        """Tell whether the image has a directory there."""
+        found = self.what(name)
+        return found is not None and stat.S_ISDIR(found.status.st_mode)
+
+
+Adjust = Callable[[Item, Attributes], Attributes]
+
+
+def pack_chosen(
+    chosen: Iterator[Chosen], placing: Placing, adjust: Adjust, made: Attributes
+) -> Iterator[bytes]:
+    """Yield the layer that the chosen files are; `adjust` gives their attributes, and `made`
+    those of directories that have to be made on the way.
+
+    A directory that the image has keeps its attributes. Raises `InvalidArgument` where a file
+    would replace a directory or the other way round.
+    """
+    current: list[Item] = []
+    packer = Packer(rewrite=lambda _status, found: adjust(current[-1], found))
+    there: set[bytes] = {b""}
+    for one in chosen:
+        if not one.name:
+            continue
+        yield from _parents(one.name, placing, made, there)
+        status = one.item.found.status
+        directory = stat.S_ISDIR(status.st_mode)
+        if directory and one.name in there:
+            continue
+        before = placing.what(one.name)
+        _refuse_clash(one.name, directory, before)
+        if directory:
+            there.add(one.name)
+            if before is not None:
+                continue
+        elif not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+            raise InvalidArgument(
+                f"{os.fsdecode(one.item.path)}: is neither a file, a directory nor a link"
+            )
+        parent, _, base = one.item.path.rpartition(b"/")
+        current[:] = [one.item]
+        fd = one.tree.merged.open(one.item.found.layer, parent)
+        try:
+            yield from packer.entry(one.name, status, fd, base or b".")
+        finally:
+            os.close(fd)
+    yield END
+
+
+def _parents(name: bytes, placing: Placing, made: Attributes, there: set[bytes]) -> Iterator[bytes]:
+    """Yield the directories above a name that neither the image nor the layer has."""
+    at = name.find(b"/")
+    while at >= 0:
+        parent = name[:at]
+        if parent not in there:
+            there.add(parent)
+            before = placing.what(parent)
+            _refuse_clash(parent, True, before)
+            if before is None:
+                yield header(
+                    parent + b"/", DIR, mode=made.mode, uid=made.uid, gid=made.gid, mtime=made.mtime
+                )
+        at = name.find(b"/", at + 1)
+
+
+def _refuse_clash(name: bytes, directory: bool, before: Found | None) -> None:
+    if before is None:
+        return
+    was = stat.S_ISDIR(before.status.st_mode)
+    shown = f"/{os.fsdecode(name)}"
+    if directory and not was:
+        link = " (a symbolic link)" if stat.S_ISLNK(before.status.st_mode) else ""
+        raise InvalidArgument(
+            f"cannot copy a directory to {shown}: it is a file in the image{link}",
+            hint="copy to where the link leads" if link else None,
+        )
+    if was and not directory:
+        raise InvalidArgument(f"cannot copy a file to {shown}: it is a directory in the image")
+
+
+def commit_tar(
+    context: Context, chunks: Iterator[bytes], chain_ids: Sequence[str], lease: Lease
+) -> LayerRecord:
+    """Store a tar as the layer upon others (lowest first) and return what it became."""
+    made = store_layer(
+        context.content,
+        context.layers,
+        _Chunks(chunks),
+        parent_chain_id=chain_ids[-1] if chain_ids else "",
+    )
+    layer, blob = made.layer, made.descriptor
+    lease.add(blob.digest, layer.chain_id)
+    context.layers.settle((*chain_ids, layer.chain_id))
+    return LayerRecord(
+        digest=blob.digest,
+        size=blob.size,
+        media_type=blob.media_type,
+        diff_id=layer.diff_id,
+        chain_id=layer.chain_id,
+        unpacked_size=layer.size,
+    )
+
+
+def commit_upper(
+    context: Context,
+    assets: OverlayAssets,
+    chain_ids: Sequence[str],
+    lease: Lease,
+    *,
+    skip: Sequence[bytes],
+    mapping: IdMapping | None,
+    newest_s: float | None,
+) -> LayerRecord:
+    """Store what a command wrote as a layer. `skip` are paths that it did not write;
+    `newest_s` is the latest time that a file may have."""
+    from hutch.storage.owners import Owners
+
+    def rewrite(_status: os.stat_result, found: Attributes) -> Attributes:
+        if newest_s is not None and found.mtime > newest_s:
+            return found._replace(mtime=int(newest_s))
+        return found
+
+    left_out = {*skip, *_only_passed(assets, skip)}
+    chunks = pack_diff(
+        assets.upper,
+        skip=left_out,
+        owners=Owners(mapping) if mapping is not None else None,
+        rewrite=rewrite,
+    )
+    return commit_tar(context, chunks, chain_ids, lease)
+
+
+def _only_passed(assets: OverlayAssets, skip: Sequence[bytes]) -> set[bytes]:
+    """Return directories that only appear because a mount beneath them was made: they hold
+    nothing but what is skipped, and are as they were in the image, or not there at all."""
+    ours = set(skip)
+    parents = {path[:at] for path in skip for at in range(len(path)) if path[at : at + 1] == b"/"}
+    with Merged([assets.upper]) as upper, Merged(assets.lower) as lower:
+        for path in sorted(parents, key=lambda p: p.count(b"/"), reverse=True):
+            try:
+                fd = upper.open(0, path)
+            except OSError:
+                continue
+            try:
+                names = [os.fsencode(name) for name in os.listdir(fd)]
+                status = os.fstat(fd)
+            finally:
+                os.close(fd)
+            if any(path + b"/" + name not in ours for name in names):
+                continue
+            try:
+                _, found = lower.resolve(path)
+            except NotFound:
+                ours.add(path)
+                continue
+            was = found.status
+            same = (was.st_mode, was.st_uid, was.st_gid) == (
+                status.st_mode,
+                status.st_uid,
+                status.st_gid,
+            )
+            if same:
+                ours.add(path)
+    return ours
+
+
+class _Chunks:
+    """A stream out of chunks, small ones joined."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+
+    def read(self, size: int, /) -> bytes:
+        parts: list[bytes] = []
+        length = 0
+        for chunk in self._chunks:
+            parts.append(chunk)
+            length += len(chunk)
+            if length >= size:
+                break
+        return b"".join(parts)
+
+
+def extract_chunks(
+    chunks: Iterator[bytes], directory: str, *, owner: tuple[int, int] | None = None
+) -> None:
+    """Extract a tar of ours into a directory, all of it for `owner` where one is given."""
+    from hutch.storage import tree
+
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        tree.extract(fd, "/", _Chunks(chunks), owner=owner)
+    finally:
+        os.close(fd)
+
+
+def copy_tree(tree: Tree, directory: str, path: str = ".") -> bool:
+    """Copy what a tree has at `path` into a directory, a single file as `file`; return whether
+    it was one."""
+    (source, *_) = tree.find(path)
+    single = not stat.S_ISDIR(source.found.status.st_mode)
+    chosen = (
+        Chosen(name=item.relative or (b"file" if single else b""), item=item, tree=tree)
+        for item in tree.items(source)
+    )
+    nothing = Attributes(0o755, 0, 0, 0)
+    extract_chunks(
+        pack_chosen(chosen, Placing(None), lambda _item, found: found, nothing), directory
+    )
+    return single

@@ -1,0 +1,374 @@
+"""COPY and ADD: what goes where, as whose, and never from outside."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import io
+import os
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hutch.dockerfile import SourceError
+from hutch.engine import Engine
+from hutch.errors import HutchError, IntegrityError, InvalidArgument, NotFound, Unavailable
+from tests.engine.building import Builder, context
+from tests.requires import requires
+
+pytestmark = [requires("root", "overlayfs"), pytest.mark.integration]
+
+FILES: dict[str, str | bytes | None] = {
+    "a": "A",
+    "b.txt": "B",
+    "dir": None,
+    "dir/x": "X",
+    "dir/sub": None,
+    "dir/sub/y": "Y",
+    "dir/sub/z.md": "Z",
+    "link": "-> dir/x",
+    "dirlink": "-> dir",
+}
+
+
+@pytest.fixture
+def build(engine: Engine) -> Builder:
+    return Builder(engine)
+
+
+COPIES = [
+    ("COPY a /", {"a"}),
+    ("COPY a /b", {"b"}),
+    ("COPY a /d/", {"d", "d/a"}),
+    ("COPY a d/e/", {"d", "d/e", "d/e/a"}),
+    ("COPY a b.txt /d/", {"d", "d/a", "d/b.txt"}),
+    ("COPY *.txt /d/", {"d", "d/b.txt"}),
+    ("COPY [ab]* /d/", {"d", "d/a", "d/b.txt"}),
+    ("COPY dir /d", {"d", "d/x", "d/sub", "d/sub/y", "d/sub/z.md"}),
+    ("COPY dir/ /d/", {"d", "d/x", "d/sub", "d/sub/y", "d/sub/z.md"}),
+    ("COPY dir/s* /d/", {"d", "d/y", "d/z.md"}),
+    ("COPY . /d", {"d", "d/a", "d/b.txt", "d/dir", "d/dir/x", "d/dir/sub", "d/dir/sub/y",
+                   "d/dir/sub/z.md", "d/link", "d/dirlink", "d/Dockerfile"}),
+    ("COPY link /d", {"d"}),
+    ("COPY dirlink/x /d", {"d"}),
+    ("COPY dirlink /d", {"d", "d/x", "d/sub", "d/sub/y", "d/sub/z.md"}),
+    ("COPY ./dir/../a /d", {"d"}),
+    ("COPY ../../a /d", {"d"}),
+    ("COPY --exclude=sub dir /d", {"d", "d/x"}),
+    ("COPY --exclude=**/*.md --exclude=x dir /d", {"d", "d/sub", "d/sub/y"}),
+    ("COPY --parents dir/sub/y /d/", {"d", "d/dir", "d/dir/sub", "d/dir/sub/y"}),
+    ("COPY --parents dir/./sub/y /d/", {"d", "d/sub", "d/sub/y"}),
+    ("COPY --parents **/*.md /d/", {"d", "d/dir", "d/dir/sub", "d/dir/sub/z.md"}),
+    ("WORKDIR /w\nCOPY a b.txt .", {"w", "w/a", "w/b.txt"}),
+    ("WORKDIR /w\nCOPY a sub/", {"w", "w/sub", "w/sub/a"}),
+    ("ENV X=dir\nCOPY $X/x ${X}/", {"dir", "dir/x"}),
+    ('COPY ["a", "/with space"]', {"with space"}),
+    ("COPY <<one <<two /d/\n1\none\n2\ntwo", {"d", "d/one", "d/two"}),
+    ("COPY --link a /d/", {"d", "d/a"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "wanted"), COPIES, ids=[text for text, _ in COPIES])
+def test_files_go_where_docker_puts_them(build: Builder, text: str, wanted: set[str]) -> None:
+    assert set(build.tree(f"FROM scratch\n{text}\n", FILES)) == wanted
+
+
+REFUSED = [
+    ("COPY nope /", "nope: not found"),
+    ("COPY *.nope /", "no source files match"),
+    ("COPY a b.txt /d", "must end with '/'"),
+    ("COPY a /d\nCOPY b.txt /d/", "is not a directory in the image"),
+    ("COPY dir /d\nCOPY b.txt /e/d\nCOPY e /", "e: not found"),
+    ("COPY a /d/sub\nCOPY dir /d", "cannot copy a directory to /d/sub"),
+    ("COPY dir/x /d/dir\nCOPY dir /d/x/\nCOPY a /d/x/sub\nCOPY dir /d", "to /d/x"),
+    ("COPY --chown=nobody a /", "no user 'nobody'"),
+    ("COPY --chmod=rwx a /", "--chmod: cannot read"),
+    ("COPY --from=no.such.host.invalid/x:1 a /", "no.such.host.invalid"),
+    ("ENV e=\nCOPY a $e", "a path is empty"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED, ids=[text for text, _ in REFUSED])
+def test_what_cannot_be_copied_is_refused_at_its_line(
+    build: Builder, text: str, message: str
+) -> None:
+    with pytest.raises(HutchError) as caught:
+        build.tree(f"FROM scratch\n{text}\n", FILES)
+    assert message in caught.value.message
+    assert ">>>" in str(getattr(caught.value, "excerpt", ""))
+
+
+def test_owners_modes_and_times(build: Builder) -> None:
+    found = build.tree(
+        "FROM scratch\nCOPY <<passwd <<group /etc/\nme:x:7:8::/:\npasswd\nus:x:9:\ngroup\n"
+        "COPY a /plain\nCOPY --chown=3 --chmod=0601 a /numbers\nCOPY --chown=me a /named\n"
+        "COPY --chown=me:us --chmod=go-r,u+x dir /tree/\nCOPY --chown=5:6 a /made/a\n",
+        FILES,
+    )
+    told = {n: (e.uid, e.gid, e.mode, int(e.mtime)) for n, e in found.items()}
+    assert told["plain"] == (0, 0, 0o644, 1_000_000_000)
+    assert told["numbers"][:3] == (3, 3, 0o601)
+    assert told["named"][:3] == (7, 8, 0o644)
+    assert told["tree/x"][:3] == (7, 9, 0o700)
+    assert told["tree"][:3] == (7, 9, 0o711)
+    assert told["made"][:3] == (5, 6, 0o755)
+
+
+def test_a_directory_that_is_there_keeps_its_attributes(build: Builder) -> None:
+    found = build.tree(
+        "FROM scratch AS one\nCOPY --chown=1:2 --chmod=701 dir /d\n"
+        "FROM one\nCOPY dir /d\nCOPY a /d/\n",
+        FILES,
+    )
+    assert (found["d"].uid, found["d"].gid, found["d"].mode) == (1, 2, 0o701)
+    assert (found["d/x"].uid, found["d/x"].mode) == (0, 0o644)
+
+
+def test_a_link_in_the_image_is_followed_inside_it(build: Builder) -> None:
+    files = {
+        **FILES,
+        "l/real/keep": "",
+        "l/bin": "-> real",
+        "l/in": "-> /real",
+        "l/up": "-> ../../../real",
+        "l/gone": "-> ../../../nowhere",
+    }
+    found = build.tree("FROM scratch\nCOPY l /\nCOPY a /bin/\nCOPY a /in/f\nCOPY a /up/g\n", files)
+    assert {"real/a", "real/f", "real/g"} <= set(found)
+    with pytest.raises(InvalidArgument, match="not a directory in the image"):
+        build.tree("FROM scratch\nCOPY l /\nCOPY a /gone/\n", files)
+
+
+def test_links_of_the_context_do_not_lead_out_of_it(build: Builder, tmp_path: Path) -> None:
+    outside = tmp_path / "secret"
+    outside.write_text("secret")
+    place = tmp_path / "context"
+    place.mkdir()
+    (place / "absolute").symlink_to(outside)
+    (place / "relative").symlink_to("../secret")
+    (place / "up").symlink_to("..")
+    for source in ("absolute", "relative", "up/secret", "../secret", f"{outside}"):
+        with pytest.raises(NotFound):
+            build.build(place, dockerfile_data=f"FROM scratch\nCOPY {source} /x\n".encode())
+    # Below what is named a link is copied as what it is.
+    (place / "d").mkdir()
+    (place / "d" / "l").symlink_to(outside)
+    build.build(place, dockerfile_data=b"FROM scratch\nCOPY d /x\n", tags=["links:1"])
+    (layer,) = build.layers("links:1")
+    assert os.readlink(layer / "x" / "l") == str(outside)
+    build.engine.images.remove("links:1")
+
+
+def test_links_of_a_stage_do_not_lead_out_of_it(build: Builder) -> None:
+    files = {"evil": "-> /etc/passwd", "up": "-> ../../../../../etc", "a": "A"}
+    for source in ("evil", "up/passwd", "../../etc/passwd"):
+        with pytest.raises(NotFound):
+            build.tree(
+                f"FROM scratch AS one\nCOPY . /\nFROM scratch\nCOPY --from=one {source} /x\n", files
+            )
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/../out"])
+def test_a_context_that_leaves_its_root_is_refused(build: Builder, name: str) -> None:
+    data = context({"Dockerfile": "FROM scratch\nCOPY . /\n", name: "x"})
+    with pytest.raises(IntegrityError, match="leaves the root"):
+        build.build(data)
+
+
+def test_a_context_through_a_link_stays_inside(build: Builder, tmp_path: Path) -> None:
+    data = context({"Dockerfile": "FROM scratch\nCOPY . /\n", "l": f"-> {tmp_path}", "l/file": "x"})
+    with pytest.raises(HutchError):
+        build.build(data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_and_pipes_are_not_copied(build: Builder, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    os.mkfifo(tmp_path / "d" / "pipe")
+    with pytest.raises(InvalidArgument, match="neither a file"):
+        build.build(tmp_path, dockerfile_data=b"FROM scratch\nCOPY d /d\n")
+
+
+def test_ignored_files_are_not_there(build: Builder) -> None:
+    files = {**FILES, ".dockerignore": "dir/**\n!dir/sub/y\n*.txt\n.dockerignore\nDockerfile\n"}
+    found = build.tree("FROM scratch\nCOPY . /d\n", files)
+    assert set(found) == {"d", "d/a", "d/dir/sub/y", "d/dir/sub", "d/dir", "d/link", "d/dirlink"}
+    for source in ("b.txt", "dir/x"):
+        with pytest.raises(NotFound):
+            build.tree(f"FROM scratch\nCOPY {source} /d\n", files)
+
+
+def test_a_dockerfile_has_an_ignore_file_of_its_own(build: Builder) -> None:
+    files = {
+        **FILES,
+        "sub/My.Dockerfile": "FROM scratch\nCOPY . /d\n",
+        "sub/My.Dockerfile.dockerignore": "*\n!a\n",
+        ".dockerignore": "a\n",
+    }
+    out = io.BytesIO()
+    build.build(context(files), dockerfile="sub/My.Dockerfile", outputs=["-"], stream=out)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+        assert {name.removeprefix("./") for name in archive.getnames()} == {".", "d", "d/a"}
+
+
+@pytest.mark.parametrize("compress", [lambda data: data, gzip.compress], ids=["plain", "gzip"])
+def test_a_context_may_be_compressed_or_a_file(
+    build: Builder, tmp_path: Path, compress: object
+) -> None:
+    assert callable(compress)
+    data = compress(context({"Dockerfile": "FROM scratch\nCOPY a /\n", "a": "A"}))
+    assert build.build(io.BytesIO(data))
+    path = tmp_path / "context.tar"
+    path.write_bytes(data)
+    assert build.build(path)
+
+
+def test_a_dockerfile_alone_is_a_context(build: Builder) -> None:
+    assert build.build(b"FROM scratch\nLABEL a=b\n")
+    with pytest.raises(NotFound):
+        build.build(b"FROM scratch\nCOPY a /\n")
+    with pytest.raises(InvalidArgument, match="is empty"):
+        build.build(b"")
+
+
+# ---- ADD ----------------------------------------------------------------------------------
+
+
+def _archive(mode: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        entry = tarfile.TarInfo("in/side")
+        entry.uid, entry.gid, entry.mode, entry.size = 3, 4, 0o640, 2
+        archive.addfile(entry, io.BytesIO(b"hi"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_add_unpacks_archives_and_keeps_their_owners(build: Builder, mode: str) -> None:
+    files: dict[str, str | bytes | None] = {"x.tar": _archive(mode), "no.tar": "not a tar"}
+    found = build.tree(
+        "FROM scratch\nADD x.tar /d/\nADD no.tar /e/\nCOPY x.tar /f/\n"
+        "ADD --unpack=false x.tar /g/\nADD --chown=8:9 x.tar /h/\n",
+        files,
+    )
+    assert {"d/in/side", "e/no.tar", "f/x.tar", "g/x.tar"} <= set(found)
+    side = found["d/in/side"]
+    assert (side.uid, side.gid, side.mode) == (3, 4, 0o640)
+    assert found["h/in/side"].uid == 8
+
+
+def test_an_archive_cannot_write_outside(build: Builder) -> None:
+    with pytest.raises(IntegrityError, match="leaves the root"):
+        build.tree("FROM scratch\nADD x.tar /d/\n", {"x.tar": context({"../out": "x"})})
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/file.txt")
+            self.end_headers()
+            return
+        if self.path == "/gone":
+            self.send_error(404)
+            return
+        data = _archive("w:gz") if self.path == "/x.tgz" else b"content"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Last-Modified", "Sun, 09 Sep 2001 01:46:40 GMT")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+        thread.join()
+
+
+def test_add_fetches_urls_and_checks_them(build: Builder, server: str) -> None:
+    good = "sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
+    found = build.tree(
+        f"FROM scratch\nADD {server}/file.txt /d/\nADD --checksum={good} {server}/moved /e\n"
+        f"ADD {server}/x.tgz /f/\nADD --unpack {server}/x.tgz /g/\n"
+    )
+    assert {"d/file.txt", "e", "f/x.tgz", "g/in/side"} <= set(found)
+    assert (found["d/file.txt"].mode, found["d/file.txt"].mtime) == (0o600, 1_000_000_000)
+    with pytest.raises(IntegrityError, match="expected sha256:0"):
+        build.tree(f"FROM scratch\nADD --checksum=sha256:{'0' * 64} {server}/file.txt /d/\n")
+    with pytest.raises(Unavailable, match="404"):
+        build.tree(f"FROM scratch\nADD {server}/gone /d/\n")
+    with pytest.raises(SourceError, match="--checksum"):
+        build.tree(f"FROM scratch\nADD --checksum=md5:0 {server}/file.txt /d/\n")
+
+
+def _git(place: Path, *words: str) -> str:
+    identity = ["-c", "user.name=n", "-c", "user.email=e@x.y", "-c", "init.defaultBranch=main"]
+    return subprocess.run(
+        ["git", *identity, "-C", str(place), *words], check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[str]:
+    """A repository served on loopback, with a tag and a directory that builds."""
+    place = tmp_path / "served" / "x.git"
+    place.mkdir(parents=True)
+    _git(place, "init", "-q")
+    (place / "app").mkdir()
+    (place / "app" / "Dockerfile").write_text("FROM scratch\nCOPY f /f\n")
+    (place / "app" / "f").write_text("one")
+    _git(place, "add", ".")
+    _git(place, "commit", "-qm", "one")
+    _git(place, "tag", "v1")
+    (place / "app" / "f").write_text("two")
+    _git(place, "commit", "-qam", "two")
+    _git(place, "update-server-info")
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0),
+        lambda *a: _Quiet(*a, directory=str(place.parent)),
+    ) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}/x.git/.git"
+        running.shutdown()
+        thread.join()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_git_is_a_context_and_a_source(build: Builder, repository: str, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    build.build(f"{repository}#v1:app", outputs=["-"], stream=out)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+        file = archive.extractfile("f")
+        assert file is not None and file.read() == b"one"
+    found = build.files(
+        f"FROM scratch\nADD {repository}#main:app /d\nADD --keep-git-dir=true {repository} /e\n"
+    )
+    assert found["d/f"][1] == b"two" and not any(name.startswith("d/.git") for name in found)
+    assert "e/.git/HEAD" in found
+    with pytest.raises(HutchError, match=r"nope|git"):
+        build.build(f"{repository}#nope")
+
+
+def test_git_runs_nothing_and_reads_no_file_of_the_host(build: Builder, tmp_path: Path) -> None:
+    for url in ("ext::sh -c 'touch /tmp/x' x.git", f"file://{tmp_path}/x.git", "-oProxy=x.git"):
+        with pytest.raises(HutchError):
+            build.build(url)
+    with pytest.raises(InvalidArgument, match="not a name"):
+        build.build("https://x.invalid/x.git#--upload-pack=x")
