@@ -92,7 +92,7 @@ static void frame_send(struct client *c, uint8_t type, uint8_t flag, const void 
 	if (c->fd < 0 || c->ended)
 		return;
 	put_u32(head + 4, (uint32_t)n);
-	done = c->queue.len ? 0 : try_send(c, head, data, n);
+	done = c->queue.len || c->corked ? 0 : try_send(c, head, data, n);
 	if (done < FRAME_HEAD &&
 	    !buffer_put(&c->queue, head + done, FRAME_HEAD - done, limit + FRAME_HEAD))
 		c->ended = true;
@@ -107,6 +107,18 @@ void client_send(struct supervisor *s, struct client *c, uint8_t type, uint8_t f
 {
 	(void)s;
 	frame_send(c, type, flag, data, n, QUEUE_FINAL + FRAME_MAX);
+}
+
+/* Let the starter have what was kept for it. An emulated processor pays more for waking the
+ * starter than for a frame, so the agent's starters get those of a launch together. */
+void uncork(struct supervisor *s)
+{
+	struct client *c = starter_of(s);
+
+	if (!c || !c->corked)
+		return;
+	c->corked = false;
+	client_flush(s, c);
 }
 
 void tell_starter(struct supervisor *s, uint8_t type, uint8_t flag, const void *data, size_t n)

@@ -5,6 +5,8 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
+#include <linux/magic.h>
 
 #include "frames.h"
 #include "text.h"
@@ -81,6 +83,8 @@ static int run_section(struct launch *l, struct reader section, uint32_t count)
 			if (enter_user_namespace(l) < 0)
 				return -1;
 		}
+		if (op.code == OP_SECCOMP && l->report >= 0 && !l->absent_known)
+			look_along_path(l, section);
 		if (run_op(l, op.code, &op.body) < 0)
 			return -1;
 		if (l->report >= 0 && (int32_t)l->index == l->plan->caps_at &&
@@ -182,6 +186,63 @@ static bool prepare_has(const struct plan *p, uint32_t code)
 	return false;
 }
 
+/* The directory of the one cgroup, of version 2, that the process joins first of all; or -1.
+ * To move a process between cgroups holds up every fork in the system for a while; to make one
+ * in its cgroup does not. */
+static int first_cgroup(const struct launch *l)
+{
+	static const char file[] = "/cgroup.procs";
+	struct reader section = l->plan->child;
+	struct statfs fs;
+	struct text t;
+	char path[4096];
+	const char *name;
+	size_t len;
+	struct op op;
+	int fd;
+
+	if (l->plan->has_id_map || !next_op(&section, &op) || op.code != OP_CGROUP_JOIN ||
+	    read_count(&op.body) != 1)
+		return -1;
+	name = read_str(&op.body);
+	len = strlen(name);
+	if (len < sizeof(file) || len >= sizeof(path) ||
+	    strcmp(name + len - (sizeof(file) - 1), file) != 0)
+		return -1;
+	t = text_in(path, sizeof(path));
+	text_add_bytes(&t, name, len - (sizeof(file) - 1));
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd >= 0 && (fstatfs(fd, &fs) < 0 || fs.f_type != CGROUP2_SUPER_MAGIC)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+/* Make the process, in its cgroup where that can be. */
+static pid_t clone_into(struct launch *l, struct clone3_args *args)
+{
+	int cgroup = args->flags & CLONE_INTO_CGROUP ? -1 : first_cgroup(l);
+	pid_t pid;
+
+	if (cgroup < 0)
+		return sys_clone3(args);
+	args->flags |= CLONE_INTO_CGROUP;
+	args->cgroup = (uint64_t)cgroup;
+	l->joined = true;
+	pid = sys_clone3(args);
+	if (pid < 0) { /* let the operation say what is wrong */
+		args->flags &= ~(uint64_t)CLONE_INTO_CGROUP;
+		l->joined = false;
+		pid = sys_clone3(args);
+	}
+	if (pid != 0) {
+		l->joined = false;
+		close(cgroup);
+	}
+	return pid;
+}
+
 pid_t clone_child(struct launch *l, const int stdio[3], const int ends[2], int *pidfd)
 {
 	int fd = -1, pid;
@@ -190,6 +251,7 @@ pid_t clone_child(struct launch *l, const int stdio[3], const int ends[2], int *
 		.pidfd = (uint64_t)(uintptr_t)&fd,
 		.exit_signal = SIGCHLD,
 	};
+	bool joins;
 
 	l->section = SECTION_CLONE;
 	l->index = 0;
@@ -201,16 +263,22 @@ pid_t clone_child(struct launch *l, const int stdio[3], const int ends[2], int *
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint64_t)cgroup;
 	}
-	pid = sys_clone3(&args);
+	joins = prepare_has(l->plan, OP_SETNS);
+	/* In somebody's PID namespace from its first moment, it must not be traced from there. */
+	if (joins && !l->plan->has_id_map)
+		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	pid = clone_into(l, &args);
 	if (pid == 0) {
 		close(ends[0]); /* its end of file tells of the supervisor's death */
 		l->report = ends[1];
 		child_main(l, stdio);
 	}
+	if (joins && !l->plan->has_id_map)
+		prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
 	if (pid < 0)
 		return -1;
 	*pidfd = fd;
-	if (prepare_has(l->plan, OP_SETNS))
+	if (joins)
 		restore_pid_namespace();
 	return pid;
 }

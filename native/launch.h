@@ -40,6 +40,9 @@ struct launch {
 	bool umask_set, no_close;
 	int inherit[MAX_SLOTS]; /* what becomes descriptors 3, 4, ... of the program */
 	uint32_t inherited;
+	uint32_t absent; /* of the directories in PATH: the first ones without the program */
+	bool absent_known;
+	bool joined; /* made in its cgroup: the first operation need not join it */
 	bool exec_open; /* the supervisor is ready for the program to run */
 	struct capability_sets caps;
 	uint32_t index;
@@ -85,6 +88,9 @@ int op_mount(struct launch *l, struct reader *r);
 int op_remount(struct launch *l, struct reader *r);
 int op_mask(struct launch *l, struct reader *r);
 int op_read_only(struct launch *l, struct reader *r);
+
+/* op_process.c: look for the program before a seccomp filter may forbid to. */
+void look_along_path(struct launch *l, struct reader rest);
 
 int op_cgroup_join(struct launch *l, struct reader *r);
 int op_unshare(struct launch *l, struct reader *r);

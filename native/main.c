@@ -12,14 +12,14 @@ enum { FD_PLAN = 3, FD_PLACED_STARTER = 4, FD_PLACED_SLOTS = 5, PLAN_FDS = 1 + M
 
 static struct supervisor the;
 
-/* Leave the starter's session and its family: it need not reap us. */
-static void detach(void)
+/* Leave the starter's session, and its family if it is not one that reaps us. */
+static void detach(bool reaped)
 {
 	static const int ignored[] = { SIGHUP, SIGINT, SIGTERM, SIGPIPE, SIGQUIT };
 	sigset_t none;
 	int null;
 
-	if (fork() != 0)
+	if (!reaped && fork() != 0)
 		_exit(0);
 	setsid();
 	sigemptyset(&none);
@@ -38,7 +38,7 @@ static void detach(void)
 		close(null);
 }
 
-static void set_up(struct supervisor *s, int starter)
+static void set_up(struct supervisor *s, int starter, bool reaped)
 {
 	s->dir = s->listen = s->report = s->pidfd = s->old_pidfd = -1;
 	s->streams[0] = s->streams[1] = s->input = s->terminal = -1;
@@ -51,6 +51,7 @@ static void set_up(struct supervisor *s, int starter)
 		s->launch.slots[i] = -1;
 	fcntl(starter, F_SETFD, FD_CLOEXEC);
 	client_add(s, starter, true);
+	s->clients[0].corked = reaped;
 }
 
 /* Take the descriptors that came with a message; the first is the plan, the others its
@@ -239,14 +240,14 @@ int main(int argc, char **argv)
 	struct supervisor *s = &the;
 	const char *problem = "its size";
 	uint8_t *plan, attach = 0;
-	bool waits;
+	bool waits, reaped = argc == 2 && !strcmp(argv[1], "--reaped");
 	size_t len = 0;
 
 	if (argc == 2 && !strcmp(argv[1], "--userns"))
 		return hold_user_namespace();
-	detach();
+	detach(reaped);
 	waits = is_socket(FD_PLAN);
-	set_up(s, waits ? FD_PLAN : FD_PLACED_STARTER);
+	set_up(s, waits ? FD_PLAN : FD_PLACED_STARTER, reaped);
 	sys_close_range((waits ? FD_PLAN : FD_PLACED_SLOTS + MAX_SLOTS - 1) + 1, ~0U, 0);
 	plan = load_plan(waits ? receive_plan(s, &attach) : placed_plan(s), &len);
 	fcntl(s->clients[0].fd, F_SETFL, O_RDWR | O_NONBLOCK);

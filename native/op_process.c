@@ -26,6 +26,10 @@ static int write_once(const char *path, const char *value)
 
 int op_cgroup_join(struct launch *l, struct reader *r)
 {
+	if (l->joined) {
+		l->joined = false;
+		return 0;
+	}
 	for (uint32_t n = read_count(r); n; n--) {
 		l->what = read_str(r);
 		if (write_once(l->what, "0") < 0)
@@ -301,39 +305,83 @@ static char **string_list(struct reader *r)
 	return list;
 }
 
+static const char default_path[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 static const char *path_of(char **env)
 {
 	for (; *env; env++)
 		if (strncmp(*env, "PATH=", 5) == 0)
 			return *env + 5;
-	return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+	return default_path;
+}
+
+/* Write the program's path in the directory at `dir` and return the next one, NULL at the end;
+ * an empty path did not fit. */
+static const char *path_in(const char *dir, const char *name, char file[PATH_MAX])
+{
+	size_t len = strcspn(dir, ":"), name_len = strlen(name);
+	struct text t = text_in(file, PATH_MAX);
+
+	if (len + name_len + 2 <= PATH_MAX) {
+		text_add_bytes(&t, dir, len);
+		text_add(&t, len ? "/" : "./");
+		text_add_bytes(&t, name, name_len);
+	}
+	return dir[len] ? dir + len + 1 : NULL;
+}
+
+static void count_absent(struct launch *l, const char *name, const char *dir)
+{
+	char file[PATH_MAX];
+
+	l->absent_known = true;
+	for (l->absent = 0; dir && !strchr(name, '/'); l->absent++) {
+		dir = path_in(dir, name, file);
+		if (access(file, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR))
+			return;
+	}
+}
+
+/* To fail at execve(2) costs the kernel a new address space each time. */
+void look_along_path(struct launch *l, struct reader rest)
+{
+	struct op op = { 0 };
+	const char *name = "", *dir = NULL;
+
+	while (op.code != OP_EXEC)
+		if (rest.at == rest.end || !next_op(&rest, &op))
+			return;
+	for (uint32_t n = read_count(&op.body), i = 0; i < n; i++) {
+		const char *word = read_str(&op.body);
+		name = i ? name : word;
+	}
+	for (uint32_t n = read_count(&op.body), i = 0; i < n; i++) {
+		const char *word = read_str(&op.body);
+		if (!dir && strncmp(word, "PATH=", 5) == 0)
+			dir = word + 5;
+	}
+	if (!op.body.bad)
+		count_absent(l, name, dir ? dir : default_path);
 }
 
 /* Try each directory of PATH; like a shell, remember a refusal but go on. */
-static int exec_along_path(char **argv, char **env)
+static int exec_along_path(const struct launch *l, char **argv, char **env)
 {
 	char file[PATH_MAX];
-	size_t name_len = strlen(argv[0]);
 	int error = ENOENT;
 	const char *dir = path_of(env);
 
-	for (;;) {
-		size_t len = strcspn(dir, ":");
-		if (len + name_len + 2 <= sizeof(file)) {
-			struct text t = text_in(file, sizeof(file));
-			text_add_bytes(&t, dir, len);
-			text_add(&t, len ? "/" : "./");
-			text_add_bytes(&t, argv[0], name_len);
-			execve(file, argv, env);
-			if (errno == EACCES)
-				error = EACCES;
-			else if (errno != ENOENT && errno != ENOTDIR)
-				return -1;
-		}
-		if (!dir[len])
-			return fail(error);
-		dir += len + 1;
+	for (uint32_t i = 0; dir; i++) {
+		dir = path_in(dir, argv[0], file);
+		if (i < l->absent || !*file)
+			continue;
+		execve(file, argv, env);
+		if (errno == EACCES)
+			error = EACCES;
+		else if (errno != ENOENT && errno != ENOTDIR)
+			return -1;
 	}
+	return fail(error);
 }
 
 static int apparmor_on_exec(const char *profile)
@@ -401,5 +449,5 @@ int op_exec(struct launch *l, struct reader *r)
 		return fail(ENOENT);
 	if (strchr(argv[0], '/'))
 		return execve(argv[0], argv, env);
-	return exec_along_path(argv, env);
+	return exec_along_path(l, argv, env);
 }

@@ -120,6 +120,7 @@ static void tell_sync(struct supervisor *s, int32_t number)
 	s->sync_open = number;
 	put_u32(body, (uint32_t)number);
 	tell_starter(s, FR_SYNC, 0, body, sizeof(body));
+	uncork(s);
 }
 
 /* The process went on as a new one (Fork): follow that. */
@@ -150,6 +151,7 @@ static void started(struct supervisor *s)
 	s->started_ns = now_ns();
 	put_u64(body, s->started_ns);
 	tell_starter(s, FR_STARTED, 0, body, sizeof(body));
+	uncork(s);
 	input_pump(s);
 	health_start(s);
 }
@@ -340,7 +342,7 @@ static short client_events(const struct client *c)
 	 * answers cannot make us hold more of them. */
 	if (c->queue.len > QUEUE_LIMIT)
 		return POLLOUT;
-	return (short)(POLLIN | (c->queue.len || c->gap ? POLLOUT : 0));
+	return (short)(POLLIN | (!c->corked && (c->queue.len || c->gap) ? POLLOUT : 0));
 }
 
 static void watch_all(const struct supervisor *s, struct watch *w)

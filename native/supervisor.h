@@ -20,6 +20,7 @@ struct client {
 	int fd;          /* -1: gone, its last input is being delivered, or unused */
 	bool used, starter, stdin_eof, ended;
 	bool claims;     /* does itself what the exit command would do */
+	bool corked;     /* nothing is sent before the process runs, or stops on the way */
 	uint8_t attach;
 	uint8_t head[FRAME_HEAD], head_len;
 	uint8_t body[64];
@@ -94,6 +95,7 @@ void client_drop(struct supervisor *s, struct client *c);
 void client_send(struct supervisor *s, struct client *c, uint8_t type, uint8_t flag,
 		 const void *data, size_t n);
 void tell_starter(struct supervisor *s, uint8_t type, uint8_t flag, const void *data, size_t n);
+void uncork(struct supervisor *s);
 void tell_all(struct supervisor *s, uint8_t type, uint8_t flag, const void *data, size_t n);
 void tell_output(struct supervisor *s, int stream, const char *data, size_t n);
 bool clients_have_room(const struct supervisor *s, int stream);

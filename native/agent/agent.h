@@ -50,6 +50,9 @@ void relay_ready(struct mux_channel *ch);
 void relay_free_dead(void);
 void relay_greeted(void);
 bool main_is_alive(void);
+void spare_wanted(uint32_t after_ms); /* a launcher that waits for its plan */
+int spare_timeout_ms(void);           /* until it is to be started; -1: not at all */
+void spare_start(void);               /* if it is time */
 
 /* The main link stands still, or outlives its channel. */
 int main_quiesce(void); /* 0, ESRCH, or EINPROGRESS: call_quiet follows */

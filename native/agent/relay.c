@@ -15,7 +15,8 @@
 #include "../text.h"
 #include "agent.h"
 
-enum { FD_PLAN = 3, FD_STARTER = 4, FD_SLOT = 5, FD_ROOT = 3, TURNS = 4 };
+enum { FD_PLAN = 3, FD_ROOT = 3, TURNS = 4,
+       SPARE_MS = 100 };
 
 struct relay {
 	struct watch watch; /* of our end of the socket; fd -1: the plan is not here yet */
@@ -47,10 +48,7 @@ static void note_main(struct relay *r, pid_t pid)
 
 	if (r->spawn < the.main_spawn || pid <= 0)
 		return;
-	fd = sys_pidfd_open(pid);
-	if (fd < 0)
-		return;
-	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	fd = sys_pidfd_open(pid); /* -1 for one that has ended already */
 	if (the.main_fd >= 0)
 		close(the.main_fd);
 	the.main_fd = fd;
@@ -116,6 +114,7 @@ static void end(struct relay *r)
 		the.main = NULL;
 		call_quiet(ESRCH);
 	}
+	spare_wanted(0);
 }
 
 static void end_with(struct relay *r, int error)
@@ -306,40 +305,137 @@ static int pair_up(struct relay *r, int *theirs)
 	return 0;
 }
 
-static _Noreturn void run_launcher(const struct relay *r, int starter, int slot)
+static _Noreturn void run_launcher(const int fds[3])
 {
-	char name[] = "hutch-supervisor", *argv[] = { name, NULL };
+	char name[] = "hutch-supervisor", reaped[] = "--reaped", *argv[] = { name, reaped, NULL };
 
 	/* The agent's own descriptors are all above these places. */
-	dup2(r->plan, FD_PLAN);
-	dup2(starter, FD_STARTER);
-	if (slot >= 0)
-		dup2(slot, FD_SLOT);
+	for (int i = 0; i < 3; i++)
+		if (fds[i] >= 0)
+			dup2(fds[i], FD_PLAN + i);
 	execve(the.launcher, argv, the.env);
 	_exit(127);
 }
 
 /* In a function of its own: vfork(2) shares the stack, and nothing here changes after it. */
-static int fork_launcher(const struct relay *r, const int starter)
+static int fork_launcher(const int fds[3])
 {
-	const int slot = r->ch->kind == MUX_EXEC ? the.main_fd : -1;
 	const pid_t pid = vfork();
 
 	if (pid == 0)
-		run_launcher(r, starter, slot);
+		run_launcher(fds);
 	return pid < 0 ? errno : 0;
 }
 
-static int start_launcher(struct relay *r)
+static int slot_of(const struct relay *r)
 {
-	int theirs = -1, error = pair_up(r, &theirs);
+	return r->ch->kind == MUX_EXEC ? the.main_fd : -1;
+}
 
-	if (error)
-		return error;
-	error = fork_launcher(r, theirs);
+/* Start one for this plan; what has come behind the plan is there before it is. Returns how
+ * much of that. */
+static size_t start_launcher(struct relay *r, const uint8_t *data, size_t n, int *error)
+{
+	int theirs = -1;
+	ssize_t sent = 0;
+
+	*error = pair_up(r, &theirs);
+	if (*error)
+		return 0;
+	if (n)
+		sent = send(r->watch.fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+	*error = fork_launcher((const int[3]){ r->plan, theirs, slot_of(r) });
 	close(theirs);
+	return sent < 0 ? 0 : (size_t)sent;
+}
+
+/* A launcher that waits for a plan: to start one costs an emulated processor as much as all that
+ * it does then. Another is started when there is nothing else to do. */
+
+static int spare = -1; /* our end of its socket */
+static uint64_t spare_due; /* when to start it, ns; 0: not now */
+
+void spare_wanted(uint32_t after_ms)
+{
+	if (spare < 0)
+		spare_due = mono_ns() + after_ms * 1000000u + 1;
+}
+
+int spare_timeout_ms(void)
+{
+	uint64_t now = mono_ns();
+
+	if (!spare_due)
+		return -1;
+	return spare_due <= now ? 0 : (int)((spare_due - now) / 1000000 + 1);
+}
+
+void spare_start(void)
+{
+	int ends[2];
+
+	if (!spare_due || spare_due > mono_ns())
+		return;
+	spare_due = 0;
+	if (spare >= 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
+		return;
+	spare = ends[0];
+	if (fork_launcher((const int[3]){ ends[1], -1, -1 })) {
+		close(spare);
+		spare = -1;
+	}
+	close(ends[1]);
+}
+
+/* Give the plan and its slot to the launcher that waits, and in the same piece what has come
+ * behind the plan: an ATTACH must be there before the process writes anything. Returns how much
+ * of that went along, or -1 when no launcher waits. */
+static ssize_t hand_over(struct relay *r, const uint8_t *data, size_t n)
+{
+	uint8_t head[FRAME_HEAD] = { FR_PLAN };
+	union { const uint8_t *from; void *to; } rest = { .from = data };
+	struct iovec iov[2] = { { head, sizeof(head) }, { rest.to, n } };
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = { 0 };
+	const int fds[2] = { r->plan, slot_of(r) };
+	const size_t len = (fds[1] < 0 ? 1 : 2) * sizeof(int);
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = n ? 2 : 1, .msg_control = control,
+			      .msg_controllen = CMSG_SPACE(len) };
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+	const int fd = spare;
+	ssize_t sent;
+
+	if (fd < 0)
+		return -1;
+	spare = -1;
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(len);
+	memcpy(CMSG_DATA(cmsg), fds, len);
+	sent = sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (sent < (ssize_t)sizeof(head)) {
+		close(fd); /* somebody has killed it */
+		return -1;
+	}
+	r->watch = (struct watch){ .ready = socket_ready, .fd = fd };
+	r->reading = true;
+	watch_again(r);
+	return sent - (ssize_t)sizeof(head);
+}
+
+/* The plan is whole; returns how much of what came behind it has been passed on. */
+static size_t launch(struct relay *r, const uint8_t *data, size_t n, int *error)
+{
+	ssize_t sent;
+
+	*error = r->ch->kind == MUX_EXEC && !main_is_alive() ? ESRCH : 0;
+	if (*error)
+		return 0;
+	sent = hand_over(r, data, n);
+	if (sent < 0)
+		sent = (ssize_t)start_launcher(r, data, n, error);
 	forget_plan(r);
-	return error;
+	spare_wanted(SPARE_MS);
+	return (size_t)sent;
 }
 
 static _Noreturn void run_files(int stream, int root)
@@ -456,9 +552,10 @@ static size_t take_plan(struct relay *r, const uint8_t *data, size_t n, int *err
 		return done;
 	}
 	r->plan_left -= (uint32_t)part;
+	done += part;
 	if (!r->plan_left)
-		*error = r->ch->kind == MUX_EXEC && !main_is_alive() ? ESRCH : start_launcher(r);
-	return done + part;
+		done += launch(r, data + done, n - done, error);
+	return done;
 }
 
 size_t relay_data(struct mux_channel *ch, const uint8_t *data, size_t n)

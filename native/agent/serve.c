@@ -13,6 +13,7 @@ struct agent the;
 
 static struct watch peer, children, devices;
 static bool deaf; /* the host's end is not open */
+static bool have_ended; /* children */
 
 int watch_set(struct watch *w, uint32_t events)
 {
@@ -115,6 +116,15 @@ static void children_ready(struct watch *w, uint32_t events)
 	(void)events;
 	while (read(w->fd, info, sizeof(info)) == sizeof(info))
 		;
+	have_ended = true;
+}
+
+/* After the host has been told: it waits for what they said, not for their burial. */
+static void reap(void)
+{
+	if (!have_ended)
+		return;
+	have_ended = false;
 	while (waitpid(-1, NULL, WNOHANG) > 0)
 		;
 }
@@ -152,10 +162,17 @@ static void watch_devices(void)
 	watch_set(&devices, EPOLLIN);
 }
 
+static int timeout_ms(void)
+{
+	int call = call_timeout_ms(), launcher = spare_timeout_ms();
+
+	return call < 0 || (launcher >= 0 && launcher < call) ? launcher : call;
+}
+
 static void turn(void)
 {
 	struct epoll_event events[EVENTS];
-	int n = epoll_wait(the.epoll, events, EVENTS, call_timeout_ms());
+	int n = epoll_wait(the.epoll, events, EVENTS, timeout_ms());
 
 	if (n < 0 && errno != EINTR)
 		give_up("epoll_wait");
@@ -173,6 +190,9 @@ static void turn(void)
 	}
 	peer_watch();
 	relay_free_dead();
+	reap();
+	if (n == 0)
+		spare_start();
 }
 
 void serve(int fd)
@@ -192,6 +212,7 @@ void serve(int fd)
 	watch_children();
 	watch_devices();
 	peer_watch();
+	spare_wanted(0);
 	for (;;)
 		turn();
 }

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -269,5 +269,19 @@ def serving(
     assert not found, found[0]
 
 
+def waiting_launcher(pid: int) -> int | None:
+    """Return the launcher of an agent that waits for a plan, in recvmsg(2)."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):
+            if Path(f"/proc/{child}/syscall").read_text().startswith("47 0x3 "):
+                return int(child)
+    return None
+
+
 def descriptors(pid: int) -> int:
+    """Count an agent's descriptors, when it has a launcher at hand again."""
+    deadline = time.monotonic() + WAIT_S
+    while waiting_launcher(pid) is None:
+        assert time.monotonic() < deadline, "no launcher waits"
+        time.sleep(0.01)
     return len(os.listdir(f"/proc/{pid}/fd"))

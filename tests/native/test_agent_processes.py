@@ -143,11 +143,37 @@ def test_fifty_processes_at_once(peer: Peer) -> None:
 
 
 def test_nothing_is_left_of_ended_channels(peer: Peer) -> None:
-    start(peer, shell("true")).wait()
+    def run() -> None:  # not over before the agent has seen its number
+        remote = start(peer, shell("read line", stdin_open=True))
+        remote.until(frames.STARTED)
+        remote.say(frames.STDIN, b"go\n")
+        remote.wait()
+
+    run()
     before = guests.descriptors(peer.pid)
     for _ in range(10):
-        start(peer, shell("true")).wait()
+        run()
     assert guests.descriptors(peer.pid) == before
+
+
+def test_a_launcher_waits_for_the_next_plan_and_is_replaced(peer: Peer) -> None:
+    guests.descriptors(peer.pid)
+    waits = guests.waiting_launcher(peer.pid)
+    remote = start(peer, shell("echo $PPID; cat", stdin_open=True))
+    _, supervisor = struct.unpack("<ii", remote.until(frames.PID))
+    assert supervisor == waits
+    guests.descriptors(peer.pid)
+    assert guests.waiting_launcher(peer.pid) not in (None, waits)
+
+
+def test_a_launcher_killed_while_it_waits_is_no_loss(peer: Peer) -> None:
+    guests.descriptors(peer.pid)
+    waits = guests.waiting_launcher(peer.pid)
+    assert waits is not None
+    os.kill(waits, signal.SIGKILL)
+    while Path(f"/proc/{waits}/stat").exists():  # until it is reaped
+        peer.call(guest.Call.PING)
+    assert start(peer, shell("echo hi")).wait() == Ran(0, b"hi\n", b"")
 
 
 # SETUP, as far as a host may be set up by a test.

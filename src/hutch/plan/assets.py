@@ -111,13 +111,17 @@ class ContainerAssets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecAssets(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process inside a running container needs; slot 0 holds its pidfd."""
+    """What a process inside a running container needs; slot 0 holds its pidfd.
+
+    A `probe` is started again and again by a supervisor that has other children.
+    """
 
     user: ResolvedUser
     env: tuple[str, ...]
     supervision: Supervision
     namespaces: int
     pid_namespace: bool
+    probe: bool = False
     cgroup_files: tuple[str, ...] = ()
     cgroup_slot: int = -1
     ulimits: tuple[Ulimit, ...] = ()

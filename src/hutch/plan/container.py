@@ -69,13 +69,25 @@ def compile_container(spec: InstanceSpec, assets: ContainerAssets) -> ops.Plan:
 
 
 def compile_exec(process: ProcessSpec, assets: ExecAssets, *, no_new_privileges: bool) -> ops.Plan:
-    """Return the plan of a further process in a running container (its pidfd in slot 0)."""
+    """Return the plan of a further process in a running container (its pidfd in slot 0).
+
+    The supervisor joins the PID namespace, and the process is made in it. That takes power
+    over the namespace, which an ordinary user has only in the user namespace that owns it:
+    then the process joins both and goes on as a child of its own.
+    """
+    prepare: tuple[ops.AnyOp, ...] = ()
     child: list[ops.AnyOp] = []
+    namespaces = assets.namespaces
+    forks = assets.pid_namespace
+    if forks and not namespaces & flags.CLONE_NEWUSER and not assets.probe:
+        prepare = (ops.Setns(slot=0, nstype=flags.CLONE_NEWPID),)
+        namespaces &= ~flags.CLONE_NEWPID
+        forks = False
     if assets.cgroup_files:
         child.append(ops.CgroupJoin(files=assets.cgroup_files))
-    if assets.namespaces:
-        child.append(ops.Setns(slot=0, nstype=assets.namespaces))
-    if assets.pid_namespace:
+    if namespaces:
+        child.append(ops.Setns(slot=0, nstype=namespaces))
+    if forks:
         child.append(ops.Fork())
     child += _rlimits(assets.ulimits)
     child += process_ops(
@@ -91,6 +103,7 @@ def compile_exec(process: ProcessSpec, assets: ExecAssets, *, no_new_privileges:
         columns=assets.columns,
     )
     return ops.Plan(
+        prepare=prepare,
         child=tuple(child),
         cgroup_slot=assets.cgroup_slot,
         slots=assets.slots,

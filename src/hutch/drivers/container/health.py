@@ -46,6 +46,7 @@ def with_health(plan: Plan, spec: InstanceSpec, assets: ContainerAssets, group: 
             seccomp=assets.seccomp,
             capabilities=assets.capabilities,
             apparmor=assets.apparmor,
+            probe=True,
         ),
         no_new_privileges=spec.security.no_new_privileges and not spec.security.privileged,
     )
