@@ -15,8 +15,9 @@ from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.engine.start import start
 from hutch.errors import HutchError, NotFound
 from hutch.lifecycle import State
+from hutch.process.supervisor import Supervisor
 
-__all__ = ["after_exit", "wants_restart"]
+__all__ = ["Again", "after_exit", "plan_restart", "settle_exit", "start_again", "wants_restart"]
 
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 60.0
@@ -28,29 +29,54 @@ def after_exit(context: Context, identifier: str) -> None:
 
     The delay doubles from 100 ms to a minute while the program keeps ending within 10 s.
     """
+    again = settle_exit(context, identifier)
+    while again is not None:
+        time.sleep(again.delay_s)
+        link, again = start_again(context, again)
+        if link is not None:
+            link.close()
+
+
+class Again(msgspec.Struct, frozen=True):
+    """An instance that is to be started again, unless somebody does something with it in the
+    `delay_s` until then."""
+
+    id: str
+    generation: int
+    delay_s: float
+
+
+def settle_exit(context: Context, identifier: str) -> Again | None:
+    """Book an exit; return what its restart policy wants, which is announced already."""
     record = finish(context, identifier)
     if record is not None and LABEL in record.spec.labels:
         # Its dispatcher would have kept the link: it is gone, and somebody waits for the next.
         from hutch.engine.jobs.board import ensure_dispatcher
 
         ensure_dispatcher(context)
-    while record is not None and wants_restart(record):
-        generation = record.generation
-        if not _announce(context, record):
-            return
-        time.sleep(_delay(record))
-        try:
-            present = load(context, identifier)
-            if present.state != State.RESTARTING or present.generation != generation:
-                return
-            link = start(context, identifier, restarting=True)
-            if link is not None:
-                link.close()
-            return
-        except NotFound:
-            return
-        except HutchError:
-            record = _failed(context, identifier)
+    return None if record is None else plan_restart(context, record)
+
+
+def plan_restart(context: Context, record: InstanceRecord) -> Again | None:
+    """Announce that an instance is started again where its policy says so."""
+    if not wants_restart(record) or not _announce(context, record):
+        return None
+    return Again(record.id, record.generation, _delay(record))
+
+
+def start_again(context: Context, again: Again) -> tuple[Supervisor | None, Again | None]:
+    """Start it now, if nobody else has done anything with it; return the link to it, or when
+    it failed what the policy wants then."""
+    try:
+        present = load(context, again.id)
+        if present.state != State.RESTARTING or present.generation != again.generation:
+            return None, None
+        return start(context, again.id, restarting=True), None
+    except NotFound:
+        return None, None
+    except HutchError:
+        record = _failed(context, again.id)
+        return None, None if record is None else plan_restart(context, record)
 
 
 def wants_restart(record: InstanceRecord) -> bool:

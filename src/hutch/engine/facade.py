@@ -77,6 +77,11 @@ class Engine:
         """The directory that holds all state."""
         return self._context.root
 
+    @property
+    def context(self) -> Context:
+        """What the use cases share, for front ends that put them together in their own way."""
+        return self._context
+
     def close(self) -> None:
         """Release what this process holds; instances go on."""
         self._context.close()

@@ -186,6 +186,21 @@ class Instance:
 
         update(self._context, self.id, options)
 
+    def note(self, action: str, **attributes: str) -> None:
+        """Put into the journal that something was done with it; for front ends."""
+        from hutch.engine.lookup import load
+
+        record = load(self._context, self.id)
+        with self._context.store.write() as tx:
+            tx.event(
+                "container",
+                action,
+                self.id,
+                name=record.name,
+                image=record.image_name,
+                **attributes,
+            )
+
     # ---- programs and streams ---------------------------------------------------------------
 
     def exec(

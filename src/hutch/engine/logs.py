@@ -11,9 +11,10 @@ from hutch.errors import NotFound, Unsupported
 from hutch.lifecycle import State
 
 if TYPE_CHECKING:
+    from hutch.process.logcursor import LogCursor
     from hutch.process.logfile import LogRecord
 
-__all__ = ["logs"]
+__all__ = ["logs", "open_cursor", "writes_log"]
 
 _RUNS = (State.STARTING, State.RUNNING, State.PAUSED)
 
@@ -47,6 +48,21 @@ def logs(
         stop=lambda: not _runs(context, identifier),
     )
     return (item for item in records if item.stream in wanted)
+
+
+def open_cursor(context: Context, identifier: str, *, tail: int | None = None) -> LogCursor:
+    """Return a place in an instance's log, for who waits by other means; close it."""
+    from hutch.process.logcursor import LogCursor
+
+    return LogCursor(f"{context.directory(identifier)}/log", tail=tail)
+
+
+def writes_log(context: Context, identifier: str) -> bool:
+    """Tell whether more may come: it runs, or is about to be started again."""
+    try:
+        return current(context, identifier).state in (*_RUNS, State.RESTARTING)
+    except NotFound:
+        return False
 
 
 def _runs(context: Context, identifier: str) -> bool:

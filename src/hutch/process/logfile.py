@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-__all__ = ["LogRecord", "read_log"]
+__all__ = ["LogFile", "LogRecord", "next_file", "open_files", "read_log", "seek_tail"]
 
 _CHUNK = 256 << 10
 _LETTERS = {ord("o"): (1, True), ord("e"): (2, True), ord("O"): (1, False), ord("E"): (2, False)}
@@ -71,7 +71,7 @@ def _open(path: str) -> int | None:
         return None
 
 
-class _File:
+class LogFile:
     """One file of the log, read forward line by line; half a line waits for its rest."""
 
     def __init__(self, fd: int) -> None:
@@ -88,14 +88,19 @@ class _File:
         return _identity(os.fstat(self.fd))
 
 
+def open_files(path: str) -> list[LogFile]:
+    """Open the log's files, oldest first; none where there is no log."""
+    return [LogFile(fd) for fd in _open_all(path)]
+
+
 def _lines(
     path: str, tail: int | None, follow: bool, stop: Callable[[], bool] | None
 ) -> Iterator[bytes]:
     fds = _open_all(path)
-    files = [_File(fd) for fd in fds]
+    files = [LogFile(fd) for fd in fds]
     try:
         if tail is not None:
-            files = _seek_tail(files, tail)
+            files = seek_tail(files, tail)
         for file in files:
             yield from file.lines()
         if follow:
@@ -168,7 +173,7 @@ def _ends_line(line: bytes) -> bool:
     return line[at + 1 : at + 2].islower()
 
 
-def _seek_tail(files: list[_File], tail: int) -> list[_File]:
+def seek_tail(files: list[LogFile], tail: int) -> list[LogFile]:
     """Place the files so that reading them gives the last `tail` lines; drop the older."""
     wanted, newest = tail, True
     for index in range(len(files) - 1, -1, -1):
@@ -208,7 +213,7 @@ def _tail_offset(fd: int, wanted: int, newest: bool) -> tuple[int, int]:
     return 0, found
 
 
-def _follow(path: str, current: _File | None, stop: Callable[[], bool] | None) -> Iterator[bytes]:
+def _follow(path: str, current: LogFile | None, stop: Callable[[], bool] | None) -> Iterator[bytes]:
     pause = _POLL_FIRST_S
     try:
         while True:
@@ -220,7 +225,7 @@ def _follow(path: str, current: _File | None, stop: Callable[[], bool] | None) -
                     for line in current.lines():
                         pause = _POLL_FIRST_S
                         yield line
-                newer = _next_file(path, current)
+                newer = next_file(path, current)
                 if newer is not None:
                     if current is not None:
                         # What was written between the read and the rotation.
@@ -236,11 +241,11 @@ def _follow(path: str, current: _File | None, stop: Callable[[], bool] | None) -
             os.close(current.fd)
 
 
-def _next_file(path: str, current: _File | None) -> _File | None:
+def next_file(path: str, current: LogFile | None) -> LogFile | None:
     """Return the file that came after `current` when the log has been rotated."""
     if _is_newest(path, None if current is None else current.fd):
         return None
-    files = [_File(fd) for fd in _open_all(path)]
+    files = [LogFile(fd) for fd in _open_all(path)]
     identities = [file.identity() for file in files]
     at = 0  # the oldest that is left, where `current` is no longer kept
     if current is not None and current.identity() in identities:

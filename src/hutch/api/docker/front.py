@@ -48,6 +48,9 @@ class Front:
 
     def __init__(self, engine: Engine, options: FrontOptions | None = None) -> None:
         from hutch import __version__
+        from hutch.api.docker.execs import Execs
+        from hutch.api.docker.journal import Journal
+        from hutch.api.docker.lives import Lives
         from hutch.api.docker.routes import ROUTES
         from hutch.api.docker.routing import Router
 
@@ -56,6 +59,9 @@ class Front:
         self.log = logging.getLogger("hutch.docker")
         self.router = Router(ROUTES)
         self.server_header = f"Docker/{__version__} (linux) hutch"
+        self.journal = Journal(engine.context)
+        self.lives = Lives(self)
+        self.execs = Execs()
         self.observers: list[Callable[[str, Route | None, int, float], None]] = []
         self._quick = Pool(_QUICK)
         self._slow = Pool(_SLOW)
@@ -108,6 +114,7 @@ class Front:
 
     async def start(self) -> None:
         """Take up what went on while no daemon ran."""
+        await self.lives.take_up()
 
     async def finish(self) -> None:
         """Do what is due before the end: without live-restore, stop what runs."""
@@ -119,5 +126,7 @@ class Front:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self.lives.close()
+        self.journal.close()
         self._quick.close()
         self._slow.close()

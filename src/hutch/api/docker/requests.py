@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from hutch.api.docker.errors import ApiError
-from hutch.decoding import decode_json
+from hutch.decoding import decode_json, prepare
 from hutch.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -23,7 +23,21 @@ __all__ = ["Query", "Request"]
 T = TypeVar("T")
 
 _MAX_JSON = 8 << 20
+_MAPS = frozenset({"PortBindings", "EndpointsConfig", "ExposedPorts", "Volumes"})
 _FALSE = frozenset({"", "0", "no", "false", "none"})
+
+
+def _without_nulls(value: Any, name: str = "") -> Any:
+    """Leave out fields that are null; the names of ports, networks and labels are no fields."""
+    if isinstance(value, dict):
+        return {
+            key: _without_nulls(member, key)
+            for key, member in value.items()
+            if member is not None or name in _MAPS
+        }
+    if isinstance(value, list):
+        return [_without_nulls(member) for member in value]
+    return value
 
 
 class Query:
@@ -149,7 +163,10 @@ class Request:
                 "'application/json'",
             )
         try:
-            return decode_json(data, kind)
+            # In Go, null leaves a field as it is; clients send it for whatever is not given.
+            given = _without_nulls(decode_json(data, Any))
+            prepare(kind)
+            return msgspec.convert(given, kind)
         except msgspec.ValidationError as exc:
             raise ApiError(400, f"invalid request: {exc}") from exc
         except (msgspec.DecodeError, RecursionError) as exc:

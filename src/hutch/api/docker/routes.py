@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from hutch.api.docker import system
+from hutch.api.docker import containers, containers_life, execs, logs, streams, system
 from hutch.api.docker.routing import Route
 
 __all__ = ["GROUPS", "ROUTES"]
 
 # In the order of the reference: heading, routes.
-GROUPS: tuple[tuple[str, tuple[Route, ...]], ...] = (("System", system.ROUTES),)
+GROUPS: tuple[tuple[str, tuple[Route, ...]], ...] = (
+    ("Containers", containers.ROUTES),
+    ("Containers: life", containers_life.ROUTES),
+    ("Containers: streams", (*logs.ROUTES, *streams.ROUTES)),
+    ("Exec", execs.ROUTES),
+    ("System", system.ROUTES),
+)
 ROUTES: tuple[Route, ...] = tuple(route for _, routes in GROUPS for route in routes)

@@ -1,0 +1,261 @@
+"""Containers' streams: attach, hijacked or over WebSocket, and the size of the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from hutch.api.docker.errors import ApiError
+from hutch.api.docker.feeds import Client, Feed, parse_keys
+from hutch.api.docker.frames import stream_type
+from hutch.api.docker.http import Gone
+from hutch.api.docker.naming import find_container
+from hutch.api.docker.replies import Answer, empty
+from hutch.api.docker.routing import Route
+from hutch.engine.stop import connect, current
+from hutch.errors import HutchError, NotFound, WrongState
+from hutch.lifecycle import State
+
+if TYPE_CHECKING:
+    from hutch.api.docker.feeds import Pipe
+    from hutch.api.docker.front import Front
+    from hutch.api.docker.requests import Request
+    from hutch.engine import Instance
+    from hutch.engine.context import Context
+    from hutch.engine.results import InstanceInfo
+    from hutch.process.supervisor import Supervisor
+
+__all__ = ["ROUTES", "detach_keys", "size_of"]
+
+_LIVE = (State.RUNNING, State.PAUSED)
+
+
+def detach_keys(request: Request) -> bytes:
+    """Return the keys that leave the streams; the client's own, else ctrl-p ctrl-q."""
+    try:
+        return parse_keys(request.query.text("detachKeys") or None)
+    except ValueError as exc:
+        raise ApiError(400, f"invalid detach keys ({exc})") from None
+
+
+def size_of(request: Request) -> tuple[int, int]:
+    """Return rows and columns that the query gives."""
+    rows, columns = request.query.integer("h"), request.query.integer("w")
+    if not (0 <= rows < 65_536 and 0 <= columns < 65_536):
+        raise ApiError(400, f"invalid size: {rows} x {columns}")
+    return rows, columns
+
+
+# ---- attach -------------------------------------------------------------------------------
+
+
+async def _attach(request: Request) -> Answer:
+    instance = await find_container(request)
+    info = await request.front.call(instance.info)
+    _check_attachable(info)
+    keys = detach_keys(request)
+    content = stream_type(tty=info.spec.process.tty, version=request.version)
+    pipe = await request.hijack([("Content-Type", content)])
+    await _join(request, instance, info, pipe, keys)
+    pipe.write_eof()
+    return None
+
+
+async def _attach_websocket(request: Request) -> Answer:
+    from hutch.api.docker.websocket import accept
+
+    instance = await find_container(request)
+    info = await request.front.call(instance.info)
+    _check_attachable(info)
+    keys = detach_keys(request)
+    pipe = await accept(request)
+    try:
+        await _join(request, instance, info, pipe, keys, websocket=True)
+    finally:
+        await pipe.close()
+    return None
+
+
+def _check_attachable(info: InstanceInfo) -> None:
+    if info.state == State.PAUSED:
+        raise ApiError(409, f"Container {info.id} is paused, unpause the container before attach.")
+    if info.state == State.RESTARTING:
+        raise ApiError(
+            409, f"Container {info.id} is restarting, wait until the container is running"
+        )
+
+
+async def _join(
+    request: Request,
+    instance: Instance,
+    info: InstanceInfo,
+    pipe: Pipe,
+    keys: bytes,
+    *,
+    websocket: bool = False,
+) -> None:
+    """Let a client take part: of what was written, and of what is to come."""
+    query, process = request.query, info.spec.process
+    multiplexed = not process.tty and not websocket
+    client = Client(
+        pipe,
+        stdin=query.flag("stdin") and process.stdin,
+        stdout=query.flag("stdout"),
+        stderr=query.flag("stderr") and not process.tty,
+        multiplexed=multiplexed,
+        ends_input=process.stdin_once and not process.tty,
+        keys=keys if process.tty else b"",
+    )
+    try:
+        if query.flag("logs"):
+            await _replay(request.front, instance, client, multiplexed)
+        if query.flag("stream"):
+            await _take_part(request.front, str(instance.id), client)
+    except (Gone, NotFound):
+        return
+    except HutchError as exc:
+        request.front.log.info("attach to %s: %s", info.name, exc)
+
+
+async def _replay(front: Front, instance: Instance, client: Client, multiplexed: bool) -> None:
+    from hutch.api.docker.logs import LogForm, log_batches
+
+    form = LogForm(stdout=client.stdout, stderr=client.stderr, multiplexed=multiplexed)
+    async for batch in log_batches(front, instance, form):
+        await client.pipe.write(batch)
+
+
+async def _take_part(front: Front, identifier: str, client: Client) -> None:
+    """Join a running program's streams; before its start, wait for that."""
+    feed = await _running_feed(front, identifier, client)
+    if feed is None:
+        feed = await _coming_feed(front, identifier, client)
+        if feed is None:
+            return
+    await client.attend(feed)
+
+
+async def _running_feed(front: Front, identifier: str, client: Client) -> Feed | None:
+    """Return the streams of a program that runs, None of one that does not."""
+    try:
+        link = await front.call_undoing(
+            lambda: _connect(front.engine.context, identifier, client), _close
+        )
+    except WrongState:
+        return None
+    feed = Feed(front, link)
+    feed.add(client)
+    front.spawn(feed.run(), f"streams of {identifier[:12]}")
+    return feed
+
+
+def _connect(context: Context, identifier: str, client: Client) -> Supervisor:
+    link = connect(context, current(context, identifier))
+    try:
+        link.attach(stdin=client.stdin, stdout=client.stdout, stderr=client.stderr, lossless=True)
+    except ProcessLookupError as exc:
+        link.close()
+        raise WrongState("it has ended") from exc
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def _close(link: Supervisor) -> None:
+    link.close()
+
+
+async def _coming_feed(front: Front, identifier: str, client: Client) -> Feed | None:
+    """Wait for the next start; None when the client leaves, or the container goes."""
+    front.lives.expect_start(identifier, client)
+    begun = asyncio.ensure_future(client.begun())
+    waits = {
+        begun,
+        asyncio.ensure_future(client.pipe.wait_gone()),
+        asyncio.ensure_future(_started_elsewhere(front, identifier)),
+    }
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if begun.done() and begun.result() is not None:
+            return begun.result()
+    finally:
+        front.lives.forget(identifier, client)
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+    if client.is_over:
+        return None
+    return await _running_feed(front, identifier, client)
+
+
+async def _started_elsewhere(front: Front, identifier: str) -> None:
+    """Return when another process has started the container, or somebody has removed it."""
+    with front.journal.listen() as listener:
+        while True:
+            event = await listener.next()
+            if event.subject != identifier:
+                continue
+            if event.action == "destroy" or (
+                event.action == "start" and not front.lives.is_starting(identifier)
+            ):
+                return
+
+
+# ---- resize -------------------------------------------------------------------------------
+
+
+async def _resize(request: Request) -> Answer:
+    instance = await find_container(request)
+    rows, columns = size_of(request)
+    await request.front.call(_set_size, request.front.engine.context, instance.id, rows, columns)
+    return empty(200)
+
+
+def _set_size(context: Context, identifier: str, rows: int, columns: int) -> None:
+    record = current(context, identifier)
+    try:
+        link = connect(context, record)
+    except WrongState:
+        raise ApiError(409, f"Container {identifier} is not running") from None
+    with link:
+        try:
+            link.resize(rows, columns)
+        except ProcessLookupError:
+            raise ApiError(409, f"Container {identifier} is not running") from None
+        except OSError as exc:
+            raise ApiError(500, f"the container has no terminal: {exc.strerror}") from exc
+
+
+_STREAMS = {
+    "stream": "works",
+    "logs": "works",
+    "stdin": "works",
+    "stdout": "works",
+    "stderr": "works",
+    "detachKeys": "works, for containers with a terminal",
+}
+ROUTES = (
+    Route(
+        method="POST",
+        path="/containers/{id}/attach",
+        handler=_attach,
+        summary="Take part in a container's streams, from before its start on",
+        verdict="differs: a client that reads slowly makes the program wait, none loses output",
+        options=_STREAMS,
+    ),
+    Route(
+        method="GET",
+        path="/containers/{id}/attach/ws",
+        handler=_attach_websocket,
+        summary="The same over WebSocket",
+        options=_STREAMS,
+    ),
+    Route(
+        method="POST",
+        path="/containers/{id}/resize",
+        handler=_resize,
+        summary="Set the size of a container's terminal",
+        options={"h": "works", "w": "works"},
+    ),
+)
