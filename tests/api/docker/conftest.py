@@ -10,13 +10,17 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hutch.engine import Engine
+from hutch.errors import NotFound
+from hutch.testing import ensure_image
 
 _DEADLINE_S = 60.0
 
@@ -144,6 +148,37 @@ def daemon(hutch_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> It
 def api(daemon: Daemon) -> Client:
     """A client of the session's daemon."""
     return Client(daemon.path)
+
+
+@pytest.fixture
+def image(hutch_engine: Engine) -> str:
+    """A small image that is there."""
+    return ensure_image(hutch_engine, "busybox")
+
+
+@pytest.fixture
+def name(hutch_engine: Engine) -> Iterator[str]:
+    """A fresh name; a container that has it at the end, or one made of it, is removed."""
+    chosen = f"api-{uuid.uuid4().hex[:12]}"
+    yield chosen
+    for info in hutch_engine.list(all=True, filters={"name": [chosen]}):
+        with suppress(NotFound):
+            hutch_engine.get(info.id).remove(force=True, volumes=True)
+
+
+@pytest.fixture
+def docker(daemon: Daemon) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run Docker's own command line."""
+
+    def run(*args: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            ["docker", "--host", f"unix://{daemon.path}", *args],
+            input=input,
+            capture_output=True,
+            timeout=_DEADLINE_S,
+        )
+
+    return run
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from hutch import errors
+from hutch.drivers.failures import CommandFailed
 
 __all__ = ["STATUS", "ApiError", "NotModified", "error_body", "message_of", "status_of"]
 
@@ -45,6 +46,8 @@ def status_of(exc: BaseException) -> int:
     """Return the status that an error is answered with."""
     if isinstance(exc, ApiError):
         return exc.status
+    if isinstance(exc, CommandFailed):
+        return 400  # the program named is not there or cannot be run
     for kind in type(exc).__mro__:
         if kind in STATUS:
             return STATUS[kind]

@@ -21,9 +21,8 @@ from hutch.api.docker.routing import Route
 from hutch.api.docker.streams import size_of
 from hutch.api.docker.wire import Wire
 from hutch.engine.exec import exec_process
-from hutch.errors import Denied, HutchError, NotFound
+from hutch.errors import HutchError, NotFound
 from hutch.lifecycle import State
-from hutch.process.errors import LaunchFailed
 from hutch.process.supervisor import attach_flags
 
 if TYPE_CHECKING:
@@ -236,9 +235,8 @@ def _close(link: Supervisor) -> None:
 
 def _code_of(exc: BaseException) -> int:
     """Return the exit code that Docker gives a program that could not be started."""
-    if isinstance(exc, NotFound):
-        return 127
-    return 126 if isinstance(exc, Denied | LaunchFailed | HutchError) else 128
+    code = getattr(exc, "exit_code", None)
+    return code if isinstance(code, int) else 126
 
 
 async def _follow(front: Front, one: Exec, feed: Feed) -> None:

@@ -6,12 +6,12 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
 
-from hutch.aio.calls import Pool
+from hutch.aio.calls import Pool, settled
 
 if TYPE_CHECKING:
     from hutch.api.docker.routing import Route
@@ -24,6 +24,7 @@ R = TypeVar("R")
 
 _QUICK = 16
 _SLOW = 64
+_PIECE = 512 << 10
 
 
 class FrontOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +42,17 @@ class FrontOptions(msgspec.Struct, frozen=True, kw_only=True):
     dns: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
+
+
+def _gather(iterator: Iterator[bytes]) -> bytes:
+    pieces = []
+    size = 0
+    for piece in iterator:
+        pieces.append(piece)
+        size += len(piece)
+        if size >= _PIECE:
+            break
+    return b"".join(pieces)
 
 
 class Front:
@@ -84,6 +96,18 @@ class Front:
     def slow(self) -> Pool:
         """The threads for what may take long, for streams that are stepped there."""
         return self._slow
+
+    async def stream(self, make: Callable[[], Iterator[bytes]]) -> AsyncIterator[bytes]:
+        """Yield what a blocking iterator yields, stepped in threads by the half megabyte; it is
+        closed however this is left."""
+        iterator = await self._slow.call(make)
+        try:
+            while piece := await self._slow.call(functools.partial(_gather, iterator)):
+                yield piece
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                await settled(self._slow.call(close))
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run something beside the requests until it ends or the front is closed."""

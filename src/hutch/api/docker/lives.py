@@ -16,6 +16,7 @@ from hutch.engine.after import Again, plan_restart, settle_exit, start_again
 from hutch.engine.finish import refresh
 from hutch.engine.lookup import all_records, load
 from hutch.engine.start import start
+from hutch.engine.stop import remove
 from hutch.errors import HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.process.frames import Health
@@ -23,6 +24,7 @@ from hutch.process.supervisor import Supervisor, attach_flags
 
 if TYPE_CHECKING:
     from hutch.api.docker.front import Front
+    from hutch.engine.context import Context
 
 __all__ = ["Lives"]
 
@@ -103,6 +105,9 @@ class Lives:
         except BaseException:
             for client in clients:
                 client.finish()
+            if spec.auto_remove:
+                # As Docker: what was to go with its end goes when it cannot begin.
+                await self._front.call_slow(_remove, self._context, identifier)
             raise
         finally:
             self._front.journal.poke()
@@ -192,11 +197,15 @@ def _let_go(link: Supervisor | None) -> None:
         link.close()
 
 
-def _second_link(context: object, identifier: str) -> Supervisor | None:
-    """Return a further link to a running instance, whose holder sees to the exit."""
-    from hutch.engine.context import Context
+def _remove(context: Context, identifier: str) -> None:
+    try:
+        remove(context, identifier, force=True, remove_volumes=True)
+    except HutchError:
+        return  # somebody else has started it, or removed it
 
-    assert isinstance(context, Context)
+
+def _second_link(context: Context, identifier: str) -> Supervisor | None:
+    """Return a further link to a running instance, whose holder sees to the exit."""
     try:
         link = Supervisor.connect(f"{context.directory(identifier)}/run")
     except OSError:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import concurrent.futures
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from hutch.api.docker.errors import ApiError
+from hutch.api.docker.http import Gone
 from hutch.decoding import decode_json, prepare
 from hutch.errors import InvalidArgument
 
@@ -99,6 +102,34 @@ class Query:
         }
 
 
+class BodyFile:
+    """A request's body for blocking readers in threads: nothing is kept but one piece."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._rest = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes, b"" at the end; raise `OSError` when the client leaves."""
+        if size < 0:
+            pieces = []
+            while piece := self.read(1 << 20):
+                pieces.append(piece)
+            return b"".join(pieces)
+        if not self._rest:
+            self._rest = self._next()
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+    def _next(self) -> bytes:
+        coming = asyncio.run_coroutine_threadsafe(self._connection.body(), self._loop)
+        try:
+            return coming.result()
+        except (Gone, concurrent.futures.CancelledError) as exc:
+            raise ConnectionAbortedError("the client has left") from exc
+
+
 class Request:
     """One request."""
 
@@ -176,6 +207,10 @@ class Request:
         """Yield the body as it comes."""
         while piece := await self.connection.body():
             yield piece
+
+    def body_file(self) -> BodyFile:
+        """Return the body as something to read from in a thread, while the handler waits."""
+        return BodyFile(self.connection)
 
     # ---- other ways to answer ---------------------------------------------------------------
 

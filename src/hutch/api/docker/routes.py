@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from hutch.api.docker import containers, containers_life, execs, logs, streams, system
+from hutch.api.docker import (
+    containers,
+    containers_files,
+    containers_life,
+    containers_look,
+    execs,
+    logs,
+    streams,
+    system,
+)
 from hutch.api.docker.routing import Route
 
 __all__ = ["GROUPS", "ROUTES"]
@@ -12,6 +21,8 @@ GROUPS: tuple[tuple[str, tuple[Route, ...]], ...] = (
     ("Containers", containers.ROUTES),
     ("Containers: life", containers_life.ROUTES),
     ("Containers: streams", (*logs.ROUTES, *streams.ROUTES)),
+    ("Containers: files", containers_files.ROUTES),
+    ("Containers: what they do and use", containers_look.ROUTES),
     ("Exec", execs.ROUTES),
     ("System", system.ROUTES),
 )

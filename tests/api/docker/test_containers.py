@@ -1,0 +1,512 @@
+"""Containers over the API: their life as clients see it."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from hutch.engine import Engine
+from tests.api.docker.conftest import Client, UnixConnection
+
+pytestmark = pytest.mark.requires("root", "overlayfs", "cgroup", "netns", "nftables", "busybox")
+
+Docker = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+def create(api: Client, name: str, image: str, *command: str, **more: Any) -> str:
+    """Make a container without a network; return its identifier."""
+    host = {"NetworkMode": "none"} | more.pop("HostConfig", {})
+    body = {"Image": image, "Cmd": list(command), "HostConfig": host} | more
+    answer = api.ask("POST", f"/containers/create?name={name}", body)
+    assert answer.status == 201, answer
+    return str(answer.json["Id"])
+
+
+def start(api: Client, name: str) -> None:
+    answer = api.ask("POST", f"/containers/{name}/start")
+    assert answer.status == 204, answer
+
+
+def wait(api: Client, name: str) -> int:
+    return int(api.ask("POST", f"/containers/{name}/wait").json["StatusCode"])
+
+
+def demultiplex(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the pieces of a multiplexed stream."""
+    while data:
+        stream, length = struct.unpack(">BxxxI", data[:8])
+        yield stream, data[8 : 8 + length]
+        data = data[8 + length :]
+
+
+def text_of(data: bytes, stream: int) -> bytes:
+    return b"".join(piece for number, piece in demultiplex(data) if number == stream)
+
+
+# ---- life ---------------------------------------------------------------------------------
+
+
+def test_a_container_runs_to_its_end_and_tells_its_code(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sh", "-c", "exit 7")
+    start(api, name)
+    assert wait(api, name) == 7
+    state = api.ask("GET", f"/containers/{name}/json").json["State"]
+    assert (state["Status"], state["ExitCode"], state["Running"]) == ("exited", 7, False)
+
+
+def test_a_start_of_what_runs_is_not_modified(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sleep", "1000")
+    start(api, name)
+    assert api.ask("POST", f"/containers/{name}/start").status == 304
+    assert api.ask("POST", f"/containers/{name}/stop?t=0").status == 204
+    assert api.ask("POST", f"/containers/{name}/stop").status == 304
+
+
+def test_what_one_front_end_starts_the_other_sees(
+    api: Client, name: str, image: str, hutch_engine: Engine
+) -> None:
+    with hutch_engine.start(image, ["sleep", "1000"], name=name, network="none") as box:
+        seen = api.ask("GET", "/containers/json").json
+        assert str(box.id) in [entry["Id"] for entry in seen]
+        assert api.ask("POST", f"/containers/{name}/kill").status == 204
+        assert wait(api, name) == 137
+        assert box.info().state == "exited"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/containers/{}/json"),
+        ("POST", "/containers/{}/start"),
+        ("POST", "/containers/{}/wait"),
+        ("GET", "/containers/{}/logs?stdout=1"),
+        ("DELETE", "/containers/{}"),
+        ("POST", "/containers/{}/exec"),
+        ("GET", "/containers/{}/archive?path=/"),
+    ],
+)
+def test_a_container_that_is_not_there_is_told_in_dockers_words(
+    api: Client, method: str, path: str
+) -> None:
+    answer = api.ask(method, path.format("nowhere"))
+    assert (answer.status, answer.message) == (404, "No such container: nowhere")
+
+
+def test_a_missing_image_is_told_so_that_clients_pull(api: Client) -> None:
+    answer = api.ask("POST", "/containers/create", {"Image": "nowhere/never"})
+    assert (answer.status, answer.message) == (404, "No such image: nowhere/never:latest")
+
+
+def test_a_taken_name_is_a_conflict(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "true")
+    answer = api.ask("POST", f"/containers/create?name={name}", {"Image": image, "Cmd": ["true"]})
+    assert answer.status == 409
+    assert name in answer.message
+
+
+def test_removal_of_what_runs_needs_force(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sleep", "1000")
+    start(api, name)
+    assert api.ask("DELETE", f"/containers/{name}").status == 409
+    assert api.ask("DELETE", f"/containers/{name}?force=1").status == 204
+    assert api.ask("GET", f"/containers/{name}/json").status == 404
+
+
+def test_a_waiter_for_the_removal_gets_the_exit_code(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sh", "-c", "exit 5", HostConfig={"AutoRemove": True})
+    codes: list[int] = []
+
+    def waiting() -> None:
+        answer = api.ask("POST", f"/containers/{name}/wait?condition=removed")
+        codes.append(answer.json["StatusCode"])
+
+    with api.socket() as sock:
+        # The head comes before there is anything to tell.
+        sock.sendall(
+            f"POST /v1.51/containers/{name}/wait?condition=next-exit HTTP/1.1\r\nHost: d\r\n"
+            "Content-Length: 0\r\n\r\n".encode()
+        )
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+        thread = threading.Thread(target=waiting)
+        thread.start()
+        # It is listening once its connection is known to the daemon, which is no later than a
+        # request that was sent after it is answered.
+        api.ask("GET", f"/containers/{name}/json")
+        start(api, name)
+        assert b'{"StatusCode":5}' in sock.recv(4096)
+    thread.join(60)
+    assert codes in ([5], [])
+    assert api.ask("GET", f"/containers/{name}/json").status == 404
+
+
+def test_paused_is_told_and_undone(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sleep", "1000")
+    start(api, name)
+    assert api.ask("POST", f"/containers/{name}/pause").status == 204
+    assert api.ask("GET", f"/containers/{name}/json").json["State"]["Status"] == "paused"
+    assert api.ask("POST", f"/containers/{name}/attach").status == 409
+    assert api.ask("POST", f"/containers/{name}/unpause").status == 204
+    assert api.ask("POST", f"/containers/{name}/unpause").status == 409
+
+
+def test_limits_and_name_change(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sleep", "1000")
+    start(api, name)
+    body = {"Memory": 64 << 20, "MemorySwap": 128 << 20, "RestartPolicy": {"Name": "always"}}
+    assert api.ask("POST", f"/containers/{name}/update", body).status == 200
+    assert api.ask("POST", f"/containers/{name}/rename?name={name}-new").status == 204
+    host = api.ask("GET", f"/containers/{name}-new/json").json["HostConfig"]
+    assert host["Memory"] == 64 << 20
+    assert host["RestartPolicy"] == {"Name": "always", "MaximumRetryCount": 0}
+
+
+def test_a_restart_policy_is_followed(api: Client, name: str, image: str) -> None:
+    policy = {"RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 2}}
+    create(api, name, image, "false", HostConfig=policy)
+    start(api, name)
+    for _ in range(200):
+        found = api.ask("GET", f"/containers/{name}/json").json
+        if found["RestartCount"] == 2 and found["State"]["Status"] == "exited":
+            break
+        wait(api, name)
+    assert found["RestartCount"] == 2
+
+
+# ---- what is asked and what is told ---------------------------------------------------------
+
+
+def test_inspection_tells_what_was_asked(api: Client, name: str, image: str) -> None:
+    host = {
+        "Memory": 128 << 20,
+        "NanoCpus": 500_000_000,
+        "Binds": ["/tmp:/host:ro"],
+        "Tmpfs": {"/scratch": "size=1048576"},
+        "CapAdd": ["NET_ADMIN"],
+        "CapDrop": ["MKNOD"],
+        "Ulimits": [{"Name": "nofile", "Soft": 100, "Hard": 200}],
+        "ExtraHosts": ["other:10.1.2.3"],
+        "PidsLimit": 100,
+        "ReadonlyRootfs": True,
+        "Init": True,
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "2"}},
+        "SecurityOpt": ["no-new-privileges"],
+        "Sysctls": {"net.ipv4.ip_forward": "1"},
+    }
+    body = {
+        "Labels": {"one": "1"},
+        "Env": ["A=b"],
+        "User": "1000:1000",
+        "WorkingDir": "/tmp",
+        "Hostname": "box",
+        "StopSignal": "SIGINT",
+        "StopTimeout": 3,
+        "ExposedPorts": {"80/tcp": {}},
+        "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 10**9, "Retries": 2},
+    }
+    create(api, name, image, "sleep", "5", HostConfig=host, **body)
+    found = api.ask("GET", f"/containers/{name}/json").json
+    config, told = found["Config"], found["HostConfig"]
+    for key in ("Memory", "NanoCpus", "Binds", "Tmpfs", "CapAdd", "CapDrop", "PidsLimit"):
+        assert told[key] == host[key], key
+    for key in ("ExtraHosts", "ReadonlyRootfs", "Init", "SecurityOpt", "Ulimits"):
+        assert told[key] == host[key], key
+    assert told["LogConfig"]["Config"] == {"max-size": "1048576", "max-file": "2"}
+    for key in ("User", "WorkingDir", "Hostname", "StopSignal", "StopTimeout", "ExposedPorts"):
+        assert config[key] == body[key], key
+    assert config["Labels"]["one"] == "1"
+    assert "A=b" in config["Env"]
+    assert config["Healthcheck"]["Test"] == ["CMD-SHELL", "true"]
+    assert config["Cmd"] == ["sleep", "5"]
+    assert found["Name"] == f"/{name}"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        {"CgroupParent": "/elsewhere"},
+        {"Links": ["a:b"]},
+        {"MaskedPaths": ["/proc/kcore"]},
+        {"SecurityOpt": ["label=type:x"]},
+        {"Mounts": [{"Type": "npipe", "Source": "a", "Target": "/b"}]},
+        {"VolumeDriver": "nfs"},
+        {"Runtime": "kata"},
+        {"CapAdd": ["NOTHING"]},
+        {"LogConfig": {"Type": "syslog"}},
+    ],
+    ids=lambda host: next(iter(host)),
+)
+def test_what_is_not_possible_is_refused_by_name(
+    api: Client, image: str, host: dict[str, Any]
+) -> None:
+    answer = api.ask("POST", "/containers/create", {"Image": image, "HostConfig": host})
+    assert answer.status == 400, answer
+    assert answer.message
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"Image": 5}', b"", b'{"Env": {"a": 1}}'])
+def test_a_body_that_is_no_container_is_refused(api: Client, body: bytes) -> None:
+    answer = api.ask("POST", "/containers/create", body, {"Content-Type": "application/json"})
+    assert answer.status == 400, answer
+
+
+def test_a_body_without_bounds_is_refused(api: Client) -> None:
+    body = b'{"Image": "' + b"a" * (9 << 20) + b'"}'
+    answer = api.ask("POST", "/containers/create", body, {"Content-Type": "application/json"})
+    assert answer.status == 413
+
+
+def test_nulls_are_what_is_not_given(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "true", User=None, Env=None, Volumes=None, Healthcheck=None)
+
+
+def test_lists_are_filtered(api: Client, name: str, image: str) -> None:
+    identifier = create(api, name, image, "true", Labels={"of": name})
+
+    def listed(**filters: list[str]) -> list[str]:
+        from urllib.parse import quote
+
+        query = quote(json.dumps(filters))
+        answer = api.ask("GET", f"/containers/json?all=1&filters={query}")
+        assert answer.status == 200, answer
+        return [entry["Id"] for entry in answer.json]
+
+    assert listed(name=[f"^/{name}$"]) == [identifier]
+    assert listed(label=[f"of={name}"]) == [identifier]
+    assert listed(label=[f"of={name}"], status=["created"]) == [identifier]
+    assert listed(label=[f"of={name}"], status=["running"]) == []
+    assert listed(id=[identifier[:20]]) == [identifier]
+    assert identifier in listed(ancestor=[image])
+    assert api.ask("GET", '/containers/json?filters={"nothing":["1"]}').status == 400
+    assert api.ask("GET", '/containers/json?filters={"status":["x"]}').status == 400
+
+
+def test_pruning_takes_what_has_the_label_only(api: Client, name: str, image: str) -> None:
+    first = create(api, f"{name}-1", image, "true", Labels={"of": name})
+    second = create(api, f"{name}-2", image, "true")
+    answer = api.ask("POST", f'/containers/prune?filters={{"label":["of={name}"]}}')
+    assert answer.json["ContainersDeleted"] == [first]
+    assert api.ask("GET", f"/containers/{second}/json").status == 200
+    assert api.ask("POST", '/containers/prune?filters={"x":["1"]}').status == 400
+
+
+# ---- logs -----------------------------------------------------------------------------------
+
+
+def test_logs_are_framed_by_stream(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sh", "-c", "echo out; echo err >&2; printf partial")
+    start(api, name)
+    wait(api, name)
+    answer = api.ask("GET", f"/containers/{name}/logs?stdout=1&stderr=1")
+    assert answer.headers["content-type"] == "application/vnd.docker.multiplexed-stream"
+    assert text_of(answer.body, 1) == b"out\npartial"
+    assert text_of(answer.body, 2) == b"err\n"
+    only = api.ask("GET", f"/containers/{name}/logs?stderr=1")
+    assert list(demultiplex(only.body)) == [(2, b"err\n")]
+
+
+def test_logs_have_tails_times_and_spans(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sh", "-c", "for i in 1 2 3 4; do echo $i; done")
+    start(api, name)
+    wait(api, name)
+    path = f"/containers/{name}/logs?stdout=1"
+    assert text_of(api.ask("GET", f"{path}&tail=2").body, 1) == b"3\n4\n"
+    assert text_of(api.ask("GET", f"{path}&tail=0").body, 1) == b""
+    assert text_of(api.ask("GET", f"{path}&tail=all").body, 1) == b"1\n2\n3\n4\n"
+    assert text_of(api.ask("GET", f"{path}&since=9999999999").body, 1) == b""
+    assert text_of(api.ask("GET", f"{path}&until=1").body, 1) == b""
+    stamped = text_of(api.ask("GET", f"{path}&timestamps=1&tail=1").body, 1)
+    when, _, rest = stamped.partition(b" ")
+    assert rest == b"4\n"
+    assert len(when) == len("2025-01-01T00:00:00.000000000Z")
+    assert api.ask("GET", f"/containers/{name}/logs").status == 400
+
+
+def test_logs_are_followed_to_the_end(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sh", "-c", "echo one; read x < /go; echo two")
+    # A pipe inside holds the program until the first line was seen.
+    start_after = api.ask("GET", f"/containers/{name}/json").status
+    assert start_after == 200
+    api.ask("PUT", f"/containers/{name}/archive?path=/", _tar_with_pipe("go"))
+    start(api, name)
+    connection = UnixConnection(api.path)
+    connection.request("GET", f"/v1.51/containers/{name}/logs?stdout=1&follow=1")
+    response = connection.getresponse()
+    assert response.read(8 + 4)[8:] == b"one\n"
+    made = api.ask("POST", f"/containers/{name}/exec", {"Cmd": ["sh", "-c", "echo > /go"]})
+    api.ask("POST", f"/exec/{made.json['Id']}/start", {"Detach": True})
+    assert response.read()[8:] == b"two\n"
+    connection.close()
+
+
+def _tar_with_pipe(name: str) -> bytes:
+    import io
+    import tarfile
+
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.type = tarfile.FIFOTYPE
+        entry.mode = 0o666
+        tar.addfile(entry)
+    return data.getvalue()
+
+
+# ---- streams ----------------------------------------------------------------------------------
+
+
+def hijack(api: Client, path: str, body: bytes = b"", upgrade: bool = True) -> tuple[Any, bytes]:
+    """Take a connection over; return it with what came after the head."""
+    sock = api.socket()
+    more = "Connection: Upgrade\r\nUpgrade: tcp\r\n" if upgrade else ""
+    sock.sendall(
+        f"POST /v1.51{path} HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\n{more}"
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    seen = b""
+    while b"\r\n\r\n" not in seen:
+        piece = sock.recv(4096)
+        assert piece, seen
+        seen += piece
+    head, _, rest = seen.partition(b"\r\n\r\n")
+    expected = b"HTTP/1.1 101 UPGRADED" if upgrade else b"HTTP/1.1 200 OK"
+    assert head.startswith(expected), head
+    return sock, rest
+
+
+def read_to_end(sock: Any, seen: bytes = b"") -> bytes:
+    while piece := sock.recv(65536):
+        seen += piece
+    sock.close()
+    return seen
+
+
+@pytest.mark.parametrize("upgrade", [True, False], ids=["101", "200"])
+def test_who_attached_before_the_start_misses_nothing(
+    api: Client, name: str, image: str, upgrade: bool
+) -> None:
+    create(api, name, image, "sh", "-c", "echo first; echo bad >&2")
+    query = "stream=1&stdout=1&stderr=1"
+    one, rest = hijack(api, f"/containers/{name}/attach?{query}", upgrade=upgrade)
+    two, rest_of_two = hijack(api, f"/containers/{name}/attach?{query}", upgrade=upgrade)
+    start(api, name)
+    for sock, begun in ((one, rest), (two, rest_of_two)):
+        data = read_to_end(sock, begun)
+        assert text_of(data, 1) == b"first\n"
+        assert text_of(data, 2) == b"bad\n"
+
+
+def test_the_end_of_input_is_not_the_end_of_output(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "cat", OpenStdin=True, StdinOnce=True)
+    sock, rest = hijack(api, f"/containers/{name}/attach?stream=1&stdin=1&stdout=1")
+    start(api, name)
+    sock.sendall(b"typed\n")
+    sock.shutdown(1)
+    assert text_of(read_to_end(sock, rest), 1) == b"typed\n"
+    assert wait(api, name) == 0
+
+
+def test_a_terminal_is_raw_and_left_by_the_detach_keys(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "cat", OpenStdin=True, Tty=True)
+    start(api, name)
+    path = f"/containers/{name}/attach?stream=1&stdin=1&stdout=1&detachKeys=ctrl-a,b"
+    sock, seen = hijack(api, path)
+    assert api.ask("POST", f"/containers/{name}/resize?h=33&w=77").status == 200
+    sock.sendall(b"typed\n")
+    while b"typed" not in seen:
+        seen += sock.recv(4096)
+    sock.sendall(b"\x01b")
+    assert b"\x01" not in read_to_end(sock)
+    assert api.ask("GET", f"/containers/{name}/json").json["State"]["Running"]
+
+
+def test_detach_keys_that_are_none_are_refused(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "cat")
+    answer = api.ask("POST", f"/containers/{name}/attach?stream=1&detachKeys=ctrl-1")
+    assert answer.status == 400
+
+
+def test_exec_runs_with_its_streams_and_code(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sleep", "1000")
+    start(api, name)
+    command = ["sh", "-c", "cat; echo $A; echo bad >&2; exit 3"]
+    body = {
+        "Cmd": command,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Env": ["A=b"],
+    }
+    made = api.ask("POST", f"/containers/{name}/exec", body)
+    assert made.status == 201
+    identifier = made.json["Id"]
+    assert api.ask("GET", f"/exec/{identifier}/json").json["ExitCode"] is None
+    sock, rest = hijack(api, f"/exec/{identifier}/start", b'{"Detach":false,"Tty":false}')
+    sock.sendall(b"input\n")
+    sock.shutdown(1)
+    data = read_to_end(sock, rest)
+    assert text_of(data, 1) == b"input\nb\n"
+    assert text_of(data, 2) == b"bad\n"
+    found = api.ask("GET", f"/exec/{identifier}/json").json
+    assert (found["ExitCode"], found["Running"]) == (3, False)
+    again = api.ask("POST", f"/exec/{identifier}/start", {"Detach": True})
+    assert again.status == 409
+    assert api.ask("GET", "/exec/nothing/json").status == 404
+
+
+def test_an_exec_goes_on_when_its_client_has_left(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sleep", "1000")
+    start(api, name)
+    body = {"Cmd": ["sh", "-c", "read x; echo done > /done"], "AttachStdin": True}
+    identifier = api.ask("POST", f"/containers/{name}/exec", body).json["Id"]
+    sock, _ = hijack(api, f"/exec/{identifier}/start", b"{}")
+    sock.sendall(b"go\n")
+    sock.close()
+    for _ in range(600):
+        if api.ask("HEAD", f"/containers/{name}/archive?path=/done").status == 200:
+            return
+        api.ask("GET", f"/exec/{identifier}/json")
+    raise AssertionError("it did not go on")
+
+
+def test_exec_in_what_does_not_run_is_a_conflict(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "true")
+    answer = api.ask("POST", f"/containers/{name}/exec", {"Cmd": ["true"]})
+    assert answer.status == 409
+
+
+# ---- Docker's own command line -----------------------------------------------------------------
+
+
+def test_docker_run_gives_output_and_exit_code(docker: Docker, image: str) -> None:
+    done = docker(
+        "run", "--rm", "--network", "none", image, "sh", "-c", "echo out; echo err >&2; exit 3"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"out\n", b"err\n")
+
+
+def test_docker_run_carries_input(docker: Docker, image: str) -> None:
+    done = docker("run", "--rm", "-i", "--network", "none", image, "cat", input=b"x" * 300_000)
+    assert done.stdout == b"x" * 300_000
+
+
+def test_docker_run_of_a_program_that_is_not_there(docker: Docker, image: str) -> None:
+    done = docker("run", "--rm", "--network", "none", image, "nothing-here")
+    assert done.returncode == 127
+    assert b"executable file not found" in done.stderr
+
+
+def test_docker_exec_and_stop(docker: Docker, name: str, image: str) -> None:
+    done = docker("run", "-d", "--name", name, "--network", "none", image, "sleep", "1000")
+    assert done.returncode == 0, done.stderr
+    assert docker("exec", name, "echo", "inside").stdout == b"inside\n"
+    assert docker("exec", name, "nothing-here").returncode == 127
+    assert docker("stop", "-t", "0", name).returncode == 0
+    assert docker("wait", name).stdout == b"137\n"
+    assert docker("rm", name).returncode == 0
