@@ -166,6 +166,7 @@ async def _start(request: Request) -> Answer:
         return empty(200)
     content = stream_type(tty=one.body.tty, version=request.version)
     pipe = await request.hijack([("Content-Type", content)])
+    await pipe.send_head()
     await _attached(request.front, one, pipe, rows, columns)
     pipe.write_eof()
     return None

@@ -24,6 +24,9 @@ _DEFAULT_KEYS = b"\x10\x11"  # ctrl-p, ctrl-q
 class Pipe(Protocol):
     """The client's end: a hijacked connection or a WebSocket."""
 
+    async def send_head(self) -> None:
+        """Tell the client that it is connected; before the first write."""
+
     async def read(self) -> bytes:
         """Return what it sent, b"" when it sends no more."""
 

@@ -36,10 +36,19 @@ class Gone(Exception):
 class Hijacked:
     """A connection that is a plain stream now. Closing one direction leaves the other."""
 
-    def __init__(self, reader: StreamReader, writer: StreamWriter, early: bytes) -> None:
+    def __init__(
+        self, reader: StreamReader, writer: StreamWriter, early: bytes, head: bytes = b""
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._early = early
+        self._head = head
+
+    async def send_head(self) -> None:
+        """Tell the client that the connection is a stream; the bytes are on their way before
+        anything else can happen."""
+        head, self._head = self._head, b""
+        await self.write(head)
 
     async def read(self) -> bytes:
         """Return what the client sent, b"" when it sends no more."""
@@ -211,7 +220,8 @@ class Connection:
 
     async def hijack(self, *, upgrade: bool, headers: Headers) -> Hijacked:
         """Make the connection a plain stream: by 101 where the client asked to upgrade, else
-        as Docker's older clients expect it, by a 200 that has no end."""
+        as Docker's older clients expect it, by a 200 that has no end. Its head is sent by
+        `send_head`."""
         await self.unwatch()
         self.hijacked = self.replied = True
         early = bytes(self._http.trailing_data[0])
@@ -219,9 +229,8 @@ class Connection:
         lines = [f"{name}: {value}\r\n".encode() for name, value in headers]
         if upgrade:
             lines += [b"Connection: Upgrade\r\n", b"Upgrade: tcp\r\n"]
-        taken = Hijacked(self._reader, self._writer, early)
-        await taken.write(first + b"".join(lines) + b"\r\n")
-        return taken
+        head = first + b"".join(lines) + b"\r\n"
+        return Hijacked(self._reader, self._writer, early, head)
 
     async def take_raw(self) -> Hijacked:
         """Hand the stream over with nothing sent yet, for another protocol's handshake."""

@@ -37,7 +37,6 @@ class Lives:
         self._context = front.engine.context
         self._links: dict[str, Supervisor] = {}
         self._pending: dict[str, list[Client]] = {}
-        self._starting: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._links)
@@ -64,27 +63,18 @@ class Lives:
         """Let a client take part in the next start from its first byte on."""
         self._pending.setdefault(identifier, []).append(client)
 
-    def forget(self, identifier: str, client: Client) -> None:
-        """The client has left, or takes part by other means."""
+    def forget(self, identifier: str, client: Client) -> bool:
+        """Let a client wait no more; False when a start has it already, and will tell it."""
         waiting = self._pending.get(identifier, [])
-        if client in waiting:
-            waiting.remove(client)
+        if client not in waiting:
+            return False
+        waiting.remove(client)
         if not waiting:
-            self._pending.pop(identifier, None)
-
-    def is_starting(self, identifier: str) -> bool:
-        """Tell whether a start is under way here, whose streams are about to be given out."""
-        return identifier in self._starting
+            del self._pending[identifier]
+        return True
 
     async def start(self, identifier: str) -> bool:
         """Start an instance; False when it runs already."""
-        self._starting.add(identifier)
-        try:
-            return await self._start(identifier)
-        finally:
-            self._starting.discard(identifier)
-
-    async def _start(self, identifier: str) -> bool:
         clients = self._pending.pop(identifier, [])
         spec = (await self._front.call(load, self._context, identifier)).spec
         flags = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hutch.api.docker.errors import ApiError
 from hutch.api.docker.feeds import Client, Feed, parse_keys
@@ -19,6 +19,7 @@ from hutch.lifecycle import State
 if TYPE_CHECKING:
     from hutch.api.docker.feeds import Pipe
     from hutch.api.docker.front import Front
+    from hutch.api.docker.journal import Listener
     from hutch.api.docker.requests import Request
     from hutch.engine import Instance
     from hutch.engine.context import Context
@@ -106,15 +107,22 @@ async def _join(
         ends_input=process.stdin_once and not process.tty,
         keys=keys if process.tty else b"",
     )
+    front, identifier = request.front, str(instance.id)
+    if query.flag("stream"):
+        # Before the client hears that it is attached: what it starts then, it misses nothing of.
+        front.lives.expect_start(identifier, client)
     try:
+        await pipe.send_head()
         if query.flag("logs"):
-            await _replay(request.front, instance, client, multiplexed)
+            await _replay(front, instance, client, multiplexed)
         if query.flag("stream"):
-            await _take_part(request.front, str(instance.id), client)
+            await _take_part(front, identifier, client)
     except (Gone, NotFound):
         return
     except HutchError as exc:
-        request.front.log.info("attach to %s: %s", info.name, exc)
+        front.log.info("attach to %s: %s", info.name, exc)
+    finally:
+        front.lives.forget(identifier, client)
 
 
 async def _replay(front: Front, instance: Instance, client: Client, multiplexed: bool) -> None:
@@ -127,79 +135,88 @@ async def _replay(front: Front, instance: Instance, client: Client, multiplexed:
 
 async def _take_part(front: Front, identifier: str, client: Client) -> None:
     """Join a running program's streams; before its start, wait for that."""
-    feed = await _running_feed(front, identifier, client)
-    if feed is None:
-        feed = await _coming_feed(front, identifier, client)
+    with front.journal.listen() as listener:
+        feed = await _running_feed(front, identifier, client)
         if feed is None:
-            return
-    await client.attend(feed)
+            feed = await _coming_feed(front, identifier, client, listener)
+    if feed is not None:
+        await client.attend(feed)
 
 
 async def _running_feed(front: Front, identifier: str, client: Client) -> Feed | None:
-    """Return the streams of a program that runs, None of one that does not."""
+    """Return the streams of a program that runs; None of one that does not, or whose starter
+    has the client on its list."""
+    context = front.engine.context
     try:
-        link = await front.call_undoing(
-            lambda: _connect(front.engine.context, identifier, client), _close
-        )
+        link = await front.call_undoing(lambda: _connect(context, identifier), _close)
     except WrongState:
         return None
+    # Attached only when it is sure that nobody else does it: letting go of a program's input
+    # may end it.
+    if not front.lives.forget(identifier, client):
+        link.close()
+        return None
+    try:
+        await front.call(_attach_link, link, client)
+    except BaseException as exc:
+        link.close()
+        if isinstance(exc, ProcessLookupError):
+            raise WrongState("it has ended") from exc
+        raise
     feed = Feed(front, link)
     feed.add(client)
     front.spawn(feed.run(), f"streams of {identifier[:12]}")
     return feed
 
 
-def _connect(context: Context, identifier: str, client: Client) -> Supervisor:
-    link = connect(context, current(context, identifier))
-    try:
-        link.attach(stdin=client.stdin, stdout=client.stdout, stderr=client.stderr, lossless=True)
-    except ProcessLookupError as exc:
-        link.close()
-        raise WrongState("it has ended") from exc
-    except BaseException:
-        link.close()
-        raise
-    return link
+def _connect(context: Context, identifier: str) -> Supervisor:
+    return connect(context, current(context, identifier))
+
+
+def _attach_link(link: Supervisor, client: Client) -> None:
+    link.attach(stdin=client.stdin, stdout=client.stdout, stderr=client.stderr, lossless=True)
 
 
 def _close(link: Supervisor) -> None:
     link.close()
 
 
-async def _coming_feed(front: Front, identifier: str, client: Client) -> Feed | None:
+async def _coming_feed(
+    front: Front, identifier: str, client: Client, listener: Listener
+) -> Feed | None:
     """Wait for the next start; None when the client leaves, or the container goes."""
-    front.lives.expect_start(identifier, client)
     begun = asyncio.ensure_future(client.begun())
-    waits = {
+    elsewhere = asyncio.ensure_future(_next_event(listener, identifier))
+    waits: set[asyncio.Future[Any]] = {
         begun,
         asyncio.ensure_future(client.pipe.wait_gone()),
-        asyncio.ensure_future(_started_elsewhere(front, identifier)),
+        elsewhere,
     }
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if begun.done() and begun.result() is not None:
-            return begun.result()
+        while True:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if begun.done():
+                return begun.result()
+            if not elsewhere.done() or elsewhere.result() == "destroy":
+                return None
+            found = await _running_feed(front, identifier, client)
+            if found is not None:
+                return found
+            waits.discard(elsewhere)
+            elsewhere = asyncio.ensure_future(_next_event(listener, identifier))
+            waits.add(elsewhere)
     finally:
-        front.lives.forget(identifier, client)
         for task in waits:
             task.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
-    if client.is_over:
-        return None
-    return await _running_feed(front, identifier, client)
 
 
-async def _started_elsewhere(front: Front, identifier: str) -> None:
-    """Return when another process has started the container, or somebody has removed it."""
-    with front.journal.listen() as listener:
-        while True:
-            event = await listener.next()
-            if event.subject != identifier:
-                continue
-            if event.action == "destroy" or (
-                event.action == "start" and not front.lives.is_starting(identifier)
-            ):
-                return
+async def _next_event(listener: Listener, identifier: str) -> str:
+    """Return what happened next to a container, of its start and its removal."""
+    while True:
+        event = await listener.next()
+        if event.subject == identifier and event.action in ("start", "destroy"):
+            return event.action
 
 
 # ---- resize -------------------------------------------------------------------------------

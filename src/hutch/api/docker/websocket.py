@@ -30,11 +30,16 @@ _MAX_MESSAGE = 1 << 20
 class WebSocket:
     """The client's end of a stream, over WebSocket."""
 
-    def __init__(self, stream: Hijacked, protocol: WSConnection) -> None:
+    def __init__(self, stream: Hijacked, protocol: WSConnection, head: bytes) -> None:
+        self._head = head
         self._stream = stream
         self._protocol = protocol
         self._gone = asyncio.Event()
         self._waiting: list[bytes] = []
+
+    async def send_head(self) -> None:
+        """Tell the client that it is connected."""
+        await self._stream.write(self._head)
 
     async def read(self) -> bytes:
         """Return what the client sent, b"" when it sends no more."""
@@ -106,5 +111,4 @@ async def accept(request: ApiRequest) -> WebSocket:
         raise ApiError(400, f"bad handshake: {exc}") from exc
     assert isinstance(event, Request)
     stream = await request.connection.take_raw()
-    await stream.write(protocol.send(AcceptConnection()))
-    return WebSocket(stream, protocol)
+    return WebSocket(stream, protocol, protocol.send(AcceptConnection()))
