@@ -255,15 +255,19 @@ def test_a_snapshot_of_one_at_rest_becomes_another_machine(
     with start(machine) as session:
         session.send(b"w")
         until(session, b"written")
+        live = machine.snapshot(disk_only=True)
+        _echoes(session, b"on")
     machine.kill()
     kept = machine.snapshot()
-    assert (kept.memory, kept.size > 0) == (False, True)
+    assert (kept.memory, kept.size > 0, live.memory) == (False, True, False)
     start(machine, "B").close()
     machine.kill()
-    with engine.snapshots.restore(f"{machine.name}/{kept.tag}", name="other") as other:
-        start(other, "B").close()
-        assert other.info().spec.hostname == other.id[:12]
-    engine.snapshots.remove(f"{machine.name}/{kept.tag}")
+    for snapshot in (kept, live):
+        key = f"{machine.name}/{snapshot.tag}"
+        with engine.snapshots.restore(key, name="other") as other:
+            start(other, "B").close()
+            assert other.info().spec.hostname == other.id[:12]
+        engine.snapshots.remove(key)
 
 
 def test_memory_is_not_kept_without_all_disks(engine: Engine, base: Path, tmp_path: Path) -> None:

@@ -225,8 +225,13 @@ def test_a_machine_goes_back_to_its_snapshot(engine: Engine, counter: Instance) 
 
 
 def test_a_machine_at_rest_is_kept_by_its_disk(engine: Engine, counter: Instance) -> None:
-    shell(counter, "echo then >/root/file; sync")
+    shell(counter, "echo then >/root/file")
+    assert not counter.snapshot("live", disk_only=True).memory
+    goes_on(counter)
+    shell(counter, "echo now >/root/file; sync")
     counter.stop(timeout=0)
+    engine.snapshots.restore(f"{counter.name}/live")
+    assert counter.info().state == State.EXITED
     made = counter.snapshot("still")
     assert not made.memory
     with engine.snapshots.restore(f"{counter.name}/still", name="copy") as copy:
@@ -239,7 +244,8 @@ def test_a_machine_at_rest_is_kept_by_its_disk(engine: Engine, counter: Instance
         counter.snapshot("still")
     with pytest.raises(InvalidArgument, match="tag"):
         counter.snapshot("a/b")
-    engine.snapshots.remove(f"{counter.name}/still")
+    for tag in ("live", "still"):
+        engine.snapshots.remove(f"{counter.name}/{tag}")
 
 
 def test_a_suspended_machine_goes_on_where_it_was(engine: Engine, counter: Instance) -> None:

@@ -57,7 +57,9 @@ def _suspend(invocation: Invocation) -> int:
 
 def _create(invocation: Invocation) -> int:
     instance, *tags = invocation.arguments
-    made = invocation.engine.snapshots.create(instance, tags[0] if tags else None)
+    made = invocation.engine.snapshots.create(
+        instance, tags[0] if tags else None, disk_only=invocation.flag("disk_only")
+    )
     if invocation.json:
         print_json(_row(made, full=True))
     else:
@@ -180,8 +182,12 @@ COMMANDS = {
         arguments="INSTANCE [TAG]",
         low=1,
         high=2,
+        options=(("disk-only", "", "flag", "", "Its disk alone, also while it runs"),),
         epilog="Prints INSTANCE/TAG; without a tag it is snap0, snap1 and so on.",
-        examples=("hutch snapshot create web before-upgrade",),
+        examples=(
+            "hutch snapshot create web before-upgrade",
+            "hutch snapshot create --disk-only db nightly",
+        ),
     ),
     "snapshot ls": Command(
         handler=_ls,

@@ -299,6 +299,12 @@ class Savable(Protocol):
         """
         ...
 
+    def save_disk(self, identifier: str, target: str) -> None:
+        """Save a running instance's disk alone to an empty directory, with all that its
+        programs have written so far where the guest can be asked. It goes on, after a failure
+        too."""
+        ...
+
     def awaken(self, identifier: str) -> bool:
         """Let a running instance go on that stands still because who saved it was killed; tell
         whether it did. The caller has its lock."""

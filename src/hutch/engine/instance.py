@@ -140,12 +140,13 @@ class Instance:
         """Let a suspended machine go on where it was; the same as `start`."""
         self.start()
 
-    def snapshot(self, tag: str | None = None) -> SnapshotRecord:
-        """Keep a virtual machine as it is now: a running one with its memory and programs, one
-        that does not run by its disk. See `Engine.snapshots`."""
+    def snapshot(self, tag: str | None = None, *, disk_only: bool = False) -> SnapshotRecord:
+        """Keep a virtual machine as it is now: a running one with its memory and programs,
+        unless its disk alone is asked for, one that does not run by its disk. See
+        `Engine.snapshots`."""
         from hutch.engine.snapshots import take_snapshot
 
-        return take_snapshot(self._context, self.id, tag)
+        return take_snapshot(self._context, self.id, tag, disk_only=disk_only)
 
     def fork(
         self, n: int = 1, *, name: str | None = None, publish: bool = True

@@ -50,8 +50,11 @@ _AT_REST = (State.CREATED, State.EXITED, State.SUSPENDED)
 SnapshotRecords = list[SnapshotRecord]
 
 
-def take_snapshot(context: Context, identifier: str, tag: str | None = None) -> SnapshotRecord:
-    """Keep a machine as it is now: a running one with its memory, one at rest by its disk.
+def take_snapshot(
+    context: Context, identifier: str, tag: str | None = None, *, disk_only: bool = False
+) -> SnapshotRecord:
+    """Keep a machine as it is now: a running one with its memory unless its disk alone is asked
+    for, one at rest by its disk.
 
     A running machine goes on, and so it does after any failure.
     """
@@ -62,18 +65,21 @@ def take_snapshot(context: Context, identifier: str, tag: str | None = None) -> 
     with new_saved(context, keep=True) as saved, instance_lock(context, identifier):
         record = refresh_locked(context, load(context, identifier))
         directory = saved_directory(context, saved)
-        if record.state == State.RUNNING:
+        if record.state == State.RUNNING and disk_only:
+            driver.save_disk(identifier, str(directory))
+        elif record.state == State.RUNNING:
             check_whole(record)
             keep_addresses(context, record, directory)
             driver.save(identifier, str(directory), cards=len(record.endpoints))
-        elif record.state in _AT_REST:
+        elif record.state in _AT_REST and not (disk_only and record.state == State.SUSPENDED):
             _copy_at_rest(context, record, str(directory))
         else:
             raise WrongState(
                 f"instance {record.name} is {record.state}: no snapshot",
                 hint="unpause or stop it first",
             )
-        return _record(context, record, saved, tag)
+        memory = record.state in (State.RUNNING, State.SUSPENDED) and not disk_only
+        return _record(context, record, saved, tag, memory=memory)
 
 
 def _check_new(context: Context, name: str, tag: str | None) -> None:
@@ -99,7 +105,7 @@ def _copy_at_rest(context: Context, record: InstanceRecord, target: str) -> None
 
 
 def _record(
-    context: Context, record: InstanceRecord, saved: str, tag: str | None
+    context: Context, record: InstanceRecord, saved: str, tag: str | None, *, memory: bool
 ) -> SnapshotRecord:
     directory = saved_directory(context, saved)
     with disk_errors(f"snapshot of {record.name}"):
@@ -114,7 +120,7 @@ def _record(
             tag=tag,
             created_ns=time.time_ns(),
             size=size,
-            memory=record.state in (State.RUNNING, State.SUSPENDED),
+            memory=memory,
             spec=record.spec,
             image_id=record.image_id,
             image_name=record.image_name,
@@ -147,13 +153,17 @@ class Snapshots:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def create(self, instance: str, tag: str | None = None) -> SnapshotRecord:
+    def create(
+        self, instance: str, tag: str | None = None, *, disk_only: bool = False
+    ) -> SnapshotRecord:
         """Keep a machine as it is now: a running one with its memory and programs, one that
         does not run by its disk. The tag is snap0, snap1, … unless it is given.
 
-        A running machine stands still for some milliseconds only.
+        With `disk_only` a running one is kept by its disk too, with what its programs have
+        written so far. It stands still for some milliseconds only.
         """
-        return take_snapshot(self._context, find_id(self._context, instance), tag)
+        identifier = find_id(self._context, instance)
+        return take_snapshot(self._context, identifier, tag, disk_only=disk_only)
 
     def get(self, name: str) -> SnapshotRecord:
         """Return a snapshot by `INSTANCE/TAG`; raise `NotFound`."""

@@ -18,7 +18,7 @@ from hutch.errors import HutchError
 from hutch.storage.snapshots import QCOW2_FILE
 from hutch.storage.sparse import copy_sparse
 
-__all__ = ["awaken", "copy_files", "put_back_files", "save_disk_machine"]
+__all__ = ["awaken", "copy_files", "copy_running", "put_back_files", "save_disk_machine"]
 
 _TPM_FILE = "tpm2-00.permall"
 # What of an instance's directory is the machine's, and what it is called in a snapshot.
@@ -64,6 +64,20 @@ def save_disk_machine(directory: str, target: str, *, cards: int, end_as: str = 
             raise
         qmp.cont(monitor)
     write_record(target, saved)
+
+
+def copy_running(directory: str, target: str) -> None:
+    """Copy the files of a running machine while it stands still: its disk is then as after a
+    power cut, which nobody in it was told of."""
+    from hutch.qmp import conversation
+    from hutch.qmp import machine as qmp
+
+    with conversation(f"{directory}/run/{QMP_SOCKET}") as monitor:
+        qmp.stop(monitor)
+        try:
+            copy_files(directory, target)
+        finally:
+            qmp.cont(monitor)
 
 
 def copy_files(directory: str, target: str) -> None:

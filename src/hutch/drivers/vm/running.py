@@ -22,6 +22,7 @@ from hutch.drivers.vm.machine import MachineRecord, load_record
 from hutch.drivers.vm.state import (
     connect_cards,
     fork_machine,
+    save_disk,
     save_machine,
 )
 from hutch.errors import (
@@ -206,6 +207,18 @@ class RunningMachines:
             from hutch.drivers.vm.disk_state import save_disk_machine
 
             save_disk_machine(directory, target, cards=cards, end_as=end_as)
+
+    def save_disk(self, identifier: str, target: str) -> None:
+        """Save a running machine's disk; see `hutch.drivers.base.Savable`."""
+        directory = self._directory(identifier)
+        self._check_awake(identifier)
+        with failures.translated(f"snapshot of {identifier[:12]}"):
+            if self._has_agent(identifier):
+                save_disk(directory, target, Disks(self._root))
+                return
+            from hutch.drivers.vm.disk_state import copy_running
+
+            copy_running(directory, target)
 
     def awaken(self, identifier: str) -> bool:
         """Let a running machine go on whose saver was killed; see `hutch.drivers.base.Savable`."""

@@ -23,6 +23,7 @@ from hutch.drivers.failures import last_line
 from hutch.drivers.moving import Arrival
 from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.diskfork import DiskFork
+from hutch.drivers.vm.inside import write_back
 from hutch.drivers.vm.machine import MachineRecord, load_record
 from hutch.drivers.vm.setup import interfaces, renewal
 from hutch.drivers.vm.stream import BLOCK, write_stream
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from hutch.qmp import Monitor
 
 __all__ = ["Loaded", "connect_cards", "fork_machine", "load_machine", "opened", "receive_machine"]
-__all__ += ["STATE_FILE", "Saved", "check_movable", "immovable", "save_machine", "twin_setup"]
+__all__ += ["STATE_FILE", "Saved", "check_movable", "immovable", "save_disk", "save_machine"]
+__all__ += ["twin_setup"]
 __all__ += ["write_record", "write_state"]
 
 STATE_FILE, _RECORD = "state", "saved.json"
@@ -106,6 +108,30 @@ def save_machine(
             if capture is not None:
                 _write_memory(state.fileno(), machine, capture.all_pages(), devices)
             write_record(target, saved)
+
+
+def save_disk(directory: str, target: str, disks: Disks) -> None:
+    """Save the disk of a running machine alone, with what its programs have written until then.
+
+    It stands still while that is frozen or copied (`diskfork`), and goes on, after any failure
+    and whoever is killed; what a failure left in the target is the caller's to remove.
+    """
+    from hutch.qmp import conversation
+    from hutch.qmp import machine as qmp
+
+    run = f"{directory}/run"
+    agent = Guest(run)
+    with conversation(f"{run}/{QMP_SOCKET}") as monitor:
+        disk = DiskFork(monitor, directory, target, load_record(directory), disks)
+        disk.prepare()
+        write_back(agent)
+        with agent.quiesce(monitor.fileno()):
+            qmp.stop(monitor)
+            try:
+                disk.take()
+            finally:
+                qmp.cont(monitor)
+        disk.finish()
 
 
 def fork_machine(directory: str, target: str, disks: Disks, *, cards: int) -> ForkedState:
