@@ -159,9 +159,32 @@ def _tun() -> str | None:
     return None
 
 
+def _loop() -> str | None:
+    return None if Path("/dev/loop-control").exists() else "no loop devices"
+
+
+def _fuse() -> str | None:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as exc:
+        return f"/dev/fuse: {exc.strerror}"
+    return None
+
+
+def _file_system(name: str, maker: str) -> Probe:
+    def probe() -> str | None:
+        if reason := _program(maker)():
+            return reason
+        known = Path("/proc/filesystems").read_text().split()
+        return None if name in known else f"this kernel has no {name}"
+
+    return probe
+
+
 NEEDS: dict[str, Probe] = {
     "apt-mirror": _apt_mirror,
     "bwrap": _program("bwrap"),
+    "btrfs": _file_system("btrfs", "mkfs.btrfs"),
     "busybox": _program("busybox"),
     "cc": _program("cc"),
     "cgroup": _cgroup,
@@ -170,6 +193,7 @@ NEEDS: dict[str, Probe] = {
     "docker-registry": _program("docker-registry"),
     "docker": _program("docker"),
     "dockerd": _program("dockerd"),
+    "fuse": _fuse,
     "fuse-overlayfs": _program("fuse-overlayfs"),
     "grub": _file("/usr/lib/grub/i386-pc/boot.img"),
     "idmapped-mounts": _idmapped_mounts,
@@ -177,6 +201,7 @@ NEEDS: dict[str, Probe] = {
     "erofs": _erofs,
     "live-qemu": _live_qemu,
     "genisoimage": _program("genisoimage"),
+    "loop": _loop,
     "lz4": _program("lz4"),
     "mke2fs": _program("mke2fs"),
     "mkfs.erofs": _program("mkfs.erofs"),
@@ -204,6 +229,7 @@ NEEDS: dict[str, Probe] = {
     "tar": _program("tar"),
     "tun": _tun,
     "userns": _userns,
+    "xfs": _file_system("xfs", "mkfs.xfs"),
     "zstd": _program("zstd"),
 }
 
@@ -221,6 +247,7 @@ MUST_HOLD = frozenset(
         "docker-registry",
         "dockerd",
         "live-qemu",
+        "loop",
         "lz4",
         "mke2fs",
         "mkfs.erofs",

@@ -87,7 +87,7 @@ def test_an_impossible_size_is_refused_and_nothing_is_left(engine: Engine, size:
     assert engine.volumes.list() == []
 
 
-@pytest.mark.parametrize("step", ["_mount", "os.makedirs"])
+@pytest.mark.parametrize("step", ["mount_file", "os.makedirs"])
 def test_a_failure_while_it_is_made_leaves_nothing(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -98,7 +98,7 @@ def test_a_failure_while_it_is_made_leaves_nothing(
     Disks(tmp_path).empty(64 * MIB)
     directory = tmp_path / "d"
     directory.mkdir()
-    monkeypatch.setattr(limited if step == "_mount" else os, step.rpartition(".")[2], fail)
+    monkeypatch.setattr(limited if step == "mount_file" else os, step.rpartition(".")[2], fail)
     with pytest.raises((HutchError, OSError)):
         limited.make_limited(disks, str(directory), 64 * MIB, field="size")
     monkeypatch.undo()
@@ -125,5 +125,5 @@ def test_a_volume_of_a_size(engine: Engine) -> None:
 
 
 def test_a_size_goes_alone(engine: Engine) -> None:
-    with pytest.raises(InvalidArgument, match="alone"):
+    with pytest.raises(InvalidArgument, match="size does not go with type"):
         engine.volumes.create("v", options={"size": "64M", "type": "tmpfs"})

@@ -198,7 +198,7 @@ def test_a_tmpfs_volume_is_mounted_while_it_lives(volumes: Volumes) -> None:
     options = {"type": "tmpfs", "device": "tmpfs", "o": "size=1m,noexec"}
     path = volumes.create("t", options=options).path
     volumes.acquire("t", "i")
-    volumes.ensure_mounted("t")
+    volumes.open("t")
     assert os.path.ismount(path) and os.statvfs(path).f_flag & os.ST_NOEXEC
     volumes.release("t", "i")
     volumes.remove("t")

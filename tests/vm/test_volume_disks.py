@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,15 @@ def test_a_machine_has_a_volume_to_itself(machines: Engine, volume: str, tmp_pat
         assert read(machines, "copy", "by") == "machine"
         with pytest.raises(AlreadyExists):
             machines.volumes.clone("db", "copy")
+        machines.volumes.snapshot("db", "later")
+        out = io.BytesIO()
+        machines.volumes.backup("db", out)
+        with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+            found = tar.extractfile("data/by")
+            assert found is not None and found.read() == b"later\n"
+        with pytest.raises(Busy, match="instance owner has it"):
+            machines.volumes.open("db")
+        assert not any("-backup-" in volume.name for volume in machines.volumes.list())
 
         box.suspend()
         with pytest.raises(Busy, match="suspended"):
@@ -95,7 +106,7 @@ def test_what_a_volume_that_is_a_disk_cannot_be_is_refused(machines: Engine) -> 
     machines.volumes.create("plain")
     machines.volumes.create("small", options={"type": "disk", "size": "64M"})
     try:
-        with pytest.raises(InvalidArgument, match="is no disk"):
+        with pytest.raises(InvalidArgument, match="has no size"):
             machines.volumes.resize("plain", "1G")
         with pytest.raises(InvalidArgument, match="cannot shrink"):
             machines.volumes.resize("small", 65 * MIB)

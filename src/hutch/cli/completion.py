@@ -164,6 +164,10 @@ def _objects(invocation: Invocation, names: str, given: list[str]) -> list[str]:
         return _instances(invocation) if len(given) == 1 else []
     if names in ("network create", "network ls", "volume create", "volume ls"):
         return []
+    if names in ("pool create", "pool ls"):
+        return []
+    if names.startswith("pool "):
+        return [pool.name for pool in invocation.engine.pools.list()]
     if names.startswith("network "):
         return [network.name for network in invocation.engine.networks.list()]
     if names.startswith("snapshot "):

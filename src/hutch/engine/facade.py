@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hutch.engine.kernels import Kernels
     from hutch.engine.migrate import Migrated
     from hutch.engine.networks import Networks
+    from hutch.engine.pools import Pools
     from hutch.engine.resources import Resources
     from hutch.engine.snapshots import Snapshots
     from hutch.engine.volumes import Volumes
@@ -393,6 +394,13 @@ class Engine:
         from hutch.engine.jobs.facade import Queues
 
         return Queues(self._context)
+
+    @cached_property
+    def pools(self) -> Pools:
+        """The storage pools of this root."""
+        from hutch.engine.pools import Pools
+
+        return Pools(self._context)
 
     @cached_property
     def volumes(self) -> Volumes:

@@ -18,7 +18,7 @@ from hutch.drivers.base import Losable
 from hutch.engine.context import Context
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
-from hutch.engine.mounts import release_mounts
+from hutch.engine.mounts import close_volumes, release_mounts
 from hutch.engine.records import INSTANCES, NAMES, RESERVATIONS, SUSPENDED, InstanceRecord
 from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
@@ -190,6 +190,7 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
     oom = same_boot and driver.oom_kills(record.id) > 0
     driver.cleanup(record.id)
     _leave_networks(context, record)
+    close_volumes(context, record)
     if status is not None and status.code == EXIT_SAVED and _was_suspended(context, record):
         return _as_suspended(record, status.time_ns)
     error = record.error

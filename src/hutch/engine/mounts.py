@@ -16,7 +16,8 @@ from hutch.image.records import ImageRecord
 from hutch.lifecycle import State
 from hutch.spec.model import BindMount, InstanceSpec, Mount, VolumeMount
 
-__all__ = ["claim_disk", "name_disks", "release_mounts", "resolve_mounts"]
+__all__ = ["claim_disk", "close_volumes", "name_disks", "open_volumes", "release_mounts"]
+__all__ += ["resolve_mounts"]
 
 _HOLDING = (State.STARTING, State.RUNNING, State.PAUSED, State.SUSPENDED)
 
@@ -39,7 +40,7 @@ def resolve_mounts(
             found[wanted.target] = _volume(context, wanted, spec, image, undo)
     for mount in found.values():
         if mount.type == "volume":
-            context.volumes.acquire(mount.name, identifier, mount=not mount.disk)
+            context.volumes.acquire(mount.name, identifier)
             undo.callback(context.volumes.release, mount.name, identifier)
     return tuple(found.values())
 
@@ -151,6 +152,29 @@ def _volume(
         anonymous=not mount.name,
         disk=is_disk,
     )
+
+
+def open_volumes(context: Context, record: InstanceRecord, undo: ExitStack) -> None:
+    """Claim the instance's volumes and mount what they need; images are closed again by `undo`.
+
+    One that is a machine's disk is its guest's to mount.
+    """
+    volumes = context.volumes
+    for mount in record.mounts:
+        if mount.type != "volume":
+            continue
+        if volumes.is_disk(mount.name):
+            claim_disk(context, mount.name, record, alone=mount.disk)
+        if not mount.disk:
+            undo.callback(volumes.close, mount.name, record.id)
+            volumes.open(mount.name, record.id)
+
+
+def close_volumes(context: Context, record: InstanceRecord) -> None:
+    """Say that a run which has ended needs its volumes' images no more."""
+    for mount in record.mounts:
+        if mount.type == "volume":
+            context.volumes.close(mount.name, record.id)
 
 
 def release_mounts(context: Context, record: InstanceRecord, *, remove_anonymous: bool) -> None:

@@ -18,7 +18,7 @@ from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in, require_settled
-from hutch.engine.mounts import claim_disk
+from hutch.engine.mounts import open_volumes
 from hutch.engine.records import INSTANCES, SUSPENDED, InstanceRecord, ResolvedMount
 from hutch.engine.reserve import follow_settled, reserve_at_start
 from hutch.errors import HutchError, InvalidArgument, NotFound, Unsupported, WrongState
@@ -111,6 +111,7 @@ def _start_locked(
         endpoints = _prepare_network(context, record, undo, kept)
         _write(context, record, state=State.STARTING, boot_id=context.boot_id)
         try:
+            open_volumes(context, record, undo)
             with ExitStack() as held:
                 launch = _launch(context, placed, endpoints, held)
                 launch = msgspec.structs.replace(
@@ -166,6 +167,7 @@ def land(
     with ExitStack() as undo:
         placed = reserve_at_start(context, record, undo)
         endpoints = _prepare_network(context, record, undo, kept)
+        open_volumes(context, record, undo)
         with ExitStack() as held:
             launch = _launch(context, placed, endpoints, held)
             launch = msgspec.structs.replace(
@@ -325,7 +327,7 @@ def _launch(
     directory = context.directory(record.id)
     assets = _layers(context, record)
     mounts = _files(context, record, endpoints)
-    mounts += [_mount(context, record, mount, held, starts=starts) for mount in record.mounts]
+    mounts += [_mount(context, mount, held, starts=starts) for mount in record.mounts]
     join = _joined(context, record)
     shm = _shared_memory(context, record)
     if shm is not None:
@@ -451,18 +453,9 @@ def _files(
     ]
 
 
-def _mount(
-    context: Context,
-    record: InstanceRecord,
-    mount: ResolvedMount,
-    held: ExitStack,
-    *,
-    starts: bool,
-) -> LaunchMount:
+def _mount(context: Context, mount: ResolvedMount, held: ExitStack, *, starts: bool) -> LaunchMount:
     fd = -1
     volumes = context.volumes
-    if starts and mount.type == "volume" and volumes.is_disk(mount.name):
-        claim_disk(context, mount.name, record, alone=mount.disk)
     if mount.disk:
         return LaunchMount(
             source=volumes.as_disk(mount.name) if starts else volumes.disk_file(mount.name),
@@ -470,13 +463,12 @@ def _mount(
             read_only=mount.read_only,
             disk=True,
         )
-    if mount.type == "volume":
-        # One with driver options is mounted, and after a reboot is not.
-        volumes.ensure_mounted(mount.name)
-    if mount.subpath:
+    # What only tells what a start would do opens nothing.
+    is_closed = not starts and mount.type == "volume" and not os.path.isdir(mount.source)
+    if mount.subpath and not is_closed:
         fd = volumes.open_subpath(mount.name, mount.subpath)
         held.callback(os.close, fd)
-    elif not os.path.exists(mount.source):
+    elif not is_closed and not os.path.exists(mount.source):
         raise InvalidArgument(f"{mount.source}: no such file or directory", field="mounts")
     return LaunchMount(
         source=mount.source,

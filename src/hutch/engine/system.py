@@ -9,6 +9,7 @@ from hutch.drivers.base import Templated
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh
 from hutch.engine.lookup import all_records
+from hutch.engine.quiet import awaken_abandoned
 from hutch.engine.results import DiskUsage, PruneReport, SystemInfo, UsageRow
 from hutch.engine.saved import reconcile_saved
 from hutch.engine.stop import remove
@@ -145,13 +146,23 @@ def collect_garbage(context: Context) -> int:
     known = [record.id for record in all_records(context)]
     clean_scratch(context.root, context.trash)
     context.collector.reconcile(context.snapshots, known)
-    context.volumes.reconcile(known)
+    awaken_abandoned(context)
+    context.volumes.reconcile(known, running=_live(context))
     context.kernels.reconcile()
     reconcile_saved(context)
     try:
         return context.collector.collect().bytes
     except Unavailable:
         return 0
+
+
+def _live(context: Context) -> set[str]:
+    """Return the identifiers of instances that run in this boot of the host."""
+    return {
+        record.id
+        for record in all_records(context)
+        if record.state in _LIVE and record.boot_id == context.boot_id
+    }
 
 
 def prune_instances(

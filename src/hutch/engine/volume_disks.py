@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load
 from hutch.engine.records import InstanceRecord
-from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound
+from hutch.errors import Busy, InvalidArgument, NotFound
 from hutch.lifecycle import State
 from hutch.storage.disks import check_size
 from hutch.storage.faults import disk_errors
@@ -22,7 +22,7 @@ from hutch.units import parse_bytes
 if TYPE_CHECKING:
     from hutch.storage.volumes import Volume
 
-__all__ = ["clone_volume", "resize_volume"]
+__all__ = ["disk_copier", "machine_of", "resize_volume", "shared"]
 
 _LIVE = (State.STARTING, State.RUNNING, State.PAUSED, State.SUSPENDED)
 
@@ -51,32 +51,50 @@ def resize_volume(context: Context, name: str, size: str | int) -> None:
         context.volumes.note_size(name, wanted)
 
 
-def clone_volume(context: Context, name: str, new: str) -> Volume:
-    """Make a volume with what another has now, a disk as well; nothing is left of a failure.
+@contextmanager
+def disk_copier(context: Context, name: str) -> Iterator[Callable[[str], object] | None]:
+    """Yield what copies the file of a volume that is a disk as it is now, None for others.
 
     A machine that has it writes it out, and stands still while it is copied: for
     milliseconds where the host's file system shares blocks.
     """
-    source = _require_disk(context, name)
-    if any(volume.name == new for volume in context.volumes.list()):
-        raise AlreadyExists(f"volume {new}: is there already", hint="choose another name")
-    with _held(context, name) as machine, disk_errors(f"volume {new}"):
-        made = context.volumes.create(new, labels=source.labels, options=source.options)
-        with ExitStack() as undo:
-            undo.callback(context.volumes.remove, new, missing_ok=True)
-            target = context.volumes.disk_file(new)
-            os.unlink(target)
-            if machine is None:
-                copy_sparse(context.volumes.as_disk(name), target)
-            else:
-                from hutch.drivers.vm.volumes import copy_volume
+    if not context.volumes.is_disk(name):
+        yield None
+        return
+    with _held(context, name) as machine:
+        if machine is None:
+            path = context.volumes.as_disk(name)
+            yield lambda target: copy_sparse(path, target)
+            return
+        from hutch.drivers.vm.volumes import copy_volume
 
-                number, directory = _number(machine, name), context.directory(machine.id)
-                copy_volume(str(directory), number, context.volumes.disk_file(name), target)
-            with open(target, "rb", buffering=0) as file:
-                os.fsync(file.fileno())
-            undo.pop_all()
-    return made
+        number, directory = _number(machine, name), str(context.directory(machine.id))
+        path = context.volumes.disk_file(name)
+        yield lambda target: copy_volume(directory, number, path, target)
+
+
+@contextmanager
+def shared(context: Context, name: str) -> Iterator[None]:
+    """Hold a volume so that the host may mount it: raise `Busy` where it is a machine's disk
+    now."""
+    if not context.volumes.is_disk(name):
+        yield
+        return
+    with _held(context, name) as machine:
+        if machine is not None:
+            raise Busy(
+                f"volume {name}: is a disk, and instance {machine.name} has it",
+                hint=f"stop it first: hutch stop {machine.name}",
+            )
+        yield
+
+
+def machine_of(context: Context, name: str) -> bool:
+    """Tell whether a machine that runs has a volume as its disk."""
+    if not context.volumes.is_disk(name):
+        return False
+    with _held(context, name) as machine:
+        return machine is not None
 
 
 def _require_disk(context: Context, name: str) -> Volume:

@@ -51,6 +51,22 @@ PROGRAMS: tuple[Program, ...] = (
         use="disk images of virtual machines in other formats than raw",
     ),
     Program(
+        name="qemu-storage-daemon",
+        package="qemu-system-common",
+        use="volumes that are encrypted, and pools of kind qcow2",
+    ),
+    Program(
+        name="mkfs.btrfs",
+        package="btrfs-progs",
+        use="storage pools of kind btrfs",
+    ),
+    Program(
+        name="mkfs.xfs",
+        package="xfsprogs",
+        use="storage pools of kind xfs",
+        version_argument="-V",
+    ),
+    Program(
         name="genisoimage",
         package="genisoimage",
         use="cloud-init's data for machines that start from a disk",

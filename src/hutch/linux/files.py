@@ -12,12 +12,15 @@ __all__ = [
     "clone_file",
     "create_sealed_memfd",
     "fallocate",
+    "freeze",
     "link_fd",
     "open_in_root",
     "openat2",
     "punch_hole",
     "renameat2",
     "syncfs",
+    "thaw",
+    "trim",
 ]
 
 RESOLVE_NO_XDEV = 0x01
@@ -35,6 +38,9 @@ FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 
 FICLONE = 0x40049409
+FIFREEZE = 0xC0045877
+FITHAW = 0xC0045878
+FITRIM = 0xC0185879
 
 AT_FDCWD = -100
 AT_SYMLINK_FOLLOW = 0x400
@@ -106,6 +112,31 @@ def clone_file(source_fd: int, target_fd: int) -> None:
     import fcntl
 
     fcntl.ioctl(target_fd, FICLONE, source_fd)
+
+
+def freeze(fd: int) -> None:
+    """ioctl FIFREEZE: write the file system that holds `fd` out whole, and let whoever writes
+    to it wait until `thaw`."""
+    import fcntl
+
+    fcntl.ioctl(fd, FIFREEZE, 0)
+
+
+def thaw(fd: int) -> None:
+    """ioctl FITHAW: let writers go on."""
+    import fcntl
+
+    fcntl.ioctl(fd, FITHAW, 0)
+
+
+def trim(fd: int) -> int:
+    """ioctl FITRIM: discard what the file system that holds `fd` does not use; return the bytes
+    of it (which may have been discarded before)."""
+    import fcntl
+    import struct
+
+    wanted = struct.pack("=3Q", 0, (1 << 64) - 1, 0)
+    return int(struct.unpack("=3Q", fcntl.ioctl(fd, FITRIM, wanted))[1])
 
 
 def syncfs(fd: int) -> None:

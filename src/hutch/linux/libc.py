@@ -25,6 +25,7 @@ _NUMBERS: dict[str, int] = {
     "openat2": 437,
     "pidfd_getfd": 438,
     "mount_setattr": 442,
+    "quotactl_fd": 443,
 }
 _BY_MACHINE: dict[str, dict[str, int]] = {
     "x86_64": {"bpf": 321, "renameat2": 316, "capget": 125, "kcmp": 312, "syncfs": 306},

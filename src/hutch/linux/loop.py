@@ -9,10 +9,11 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["loop_device"]
+__all__ = ["attached_device", "backing_file", "held_device", "loop_device", "set_capacity"]
 
 _GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A
+_SET_CAPACITY = 0x4C07
 _AUTOCLEAR = 4
 _ATTEMPTS = 64
 # struct loop_config: fd, block size, struct loop_info64, eight reserved words.
@@ -49,3 +50,51 @@ def _attach(fd: int) -> tuple[int, str]:
     finally:
         os.close(control)
     raise OSError(errno.EBUSY, "no free loop device")
+
+
+def attached_device(path: str) -> str:
+    """Return the block device that is made of a file already, "" for none. A second one would
+    let two file systems write to the same blocks."""
+    wanted = os.path.realpath(path)
+    for name in os.listdir("/sys/block"):
+        if name.startswith("loop") and backing_file(name) == wanted:
+            return f"/dev/{name}"
+    return ""
+
+
+@contextmanager
+def held_device(path: str) -> Iterator[str]:
+    """Yield the block device that is made of a file already and keep it so, "" for none."""
+    device = attached_device(path)
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC) if device else -1
+    except OSError as exc:
+        if exc.errno != errno.ENXIO:  # it is about to go
+            raise
+        fd = -1
+    if fd < 0:
+        yield ""
+        return
+    try:
+        # It may have gone and be another file's by now.
+        yield device if backing_file(device) == os.path.realpath(path) else ""
+    finally:
+        os.close(fd)
+
+
+def set_capacity(device: str) -> None:
+    """Let a block device be as long as its file is now. `OSError` passes."""
+    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _SET_CAPACITY, 0)
+    finally:
+        os.close(fd)
+
+
+def backing_file(device: str) -> str:
+    """Return the path of the file that is behind a block device, "" for one that is free."""
+    try:
+        with open(f"/sys/block/{os.path.basename(device)}/loop/backing_file") as file:
+            return file.read().removesuffix("\n")
+    except OSError:
+        return ""

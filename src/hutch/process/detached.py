@@ -9,10 +9,11 @@ from collections.abc import Sequence
 __all__ = ["start_detached"]
 
 
-def start_detached(argv: Sequence[str], *, log: str) -> int:
+def start_detached(argv: Sequence[str], *, log: str, pass_fds: Sequence[int] = ()) -> int:
     """Start a program in a session of its own, in `/`, without input; return its id.
 
-    What it writes replaces the content of the file `log` (0600). It is reaped when it ends.
+    What it writes replaces the content of the file `log` (0600). It inherits `pass_fds` and is
+    reaped when it ends.
     """
     import subprocess
 
@@ -25,6 +26,7 @@ def start_detached(argv: Sequence[str], *, log: str) -> int:
             stdout=fd,
             stderr=fd,
             cwd="/",
+            pass_fds=tuple(pass_fds),
             start_new_session=True,
         )
     finally:

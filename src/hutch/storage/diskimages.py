@@ -28,7 +28,8 @@ from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.diskkeys import DiskKey
 from hutch.storage.faults import disk_errors
 
-__all__ = ["FORMATS", "DiskFormat", "DiskImage", "check_disk", "convert_disk", "create_disk"]
+__all__ = ["FORMATS", "DiskFormat", "DiskImage", "change_snapshot", "check_disk"]
+__all__ += ["convert_disk", "create_disk", "snapshots_in"]
 __all__ += ["disk_info", "flatten_chain"]
 __all__ += ["format_of", "import_disk", "require_whole", "resize_disk", "stamp_of"]
 
@@ -205,6 +206,32 @@ def resize_disk(
         if done.returncode != 0:
             raise _failure(image.path, done.stderr)
     return disk_info(path, format=format)
+
+
+def change_snapshot(
+    path: str, change: Literal["create", "apply", "delete"], name: str, *, key: DiskKey | None
+) -> None:
+    """Make, go back to, or delete a snapshot within a qcow2 that nobody has open."""
+    full = _existing(path)
+    with disk_errors(f"disk {full}"), _Secrets() as secrets:
+        opened = _opening(full, "qcow2", key, secrets)
+        if opened[0] == "-f":  # which this one does not know
+            node = {"driver": "qcow2", "file": _file_node(full)}
+            opened = [f"json:{msgspec.json.encode(node).decode()}"]
+        command = ["snapshot", "-q", *secrets.objects, f"-{change[0]}", name, *opened]
+        done = _qemu_img(command, _INFO_TIMEOUT_S, secrets.fds)
+        if done.returncode != 0:
+            raise _failure(full, done.stderr)
+
+
+def snapshots_in(path: str) -> list[str]:
+    """Return the names of the snapshots within a qcow2, whether it is open or not."""
+    full = _existing(path)
+    done = _qemu_img(["info", "--output=json", "-U", "-f", "qcow2", full], _INFO_TIMEOUT_S)
+    if done.returncode != 0:
+        raise _failure(full, done.stderr)
+    found: dict[str, Any] = msgspec.json.decode(done.stdout, type=dict[str, Any])
+    return [str(one.get("name", "")) for one in found.get("snapshots") or ()]
 
 
 def check_disk(path: str, *, format: DiskFormat) -> str:

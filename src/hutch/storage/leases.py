@@ -18,7 +18,7 @@ from hutch.errors import Exhausted
 from hutch.ids import new_id
 from hutch.records import Records, Transaction
 
-__all__ = ["LEASES", "Lease", "LeaseRecord", "Leases", "leased"]
+__all__ = ["LEASES", "Lease", "LeaseRecord", "Leases", "leased", "started"]
 
 LEASES = "leases"
 _TTL_S = 24 * 3600.0
@@ -74,7 +74,7 @@ class Leases:
         key = new_id()
         record = LeaseRecord(
             pid=os.getpid(),
-            started=_started(os.getpid()) or 0,
+            started=started(os.getpid()) or 0,
             boot_id=_boot_id(),
             since=time.time(),
             expires_at=time.time() + ttl_s,
@@ -125,10 +125,10 @@ def leased(transaction: Transaction) -> tuple[set[str], float]:
 def _in_force(record: LeaseRecord, now: float, boot_id: str) -> bool:
     if record.expires_at <= now or record.boot_id != boot_id:
         return False
-    return _started(record.pid) == record.started
+    return started(record.pid) == record.started
 
 
-def _started(pid: int) -> int | None:
+def started(pid: int) -> int | None:
     """Return when the process started (field 22 of /proc/PID/stat), None for no process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

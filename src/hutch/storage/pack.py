@@ -56,12 +56,19 @@ Rewrite = Callable[[os.stat_result, Attributes], Attributes]
 
 class Packer:
     """Write entries, telling hard links from first names; `rewrite` has the last word on
-    their attributes."""
+    their attributes, and with `exact` times are told to the nanosecond."""
 
-    def __init__(self, owners: Owners | None = None, rewrite: Rewrite | None = None) -> None:
+    def __init__(
+        self,
+        owners: Owners | None = None,
+        rewrite: Rewrite | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
         self._links: dict[tuple[int, int], bytes] = {}
         self._owners = owners
         self._rewrite = rewrite
+        self._exact = exact
 
     def _header(
         self,
@@ -77,9 +84,12 @@ class Packer:
         uid, gid = status.st_uid, status.st_gid
         if self._owners is not None:
             uid, gid = self._owners.inside(uid, gid)
-        found = Attributes(status.st_mode & 0o7777, uid, gid, status.st_mtime_ns // 1_000_000_000)
+        seconds, fraction = divmod(status.st_mtime_ns, 1_000_000_000)
+        found = Attributes(status.st_mode & 0o7777, uid, gid, seconds)
         if self._rewrite is not None:
             found = self._rewrite(status, found)
+        if self._exact and fraction:
+            pax = {**(pax or {}), b"mtime": b"%d.%09d" % (seconds, fraction)}
         return header(
             name,
             kind,
@@ -305,19 +315,22 @@ def pack_directory(
     *,
     contents_only: bool = False,
     owners: Owners | None = None,
+    exact: bool = False,
+    end: bytes = END,
 ) -> Iterator[bytes]:
     """Yield a tar of `base` in `dir_fd` (never followed) and all beneath it, as `name`.
 
-    With `contents_only` a directory's entries are named from its top (`./`).
+    With `contents_only` a directory's entries are named from its top (`./`); with `exact` their
+    times are told to the nanosecond. `end` is what follows the last entry.
     """
-    packer = Packer(owners)
+    packer = Packer(owners, exact=exact)
     status = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
     if contents_only:
         name = b"."
     yield from packer.entry(name, status, dir_fd, base)
     if stat.S_ISDIR(status.st_mode):
         yield from _descend(packer, _open_child(dir_fd, base), b"" if contents_only else name)
-    yield END
+    yield end
 
 
 def _open_child(dir_fd: int, base: bytes) -> int:

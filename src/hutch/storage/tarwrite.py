@@ -43,7 +43,7 @@ def header(
         records[b"uid"] = b"%d" % uid
     if gid >= 8**7:
         records[b"gid"] = b"%d" % gid
-    if not 0 <= mtime < 8**11:
+    if not 0 <= mtime < 8**11 and b"mtime" not in records:
         records[b"mtime"] = b"%d" % mtime
     block = _block(
         name,

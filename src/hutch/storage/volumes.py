@@ -1,22 +1,45 @@
-"""Volumes: directories that outlive instances, by name, in `<root>/volumes/<name>/_data`."""
+"""Volumes: files that outlive instances, by name, in `<root>/volumes/<name>` or in a pool."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
-from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unsupported
+from hutch.errors import (
+    AlreadyExists,
+    Busy,
+    HutchError,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+)
 from hutch.ids import new_id
 from hutch.records import Records, Transaction
-from hutch.storage.disks import check_size
+from hutch.storage import homes
+from hutch.storage.diskkeys import DiskKey
+from hutch.storage.disks import Disks
 from hutch.storage.faults import disk_errors
-from hutch.storage.limited import ensure_limited, release_limited, tree_of
-from hutch.storage.snapshots import LIMITED_FILE
+from hutch.storage.homes import Form, Home
+from hutch.storage.pools import Pools
+from hutch.storage.snapshots import LIMITED_FILE, QCOW2_FILE
 from hutch.storage.trash import Trash
-from hutch.units import parse_bytes
+from hutch.storage.volume_openings import Openings, Volume, require
+from hutch.storage.volume_options import checked_options, is_disk, is_foreign
+from hutch.storage.volume_records import (
+    VOLUME_OPENINGS,
+    VOLUME_SNAPSHOTS,
+    VOLUME_USERS,
+    VOLUMES,
+    VolumeOpening,
+    VolumeRecord,
+    VolumeSnapshotRecord,
+    VolumeUser,
+    check_name,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,71 +49,20 @@ if TYPE_CHECKING:
 
 __all__ = ["VOLUMES", "VOLUME_USERS", "Volume", "VolumeRecord", "VolumeUser", "Volumes"]
 
-VOLUMES = "volumes"
-VOLUME_USERS = "volume_users"
-
-_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 Filters = Mapping[str, Sequence[str]]
-_KEYS = ("type", "device", "o", "size")
 
 
-class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A volume as the store has it. `populated`: it has been given to an instance, and is
-    not filled from an image again."""
+class Volumes(Openings):
+    """The volumes of one root; thread-safe, shared with other processes.
 
-    created_at: float
-    driver: str = "local"
-    options: dict[str, str] = {}
-    labels: dict[str, str] = {}
-    anonymous: bool = False
-    populated: bool = False
-
-
-class VolumeUser(msgspec.Struct, frozen=True, kw_only=True):
-    """That an instance uses a volume (key: `<volume>/<instance>`)."""
-
-    since: float
-
-
-class Volume(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume; `path` is its directory on the host."""
-
-    name: str
-    path: str
-    created_at: float
-    driver: str = "local"
-    options: dict[str, str] = {}
-    labels: dict[str, str] = {}
-    anonymous: bool = False
-
-
-class Volumes:
-    """The volumes of one root; thread-safe, shared with other processes."""
+    A volume's lock (a file beside it) is taken before a transaction, never within one.
+    """
 
     def __init__(self, root: str | Path, records: Records, *, trash: Trash | None = None) -> None:
-        self._volumes = os.path.join(os.fspath(root), "volumes")
-        self._records = records
         self._trash = trash or Trash(root)
-
-    def _path(self, name: str) -> str:
-        return f"{self._volumes}/{name}/_data"
-
-    def _volume(self, name: str, record: VolumeRecord) -> Volume:
-        path = self._path(name)
-        if _is_bind(record.options):
-            path = record.options["device"]
-        elif "size" in record.options:  # a disk too, where it is mounted on the host
-            path = tree_of(f"{self._volumes}/{name}")
-        return Volume(
-            name=name,
-            path=path,
-            created_at=record.created_at,
-            driver=record.driver,
-            options=record.options,
-            labels=record.labels,
-            anonymous=record.anonymous,
-        )
+        super().__init__(root, records, Pools(root, records, trash=self._trash))
+        self.disks = Disks(root)
 
     # ---- making and finding -----------------------------------------------------------
 
@@ -102,30 +74,30 @@ class Volumes:
         driver: str = "local",
         options: Mapping[str, str] | None = None,
         anonymous: bool = False,
+        key: DiskKey | None = None,
     ) -> Volume:
         """Make a volume; without a name an anonymous one with a random name.
 
         One of the same name with the same driver and options is returned as it is, as
-        Docker does; otherwise `AlreadyExists`.
+        Docker does; otherwise `AlreadyExists`. `key` is for the option `encrypted`, where
+        `key-file` does not name it.
         """
         if driver != "local":
             raise Unsupported(f"volume driver {driver!r} is not known", hint="use 'local'")
-        chosen = dict(options or {})
-        _check_options(chosen)
+        chosen = checked_options(options or {})
         anonymous = anonymous or not name
-        name = name or new_id()
-        if len(name) > 255 or name[0] in "_.-" or not _LETTERS.issuperset(name):
-            raise InvalidArgument(
-                f"expected letters, digits, '_', '.' and '-', got {name[:80]!r}", field="name"
-            )
+        name = check_name(name or new_id())
+        if key is not None and "encrypted" not in chosen:
+            raise InvalidArgument("is for encrypted volumes", field="key", hint="--opt encrypted")
         record = VolumeRecord(
             created_at=time.time(),
             options=chosen,
             labels=dict(labels or {}),
             anonymous=anonymous,
         )
-        with self._records.write() as transaction:
-            found = transaction.get(VOLUMES, name, VolumeRecord)
+        with self.locked(name):
+            with self._records.read() as transaction:
+                found = transaction.get(VOLUMES, name, VolumeRecord)
             if found is not None:
                 if found.options != chosen or found.driver != driver:
                     raise AlreadyExists(
@@ -133,38 +105,100 @@ class Volumes:
                     )
                 return self._volume(name, found)
             with disk_errors(f"volume {name}"):
-                self._make(name, chosen)
-            transaction.put(VOLUMES, name, record)
-            transaction.event("volume", "create", name, driver=driver)
+                return self.make(name, record, key=key)
+
+    def create_filled(
+        self,
+        name: str,
+        *,
+        options: Mapping[str, str],
+        labels: Mapping[str, str],
+        fill: Callable[[str], None],
+        key: DiskKey | None = None,
+    ) -> Volume:
+        """Make a volume whose first content `fill` puts into its directory: it appears when
+        that is whole and on the disk. Raises `AlreadyExists`."""
+        record = VolumeRecord(
+            created_at=time.time(), options=checked_options(options), labels=dict(labels)
+        )
+        with self.locked(check_name(name)), disk_errors(f"volume {name}"):
+            with self._records.read() as transaction:
+                if transaction.get(VOLUMES, name, VolumeRecord) is not None:
+                    raise AlreadyExists(f"volume {name}: exists", hint="choose another name")
+            return self.make(name, record, key=key, fill=fill)
+
+    def make(
+        self,
+        name: str,
+        record: VolumeRecord,
+        *,
+        key: DiskKey | None = None,
+        build: Callable[[Home], None] | None = None,
+        fill: Callable[[str], None] | None = None,
+    ) -> Volume:
+        """Make a volume's files, then its record; nothing is left of a failure. The caller
+        holds its lock and knows that it is new.
+
+        `build` makes the files in place of an empty volume, `fill` puts first content into its
+        directory.
+        """
+        if is_foreign(record.options):
+            os.makedirs(self._point(name), 0o755, exist_ok=True)
+            return self._enter(name, record)
+        if record.pool:
+            self.pools.ensure(record.pool)
+            project = self.pools.take_project(record.pool)
+            record = msgspec.structs.replace(record, project=project)
+        home = self.home(name, record)
+        key = key or self.key_of(name, record)
+        # What a creator that was killed has left is not this one's.
+        self._discard(home, record)
+        try:
+            if build is not None:
+                build(home)
+            else:
+                homes.make(home, self.disks, key=key)
+            self.hold_key(name, key)
+            if fill is not None:
+                self._fill(home, key, fill)
+                record = msgspec.structs.replace(record, populated=True)
+            return self._enter(name, record)
+        except BaseException:
+            self._discard(home, record)
+            raise
+
+    def _fill(self, home: Home, key: DiskKey | None, fill: Callable[[str], None]) -> None:
+        """Let something put content into a new volume, and see it safe on the disk."""
+        from hutch.linux.files import syncfs
+
+        homes.ensure(home, key=key)
+        path = homes.path_of(home)
+        fill(path)
+        fd = os.open(path, _OPEN)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
+        if home.form == Form.IMAGE:
+            homes.release(home)
+
+    def _enter(self, name: str, record: VolumeRecord) -> Volume:
+        with self._records.write() as transaction:
+            transaction.insert(VOLUMES, name, record)
+            transaction.event("volume", "create", name, driver=record.driver)
         return self._volume(name, record)
 
-    def _make(self, name: str, options: Mapping[str, str]) -> None:
-        """Make the directory; with a size, a file system of that size."""
-        directory = f"{self._volumes}/{name}"
-        _make(self._path(name))
-        if "size" not in options:
-            return
-        from hutch.storage.disks import Disks
-        from hutch.storage.limited import make_limited
-
-        # What a creator that was killed has left is not this one's.
-        release_limited(directory)
-        self._trash.discard(f"{directory}/{LIMITED_FILE}")
-        try:
-            disks = Disks(os.path.dirname(self._volumes))
-            size = parse_bytes(options["size"], field="options.size")
-            if options.get("type") == "disk":
-                disks.create(f"{directory}/{LIMITED_FILE}", size)
-            else:
-                make_limited(disks, directory, size, field="options.size")
-        except BaseException:
-            self._trash.discard(directory)
-            raise
+    def _discard(self, home: Home, record: VolumeRecord) -> None:
+        trash = self._trash
+        if record.pool:
+            trash = Trash(os.path.dirname(os.path.dirname(home.directory)))
+        homes.discard(home, trash)
+        if record.pool:
+            trash.drain()
 
     def get(self, name: str) -> Volume:
         """Return the volume; raise `NotFound`."""
-        with self._records.read() as transaction:
-            return self._volume(name, _require(transaction, name))
+        return self._volume(name, self.record(name))
 
     def list(self, filters: Filters | None = None) -> Sequence[Volume]:
         """Return the volumes by name.
@@ -187,32 +221,42 @@ class Volumes:
         Raises `Busy` while an instance uses it, whatever `force`, which as in Docker only
         makes a missing volume no error.
         """
+        try:
+            with self.locked(check_name(name)):
+                self._remove(name)
+        except NotFound:
+            if force or missing_ok:
+                return False
+            raise
+        return True
+
+    def _remove(self, name: str) -> None:
         with self._records.write() as transaction:
-            if transaction.get(VOLUMES, name, VolumeRecord) is None:
-                if force or missing_ok:
-                    return False
-                raise _missing(name)
+            record = require(transaction, name)
             users = _users(transaction, name)
             if users:
                 raise Busy(
                     f"volume {name}: used by instance {users[0][:12]}",
                     hint=f"remove the instance first: hutch rm {users[0][:12]}",
                 )
-            self._delete(transaction, name)
-        return True
-
-    def _delete(self, transaction: Transaction, name: str) -> None:
+            # Mounted first: in an unmounted pool it could not be taken away.
+            if record.pool:
+                self.pools.ensure(record.pool)
+            transaction.delete(VOLUMES, name)
+            for key, _ in transaction.items(VOLUME_OPENINGS, VolumeOpening, f"{name}/"):
+                transaction.delete(VOLUME_OPENINGS, key)
+            for key, _ in transaction.items(VOLUME_SNAPSHOTS, VolumeSnapshotRecord, f"{name}/"):
+                transaction.delete(VOLUME_SNAPSHOTS, key)
+            transaction.event("volume", "destroy", name)
+        self.hold_key(name, None)
         with disk_errors(f"volume {name}"):
-            record = _require(transaction, name)
-            if "size" in record.options:
-                release_limited(f"{self._volumes}/{name}")
-            elif record.options and not _is_bind(record.options):
-                from hutch.storage.volume_mounts import unmount_volume
+            if not is_foreign(record.options):
+                self._discard(self.home(name, record), record)
+                return
+            from hutch.storage.volume_mounts import unmount_volume
 
-                unmount_volume(self._path(name))
+            unmount_volume(self._point(name))
             self._trash.discard(f"{self._volumes}/{name}")
-        transaction.delete(VOLUMES, name)
-        transaction.event("volume", "destroy", name)
 
     def prune(
         self, *, all_volumes: bool = False, filters: Filters | None = None
@@ -226,43 +270,39 @@ class Volumes:
         for volume in self.list(filters):
             if not (all_volumes or volume.anonymous):
                 continue
-            size = 0 if volume.options else self.usage(volume.name).bytes
-            with self._records.write() as transaction:
-                known = transaction.get(VOLUMES, volume.name, VolumeRecord) is not None
-                if known and not _users(transaction, volume.name):
-                    self._delete(transaction, volume.name)
-                    removed.append(volume.name)
-                    freed += size
+            size = 0 if is_foreign(volume.options) else self.usage(volume.name).bytes
+            with suppress(Busy, NotFound):
+                self.remove(volume.name)
+                removed.append(volume.name)
+                freed += size
         return removed, freed
 
     def usage(self, name: str) -> Usage:
-        """Return the disk space of a volume's files."""
-        from hutch.storage.snapshots import measure
+        """Return the disk space of a volume's files; of one that is closed, of its own file."""
+        from hutch.storage.snapshots import Usage, measure
 
-        return measure(self.get(name).path)
+        record = self.record(name)
+        if is_foreign(record.options):
+            return measure(self._volume(name, record).path)
+        home = self.home(name, record)
+        if not homes.is_open(home):
+            file = QCOW2_FILE if home.form == Form.IMAGE else LIMITED_FILE
+            with suppress(FileNotFoundError):
+                status = os.stat(f"{home.directory}/{file}")
+                return Usage(bytes=status.st_blocks * 512, inodes=1)
+        return measure(homes.path_of(home))
 
     # ---- use --------------------------------------------------------------------------
 
     def acquire(
-        self,
-        name: str,
-        instance_id: str,
-        *,
-        transaction: Transaction | None = None,
-        mount: bool = True,
+        self, name: str, instance_id: str, *, transaction: Transaction | None = None
     ) -> None:
-        """Record that the instance uses the volume, which then cannot be removed.
-
-        A volume with driver options is mounted, and stays so until it is removed; one that
-        is to be a machine's disk is not (`mount=False`).
-        """
+        """Record that the instance uses the volume, which then cannot be removed."""
         if transaction is None:
             with self._records.write() as own:
-                self.acquire(name, instance_id, transaction=own, mount=mount)
+                self.acquire(name, instance_id, transaction=own)
             return
-        record = _require(transaction, name)
-        if mount and record.options and not _is_bind(record.options):
-            self._mount(name, record.options)
+        require(transaction, name)
         transaction.put(VOLUME_USERS, f"{name}/{instance_id}", VolumeUser(since=time.time()))
 
     def release(
@@ -280,58 +320,138 @@ class Volumes:
         with self._records.read() as transaction:
             return _users(transaction, name)
 
-    def reconcile(self, instances: Iterable[str]) -> int:
+    def grow(self, name: str, size: int) -> Volume:
+        """Let a volume hold more; raise `Busy` where that cannot be done while it is used."""
+        from hutch.storage.disks import check_size
+
+        size = check_size(size, field="size")
+        with self.locked(name), disk_errors(f"volume {name}"):
+            record = self.record(name)
+            if record.pool:
+                self.pools.ensure(record.pool)
+            home = self.home(name, record)
+            if size <= home.size:
+                raise InvalidArgument(
+                    f"a volume cannot shrink: it has {home.size} bytes, got {size}", field="size"
+                )
+            key = self.require_key(name, record)
+            homes.grow(home, size, self.disks, key=key)
+            self.note_size(name, size)
+        return self.get(name)
+
+    def reconcile(self, instances: Iterable[str], *, running: Collection[str] | None = None) -> int:
         """Forget the use by instances that are not among `instances`; return how many.
 
-        Directories that no record names are thrown away too.
+        Images that are open for none that is `running` (None: for none of `instances`) are
+        closed, pools mounted, and directories that no record names thrown away.
         """
         known = set(instances)
+        live = known if running is None else set(running)
         count = 0
         with self._records.write() as transaction:
             for key, _ in transaction.items(VOLUME_USERS, VolumeUser):
                 if key.partition("/")[2] not in known:
                     count += transaction.delete(VOLUME_USERS, key)
             recorded = {name for name, _ in transaction.items(VOLUMES, VolumeRecord)}
-            try:
-                names = os.listdir(self._volumes)
-            except FileNotFoundError:
-                names = []
-            for name in names:
-                if name not in recorded:
-                    release_limited(f"{self._volumes}/{name}")
-                    self._trash.discard(f"{self._volumes}/{name}")
+        self.pools.reconcile()
+        self.reconcile_openings(live)
+        self._sweep(recorded)
+        self._thaw(recorded)
         return count
+
+    def _thaw(self, names: Collection[str]) -> None:
+        """Let writers go on where a process that froze a volume was killed."""
+        for name in names:
+            with suppress(HutchError, OSError):
+                record = self.record(name)
+                if is_foreign(record.options) or not record.options:
+                    continue
+                with self.locked(name, timeout_s=0.0):
+                    homes.thaw(self.home(name, record))
+
+    def _sweep(self, recorded: Collection[str]) -> None:
+        """Throw away what creators that were killed, and removals cut short, have left."""
+        bases = [(self._root, "")]
+        bases += [(os.path.dirname(p.path), p.name) for p in self.pools.list() if p.mounted]
+        for base, pool in bases:
+            try:
+                names = os.listdir(f"{base}/volumes")
+            except OSError:
+                continue
+            for name in names:
+                if name not in recorded and not name.startswith("."):
+                    with suppress(HutchError, OSError):
+                        self._sweep_one(pool, name)
+            if pool:
+                Trash(base).empty()
+
+    def _sweep_one(self, pool: str, name: str) -> None:
+        with self.locked(name, timeout_s=0.0):
+            with self._records.read() as transaction:
+                if transaction.get(VOLUMES, name, VolumeRecord) is not None:
+                    return
+            found = VolumeRecord(created_at=0.0, options={"pool": pool} if pool else {})
+            home = self.home(name, found)
+            for form in (Form.FILE, Form.IMAGE):
+                homes.release(msgspec.structs.replace(home, form=form))
+            self._discard(home, found)
 
     def populate(self, name: str, lower: Sequence[str], target: str) -> bool:
         """Fill a volume used for the first time with what the image has at `target`.
 
         `lower` are the image's layers, topmost first. Owner and mode of the directory
         come along. Returns whether anything was copied; a volume that holds something,
-        or has driver options, is left as it is.
+        or is foreign, is left as it is.
         """
-        with self._records.read() as transaction:
-            record = _require(transaction, name)
-        if record.populated or (record.options.keys() - {"size"} and not self.is_disk(name)):
+        record = self.record(name)
+        if record.populated or is_foreign(record.options):
             return False
         from hutch.storage.copyup import copy_up
-        from hutch.storage.locking import file_lock
 
-        with file_lock(f"{self._volumes}/.{name}.lock"):
-            with self._records.read() as transaction:
-                record = _require(transaction, name)
+        with self.opened(name) as path:
+            record = self.record(name)
             if record.populated:
                 return False
             copied = False
             with disk_errors(f"volume {name}"):
-                path = self._volume(name, record).path
-                if record.options.get("type") == "disk":
-                    ensure_limited(f"{self._volumes}/{name}")
                 if not os.listdir(path):
                     copied = copy_up(lower, target, path)
-            with self._records.write() as transaction:
-                record = _require(transaction, name)
-                transaction.put(VOLUMES, name, msgspec.structs.replace(record, populated=True))
+            self.mark_populated(name)
         return copied
+
+    def mark_populated(self, name: str) -> None:
+        """Note that a volume has its first content: no image fills it."""
+        with self._records.write() as transaction:
+            record = require(transaction, name)
+            transaction.put(VOLUMES, name, msgspec.structs.replace(record, populated=True))
+
+    def is_disk(self, name: str) -> bool:
+        """Tell whether a volume is a disk, which a virtual machine has to itself."""
+        with self._records.read() as transaction:
+            record = transaction.get(VOLUMES, name, VolumeRecord)
+        return record is not None and is_disk(record.options)
+
+    def as_disk(self, name: str) -> str:
+        """Return the file of a volume that is a disk, not mounted on the host any more. The
+        caller sees to it that no other instance uses it now."""
+        with self.locked(name), disk_errors(f"volume {name}"):
+            record = self.record(name)
+            if record.pool:
+                self.pools.ensure(record.pool)
+            homes.release(self.home(name, record))
+        return self.disk_file(name)
+
+    def disk_file(self, name: str) -> str:
+        """Return where the file of a volume that is a disk is."""
+        return f"{self.home(name).directory}/{LIMITED_FILE}"
+
+    def note_size(self, name: str, size: int) -> None:
+        """Record that a volume of a size has another one by now."""
+        with self._records.write() as transaction:
+            record = require(transaction, name)
+            options = {**record.options, "size": str(size)}
+            transaction.put(VOLUMES, name, msgspec.structs.replace(record, options=options))
+            transaction.event("volume", "update", name)
 
     def open_subpath(self, name: str, subpath: str) -> int:
         """Return a descriptor (O_PATH) of `subpath` in the volume, never of what is outside.
@@ -352,59 +472,6 @@ class Volumes:
             ) from error
         finally:
             os.close(root)
-
-    def is_disk(self, name: str) -> bool:
-        """Tell whether a volume is a disk, which a virtual machine has to itself."""
-        with self._records.read() as transaction:
-            record = transaction.get(VOLUMES, name, VolumeRecord)
-        return record is not None and record.options.get("type") == "disk"
-
-    def as_disk(self, name: str) -> str:
-        """Return the file of a volume that is a disk, not mounted on the host any more. The
-        caller sees to it that no other instance uses it now."""
-        from hutch.storage.locking import file_lock
-
-        with file_lock(f"{self._volumes}/.{name}.lock"), disk_errors(f"volume {name}"):
-            release_limited(f"{self._volumes}/{name}")
-        return self.disk_file(name)
-
-    def disk_file(self, name: str) -> str:
-        """Return where the file of a volume that is a disk is."""
-        return f"{self._volumes}/{name}/{LIMITED_FILE}"
-
-    def note_size(self, name: str, size: int) -> None:
-        """Record that a volume of a size has another one by now."""
-        with self._records.write() as transaction:
-            record = _require(transaction, name)
-            options = {**record.options, "size": str(size)}
-            transaction.put(VOLUMES, name, msgspec.structs.replace(record, options=options))
-            transaction.event("volume", "update", name)
-
-    def ensure_mounted(self, name: str) -> None:
-        """Mount what a volume's driver options name, unless it is (after a reboot, say).
-
-        A `bind` is no mount: the volume's path is the device itself.
-        """
-        with self._records.read() as transaction:
-            record = _require(transaction, name)
-        if record.options and not _is_bind(record.options):
-            self._mount(name, record.options)
-
-    def _mount(self, name: str, options: Mapping[str, str]) -> None:
-        from hutch.storage.locking import file_lock
-        from hutch.storage.volume_mounts import mount_volume
-
-        with file_lock(f"{self._volumes}/.{name}.lock"):
-            if "size" in options:
-                ensure_limited(f"{self._volumes}/{name}")
-                return
-            mount_volume(
-                name,
-                self._path(name),
-                kind=options.get("type", ""),
-                device=options.get("device", ""),
-                options=options.get("o", ""),
-            )
 
 
 def _check_filters(filters: Filters) -> None:
@@ -434,64 +501,7 @@ def _matches(transaction: Transaction, name: str, record: VolumeRecord, filters:
     return True
 
 
-def _make(path: str) -> None:
-    os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
-    try:
-        os.mkdir(path, 0o755)
-    except FileExistsError:
-        return
-    os.chmod(path, 0o755)
-
-
 def _users(transaction: Transaction, name: str) -> Sequence[str]:
     return [
         key.partition("/")[2] for key, _ in transaction.items(VOLUME_USERS, VolumeUser, f"{name}/")
     ]
-
-
-def _require(transaction: Transaction, name: str) -> VolumeRecord:
-    record = transaction.get(VOLUMES, name, VolumeRecord)
-    if record is None:
-        raise _missing(name)
-    return record
-
-
-def _missing(name: str) -> NotFound:
-    return NotFound(f"volume {name}: not found", hint=f"hutch volume create {name}")
-
-
-def _check_options(options: Mapping[str, str]) -> None:
-    for key in options:
-        if key not in _KEYS:
-            raise InvalidArgument(
-                f"unknown option of the local driver: {key!r}",
-                field="options",
-                hint="it knows type, device, o and size",
-            )
-    is_disk = options.get("type") == "disk"
-    if is_disk and "size" not in options:
-        raise InvalidArgument("a disk needs one", field="options.size", hint="add size=10G")
-    if "size" in options:
-        if len(options) > 1 + is_disk:
-            raise InvalidArgument("goes alone, or with type=disk", field="options.size")
-        check_size(parse_bytes(options["size"], field="options.size"), field="options.size")
-        return
-    kind = options.get("type", "")
-    if not options or kind == "tmpfs":
-        return
-    if not options.get("device"):
-        raise InvalidArgument("device is missing", field="options")
-    if kind in ("nfs", "nfs4", "cifs"):
-        raise Unsupported(
-            f"volume type {kind!r}: network file systems are not mounted by this version",
-            hint="mount it on the host and use type=none, o=bind, device=PATH",
-        )
-    if _is_bind(options) and not os.path.isabs(options["device"]):
-        raise InvalidArgument(
-            f"device must be an absolute path, got {options['device']!r}", field="options"
-        )
-
-
-def _is_bind(options: Mapping[str, str]) -> bool:
-    flags = options.get("o", "").split(",")
-    return "bind" in flags or "rbind" in flags or options.get("type") in ("none", "bind")
