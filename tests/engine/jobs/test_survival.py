@@ -130,6 +130,33 @@ def test_one_that_was_about_to_start_is_started(
     assert (ended.state, ended.attempt) == (JobState.COMPLETED, 1)
 
 
+def test_one_that_was_frozen_when_its_dispatcher_was_killed_goes_on(engine: Engine) -> None:
+    with engine.jobs.dispatching():
+        job = engine.jobs.submit("busybox", ["sleep", "0.5"], network="none")
+        until(lambda: job.info().state == JobState.RUNNING)
+    engine.get(f"job-{job.id}").pause()  # what came to no record
+    with engine.jobs.dispatching():
+        ended = job.wait(WAIT_S)
+    assert (ended.state, ended.attempt) == (JobState.COMPLETED, 1)
+    assert [piece.then for piece in ended.slices] == ["paused", ""]
+    cancel_all(engine)
+
+
+def test_one_that_went_on_when_its_dispatcher_was_killed_has_its_cores(engine: Engine) -> None:
+    with engine.jobs.dispatching(cores=1):
+        job = engine.jobs.submit("busybox", ["sleep", "1"], network="none", stop_timeout=0)
+        until(lambda: job.info().state == JobState.RUNNING)
+    forged = msgspec.structs.replace(job.info(), state=JobState.PREEMPTED, mark=0)
+    with engine._context.store.write() as tx:
+        tx.put(ACTIVE, key_of(job.id), forged)
+    with engine.jobs.dispatching(cores=1):
+        other = engine.jobs.submit("busybox", ["true"], network="none")
+        first, second = job.wait(WAIT_S), other.wait(WAIT_S)
+    assert (first.state, second.state) == (JobState.COMPLETED, JobState.COMPLETED)
+    assert second.started_ns >= first.finished_ns
+    cancel_all(engine)
+
+
 def _forge(engine: Engine, record: JobRecord, *, boot_id: str) -> None:
     """Write what a dispatcher leaves that dies before it has made the instance."""
     starting = msgspec.structs.replace(record, state=JobState.STARTING, attempt=1, boot_id=boot_id)
