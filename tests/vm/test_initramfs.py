@@ -76,6 +76,13 @@ def test_the_same_parts_give_the_same_bytes() -> None:
     assert b"/lib/modules/m.ko\n" in one
 
 
+def test_it_ends_with_a_page_so_that_the_tables_behind_it_stay_whole() -> None:
+    for size in (0, 1, 2000, 4000):
+        archive = Cpio()
+        archive.file("init", b"x" * size)
+        assert len(archive.finish()) % 4096 == 0
+
+
 def test_it_is_made_once_per_kernel_and_programs(kernels: Kernels, tmp_path: Path) -> None:
     record = kernels.add_file(*own_kernel(tmp_path / "own"))
     path = ensure_initramfs(kernels, record, PROGRAMS)

@@ -11,6 +11,7 @@ __all__ = ["Cpio"]
 
 _MAGIC = b"070701"
 _TRAILER = b"TRAILER!!!"
+_PAGE = 4096
 _NAME_MAX = 4096
 
 
@@ -40,8 +41,13 @@ class Cpio:
         self._add(path, kind | mode, b"", (major, minor))
 
     def finish(self) -> bytes:
-        """Return the archive."""
-        return b"".join([*self._parts, *_entry(_TRAILER, 0, 0, b"", (0, 0))])
+        """Return the archive, filled up with zeros to whole pages.
+
+        QEMU puts it on page boundaries at the end of memory, where a machine of type microvm has
+        its ACPI tables in the last page: since version 8 it does not keep clear of them.
+        """
+        content = b"".join([*self._parts, *_entry(_TRAILER, 0, 0, b"", (0, 0))])
+        return content.ljust(-(-len(content) // _PAGE) * _PAGE, b"\0")
 
     def _add(self, path: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:
         parts = path.split("/")

@@ -102,7 +102,7 @@ def _key(kernel: KernelRecord, programs: Programs) -> str:
     import hashlib
 
     # The layout is this module's: a change of it is a change of its source.
-    digest = hashlib.sha256(f"1 {kernel.id}\n".encode())
+    digest = hashlib.sha256(f"2 {kernel.id}\n".encode())
     for program in (programs.agent, programs.launcher):
         digest.update(hashlib.sha256(program).digest())
     return digest.hexdigest()[:16]
