@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,9 @@ CLOUD = "linux-image-cloud-amd64"
 
 _NAME = re.compile(r"^linux-image-[a-z0-9][a-z0-9+.~-]{1,100}$")
 _IMAGE = re.compile(r"\b(linux-image-[0-9][a-z0-9+.~-]*)")
-_VMLINUZ = re.compile(r"^(?:\./)?boot/vmlinuz-[^/]+$")
+# Since Linux 7 Debian's kernel, its modules and the lists of what is in it come apart.
+_PARTS = re.compile(r"\b(linux-(?:base|binary|modules)-[0-9][a-z0-9+.~-]*) \(= ")
+_VMLINUZ = re.compile(r"^(?:\./)?(?:boot/vmlinuz-[^/]+|(?:usr/)?lib/modules/[^/]+/vmlinuz)$")
 _MODULES = re.compile(
     r"^(?:\./)?(?:usr/)?lib/modules/[^/]+/(?:(?:kernel|updates)/(?:.*/)?)?([^/]+)$"
 )
@@ -34,10 +36,11 @@ _ENV = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class KernelPackage(msgspec.Struct, frozen=True, kw_only=True):
-    """A package that holds a kernel, and the version that apt would fetch."""
+    """A package that holds a kernel, or whose `parts` do, and the version that apt would fetch."""
 
     name: str
     version: str
+    parts: tuple[str, ...] = ()
 
 
 def find_package(name: str | None = None) -> KernelPackage:
@@ -59,7 +62,8 @@ def find_package(name: str | None = None) -> KernelPackage:
         if depends is not None and depends[1] != wanted:
             wanted = depends[1]
             fields = _show(wanted)
-    return KernelPackage(name=wanted, version=fields.get("Version", ""))
+    parts = _PARTS.findall(fields.get("Depends", ""))
+    return KernelPackage(name=wanted, version=fields.get("Version", ""), parts=tuple(parts))
 
 
 def _has_kernel(name: str) -> bool:
@@ -117,27 +121,30 @@ def fetch_kernel(
     The modules can be read until the block is left. Raises `Unavailable` where the package
     could not be had, `IntegrityError` where it holds no kernel.
     """
-    deb = _download(package, workspace, progress)
+    debs = _download(package, workspace, progress)
     progress(ProgressEvent(item=package.name, phase="unpacking"))
-    tar = workspace / "data.tar"
-    _unwrap(deb, tar)
     try:
-        with tarfile.open(tar, "r:") as archive:
-            yield _read(package.name, archive)
+        with ExitStack() as stack:
+            archives = []
+            for deb in debs:
+                tar = deb.with_suffix(".tar")
+                _unwrap(deb, tar)
+                archives.append(stack.enter_context(tarfile.open(tar, "r:")))
+            yield _read(package.name, archives)
     except tarfile.TarError as exc:
         raise IntegrityError(f"package {package.name}: {exc}") from exc
 
 
-def _download(package: KernelPackage, workspace: Path, progress: Progress) -> Path:
+def _download(package: KernelPackage, workspace: Path, progress: Progress) -> list[Path]:
     from hutch.process.run import run_command
 
     progress(ProgressEvent(item=package.name, phase="downloading"))
-    wanted = f"{package.name}={package.version}"
+    wanted = [f"{name}={package.version}" for name in package.parts or (package.name,)]
     # As root apt would drop to a user of its own, who may not write here.
-    command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-q", wanted]
+    command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-q", *wanted]
     done = run_command(command, cwd=str(workspace), env=_environment(), timeout_s=900)
-    deb = next(workspace.glob("*.deb"), None)
-    if done.returncode != 0 or deb is None:
+    debs = sorted(workspace.glob("*.deb"))
+    if done.returncode != 0 or len(debs) < len(wanted):
         lines = [
             line[2:].strip()
             for line in done.stderr.decode(errors="replace").splitlines()
@@ -147,7 +154,7 @@ def _download(package: KernelPackage, workspace: Path, progress: Progress) -> Pa
             f"package {package.name}: {lines[0] if lines else 'apt-get failed'}",
             hint="does apt-get update work here?",
         )
-    return deb
+    return debs
 
 
 def _unwrap(deb: Path, target: Path) -> None:
@@ -168,26 +175,27 @@ def _unwrap(deb: Path, target: Path) -> None:
         raise IntegrityError(f"package {deb.name}: {reason}")
 
 
-def _read(name: str, archive: tarfile.TarFile) -> tuple[bytes, Modules]:
+def _read(name: str, archives: Sequence[tarfile.TarFile]) -> tuple[bytes, Modules]:
     vmlinuz = b""
     builtin = ""
-    members: dict[str, tarfile.TarInfo] = {}
+    members: dict[str, tuple[tarfile.TarFile, tarfile.TarInfo]] = {}
 
-    def content(member: tarfile.TarInfo) -> bytes:
+    def content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
         file = archive.extractfile(member)
         if file is None or member.size > _LIMIT:
             raise IntegrityError(f"package {name}: {member.name}: cannot be read")
         return file.read()
 
-    for member in archive:
-        if not member.isreg():
-            continue
-        if _VMLINUZ.match(member.name):
-            vmlinuz = content(member)
-        elif match := _MODULES.match(member.name):
-            if match[1] == "modules.builtin":
-                builtin = content(member).decode(errors="replace")
-            members[match[1]] = member
+    for archive in archives:
+        for member in archive:
+            if not member.isreg():
+                continue
+            if _VMLINUZ.match(member.name):
+                vmlinuz = content(archive, member)
+            elif match := _MODULES.match(member.name):
+                if match[1] == "modules.builtin":
+                    builtin = content(archive, member).decode(errors="replace")
+                members[match[1]] = archive, member
     if not vmlinuz:
         raise IntegrityError(f"package {name}: holds no kernel")
-    return vmlinuz, Modules(members, lambda one: content(members[one]), builtin_names(builtin))
+    return vmlinuz, Modules(members, lambda one: content(*members[one]), builtin_names(builtin))
