@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "integration: touches the kernel; checked for leaks at its end",
         "serial: must not run beside other tests",
         "slow: takes more than a few seconds",
+        "versions: also run with other versions of QEMU and of the guests' kernel (nightly)",
         "unit: needs nothing of the host (set by tests/conftest.py)",
     ):
         config.addinivalue_line("markers", line)

@@ -130,10 +130,13 @@ def _apt_mirror() -> str | None:
 
 
 def live_qemu() -> Path:
-    """Return a QEMU that copies a running emulated machine: the one to be used, or the one
-    that `scripts/setup` unpacked."""
+    """Return a QEMU that copies a running emulated machine: the one under test, the one that
+    `scripts/setup` unpacked, or the host's."""
     from hutch.host.qemu import load_qemu
 
+    named = os.environ.get("HUTCH_TEST_QEMU")
+    if named:
+        return Path(named)
     own = Path(__file__).parent.parent / f"build/qemu/usr/bin/qemu-system-{os.uname().machine}"
     if own.exists():
         return own

@@ -24,6 +24,7 @@ from tests.migration.conftest import Other, killed
 from tests.migration.test_failures import once_killed
 from tests.migration.test_machines import until_more
 from tests.requires import live_qemu, requires
+from tests.vm.confined import assert_confined
 
 pytestmark = [
     requires("root", "qemu", "live-qemu", "apt-mirror", "busybox", "cgroup", "netns", "erofs"),
@@ -118,6 +119,7 @@ def end(target: Other) -> None:
     target.hutch("rm", "-f", "moved")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("post_copy", [False, True], ids=["pre-copy", "post-copy"])
 def test_a_machine_goes_on_at_the_target_without_a_gap(
     source: Engine, target: Other, moved: str, post_copy: bool
@@ -131,6 +133,8 @@ def test_a_machine_goes_on_at_the_target_without_a_gap(
     assert 0 < done.downtime_s <= done.offline_s < done.total_s
     assert any(event.phase.startswith("copying memory") for event in told)
     goes_on_there(source, target, before)
+    with target.engine() as there:
+        assert_confined(there, there.get("moved"))
     assert address in target.hutch("exec", "moved", "ip", "-4", "-o", "addr", "show", "eth0")
     end(target)
 

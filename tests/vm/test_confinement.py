@@ -65,6 +65,7 @@ def _everybody(engine: Engine, machine: Instance) -> list[Path]:
     return [Path(f"/proc/{pid}") for pid in engine._context.machines.processes(machine.id)]
 
 
+@pytest.mark.versions
 def test_every_process_of_a_machine_is_an_unprivileged_one(
     engine: Engine, machines: tuple[Instance, Instance]
 ) -> None:
@@ -86,6 +87,7 @@ def test_two_machines_are_two_users(engine: Engine, machines: tuple[Instance, In
     assert one.stat().st_uid != two.stat().st_uid
 
 
+@pytest.mark.versions
 def test_qemu_is_held_to_a_filter_of_system_calls(status: dict[str, str]) -> None:
     assert status["Seccomp"] == "2"
     assert int(status["Seccomp_filters"]) >= 1
@@ -117,6 +119,7 @@ def test_its_root_shows_programs_and_nothing_of_the_hosts_own(engine: Engine, qe
     assert os.listdir(root / "run") == os.listdir(root / "tmp") == []
 
 
+@pytest.mark.versions
 def test_its_root_is_read_only(qemu: Path) -> None:
     for line in (qemu / "mountinfo").read_text().splitlines():
         fields = line.split()

@@ -28,6 +28,7 @@ from hutch.qmp.machine import stop
 from hutch.storage.diskimages import convert_disk, create_disk, disk_info
 from tests.requires import requires
 from tests.vm.bootdisks import SIZE, iso_file, run, sector_disk
+from tests.vm.confined import assert_confined
 
 pytestmark = [pytest.mark.integration, requires("root", "qemu", "qemu-img", "cc")]
 
@@ -73,8 +74,10 @@ def start(machine: Instance, mark: str = "A") -> Session:
     return session
 
 
-def test_the_serial_console_is_its_streams(machine: Instance) -> None:
+@pytest.mark.versions
+def test_the_serial_console_is_its_streams(machine: Instance, engine: Engine) -> None:
     with start(machine) as session:
+        assert_confined(engine, machine)
         session.send(b"typed\n")
         assert until(session, b"\n") == b"typed\n"
     assert b"disk A runs\r\n" in b"".join(record.data for record in machine.logs())
@@ -210,6 +213,7 @@ def _address(machine: Instance) -> list[tuple[str, str]]:
     return [(endpoint.ipv4, endpoint.mac) for endpoint in found]
 
 
+@pytest.mark.versions
 def test_it_is_suspended_and_goes_on_with_its_addresses(engine: Engine, base: Path) -> None:
     with engine.machines.create(base, memory="128M", network="bridge") as machine:
         start(machine).close()

@@ -29,6 +29,7 @@ from hutch.process.launcher import Launcher
 from hutch.spec.model import InstanceSpec, ProcessSpec
 from hutch.storage.disks import Disks
 from tests.requires import requires
+from tests.vm.confined import assert_confined
 from tests.vm.machines import NEEDS, SMALL, machine_root, nothing_left, start, until
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -305,6 +306,7 @@ def test_clones_of_one_image_are_different_machines(engine: Engine, count: int) 
         boxes = list(pool.map(lambda _: start(engine), range(count)))
         try:
             assert all(_is_from_image(engine, box) for box in boxes)
+            assert_confined(engine, boxes[0])
             list(pool.map(lambda box: box.exec(["touch", f"/root/{box.id}"]), boxes))
             said = [s.split() for s in pool.map(lambda b: b.exec(["sh", "-c", show]).text, boxes)]
             assert [s[0] for s in said] == [s[1] for s in said] == [box.id[:12] for box in boxes]
@@ -315,6 +317,7 @@ def test_clones_of_one_image_are_different_machines(engine: Engine, count: int) 
             list(pool.map(lambda box: box.remove(force=True), boxes))
 
 
+@pytest.mark.versions
 @machines
 def test_user_input_and_exit_code_are_the_instances(engine: Engine) -> None:
     script = "id -u; id -g; umask; pwd; cat; echo problem >&2; exit 3"

@@ -36,6 +36,7 @@ def says(box: Instance, script: str) -> list[str]:
     return box.exec(["sh", "-c", script]).text.split()
 
 
+@pytest.mark.versions
 def test_it_starts_from_a_template_with_processors_disk_and_network(box: Instance) -> None:
     machine = box.info().machine
     assert machine is not None

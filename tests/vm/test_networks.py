@@ -70,6 +70,7 @@ def test_a_card_for_each_network_with_the_address_and_mac_that_were_asked(lab: L
     assert shown.rstrip().endswith(MAC)
 
 
+@pytest.mark.versions
 def test_machine_and_container_know_each_other_by_name(lab: Lab) -> None:
     assert _reaches(lab.machine, "box")
     for name in ("machine", "also"):
@@ -102,6 +103,7 @@ def test_traffic_is_counted_as_the_machine_sees_it(lab: Lab) -> None:
     assert after["eth0"].received_bytes - before["eth0"].received_bytes >= 1000
 
 
+@pytest.mark.versions
 def test_a_card_comes_and_goes_while_the_machine_runs(lab: Lab) -> None:
     networks = lab.engine.networks
     networks.connect("third", lab.machine, aliases=["late"])

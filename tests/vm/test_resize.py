@@ -47,6 +47,7 @@ def shape(box: Instance) -> tuple[int, int]:
     return int(processors), int(memory) // 1024
 
 
+@pytest.mark.versions
 def test_it_gets_more_and_gives_it_back(box: Instance) -> None:
     processors, memory = shape(box)
     assert (processors, memory < 256) == (1, True)
@@ -69,6 +70,7 @@ def test_it_gets_more_and_gives_it_back(box: Instance) -> None:
     assert shape(box) == (1, memory)
 
 
+@pytest.mark.versions
 def test_new_memory_can_be_used_at_once(box: Instance) -> None:
     box.update(memory="1G")
     script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=500 2>/dev/null; stat -c %s /dev/shm/x"

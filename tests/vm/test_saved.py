@@ -31,6 +31,7 @@ from hutch.errors import (
 from hutch.lifecycle import State
 from hutch.storage import diskchain, layers, rootdisk
 from tests.requires import requires
+from tests.vm.confined import assert_confined
 
 pytestmark = [
     requires("root", "qemu", "apt-mirror", "busybox", "cgroup", "netns", "erofs", "mke2fs"),
@@ -111,6 +112,7 @@ IDENTITY = {
 }
 
 
+@pytest.mark.versions
 def test_twins_are_other_machines_that_count_on_from_the_same_number(
     engine: Engine, counter: Instance
 ) -> None:
@@ -126,6 +128,8 @@ def test_twins_are_other_machines_that_count_on_from_the_same_number(
         for name, values in zip(IDENTITY, zip(*seen, strict=True), strict=True):
             assert len(set(values)) == 4, (name, values)
         assert [values[0] for values in seen] == [box.id[:12] for box in boxes]
+        for box in boxes:
+            assert_confined(engine, box)
         for twin in twins:
             assert shell(twin, "cat /root/file") == "kept"
             goes_on(twin)
@@ -164,6 +168,7 @@ def test_a_twin_of_a_twin(engine: Engine, counter: Instance) -> None:
         goes_on(first)
 
 
+@pytest.mark.versions
 def test_a_snapshot_outlives_its_machine(engine: Engine, counter: Instance, tmp_path: Path) -> None:
     shell(counter, "echo kept >/root/file")
     made = counter.snapshot("one")
@@ -206,6 +211,7 @@ def test_a_snapshot_outlives_its_machine(engine: Engine, counter: Instance, tmp_
     engine.snapshots.remove("far/away")
 
 
+@pytest.mark.versions
 def test_a_machine_goes_back_to_its_snapshot(engine: Engine, counter: Instance) -> None:
     key = f"{counter.name}/snap0"
     shell(counter, "echo then >/root/file")
@@ -248,6 +254,7 @@ def test_a_machine_at_rest_is_kept_by_its_disk(engine: Engine, counter: Instance
         engine.snapshots.remove(f"{counter.name}/{tag}")
 
 
+@pytest.mark.versions
 def test_a_suspended_machine_goes_on_where_it_was(engine: Engine, counter: Instance) -> None:
     address = shell(counter, IDENTITY["address"])
     shell(counter, "echo $$ >/run/mark 2>/dev/null || echo x >/tmp/mark")
@@ -357,6 +364,8 @@ def test_a_machine_that_was_booted_or_restored_is_forked_as_others_are(engine: E
         with engine.snapshots.restore(f"{box.name}/booted", name="restored") as restored:
             twin = restored.fork()
             assert isinstance(twin, Instance)
+            for one in (box, restored):
+                assert_confined(engine, one)
             with twin:
                 assert shell(twin, "md5sum /dev/shm/random") == made
                 goes_on(twin)

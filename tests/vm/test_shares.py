@@ -67,6 +67,7 @@ def shared(machines: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         machines.volumes.remove(name)
 
 
+@pytest.mark.versions
 def test_a_directory_of_the_host_is_seen_and_written_by_the_machine(shared: Shared) -> None:
     assert shared.sh("cat /data/greeting; echo back >/data/answer") == "hello"
     assert (shared.directory / "answer").read_text() == "back\n"
