@@ -1,7 +1,7 @@
 # The front door of the checkout. Every target works from a fresh clone.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test check bench nested-kvm docs clean
+.PHONY: help setup demo test check bench nested-kvm nested-vfio qemu-versions guest-kernels docs clean
 
 help:
 	@echo 'make setup   system packages, .venv and the native build (quick when up to date)'
@@ -10,6 +10,9 @@ help:
 	@echo 'make test    the whole suite'
 	@echo 'make bench   hutch and its peers side by side'
 	@echo 'make nested-kvm   virtual machines on KVM, in a machine that emulates it'
+	@echo 'make nested-vfio  devices given to machines, in one that emulates an IOMMU'
+	@echo 'make qemu-versions   tests of machines with other versions of QEMU'
+	@echo 'make guest-kernels   the same with other kernels in the guests'
 	@echo 'make docs    the reference pages made from the code'
 
 setup:
@@ -28,7 +31,16 @@ bench: setup
 	@$(PY) -m bench.run $(ARGS)
 
 nested-kvm: setup
-	@$(PY) scripts/nested_kvm.py
+	@$(PY) -m scripts.nested_kvm
+
+nested-vfio: setup
+	@$(PY) -m scripts.nested_vfio
+
+qemu-versions: setup
+	@$(PY) -m scripts.versions qemu $(ARGS)
+
+guest-kernels: setup
+	@$(PY) -m scripts.versions kernels $(ARGS)
 
 docs: setup
 	@$(PY) scripts/docs.py

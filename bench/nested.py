@@ -7,51 +7,18 @@ the times mean nothing but their ratios do.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import hutch
+from bench.nested_host import ROOT, add_kernel, make_host, row, say, timed
 from bench.vm_bare import Guest, clone_once, cold_boot, template
 
 ROUNDS = 3
 EXECS = 5
 MEMORY_MIB = 512
-ROOT = Path("/var/lib/hutch")
-CGROUP = Path("/sys/fs/cgroup")
 KVM = {"isolation": "vm", "accel": "kvm", "network": "none"}
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def make_host() -> None:
-    """Make of a container's view what a host has: /dev/kvm, and a root group that may give
-    controllers to its children, which wants no process in it."""
-    if not os.path.exists("/dev/kvm"):
-        major, minor = Path("/sys/class/misc/kvm/dev").read_text().split(":")
-        os.mknod("/dev/kvm", 0o20666, os.makedev(int(major), int(minor)))
-    own = CGROUP / "init"
-    own.mkdir(exist_ok=True)
-    for pid in (CGROUP / "cgroup.procs").read_text().split():
-        (own / "cgroup.procs").write_text(pid)
-
-
-def timed(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
-def row(name: str, ours: list[float], bare: list[float] | None = None) -> None:
-    best = min(ours)
-    beside = f"   bare QEMU {min(bare):7.2f} s   {best / min(bare):.2f} x" if bare else ""
-    say(f"  {name:34} {best:7.2f} s{beside}")
 
 
 def run(engine: hutch.Engine, **options: object) -> None:
@@ -62,17 +29,14 @@ def run(engine: hutch.Engine, **options: object) -> None:
 
 def prepare(engine: hutch.Engine) -> Guest:
     """Return what bare QEMU starts: the same kernel and initramfs."""
-    # Read for the first time, and by emulated processors, QEMU outlasts what we give it.
-    subprocess.run(["qemu-system-x86_64", "-accel", "help"], stdout=subprocess.DEVNULL, check=True)
     engine.images.bootstrap("busybox")
-    (kernel,) = Path("/boot").glob("vmlinuz-*-cloud-amd64")
-    release = kernel.name.removeprefix("vmlinuz-")
-    engine.kernels.add(file=kernel, modules=f"/lib/modules/{release}")
+    kernel = add_kernel(engine)
     say("the first machine: KVM is proven, the image's disk made")
     row("run", [timed(lambda: run(engine, template=False))])
-    (made,) = (ROOT / "kernels").glob("*/vmlinux")
-    (initramfs,) = made.parent.glob("initramfs-*.cpio")
-    return Guest(kernel=made, initrd=initramfs, memory_mib=MEMORY_MIB, accelerator="kvm")
+    (initramfs,) = kernel.glob("initramfs-*.cpio")
+    return Guest(
+        kernel=kernel / "vmlinux", initrd=initramfs, memory_mib=MEMORY_MIB, accelerator="kvm"
+    )
 
 
 def compare(engine: hutch.Engine, guest: Guest) -> None:
@@ -111,7 +75,7 @@ def _qemu() -> str:
 
 def main() -> None:
     """Do all of it; the exit code tells whether it worked."""
-    make_host()
+    make_host("kvm_amd")
     with hutch.Engine(ROOT) as engine:
         guest = prepare(engine)
         use(engine)

@@ -7,7 +7,7 @@ import msgspec
 from hutch.plan import flags, ops
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_IDMAP
-from hutch.plan.vm import SandboxAssets, compile_sandbox
+from hutch.plan.vm import PassedGroup, SandboxAssets, compile_sandbox
 
 ASSETS = SandboxAssets(
     supervision=ops.Supervision(),
@@ -62,3 +62,19 @@ def test_root_without_namespaces_still_changes_its_user() -> None:
     assert isinstance(user, ops.User) and user.uid == 1879048200
     assert _of(plan, ops.Capabilities)
     assert not _of(plan, ops.Chdir)  # it is of the plan's root directory, and there is none
+
+
+def test_of_the_hosts_devices_qemu_sees_the_nodes_of_its_groups() -> None:
+    group = PassedGroup(group=7, numbers=(240, 3), addresses=("0000:01:00.0", "0000:01:00.1"))
+    plan = compile_sandbox(msgspec.structs.replace(ASSETS, groups=(group,)))
+    nodes = {op.path: (op.major, op.minor) for op in _of(plan, ops.Mknod)}  # type: ignore[union-attr]
+    assert nodes["/dev/vfio/vfio"] == (10, 196) and nodes["/dev/vfio/7"] == (240, 3)
+    links = [(op.path, op.target) for op in _of(plan, ops.Symlink)]  # type: ignore[union-attr]
+    assert links == [
+        (f"/dev/passed/{address}/iommu_group", "groups/7") for address in group.addresses
+    ]
+    # They are made while /dev can be written to.
+    kinds = [type(op) for op in plan.child]
+    last = max(n for n, kind in enumerate(kinds) if kind is ops.Symlink)
+    assert last < kinds.index(ops.Remount)
+    assert not any(isinstance(op, ops.Symlink) for op in compile_sandbox(ASSETS).child)

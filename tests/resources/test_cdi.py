@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import HutchError, InvalidArgument, NotFound, Unsupported
+from hutch.errors import NotFound, Unsupported
 from hutch.resources.cdi import Registry, load_registry
 
 
@@ -135,78 +135,3 @@ def test_gpus_that_are_not_there(tmp_path: Path) -> None:
         found.choose_gpus("3")
     with pytest.raises(NotFound, match="device 9"):
         found.choose_gpus("device=9")
-
-
-# ---- a PCI device for a machine -----------------------------------------------------------
-
-
-def pci(
-    root: Path, address: str, *, driver: str = "", group: int = -1, kind: str = "0x030000"
-) -> None:
-    device = root / "sys/bus/pci/devices" / address
-    device.mkdir(parents=True)
-    (device / "class").write_text(f"{kind}\n")
-    if driver:
-        (root / f"sys/bus/pci/drivers/{driver}").mkdir(parents=True, exist_ok=True)
-        (device / "driver").symlink_to(f"../../drivers/{driver}")
-    if group >= 0:
-        place = root / f"sys/kernel/iommu_groups/{group}/devices"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / address).symlink_to(device)
-        (device / "iommu_group").symlink_to(place.parent)
-
-
-def nodes(root: Path, *names: str) -> None:
-    (root / "dev/vfio").mkdir(parents=True)
-    for name in names:
-        (root / "dev/vfio" / name).touch()
-
-
-CARD = "0000:01:00.0"
-
-
-def check(root: Path) -> object:
-    from hutch.resources.vfio import check_vfio
-
-    return check_vfio(CARD, sys=root / "sys", dev=root / "dev")
-
-
-def refusal(root: Path) -> HutchError:
-    with pytest.raises(HutchError) as caught:
-        check(root)
-    assert caught.value.hint or isinstance(caught.value, InvalidArgument)
-    return caught.value
-
-
-def test_a_device_that_is_ready(tmp_path: Path) -> None:
-    from hutch.resources.vfio import VfioDevice
-
-    pci(tmp_path, CARD, driver="vfio-pci", group=7)
-    pci(tmp_path, "0000:01:00.1", driver="vfio-pci", group=7)
-    pci(tmp_path, "0000:00:01.0", driver="pcieport", group=7, kind="0x060400")
-    nodes(tmp_path, "vfio", "7")
-    wanted = VfioDevice(address=CARD, group=7, companions=("0000:00:01.0", "0000:01:00.1"))
-    assert check(tmp_path) == wanted
-
-
-def test_what_is_in_the_way_of_a_device_is_named_one_by_one(tmp_path: Path) -> None:
-    assert "no such PCI device" in refusal(tmp_path).message
-    pci(tmp_path, CARD, driver="nvidia")
-    assert "no IOMMU in use" in refusal(tmp_path).message
-    pci(tmp_path, "0000:02:00.0", group=1)
-    assert "behind no IOMMU" in refusal(tmp_path).message
-
-
-def test_a_driver_or_a_companion_that_holds_it(tmp_path: Path) -> None:
-    pci(tmp_path / "a", CARD, driver="nvidia", group=7)
-    assert "in the hands of nvidia" in refusal(tmp_path / "a").message
-    pci(tmp_path / "b", CARD, driver="vfio-pci", group=7)
-    pci(tmp_path / "b", "0000:01:00.1", driver="snd_hda", group=7)
-    assert (
-        "0000:01:00.1 of its IOMMU group is in the hands of snd_hda"
-        in refusal(tmp_path / "b").message
-    )
-    pci(tmp_path / "c", CARD, driver="vfio-pci", group=7)
-    assert "vfio/vfio is missing" in refusal(tmp_path / "c").message
-    pci(tmp_path / "d", CARD, driver="vfio-pci", group=7, kind="0x060400")
-    assert "bridge" in refusal(tmp_path / "d").message

@@ -95,10 +95,36 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_made(
     assert list((engine.root / "instances").iterdir()) == []
 
 
-def test_whole_devices_are_for_machines_and_names_for_containers(engine: Engine) -> None:
+def test_whole_devices_are_for_machines_and_names_for_containers(
+    engine: Engine, vendor: Path
+) -> None:
     with pytest.raises(InvalidArgument, match="virtual machines"):
         engine.create("busybox", devices=["vfio=0000:00:00.0"])
     with pytest.raises(Unsupported, match="containers"):
         engine.create("busybox", devices=["vendor.com/gpu=0"], isolation="vm")
     with pytest.raises(NotFound, match="no such PCI device"):
         engine.create("busybox", devices=["vfio=ffff:00:00.0"], isolation="vm")
+
+
+def test_a_machine_has_what_a_vendor_lists_for_machines(engine: Engine, tmp_path: Path) -> None:
+    def listed(*nodes: str) -> dict[str, object]:
+        return {"containerEdits": {"deviceNodes": [{"path": node} for node in nodes]}}
+
+    devices = [
+        {"name": "vf", **listed("/dev/vfio/vfio", "/dev/vfio/999999")},
+        {"name": "part", **listed("/dev/vfio/999999", "/dev/null")},
+    ]
+    content = {"cdiVersion": "0.7.0", "kind": "vendor.com/card", "devices": devices}
+    (tmp_path / "cdi").mkdir()
+    (tmp_path / "cdi/vendor.json").write_text(json.dumps(content))
+    engine.resources.configure({"cdi": str(tmp_path / "cdi")})
+    with pytest.raises(NotFound, match="nothing behind /dev/vfio/vfio, /dev/vfio/999999"):
+        engine.create("busybox", devices=["vendor.com/card=vf"], isolation="vm")
+    with pytest.raises(Unsupported, match="described for containers"):
+        engine.create("busybox", devices=["vendor.com/card=part"], isolation="vm")
+    assert list((engine.root / "instances").iterdir()) == []
+
+
+def test_a_microvm_has_no_place_for_a_device(engine: Engine) -> None:
+    with pytest.raises(Unsupported, match="microvm has none"):
+        engine.create("busybox", devices=["vfio=0000:00:00.0"], isolation="vm", machine="microvm")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.engine.records import InstanceRecord, ResolvedMount
-from hutch.errors import InvalidArgument, Unsupported
+from hutch.errors import InvalidArgument, NotFound, Unsupported
 from hutch.spec.model import DeviceNode, InstanceSpec
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hutch.engine.context import Context
     from hutch.resources.cdi import DeviceNodeEdit, Edits, MountEdit
 
-__all__ = ["check_devices", "with_devices"]
+__all__ = ["check_devices", "machine_devices", "with_devices"]
 
 _VFIO = "vfio="
 _PROPAGATION = frozenset(
@@ -29,35 +29,59 @@ _OPTIONS = frozenset(("bind", "rbind", "rw", "ro", "nosuid", "nodev", "exec", "n
 
 def check_devices(context: Context, spec: InstanceSpec) -> None:
     """Raise for devices that this host has not, or that this kind of instance cannot have."""
-    if spec.device_names or spec.gpus:
-        vfio = [name for name in spec.device_names if name.startswith(_VFIO)]
-        if spec.isolation == "vm":
-            _only_vfio(spec)
-            for name in vfio:
-                from hutch.resources.vfio import check_vfio
+    if spec.isolation == "vm":
+        addresses = machine_devices(context, spec)
+        if not addresses:
+            return
+        from hutch.resources.vfio import check_vfio
 
-                device = check_vfio(name.removeprefix(_VFIO))
-                raise Unsupported(
-                    f"device {name}: is ready (IOMMU group {device.group}), but QEMU's sandbox "
-                    "has no way to it yet"
-                )
-        elif vfio:
+        for address in addresses:
+            check_vfio(address, together=addresses)
+    elif spec.device_names or spec.gpus:
+        vfio = [name for name in spec.device_names if name.startswith(_VFIO)]
+        if vfio:
             raise InvalidArgument(
                 f"{vfio[0]} is for virtual machines",
                 field="devices",
                 hint="add --vm, or name the device's nodes",
             )
+        _edits(context, spec)
+
+
+def machine_devices(context: Context, spec: InstanceSpec) -> tuple[str, ...]:
+    """Return the addresses of the PCI devices that a machine is to have, those of its devices
+    by a vendor's names included: a vendor lists nodes of VFIO for what is meant for machines."""
+    found: list[str] = []
+    for name in spec.device_names:
+        if name.startswith(_VFIO):
+            found.append(name.removeprefix(_VFIO))
         else:
-            _edits(context, spec)
-
-
-def _only_vfio(spec: InstanceSpec) -> None:
-    named = [name for name in spec.device_names if not name.startswith(_VFIO)]
-    if named or spec.gpus:
+            found += _behind_name(context, spec, name)
+    if spec.gpus:
         raise Unsupported(
-            f"devices: {named[0] if named else 'gpus'} is described for containers",
+            "gpus: chooses among what is described for containers",
             hint="give a virtual machine the whole device: --device vfio=0000:01:00.0",
         )
+    return tuple(dict.fromkeys(found))
+
+
+def _behind_name(context: Context, spec: InstanceSpec, name: str) -> tuple[str, ...]:
+    from hutch.resources.vfio import devices_of_nodes
+
+    edits = _edits(context, msgspec.structs.replace(spec, device_names=(name,), gpus=""))
+    nodes = [edit.host_path or edit.path for edit in edits.device_nodes]
+    addresses = devices_of_nodes(nodes)
+    if not nodes or addresses is None:
+        raise Unsupported(
+            f"device {name}: is described for containers",
+            hint="give a virtual machine the whole device: --device vfio=0000:01:00.0",
+        )
+    if not addresses:
+        raise NotFound(
+            f"device {name}: there is nothing behind {', '.join(nodes)}",
+            hint="the vendor's tool writes its file anew when devices came or went",
+        )
+    return addresses
 
 
 def with_devices(context: Context, record: InstanceRecord) -> InstanceRecord:

@@ -51,9 +51,9 @@ __all__ = ["Machines"]
 _STOP_S = 30.0
 # Of the options of `run`, those that mean something to a machine as a whole.
 _OPTIONS = RESOURCE_OPTIONS | frozenset(
-    """accel annotations cpu_model cpu_pin cpu_topology cpus_max disk_key dns dns_search hostname
-    ip ip6 labels log_driver log_opts mac_address machine memory_lock memory_max name network
-    network_aliases numa publish remove restart stop_timeout tpm""".split()
+    """accel annotations cpu_model cpu_pin cpu_topology cpus_max devices disk_key dns dns_search
+    hostname ip ip6 labels log_driver log_opts mac_address machine memory_lock memory_max
+    name network network_aliases numa publish remove restart stop_timeout tpm""".split()
 )
 
 

@@ -35,6 +35,7 @@ def obstacles(context: Context, offer: Offer, record: InstanceRecord) -> list[st
     if offer.image.architecture and offer.image.architecture != here.architecture:
         found.append(f"its image is for {offer.image.platform}, the target is {here}")
     _note(found, lambda: context.driver(record.spec.isolation).check(record.spec))
+    _note(found, lambda: _check_devices(context, record))
     if record.spec.isolation == "vm":
         from hutch.engine.migrate_machines import machine_obstacles
 
@@ -53,6 +54,13 @@ def _note(found: list[str], check: Callable[[], object]) -> None:
         check()
     except HutchError as exc:
         found.append(f"target: {exc.message}")
+
+
+def _check_devices(context: Context, record: InstanceRecord) -> None:
+    if record.spec.device_names or record.spec.gpus:
+        from hutch.engine.devices import check_devices
+
+        check_devices(context, record.spec)
 
 
 def _check_network(context: Context, asked: NetworkAttachment, found: list[str]) -> None:

@@ -50,7 +50,7 @@ def reserve_at_create(
         return
     from hutch.engine.admitting import shorten_lease, take
 
-    _check_devices(context, spec)
+    spec = _with_whole_devices(context, spec)
     take(context, identifier, spec, name or identifier[:12], leased=True)
     try:
         yield
@@ -66,8 +66,8 @@ def reserve_at_start(context: Context, record: InstanceRecord, undo: ExitStack) 
     if not _passes_by(context, record.spec):
         from hutch.engine.admitting import settle_cpus, take
 
-        _check_devices(context, record.spec)
-        taken = take(context, record.id, record.spec, record.name, leased=False)
+        wanted = _with_whole_devices(context, record.spec)
+        taken = take(context, record.id, wanted, record.name, leased=False)
         undo.callback(release, context, record.id)
         if taken is not None and taken.cpus:
             settle_cpus(context)
@@ -79,11 +79,18 @@ def reserve_at_start(context: Context, record: InstanceRecord, undo: ExitStack) 
     return msgspec.structs.replace(record, spec=effective(context, record.spec, None))
 
 
-def _check_devices(context: Context, spec: InstanceSpec) -> None:
-    if spec.device_names or spec.gpus:
-        from hutch.engine.devices import check_devices
+def _with_whole_devices(context: Context, spec: InstanceSpec) -> InstanceSpec:
+    """Check the devices; return the specification with those that a machine gets whole by their
+    addresses, which only one may have."""
+    if not (spec.device_names or spec.gpus):
+        return spec
+    from hutch.engine.devices import check_devices, machine_devices
 
-        check_devices(context, spec)
+    check_devices(context, spec)
+    if spec.isolation != "vm":
+        return spec
+    names = tuple(f"vfio={address}" for address in machine_devices(context, spec))
+    return msgspec.structs.replace(spec, device_names=names)
 
 
 def release(context: Context, identifier: str) -> None:

@@ -346,6 +346,7 @@ def _launch(
         mounts=tuple(mounts),
         join=join,
         endpoints=tuple(endpoints),
+        host_devices=_host_devices(context, spec),
         attach_network=_attacher(context, record, endpoints),
         exit_command=context.exit_command(record.id),
         exit_command_always=spec.restart.name != "no",
@@ -366,6 +367,14 @@ def _layers(context: Context, record: InstanceRecord) -> OverlayAssets:
         with context.leases.hold(*image.digests, *image.chain_ids, purpose="unpack"):
             ensure_unpacked(image, context.content, context.layers)
         return context.snapshots.load(record.id, record.chain_ids)
+
+
+def _host_devices(context: Context, spec: InstanceSpec) -> tuple[str, ...]:
+    if spec.isolation != "vm" or not spec.device_names:
+        return ()
+    from hutch.engine.devices import machine_devices
+
+    return machine_devices(context, spec)
 
 
 def _root_disk(context: Context, record: InstanceRecord) -> str:

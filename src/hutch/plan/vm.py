@@ -38,8 +38,10 @@ __all__ = [
     "GUEST_VOLUMES",
     "GuestAssets",
     "GuestBind",
+    "PASSED",
     "PLAIN",
     "PROTECTED",
+    "PassedGroup",
     "SYNC_REST",
     "SandboxAssets",
     "compile_guest",
@@ -67,7 +69,19 @@ PROTECTED = flags.MOUNT_ATTR_RDONLY | flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR
 PLAIN = flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NODEV | flags.MOUNT_ATTR_NOEXEC
 _NODES = (("null", 1, 3), ("zero", 1, 5), ("random", 1, 8), ("urandom", 1, 9))
 VMM = "/hutch-vmm"
+PASSED = "/dev/passed"
+"""Where QEMU looks for devices of the host, one directory for each address."""
+_VFIO = (10, 196)
 _CAP_IPC_LOCK = 14
+
+
+class PassedGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """An IOMMU group whose node QEMU opens: its number, that of the node (major, minor), and
+    the addresses of its devices that QEMU looks for."""
+
+    group: int
+    numbers: tuple[int, int]
+    addresses: tuple[str, ...]
 
 
 class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +89,8 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
 
     `skeleton` is a directory holding the mount points and symbolic links of the sandbox's
     root; `binds` are (host path, path inside) shown read-only; `shared` the same, writable.
-    `userfaultfd` is the minor number of that device, where QEMU is to have it.
+    `userfaultfd` is the minor number of that device, where QEMU is to have it; `groups` are the
+    IOMMU groups, of which it sees nothing but the nodes and the devices' addresses.
     `namespace` is the slot of a network namespace (-1: a new, empty one); `inherit` are the
     slots that become descriptors 3, 4, … of `hutch-vmm`.
 
@@ -96,6 +111,7 @@ class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
     user: ResolvedUser | None
     kvm: bool = False
     userfaultfd: int = -1
+    groups: tuple[PassedGroup, ...] = ()
     lock_memory: bool = False
     cgroup_files: tuple[str, ...] = ()
     cgroup_slot: int = -1
@@ -223,6 +239,7 @@ def _devices(assets: SandboxAssets) -> list[ops.AnyOp]:
         made.append(_node("kvm", 10, 232))
     if assets.userfaultfd >= 0:
         made.append(_node("userfaultfd", 10, assets.userfaultfd))
+    made += _passed(assets.groups)
     if assets.tty:
         made.append(
             ops.Mount(
@@ -232,6 +249,19 @@ def _devices(assets: SandboxAssets) -> list[ops.AnyOp]:
                 options=("newinstance", "ptmxmode=0666", "mode=0620"),
                 attr=flags.MOUNT_ATTR_NOSUID | flags.MOUNT_ATTR_NOEXEC,
             )
+        )
+    return made
+
+
+def _passed(groups: tuple[PassedGroup, ...]) -> list[ops.AnyOp]:
+    """Return the nodes of IOMMU groups, and in the place of sysfs the links that say which
+    device is in which."""
+    made: list[ops.AnyOp] = [_node("vfio/vfio", *_VFIO)] if groups else []
+    for group in groups:
+        made.append(_node(f"vfio/{group.group}", *group.numbers))
+        made += (
+            ops.Symlink(target=f"groups/{group.group}", path=f"{PASSED}/{address}/iommu_group")
+            for address in group.addresses
         )
     return made
 

@@ -179,7 +179,9 @@ def _make(path: str, size: int) -> None:
             options = ["-q", "-F", "-t", "ext4", "-m", "0", *journal, "-L", "hutch"]
             _run(["mke2fs", *options, "-E", f"{extended},root_owner=0:0", path])
             # Without root too the directories belong to root.
-            _run(["debugfs", "-w", "-f", "/dev/stdin", path], input=b"mkdir upper\nmkdir work\n")
+            _run(
+                ["debugfs", "-w", "-f", "/proc/self/fd/0", path], input=b"mkdir upper\nmkdir work\n"
+            )
             os.fsync(fd)
         finally:
             os.close(fd)

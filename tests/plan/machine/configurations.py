@@ -18,6 +18,7 @@ from hutch.plan.machine.model import (
     DiskFile,
     Display,
     Firmware,
+    HostDevice,
     HostForward,
     Kernel,
     Machine,
@@ -408,11 +409,34 @@ def kvm(hw: Hardware) -> Machine:
     )
 
 
+def devices_of_groups(hw: Hardware) -> Machine:
+    """Devices of the host whose groups' nodes QEMU opens."""
+    return _machine(
+        hw,
+        Shape(memory=128 * MIB),
+        host_devices=(
+            HostDevice(address="0000:01:00.0", directory="/dev/passed/0000:01:00.0"),
+            HostDevice(address="0000:01:00.1"),
+        ),
+    )
+
+
+def devices_opened(hw: Hardware) -> Machine:
+    """Devices of the host that come opened."""
+    return _machine(
+        hw,
+        Shape(memory=128 * MIB),
+        host_devices=(HostDevice(address="0000:01:00.0", file=hw.connected()),),
+        iommu=hw.connected(),
+    )
+
+
 CONFIGURATIONS: dict[str, Callable[[Hardware], Machine]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         *(plain, ordinary, template, clone, micro, rootless, large, growing, locked, disks),
         huge_pages,
         *(uefi, from_disk, tpm, shared_directories, volumes, kvm),
+        *(devices_of_groups, devices_opened),
     )
 }

@@ -48,8 +48,8 @@ from tests.requires import requires
 
 HERE = Path(__file__).parent
 VERSIONS = {"7.2": QemuVersion(7, 2, 22), "10.0": QemuVersion(10, 0, 2)}
-# Not started here: one needs hardware, one the servers of its directories, one huge pages.
-_ELSEWHERE = {"kvm", "shared-directories", "huge-pages"}
+# Not started here: they need hardware, the servers of their directories, huge pages.
+_ELSEWHERE = {"kvm", "shared-directories", "huge-pages", "devices-of-groups", "devices-opened"}
 _NEEDS = {"tpm": ("swtpm",), "uefi": ("ovmf",)}
 QEMU = os.environ.get("HUTCH_TEST_QEMU", "qemu-system-x86_64")
 
@@ -92,6 +92,7 @@ def _companions(name: str, directory: Path, stack: ExitStack) -> None:
         stack.enter_context(spawn(argv, pass_fds=[control.fileno()]))
 
 
+@pytest.mark.versions
 @requires("qemu", "root")
 @pytest.mark.integration
 @pytest.mark.parametrize(
@@ -203,6 +204,10 @@ def arguments(shape: dict[str, Any] | None = None, **pieces: Any) -> tuple[str, 
         ),
         (lambda: arguments(root_ports=17), "machine.root_ports: at most 16"),
         (lambda: arguments(boot=Firmware(code="/x")), "boot.variables: UEFI needs"),
+        (
+            lambda: arguments(host_devices=(HostDevice(address="x", file=Descriptor(9)),)),
+            "machine.iommu: an opened device needs",
+        ),
         (lambda: arguments(name="a,b"), "machine.name: a comma"),
         (lambda: arguments(boot=Kernel(path="/a\nb")), "boot.path: has a control character"),
         (lambda: kernel_command_line(accelerator="tcg", extra="x" * 3000), "command_line: the"),

@@ -28,7 +28,7 @@ from hutch.linux.cgroup import Group
 from hutch.linux.idmap import write_own_map
 from hutch.plan.container import SYNC_IDMAP
 from hutch.plan.ops import Plan, Supervision
-from hutch.plan.vm import SandboxAssets, compile_sandbox
+from hutch.plan.vm import PassedGroup, SandboxAssets, compile_sandbox
 from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
 from hutch.process.vmm import (
@@ -70,10 +70,10 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     for more descriptors. `config` is the monitor's configuration but for what is decided
     here. `namespace` holds a network namespace, -1 for a new, empty one; `host_network`
     stays in the host's. `userfaultfd` gives QEMU that device, by which post-copy fetches
-    memory. `discards` says that its memory is a sealed file, of which it is to give back what
-    it has written itself. `shares` is the connection to the server of the shared directories,
-    whose end ends the machine. `screen`, for a machine without an agent, is what the clients
-    of its screen call at.
+    memory; `groups` are those of PCI devices whose nodes it opens. `discards` says that its
+    memory is a sealed file, of which it is to give back what it has written itself. `shares` is
+    the connection to the server of the shared directories, whose end ends the machine. `screen`,
+    for a machine without an agent, is what the clients of its screen call at.
     """
 
     identifier: str
@@ -88,6 +88,7 @@ class BootRequest(msgspec.Struct, frozen=True, kw_only=True):
     kvm: bool = False
     discards: bool = False
     lock_memory: bool = False
+    groups: tuple[PassedGroup, ...] = ()
     seccomp: bytes = b""
     rows: int = 0
     columns: int = 0
@@ -143,6 +144,7 @@ def boot(launcher: Launcher, request: BootRequest) -> Booted:
                 kvm=request.kvm,
                 userfaultfd=misc_minor("userfaultfd") if request.userfaultfd else -1,
                 lock_memory=request.lock_memory,
+                groups=request.groups,
                 cgroup_files=cgroup_files,
                 cgroup_slot=cgroup_slot,
                 namespace=namespace,

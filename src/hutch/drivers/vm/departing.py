@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hutch.drivers.moving import CopyState, Streams
 from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.machine import load_record
-from hutch.drivers.vm.state import check_movable, immovable
+from hutch.drivers.vm.state import check_devices, check_movable, immovable
 from hutch.errors import HutchError, OperationTimeout, Unavailable, Unsupported
 from hutch.plan.machine.disks import node_name
 from hutch.plan.machine.version import QemuVersion
@@ -84,6 +84,7 @@ def departing(
         raise immovable("it has directories of the host")
     if record.volumes:
         raise immovable("it has a volume as a disk, which stays here")
+    check_devices(record)
     with conversation(f"{directory}/run/{QMP_SOCKET}") as monitor:
         check_movable(monitor, cards)
         _check_version(monitor, record.accelerator)

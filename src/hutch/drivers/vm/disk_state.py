@@ -12,7 +12,14 @@ from contextlib import suppress
 from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.fromdisk import SEED_FILE, USER_DATA_FILE, VARIABLES_FILE
 from hutch.drivers.vm.machine import load_record
-from hutch.drivers.vm.state import STATE_FILE, Saved, check_movable, write_record, write_state
+from hutch.drivers.vm.state import (
+    STATE_FILE,
+    Saved,
+    check_devices,
+    check_movable,
+    write_record,
+    write_state,
+)
 from hutch.drivers.vm.tpm import STATE_DIRECTORY
 from hutch.errors import HutchError
 from hutch.storage.snapshots import QCOW2_FILE
@@ -41,6 +48,7 @@ def save_disk_machine(directory: str, target: str, *, cards: int, end_as: str = 
     from hutch.qmp import machine as qmp
 
     machine = load_record(directory)
+    check_devices(machine)
     with (
         open(f"{target}/{STATE_FILE}", "xb") as state,
         conversation(f"{directory}/run/{QMP_SOCKET}") as monitor,

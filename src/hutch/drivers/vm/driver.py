@@ -30,6 +30,7 @@ from hutch.drivers.vm.limits import (
     vcpus_wanted,
 )
 from hutch.drivers.vm.machine import MachineRecord, load_record, machine_type, save_record
+from hutch.drivers.vm.passing import LEDGER, give_back_devices, take_devices
 from hutch.drivers.vm.pinning import pin_processors
 from hutch.drivers.vm.running import RunningMachines
 from hutch.drivers.vm.shares import check_mounts, guest_binds
@@ -54,6 +55,7 @@ from hutch.errors import (
 from hutch.linux.cgroup import Group, Limits
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.container import SYNC_NETWORK
+from hutch.plan.machine.model import MICROVM
 from hutch.plan.ops import HealthProbe, Plan
 from hutch.plan.vm import GuestAssets, GuestBind, compile_guest, compile_guest_exec
 from hutch.process.guest import guest_silence
@@ -86,6 +88,8 @@ class VmDriver(RunningMachines):
         check_mounts(spec)
         check_volumes(spec, machine_type(spec))
         check_rates(spec)
+        if spec.device_names and machine_type(spec) == MICROVM:
+            raise Unsupported("devices: a machine of type microvm has none", hint="use q35")
         group_limits(spec.resources, memory_of(spec))
         self._machines.check(spec)
         if spec.machine.tpm:
@@ -160,9 +164,11 @@ class VmDriver(RunningMachines):
         with ExitStack() as undo, failures.translated(f"start of {launch.name}"):
             assets = self._launch_assets(launch)
             plan = compile_guest(launch.spec, assets)
+            passed = take_devices(launch, undo)
             limits = group_limits(
                 launch.spec.resources,
                 memory_of(launch.spec),
+                nodes=passed.numbers(),
                 userfaultfd=launch.arrival is not None and launch.arrival.streams.post_copy,
             )
             group = self._hierarchy.create(launch.id, limits)
@@ -170,7 +176,9 @@ class VmDriver(RunningMachines):
             undo.callback(group.kill_all)
             with ExitStack() as held:
                 health = self._health(launch, assets.user)
-                started = self._machines.start(launch, plan, assets.user, group, held, health)
+                started = self._machines.start(
+                    launch, plan, assets.user, group, held, health, passed
+                )
                 undo.callback(started.booted.supervisor.close)
                 held.callback(started.booted.monitor.close)
                 pid = self._bring_up(launch, started, plan)
@@ -373,9 +381,11 @@ class VmDriver(RunningMachines):
             self._hierarchy.load(identifier).kill_all()
 
     def cleanup(self, identifier: str) -> None:
-        """Remove the control group."""
+        """Remove the control group, and give its devices back to the host."""
         with suppress(NotFound):
             self._hierarchy.load(identifier).remove()
+        if os.path.exists(f"{self._directory(identifier)}/{LEDGER}"):
+            give_back_devices(self._directory(identifier))
 
     # ---- what is not an instance's --------------------------------------------------------
 

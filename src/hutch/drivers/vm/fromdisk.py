@@ -29,6 +29,7 @@ from hutch.drivers.vm.machine import (
     save_record,
     shape_of,
 )
+from hutch.drivers.vm.passing import Passed, take_devices
 from hutch.drivers.vm.pinning import pin_processors
 from hutch.drivers.vm.sandbox import Descriptors, listen_at
 from hutch.drivers.vm.state import connect_cards, load_machine, opened
@@ -102,7 +103,9 @@ def start_from_disk(machines: MachineLauncher, hierarchy: Hierarchy, launch: Lau
     """Start the machine; on failure nothing of it is left."""
     with ExitStack() as undo, failures.translated(f"start of {launch.name}"):
         spec = launch.spec
-        group = hierarchy.create(launch.id, group_limits(spec.resources, memory_of(spec)))
+        passed = take_devices(launch, undo)
+        limits = group_limits(spec.resources, memory_of(spec), nodes=passed.numbers())
+        group = hierarchy.create(launch.id, limits)
         undo.callback(group.remove)
         undo.callback(group.kill_all)
         with ExitStack() as held:
@@ -115,7 +118,7 @@ def start_from_disk(machines: MachineLauncher, hierarchy: Hierarchy, launch: Lau
             if launch.spec.machine.tpm:
                 sandbox = machines.sandbox
                 tpm = serve_tpm(machines.launcher, sandbox, machines.root, launch, group, held)
-            booted = _boot(machines, launch, group, taps, tpm, held)
+            booted = _boot(machines, launch, group, taps, tpm, passed, held)
             undo.callback(booted.supervisor.close)
             held.callback(booted.monitor.close)
             if tpm is not None:
@@ -185,19 +188,22 @@ def _boot(
     group: Group,
     taps: Taps | None,
     tpm: TpmServer | None,
+    passed: Passed,
     held: ExitStack,
 ) -> Booted:
     spec, wish = launch.spec, _wish(launch.spec)
     if wish.seed and launch.saved is None:
         _write_seed(launch)
     host = find_host(machines.root, spec.machine.accel, machines.proving_kernel())
-    save_record(launch.directory, _record(host, spec))
+    save_record(launch.directory, _record(host, launch))
     screen = _screen(launch, wish)
     held.callback(os.close, screen)
 
     def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
         nics = _cards(launch, taps, descriptors)
         machine = _machine(launch, host, ports, nics, tpm, descriptors)
+        devices, iommu = passed.pieces(host.version, machines.sandbox, descriptors)
+        machine = msgspec.structs.replace(machine, host_devices=devices, iommu=iommu)
         return machine_arguments(machine, version=host.version, qemu=host.qemu)
 
     return boot(
@@ -219,7 +225,8 @@ def _boot(
                 console=True,
             ),
             kvm=host.accelerator == "kvm",
-            lock_memory=spec.machine.memory_lock,
+            lock_memory=spec.machine.memory_lock or bool(passed.nodes),
+            groups=passed.groups(host.version),
             rows=launch.rows,
             columns=launch.columns,
             group=group,
@@ -232,8 +239,8 @@ def _boot(
     )
 
 
-def _record(host: Host, spec: InstanceSpec) -> MachineRecord:
-    shape = shape_of(spec, host)
+def _record(host: Host, launch: Launch) -> MachineRecord:
+    shape = shape_of(launch.spec, host)
     return MachineRecord(
         qemu=host.qemu,
         qemu_version=str(host.version),
@@ -248,7 +255,8 @@ def _record(host: Host, spec: InstanceSpec) -> MachineRecord:
         template="",
         user=ResolvedUser(uid=0, gid=0),
         shape=shape,
-        pinned=spec.machine.cpu_pin,
+        pinned=launch.spec.machine.cpu_pin,
+        host_devices=launch.host_devices,
     )
 
 

@@ -43,6 +43,7 @@ from hutch.drivers.vm.making import (
     kernel_paths,
     resume,
 )
+from hutch.drivers.vm.passing import Passed
 from hutch.drivers.vm.placeholders import seen_size, stub_kernel
 from hutch.drivers.vm.sandbox import Descriptors, Sandbox, choose_sandbox
 from hutch.drivers.vm.setup import (
@@ -171,11 +172,14 @@ class MachineLauncher:
         group: Group,
         held: ExitStack,
         health: HealthProbe | None = None,
+        passed: Passed | None = None,
     ) -> MachineStart:
         """Begin to start an instance's machine; the caller brings it up and owns the links.
 
-        `held` closes, after the launch, what is only needed for it.
+        `held` closes, after the launch, what is only needed for it. `passed` are devices of the
+        host, which no template can have.
         """
+        passed = passed or Passed()
         loaded = held.enter_context(opened(launch.saved)) if launch.saved else None
         before = _before(launch, loaded)
         parts = self._parts_of(launch.spec, before)
@@ -186,7 +190,7 @@ class MachineLauncher:
         pluggable = pluggable and template_shape(parts.shape) is not None
         pluggable = pluggable and not launch.spec.machine.tpm
         goes_on = loaded is not None or launch.arrival is not None
-        if launch.spec.machine.template and pluggable and not goes_on:
+        if launch.spec.machine.template and pluggable and not (goes_on or passed.nodes):
             template, rest, wanted = self._going_on(_as_template(parts), launch, plan, held)
         shares = serve(self.launcher, self.root, launch, group, held)
         tpm = None
@@ -208,6 +212,7 @@ class MachineLauncher:
             pinned=launch.spec.machine.cpu_pin,
             disk_cache=disk_cache(launch),
             disk_aio=launch.spec.machine.disk_aio or "threads",
+            host_devices=launch.host_devices,
         )
         if before is not None:
             record = msgspec.structs.replace(record, memory=before.memory)
@@ -247,6 +252,7 @@ class MachineLauncher:
                     tpm=tpm,
                     loaded=loaded,
                     arriving=launch.arrival is not None,
+                    passed=passed,
                 ),
                 config=MonitorConfig(
                     argv=(),
@@ -264,7 +270,8 @@ class MachineLauncher:
                     unacked=loaded.unacked if loaded else 0,
                 ),
                 kvm=parts.host.accelerator == "kvm",
-                lock_memory=parts.shape.lock_memory,
+                lock_memory=parts.shape.lock_memory or bool(passed.nodes),
+                groups=passed.groups(parts.host.version),
                 discards=shares is None and (template is not None or loaded is not None),
                 rows=launch.rows,
                 columns=launch.columns,
@@ -352,6 +359,7 @@ class MachineLauncher:
         tpm: TpmServer | None = None,
         loaded: Loaded | None = None,
         arriving: bool = False,
+        passed: Passed | None = None,
     ) -> Callable[[Ports, Descriptors], Sequence[str]]:
         """Return what makes QEMU's argument list for an instance's disks and network;
         `loaded` is the saved state that it will go on from; `arriving` that it comes from
@@ -385,6 +393,7 @@ class MachineLauncher:
                 shares=share_devices(shares, descriptors) if template is None else (),
                 volumes=volume_disks(launch, descriptors) if template is None else (),
                 tpm=tpm.device(descriptors) if tpm else None,
+                passed=(passed or Passed()).pieces(parts.host.version, self.sandbox, descriptors),
                 incoming=resumed,
                 # A machine that was saved while it ran would run before its cards are
                 # unplugged.

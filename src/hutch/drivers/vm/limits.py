@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import msgspec
 
@@ -89,8 +90,15 @@ def max_vcpus_of(spec: InstanceSpec, host: int) -> int:
     return -(-most // socket) * socket
 
 
-def group_limits(resources: Resources, memory: int, *, userfaultfd: bool = False) -> Limits:
-    """Return the limits of QEMU's control group; `userfaultfd` lets it have that device.
+def group_limits(
+    resources: Resources,
+    memory: int,
+    *,
+    userfaultfd: bool = False,
+    nodes: Sequence[tuple[int, int]] = (),
+) -> Limits:
+    """Return the limits of QEMU's control group; `userfaultfd` lets it have that device, `nodes`
+    those of these numbers.
 
     The guest's memory bounds what the program has; the group holds QEMU's own besides. A
     limit of processes is the guest's, not that of QEMU's threads. A guest may have more
@@ -104,6 +112,8 @@ def group_limits(resources: Resources, memory: int, *, userfaultfd: bool = False
     devices = [*DEFAULT_DEVICES, _KVM]
     if userfaultfd:
         devices.append(msgspec.structs.replace(_KVM, minor=misc_minor("userfaultfd")))
+    for major, minor in nodes:
+        devices.append(msgspec.structs.replace(_KVM, major=major, minor=minor))
     return msgspec.structs.replace(
         asked,
         memory=ceiling,

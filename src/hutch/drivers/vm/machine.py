@@ -25,6 +25,7 @@ from hutch.plan.machine.model import (
     Descriptor,
     Disk,
     DiskAio,
+    HostDevice,
     Kernel,
     Machine,
     Memory,
@@ -79,7 +80,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     it was asked to take, -1 where it has no device for that yet; `overlays` are the numbers of
     those that its disk had when it started (`hutch.storage.diskchain`). `pinned` says that each
     processor keeps to one of the host's, `disk_cache` and `disk_aio` how its writable disk is
-    read and written.
+    read and written. `host_devices` are the addresses of the PCI devices that it has whole.
     """
 
     qemu: str
@@ -103,6 +104,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
     disk_cache: CacheMode = "writeback"
     disk_aio: DiskAio = "threads"
+    host_devices: tuple[str, ...] = ()
 
     @property
     def memory_max(self) -> int:
@@ -196,11 +198,13 @@ def machine_argv(
     secrets: Sequence[Secret] = (),
     volumes: Sequence[Disk] = (),
     tpm: Tpm | None = None,
+    passed: tuple[tuple[HostDevice, ...], Descriptor | None] = ((), None),
     incoming: bool = False,
     plugged: PluggedMemory | None = None,
     paused: bool = False,
 ) -> tuple[str, ...]:
-    """Return QEMU's argument list; `kernel` are the paths of vmlinux and initramfs in QEMU."""
+    """Return QEMU's argument list; `kernel` are the paths of vmlinux and initramfs in QEMU,
+    `passed` devices of the host with /dev/iommu, where they come opened."""
     line = ""
     if not incoming:
         line = kernel_command_line(
@@ -223,6 +227,8 @@ def machine_argv(
         shares=tuple(shares),
         volumes=tuple(volumes),
         tpm=tpm,
+        host_devices=passed[0],
+        iommu=passed[1],
         root_ports=0 if shape.machine == MICROVM else ROOT_PORTS,
         plugged=plugged,
         incoming=incoming,

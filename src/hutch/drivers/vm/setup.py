@@ -37,15 +37,16 @@ _WARM = (
 )
 
 
-def late_setup(modules: Sequence[str], *, nics: int) -> list[guest.SetupOp]:
+def late_setup(modules: Sequence[str], *, nics: int, passed: bool = False) -> list[guest.SetupOp]:
     """Return what every guest of a kernel and a shape has before it becomes an instance's,
     and a template has done already: drivers, mount points, the control group.
 
     The drivers find their devices here. An instance's disks and cards are others behind the
     same devices, which the drivers notice no more than a changed disk: so what a device
-    offers must be the same in a template and in its clones (see `placeholders`).
+    offers must be the same in a template and in its clones (see `placeholders`). With `passed`
+    it has devices of the host, which may be network cards.
     """
-    made = [_insmod(name) for name in modules if nics or name != _NETWORK]
+    made = [_insmod(name) for name in modules if nics or passed or name != _NETWORK]
     for number in range(nics):
         name = f"eth{number}"  # as the kernel calls them
         made.append(guest.Interface(index=number, name=name))
@@ -94,7 +95,8 @@ def machine_setup(
     contents, `shares` tags of shared directories with their mount points."""
     made: list[guest.SetupOp] = renewal()
     if not resumed:
-        made += late_setup(modules, nics=len(launch.endpoints))
+        passed = bool(launch.host_devices)
+        made += late_setup(modules, nics=len(launch.endpoints), passed=passed)
     made += _disks(volatile=launch.volatile)
     made += volume_setup(launch)
     made += _limits(launch)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "connect_cards", "fork_machine", "load_machine", "opened", "receive_machine"]
 __all__ += ["STATE_FILE", "Saved", "check_movable", "immovable", "save_disk", "save_machine"]
 __all__ += ["twin_setup"]
-__all__ += ["write_record", "write_state"]
+__all__ += ["check_devices", "write_record", "write_state"]
 
 STATE_FILE, _RECORD = "state", "saved.json"
 # How long the memory is written while the machine runs and dirties it; then it is stopped.
@@ -193,6 +193,7 @@ def _movable(
         raise immovable("it has a TPM, whose secrets a twin would have too")
     if machine.volumes and not stays:
         raise immovable("it has a volume as a disk, which only one machine can have")
+    check_devices(machine)
     with (
         conversation(f"{run}/{QMP_SOCKET}") as monitor,
         find_memory(run, machine.memory_started) as source,
@@ -263,6 +264,12 @@ def check_movable(monitor: Monitor, cards: int) -> None:
     reasons = query_migrate(monitor).blocked_reasons
     if reasons:
         raise immovable(reasons[0])
+
+
+def check_devices(machine: MachineRecord) -> None:
+    """Raise for a machine that has devices of the host."""
+    if machine.host_devices:
+        raise immovable(f"it has devices of the host: {', '.join(machine.host_devices)}")
 
 
 def immovable(reason: str) -> Unsupported:

@@ -74,6 +74,8 @@ def _check(machine: Machine) -> None:
         )
     if machine.host_devices and machine.incoming:
         raise Unsupported("machine.host_devices: a device of the host does not migrate")
+    if machine.iommu is None and any(device.file for device in machine.host_devices):
+        raise InvalidArgument("an opened device needs /dev/iommu", field="machine.iommu")
     if machine.plugged is not None and shape.max_memory <= shape.memory:
         raise InvalidArgument("there is no room for more memory", field="machine.plugged")
     if "," in shape.machine or "," in machine.name:
@@ -307,11 +309,22 @@ def _shares(machine: Machine, places: Places) -> Iterator[str]:
 
 
 def _passed_through(machine: Machine, places: Places) -> Iterator[str]:
+    if machine.iommu is not None and machine.host_devices:
+        yield from ("-object", f"iommufd,id=iommu,fd={machine.iommu.fd}")
     for index, device in enumerate(machine.host_devices):
         where = places.many("host_devices", index, len(machine.host_devices))
+        opened = device.file is not None
         yield from (
             "-device",
-            options("vfio-pci", id=f"host{index}", **where, host=device.address),
+            options(
+                "vfio-pci",
+                id=f"host{index}",
+                **where,
+                host=None if opened or device.directory else device.address,
+                sysfsdev=None if opened else device.directory or None,
+                fd=device.file.fd if device.file is not None else None,
+                iommufd="iommu" if opened else None,
+            ),
         )
 
 

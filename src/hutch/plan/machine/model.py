@@ -256,9 +256,16 @@ class Tpm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """A PCI device of the host, bound to vfio-pci, by its address (`0000:01:00.0`)."""
+    """A PCI device of the host, bound to vfio-pci, by its address (`0000:01:00.0`).
+
+    `file` is the device's own node, opened, for which the machine needs `iommu`. Without it
+    QEMU opens the node of the device's group, whose number it reads from the link
+    `iommu_group` in `directory`, by default that of sysfs; its last part is the address.
+    """
 
     address: str
+    file: Descriptor | None = None
+    directory: str = ""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -268,7 +275,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     connected one. With `reboot` a reset of the guest is one, else an end. `root_ports` are
     for hot-plug, named `rp0`, `rp1`, …; `volumes` are disks at the first of them. With
     `incoming` it waits to be told where its state comes from; with `paused` its processors
-    wait for `cont`. `generation` is a VM generation ID.
+    wait for `cont`. `generation` is a VM generation ID, `iommu` is /dev/iommu, opened, for
+    devices of the host that come opened.
     """
 
     name: str
@@ -285,6 +293,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     shares: tuple[Share, ...] = ()
     volumes: tuple[Disk, ...] = ()
     host_devices: tuple[HostDevice, ...] = ()
+    iommu: Descriptor | None = None
     display: Display | None = None
     tpm: Tpm | None = None
     rng: bool = True

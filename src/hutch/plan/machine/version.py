@@ -67,6 +67,12 @@ class QemuVersion(msgspec.Struct, frozen=True, order=True):
         """
         return self >= QemuVersion(9)
 
+    @property
+    def takes_opened_devices(self) -> bool:
+        """Tell whether a device of the host can come as a descriptor (`iommufd` objects, and
+        `fd=` of `vfio-pci`)."""
+        return self >= QemuVersion(9)
+
 
 OLDEST = QemuVersion(7, 2)
 
