@@ -39,12 +39,15 @@ class SourceError(InvalidArgument):
 
 
 class StepFailed(HutchError):
-    """A command of a build ended with another code than 0 (`exit_code`), at lines `first` to
-    `last` of the Dockerfile."""
+    """A command of a build ended with another code than 0 (`exit_code`); `excerpt` has the lines
+    of the Dockerfile around it."""
 
-    def __init__(self, message: str, *, exit_code: int, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, exit_code: int, command: str = "", hint: str | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+        self.command = command
         self.excerpt = ""
 
 

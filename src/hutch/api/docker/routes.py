@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hutch.api.docker import (
+    builds,
     containers,
     containers_files,
     containers_life,
@@ -25,5 +26,6 @@ GROUPS: tuple[tuple[str, tuple[Route, ...]], ...] = (
     ("Containers: what they do and use", containers_look.ROUTES),
     ("Exec", execs.ROUTES),
     ("System", system.ROUTES),
+    ("Builds", builds.ROUTES),
 )
 ROUTES: tuple[Route, ...] = tuple(route for _, routes in GROUPS for route in routes)

@@ -6,8 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,10 +22,10 @@ from hutch.engine.builder.cache import Cache, CacheRecord
 from hutch.engine.builder.events import BuildProgress, Reporter, Step
 from hutch.engine.builder.leftovers import memory_directory, sweep
 from hutch.engine.builder.options import BuildOptions, check_options, check_platform
-from hutch.engine.builder.remotecache import RemoteCache
 from hutch.engine.builder.sources import BuildSource, open_source
 from hutch.engine.builder.sources import Context as BuildContext
 from hutch.engine.builder.stage import StageState, build_stage
+from hutch.engine.builder.stages import Stages
 from hutch.errors import HutchError
 from hutch.image.records import ImageRecord
 from hutch.oci.platform import host_platform
@@ -34,6 +34,7 @@ from hutch.storage.faults import disk_errors
 from hutch.storage.scratch import scratch_directory
 
 if TYPE_CHECKING:
+    from hutch.engine.builder.remotecache import RemoteCache
     from hutch.engine.context import Context
     from hutch.process.supervisor import Supervisor
     from hutch.storage.leases import Lease
@@ -74,7 +75,7 @@ class Build:
         self.reporter = reporter
         self.token = token
         self.cache = Cache(context)
-        self.remote = RemoteCache(self)
+        self._remote: RemoteCache | None = None
         self.now_s = options.epoch_s if options.epoch_s is not None else time.time()
         self.lease: Lease
         self.source: BuildSource
@@ -88,7 +89,7 @@ class Build:
         self._asked = stop or threading.Event()
         self._links: set[Any] = set()
         self._lock = threading.Lock()
-        self._stages: dict[int, Future[StageState]] = {}
+        self._stages: Stages
         self._names: dict[str, int] = {}
         self._images: dict[str, ImageRecord] = {}
         self._contexts: dict[str, Files] = {}
@@ -123,6 +124,11 @@ class Build:
             raise
         self._names = {s.name: s.index for s in self.dockerfile.stages if s.name}
 
+    @property
+    def total(self) -> int:
+        """How many instructions the stages have that are needed."""
+        return sum(1 + len(plan.stage.instructions) for plan in self._plan.stages)
+
     def _lint(self) -> None:
         """Tell what the checks find; a Dockerfile may ask for that to be an error."""
         findings = check_dockerfile(self.dockerfile)
@@ -137,41 +143,26 @@ class Build:
         """Build the stages that are needed and return the last; on failure, or when it is
         interrupted, every command has ended before this raises."""
         count = self.options.parallel or min(max(os.cpu_count() or 1, 2), _MOST_PARALLEL)
-        with ThreadPoolExecutor(max_workers=count, thread_name_prefix="hutch-build") as pool:
-            # In the order of the file: a stage waits only for ones that began before it.
-            with self._lock:
-                for plan in self._plan.stages:
-                    self._stages[plan.stage.index] = pool.submit(build_stage, self, plan)
+        plans = self._plan.stages
+        self._stages = Stages([plan.stage.index for plan in plans])
+        build = {plan.stage.index: partial(build_stage, self, plan) for plan in plans}
+        with self._stages.built(build, min(count, len(plans))):
             try:
-                self._await()
-                failed = [f for f in self._stages.values() if f.done() and f.exception()]
+                while not self._stages.wait(_LOOK_S):
+                    if self._asked.is_set():
+                        break
             except BaseException:
                 self.cancel()
                 raise
-            if failed:
+            if not self._stages.all_done:
                 self.cancel()
-        if failed:
-            raise self._cause()
+        errors = self._stages.errors()
+        if errors:
+            # The failure that ended the others is the one to tell.
+            raise next((e for e in errors if not isinstance(e, Cancelled)), errors[0])
         for name in self.arguments.unused():
             self.reporter.warn(f"build argument {name} was given and is not used")
-        return self._stages[self._plan.target].result()
-
-    def _await(self) -> None:
-        """Wait for all stages or the first failure; end them where the caller asks for that."""
-        pending: set[Future[StageState]] = set(self._stages.values())
-        while pending:
-            done, pending = wait(pending, timeout=_LOOK_S, return_when=FIRST_EXCEPTION)
-            if self._asked.is_set():
-                self.cancel()
-            if any(future.exception() is not None for future in done):
-                return
-
-    def _cause(self) -> BaseException:
-        """Return the failure that ended the others."""
-        errors = [
-            error for future in self._stages.values() if (error := future.exception()) is not None
-        ]
-        return next((error for error in errors if not isinstance(error, Cancelled)), errors[0])
+        return self._stages.state(self._plan.target)
 
     # ---- ending early -----------------------------------------------------------------
 
@@ -233,16 +224,11 @@ class Build:
 
     def stage(self, index: int) -> StageState:
         """Return a stage, waited for."""
-        with self._lock:
-            future = self._stages[index]
-        while True:
+        while not self._stages.wait_for(index, _LOOK_S):
             self.check()
-            done = wait([future], timeout=0.2).done
-            if done:
-                break
-        if future.exception() is not None:
+        if self._stages.has_failed(index):
             raise Cancelled("a stage that this one needs failed")
-        return future.result()
+        return self._stages.state(index)
 
     def stage_files(self, name: str) -> Files:
         """Return the files of what COPY --from or a mount names: a stage by name or number, a
@@ -280,7 +266,6 @@ class Build:
     def image(self, reference: str, step: Step | None, platform: str) -> ImageRecord:
         """Return an image, pulled where it is not here or where that was asked for."""
         from hutch.engine.create import ensure_image
-        from hutch.image.unpacking import ensure_unpacked
 
         given = self.options.contexts.get(reference, "")
         reference = given.removeprefix("docker-image://") if given else reference
@@ -302,7 +287,10 @@ class Build:
             progress=report,
         )
         self.lease.add(*record.digests, *record.chain_ids)
-        ensure_unpacked(record, self.context.content, self.context.layers)
+        if not all(self.context.layers.has(chain_id) for chain_id in record.chain_ids):
+            from hutch.image.unpacking import ensure_unpacked
+
+            ensure_unpacked(record, self.context.content, self.context.layers)
         with self._lock:
             self._images[reference] = record
         return record
@@ -313,7 +301,15 @@ class Build:
 
     def find_cached(self, key: str, parent: str, step: Step) -> CacheRecord | None:
         """Return what a step made before, here or in a cache that was named."""
-        return self.cache.find(key, parent) or self.remote.find(key, parent, step)
+        found = self.cache.find(key, parent)
+        if found is not None or not self.options.cache_from:
+            return found
+        from hutch.engine.builder.remotecache import RemoteCache
+
+        with self._lock:
+            if self._remote is None:
+                self._remote = RemoteCache(self)
+        return self._remote.find(key, parent, step)
 
     def used(self, key: str, record: CacheRecord) -> None:
         """Note what a step came to, for caches that are written."""
@@ -402,7 +398,7 @@ def run_build(
                 except BaseException as error:
                     step.fail(str(error))
                     raise
-                step.end()
+                step.end(total=build.total)
                 yield build, build.run()
         finally:
             build.close()

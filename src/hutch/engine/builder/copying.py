@@ -16,8 +16,9 @@ from hutch.dockerfile.ignore import compile_pattern, has_wildcard
 from hutch.dockerfile.keys import step_key
 from hutch.dockerfile.modes import parse_mode
 from hutch.dockerfile.source import SourceError
-from hutch.engine.builder.fetching import fetch_source, is_remote, unpack_archive
+from hutch.engine.builder.archives import unpack_archive
 from hutch.engine.builder.layering import Chosen, Placing, commit_tar, pack_chosen
+from hutch.engine.builder.remotes import is_remote
 from hutch.engine.builder.tree import Item, Source, Tree, clean
 from hutch.errors import HutchError
 from hutch.image.records import LayerRecord
@@ -159,6 +160,8 @@ class CopyStep:
             )
 
     def _fetched(self, text: str) -> None:
+        from hutch.engine.builder.fetching import fetch_source
+
         tree, is_tree = fetch_source(self._build, text, self._copy, self._held)
         (source,) = tree.find(".")
         if is_tree:

@@ -21,7 +21,8 @@ class BuildEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     has the step's `name` (`[app 2/5] RUN make`), and for instructions its `number` of `total`
     in its `stage` and the instruction itself as `text`; `output` has a piece of what a command
     wrote in `data`, on `stream` 1 or 2; `progress` counts `done` of `total_bytes` of `text`;
-    `done` and `cached` end a step, with the layer's `digest` where it made one; `error` ends it
+    `done` and `cached` end a step, with the layer's `digest` where it made one (the step that
+    reads the Dockerfile tells the `total` of instructions to come); `error` ends it
     with the reason; `image` tells the id of the image in `digest`. `time` is in seconds since
     the epoch.
     """
@@ -69,9 +70,9 @@ class Step:
         """Say that it was done before."""
         self._reporter.tell(BuildEvent(kind="cached", step=self.number, digest=digest))
 
-    def end(self, digest: str = "") -> None:
-        """Say that it is done."""
-        self._reporter.tell(BuildEvent(kind="done", step=self.number, digest=digest))
+    def end(self, digest: str = "", *, total: int = 0) -> None:
+        """Say that it is done; `total` are the instructions that are to come."""
+        self._reporter.tell(BuildEvent(kind="done", step=self.number, digest=digest, total=total))
 
     def fail(self, reason: str) -> None:
         """Say that it failed."""

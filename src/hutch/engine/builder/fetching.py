@@ -1,4 +1,4 @@
-"""Files from elsewhere: URLs, git repositories, archives. All of it lands in scratch."""
+"""Files from elsewhere: URLs and git repositories. All of it lands in scratch."""
 
 from __future__ import annotations
 
@@ -9,27 +9,22 @@ from hashlib import new as new_hash
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-import msgspec
-
 from hutch.dockerfile import model
 from hutch.dockerfile.source import SourceError
-from hutch.engine.builder.tree import Source, Tree
+from hutch.engine.builder.archives import unpack_file
+from hutch.engine.builder.remotes import GitSource, parse_git
+from hutch.engine.builder.tree import Tree
 from hutch.errors import IntegrityError, InvalidArgument, NotFound, Unavailable
-from hutch.storage.compression import Readable
 from hutch.storage.overlay import Merged
 
 if TYPE_CHECKING:
     from hutch.engine.builder.build import Build
 
-__all__ = ["GitSource", "download", "fetch_git", "fetch_source", "inside", "is_remote"]
-__all__ += ["looks_like_tar", "parse_git", "unpack_archive", "unpack_file"]
+__all__ = ["download", "fetch_git", "fetch_source", "inside"]
 
 _CHUNK = 1 << 18
 _MAX_DOWNLOAD = 64 << 30
 _MAX_REDIRECTS = 10
-_GIT_SCHEMES = ("git://", "ssh://", "git@", "git+ssh://")
-_GIT_HTTP = re.compile(r"https?://[^#]*\.git(?:/)?(?:#.*)?$")
-_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./@{}^~+-]*")
 _CHECKSUM = re.compile(r"(sha256|sha384|sha512):([0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})")
 _GIT_SAFE = (
     "-c", "protocol.allow=never", "-c", "protocol.http.allow=always",
@@ -38,30 +33,6 @@ _GIT_SAFE = (
     "-c", "core.symlinks=true", "-c", "core.fsmonitor=false", "-c", "advice.detachedHead=false",
     "-c", "init.defaultBranch=main",
 )  # fmt: skip
-
-
-class GitSource(msgspec.Struct, frozen=True, kw_only=True):
-    """A repository, what of it, and which directory; "" is the default branch, or the top."""
-
-    url: str
-    ref: str = ""
-    directory: str = ""
-
-
-def is_remote(text: str) -> bool:
-    """Tell whether a source of ADD is fetched."""
-    return text.startswith(("http://", "https://")) or parse_git(text) is not None
-
-
-def parse_git(text: str) -> GitSource | None:
-    """Read `https://…/x.git#REF:DIRECTORY`, `git://…`, `ssh://…`, `git@…`; None for others."""
-    if not text.startswith(_GIT_SCHEMES) and _GIT_HTTP.match(text) is None:
-        return None
-    url, _, fragment = text.partition("#")
-    ref, _, directory = fragment.partition(":")
-    if ref and (_REF.fullmatch(ref) is None or ".." in ref):
-        raise InvalidArgument(f"not a name in a repository: {ref[:60]!r}", field="context")
-    return GitSource(url=url, ref=ref, directory=directory)
 
 
 def fetch_source(build: Build, text: str, copy: model.Copy, held: ExitStack) -> tuple[Tree, bool]:
@@ -276,68 +247,3 @@ def _git(build: Build, directory: str, *words: str) -> str:
     finally:
         os.close(out)
         os.close(err)
-
-
-# ---- archives -----------------------------------------------------------------------------
-
-
-def unpack_archive(
-    build: Build, tree: Tree, source: Source, held: ExitStack, *, must: bool
-) -> Tree | None:
-    """Unpack a local archive of ADD into scratch; None where the file is none."""
-    parent, _, base = source.path.rpartition(b"/")
-    directory = tree.merged.open(source.found.layer, parent)
-    try:
-        fd = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-                     dir_fd=directory)  # fmt: skip
-    finally:
-        os.close(directory)
-    with open(fd, "rb", buffering=0) as file:
-        if not must and not _is_tar(file):
-            return None
-        file.seek(0)
-        target = held.enter_context(build.scratch("unpacked"))
-        unpack_file(file, target, os.fsdecode(source.path))
-    return Tree(held.enter_context(Merged([target])))
-
-
-def unpack_file(file: Readable, target: str, what: str) -> None:
-    """Extract an archive into a directory, and nowhere else."""
-    from hutch.storage import tree as storage_tree
-
-    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        storage_tree.extract(fd, "/", file)
-    except IntegrityError as error:
-        raise IntegrityError(f"{what}: {error.message}", hint=error.hint) from error
-    finally:
-        os.close(fd)
-
-
-def looks_like_tar(head: bytes) -> bool:
-    """Tell whether a stream that begins like this is compressed, or a tar."""
-    from hutch.storage.compression import detect
-
-    return detect(head) != "none" or (len(head) >= 512 and _is_header(head[:512]))
-
-
-def _is_tar(file: Readable) -> bool:
-    """Tell whether a file begins as a tar does, compressed or not."""
-    from hutch.storage.compression import decompress
-
-    chunks = decompress(file)
-    head = b""
-    try:
-        while len(head) < 512:
-            head += next(chunks)
-    except (StopIteration, IntegrityError):
-        return False
-    return _is_header(head[:512])
-
-
-def _is_header(block: bytes) -> bool:
-    try:
-        stated = int(block[148:156].strip(b"\0 ") or b"x", 8)
-    except ValueError:
-        return False
-    return stated == sum(block[:148]) + 8 * 0x20 + sum(block[156:])

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from hutch.engine.builder.layering import commit_tar, extract_chunks
-from hutch.engine.builder.remotecache import INLINE, inline_entries, parse_cache
-from hutch.engine.builder.squashing import pack_squashed
+from hutch.engine.builder.options import parse_cache
 from hutch.errors import InvalidArgument
 from hutch.image.assemble import now_text, store_image
 from hutch.image.commit import oci_media_type
@@ -99,6 +98,8 @@ def make_image(build: Build, state: StageState, names: Sequence[str]) -> ImageRe
         "history": history,
     }
     if any(parse_cache(text, "cache_to")[0] == "inline" for text in build.options.cache_to):
+        from hutch.engine.builder.remotecache import INLINE, inline_entries
+
         document[INLINE] = inline_entries(build, layers)
     if state.author:
         document["author"] = state.author
@@ -123,6 +124,8 @@ def make_image(build: Build, state: StageState, names: Sequence[str]) -> ImageRe
 
 def _squash(build: Build, state: StageState) -> tuple[list[Any], list[dict[str, Any]]]:
     """Make one layer of those upon the base image; the history keeps its lines."""
+    from hutch.engine.builder.squashing import pack_squashed
+
     base, own = state.layers[: state.base_count], state.layers[state.base_count :]
     if len(own) == 1:
         return list(state.layers), list(state.history)

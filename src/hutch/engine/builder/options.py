@@ -12,7 +12,7 @@ from hutch.errors import InvalidArgument, Unsupported
 from hutch.oci.platform import host_platform, parse_platform
 from hutch.oci.reference import parse
 
-__all__ = ["BuildOptions", "Secret", "check_options", "parse_secret", "parse_ssh"]
+__all__ = ["BuildOptions", "Secret", "check_options", "parse_cache", "parse_secret", "parse_ssh"]
 
 _MAX_SECRET = 500 << 10
 _NETWORKS = ("default", "none", "host")
@@ -104,9 +104,26 @@ def check_options(options: BuildOptions) -> BuildOptions:
     return msgspec.structs.replace(options, tags=tuple(dict.fromkeys(tags)), epoch_s=epoch)
 
 
-def _check_caches(options: BuildOptions) -> None:
-    from hutch.engine.builder.remotecache import parse_cache
+def parse_cache(text: str, field: str) -> tuple[str, str]:
+    """Read `type=registry,ref=NAME`, `type=inline` or a name; return the type and the name."""
+    if "=" not in text:
+        return "registry", text
+    given = dict(part.partition("=")[::2] for part in text.split(","))
+    kind = given.get("type", "registry")
+    if kind == "inline" and field == "cache_to":
+        return kind, ""
+    if kind != "registry":
+        raise InvalidArgument(
+            f"unknown type {kind[:40]!r}",
+            field=field,
+            hint="use type=registry,ref=NAME, or for --cache-to type=inline",
+        )
+    if not given.get("ref"):
+        raise InvalidArgument("needs a name: type=registry,ref=NAME", field=field)
+    return kind, given["ref"]
 
+
+def _check_caches(options: BuildOptions) -> None:
     for field, texts in (("cache_from", options.cache_from), ("cache_to", options.cache_to)):
         for text in texts:
             kind, name = parse_cache(text, field)

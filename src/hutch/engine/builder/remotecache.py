@@ -14,6 +14,7 @@ import msgspec
 
 from hutch.decoding import decode_json, encode_json
 from hutch.engine.builder.cache import CacheRecord
+from hutch.engine.builder.options import parse_cache
 from hutch.errors import HutchError, InvalidArgument, NotFound
 from hutch.image.records import LayerRecord
 from hutch.image.registry import Repository
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from hutch.engine.builder.build import Build
     from hutch.engine.builder.events import Step
 
-__all__ = ["INLINE", "RemoteCache", "export_cache", "inline_entries", "parse_cache"]
+__all__ = ["INLINE", "RemoteCache", "export_cache", "inline_entries"]
 
 CONFIG_TYPE = "application/vnd.hutch.buildcache.config.v1+json"
 INLINE = "hutch.buildcache"
@@ -47,25 +48,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     diff_id: str
     unpacked_size: int
     created_at: float
-
-
-def parse_cache(text: str, field: str) -> tuple[str, str]:
-    """Read `type=registry,ref=NAME`, `type=inline` or a name; return the type and the name."""
-    if "=" not in text:
-        return "registry", text
-    given = dict(part.partition("=")[::2] for part in text.split(","))
-    kind = given.get("type", "registry")
-    if kind == "inline" and field == "cache_to":
-        return kind, ""
-    if kind != "registry":
-        raise InvalidArgument(
-            f"unknown type {kind[:40]!r}",
-            field=field,
-            hint="use type=registry,ref=NAME, or for --cache-to type=inline",
-        )
-    if not given.get("ref"):
-        raise InvalidArgument("needs a name: type=registry,ref=NAME", field=field)
-    return kind, given["ref"]
 
 
 class RemoteCache:

@@ -15,13 +15,13 @@ from hutch.dockerfile.mounts import RunMount, parse_mount
 from hutch.dockerfile.source import SourceError, StepFailed
 from hutch.engine.builder.layering import commit_upper
 from hutch.engine.builder.leftovers import BUILD_LABEL, remove_step
-from hutch.engine.builder.mounting import Mounting
 from hutch.image.records import ImageRecord, LayerRecord
 
 if TYPE_CHECKING:
     from hutch.drivers.base import Launch
     from hutch.engine.builder.build import Build
     from hutch.engine.builder.events import Step
+    from hutch.engine.builder.mounting import Mounting
     from hutch.engine.builder.stage import StageState
     from hutch.engine.records import InstanceRecord
 
@@ -97,6 +97,8 @@ class RunStep:
         Raises `StepFailed` where its exit code is not 0. Whatever happens, the instance is
         gone afterwards.
         """
+        from hutch.engine.builder.mounting import Mounting
+
         with ExitStack() as held:
             mounting = held.enter_context(Mounting(self._build, self._state))
             for mount in self._mounts:
@@ -110,6 +112,7 @@ class RunStep:
                 raise StepFailed(
                     f"the command {self._shown()} did not succeed: exit code {code}",
                     exit_code=code,
+                    command=" ".join(self._argv)[:4096],
                 )
             self._build.check()
             return self._commit(record.id, mounting)

@@ -15,14 +15,8 @@ from hutch.decoding import decode_json
 from hutch.dockerfile.ignore import Ignore, read_ignore
 from hutch.dockerfile.keys import content_key
 from hutch.dockerfile.lines import MAX_BYTES
-from hutch.engine.builder.fetching import (
-    download,
-    fetch_git,
-    inside,
-    looks_like_tar,
-    parse_git,
-    unpack_file,
-)
+from hutch.engine.builder.archives import looks_like_tar, unpack_file
+from hutch.engine.builder.remotes import parse_git
 from hutch.engine.builder.tree import Digests, Tree, clean
 from hutch.errors import HutchError, InvalidArgument, NotFound
 from hutch.image.assemble import open_archive
@@ -123,6 +117,8 @@ def _at_hand(build: Build, context: Context, held: ExitStack) -> tuple[str, byte
 
 
 def _remote(build: Build, url: str, held: ExitStack) -> tuple[str, bytes | None]:
+    from hutch.engine.builder.fetching import download, fetch_git, inside
+
     directory = held.enter_context(build.scratch("context"))
     git = parse_git(url)
     if git is not None:

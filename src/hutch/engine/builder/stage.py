@@ -171,7 +171,6 @@ class _StageBuilder:
 
     def _base(self) -> StageState:
         build, plan = self._build, self._plan
-        base = self._stage.base
         if plan.platform:
             build.check_platform(plan.platform)
         if plan.parent >= 0:
@@ -180,13 +179,13 @@ class _StageBuilder:
                 Scope(build.arguments, self._escape, parent.scope), build.options.epoch_s
             )
             state.take_parent(parent)
-            self._number += 1
+            self._begin(self._from()).end(parent.chain_id)
             return state
         state = StageState(Scope(build.arguments, self._escape), build.options.epoch_s)
+        step = self._begin(self._from())
         if plan.image.lower() == "scratch":
-            self._number += 1
+            step.end()
             return state
-        step = self._begin(f"FROM {plan.image}" + (f" AS {base.name}" if base.name else ""))
         try:
             record = build.image(plan.image, step, plan.platform)
         except BaseException as error:
@@ -195,6 +194,11 @@ class _StageBuilder:
         state.take_image(record, build.context.content.read(record.id))
         step.end(record.id)
         return state
+
+    def _from(self) -> str:
+        """Return FROM with its variables put in."""
+        name = self._plan.image or self._stage.base.image
+        return f"FROM {name}" + (f" AS {self._stage.base.name}" if self._stage.base.name else "")
 
     # ---- instructions -----------------------------------------------------------------
 

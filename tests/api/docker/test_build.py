@@ -1,0 +1,147 @@
+"""`/build` as clients see it: the classic builder's stream, by hand, docker-py and the command."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from hutch.engine import Engine
+from hutch.testing import ensure_image
+from tests.api.docker.conftest import Client, Daemon
+from tests.engine.building import context
+from tests.requires import requires
+
+docker: Any = pytest.importorskip("docker")
+
+pytestmark = [
+    requires("root", "cgroup", "overlayfs", "seccomp", "busybox"),
+    pytest.mark.integration,
+]
+
+
+@pytest.fixture
+def unique() -> str:
+    return os.urandom(6).hex()
+
+
+@pytest.fixture(autouse=True)
+def image(hutch_engine: Engine) -> None:
+    ensure_image(hutch_engine, "busybox")
+
+
+def ask(client: Client, body: bytes, **query: str) -> tuple[int, list[dict[str, Any]]]:
+    """Build; return the status and the lines of the stream."""
+    answer = client.ask(
+        "POST", f"/build?{urlencode(query)}", body, {"Content-Type": "application/x-tar"}
+    )
+    return answer.status, [json.loads(line) for line in answer.body.splitlines()]
+
+
+def test_a_build_is_told_as_docker_tells_it(api: Client, unique: str) -> None:
+    files = {"Dockerfile": f"FROM busybox\nARG A\nRUN echo {unique}-$A\nLABEL x=y\n"}
+    given = {"buildargs": '{"A":"1"}', "networkmode": "none", "t": f"{unique}:1"}
+    status, lines = ask(api, context(files), **given)
+    said = "".join(line.get("stream", "") for line in lines)
+    assert status == 200
+    assert said.startswith("Step 1/4 : FROM busybox\n ---> ")
+    assert f"Step 3/4 : RUN echo {unique}-$A\n{unique}-1\n ---> " in said
+    (image,) = [line["aux"]["ID"] for line in lines if "aux" in line]
+    assert said.endswith(f"Successfully built {image[7:19]}\nSuccessfully tagged {unique}:1\n")
+    _, again = ask(api, context(files), **given)
+    assert " ---> Using cache\n" in "".join(line.get("stream", "") for line in again)
+    assert ask(api, context(files), q="1", **given)[1][-1] == {"stream": f"{image}\n"}
+
+
+def test_failures_are_told_in_the_stream(api: Client, unique: str) -> None:
+    text = f"FROM busybox\nRUN echo {unique}; exit 3\n"
+    status, lines = ask(api, context({"Dockerfile": text}), networkmode="none")
+    message = f"The command '/bin/sh -c echo {unique}; exit 3' returned a non-zero code: 3"
+    assert status == 200
+    assert lines[-1] == {"errorDetail": {"code": 3, "message": message}, "error": message}
+    _, lines = ask(api, context({"Dockerfile": "FROM busybox\nBAD x\n"}))
+    assert "unknown instruction 'BAD'" in lines[-1]["error"]
+    _, lines = ask(api, context({"Dockerfile": "FROM busybox\n", "../x": "y"}))
+    assert "leaves the root" in lines[-1]["error"]
+
+
+def test_what_is_no_build_is_refused_before_it_begins(api: Client) -> None:
+    for path, body, kind, status in (
+        ("/build", b"", "application/x-tar", 400),
+        ("/build?version=2", b"x", "application/x-tar", 400),
+        ("/build?buildargs=nonsense", b"x", "application/x-tar", 400),
+        ("/build?memory=x", b"x", "application/x-tar", 400),
+        ("/build", b"x", "text/html", 400),
+        ("/session", b"", "application/x-tar", 501),
+    ):
+        assert api.ask("POST", path, body, {"Content-Type": kind}).status == status, path
+
+
+def test_a_client_that_leaves_ends_its_build(
+    api: Client, hutch_engine: Engine, unique: str
+) -> None:
+    data = context({"Dockerfile": f"FROM busybox\nRUN echo {unique}; sleep 1000\n"})
+    with api.socket() as sock:
+        head = (
+            "POST /v1.51/build?networkmode=none HTTP/1.1\r\nHost: docker\r\n"
+            f"Content-Type: application/x-tar\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        sock.sendall(head.encode() + data)
+        seen = b""
+        while f'"{unique}'.encode() not in seen:
+            seen += sock.recv(65536)
+        assert [i for i in hutch_engine.list(all=True) if i.labels.get("hutch.build")]
+    deadline = 600
+    while [i for i in hutch_engine.list(all=True) if i.labels.get("hutch.build")]:
+        deadline -= 1
+        assert deadline, "the command outlived its client"
+        hutch_engine.list(all=True)
+        _pause()
+
+
+def _pause() -> None:
+    import time
+
+    time.sleep(0.1)
+
+
+def test_docker_py_builds_and_prunes(daemon: Daemon, unique: str) -> None:
+    client = docker.DockerClient(base_url=f"unix://{daemon.path}", version="1.43", timeout=120)
+    try:
+        text = f"FROM busybox\nRUN echo {unique} > /f\n".encode()
+        lines = list(
+            client.api.build(
+                fileobj=io.BytesIO(text), tag=f"{unique}:py", network_mode="none", decode=True
+            )
+        )
+        assert any("Successfully built" in line.get("stream", "") for line in lines)
+        bad = io.BytesIO(b"FROM busybox\nRUN exit 4\n")
+        last = list(client.api.build(fileobj=bad, network_mode="none", decode=True))[-1]
+        assert last["errorDetail"]["code"] == 4
+        assert "SpaceReclaimed" in client.api.prune_builds()
+    finally:
+        client.close()
+
+
+@requires("docker")
+def test_the_docker_command_builds(daemon: Daemon, tmp_path: Path, unique: str) -> None:
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM busybox AS one\nRUN echo {unique} > /f\n"
+        "FROM scratch\nCOPY --from=one /f /f\nCOPY g /\n"
+    )
+    (tmp_path / "g").write_text("g")
+    (tmp_path / "hidden").write_text("h")
+    (tmp_path / ".dockerignore").write_text("hidden\n")
+    done = subprocess.run(
+        ["docker", "--host", f"unix://{daemon.path}", "build", "--network=none", "-t",
+         f"{unique}:cli", str(tmp_path)],
+        env={**os.environ, "DOCKER_BUILDKIT": "0"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Successfully tagged" in done.stdout and "Step 1/5 : FROM busybox AS one" in done.stdout
