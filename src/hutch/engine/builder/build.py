@@ -26,7 +26,7 @@ from hutch.engine.builder.sources import BuildSource, open_source
 from hutch.engine.builder.sources import Context as BuildContext
 from hutch.engine.builder.stage import StageState, build_stage
 from hutch.engine.builder.stages import Stages
-from hutch.errors import HutchError
+from hutch.errors import HutchError, NotFound
 from hutch.image.records import ImageRecord
 from hutch.oci.platform import host_platform
 from hutch.records import ProgressEvent
@@ -265,8 +265,6 @@ class Build:
 
     def image(self, reference: str, step: Step | None, platform: str) -> ImageRecord:
         """Return an image, pulled where it is not here or where that was asked for."""
-        from hutch.engine.create import ensure_image
-
         given = self.options.contexts.get(reference, "")
         reference = given.removeprefix("docker-image://") if given else reference
         with self._lock:
@@ -274,18 +272,7 @@ class Build:
         if known is not None:
             return known
 
-        def report(event: ProgressEvent) -> None:
-            self.check()
-            if step is not None:
-                step.progress(f"{event.item[:80]}: {event.phase}", event.done, event.total)
-
-        record = ensure_image(
-            self.context,
-            reference,
-            pull="always" if self.options.pull else "missing",
-            platform=platform or self.options.platform or None,
-            progress=report,
-        )
+        record = self._present(reference, platform) or self._fetched(reference, step, platform)
         self.lease.add(*record.digests, *record.chain_ids)
         if not all(self.context.layers.has(chain_id) for chain_id in record.chain_ids):
             from hutch.image.unpacking import ensure_unpacked
@@ -294,6 +281,31 @@ class Build:
         with self._lock:
             self._images[reference] = record
         return record
+
+    def _present(self, reference: str, platform: str) -> ImageRecord | None:
+        """Return an image that is here and need not be looked at closer."""
+        if self.options.pull or platform or self.options.platform:
+            return None
+        try:
+            return self.context.images.get(reference)
+        except NotFound:
+            return None
+
+    def _fetched(self, reference: str, step: Step | None, platform: str) -> ImageRecord:
+        from hutch.engine.create import ensure_image
+
+        def report(event: ProgressEvent) -> None:
+            self.check()
+            if step is not None:
+                step.progress(f"{event.item[:80]}: {event.phase}", event.done, event.total)
+
+        return ensure_image(
+            self.context,
+            reference,
+            pull="always" if self.options.pull else "missing",
+            platform=platform or self.options.platform or None,
+            progress=report,
+        )
 
     def check_platform(self, platform: str) -> None:
         """Refuse the platform of a FROM that this host does not run."""
