@@ -132,6 +132,8 @@ async def _serve(engine: Engine, config: DaemonConfig, listeners: list[Listener]
         clients.add(task)
         try:
             await serve_client(front, reader, writer)
+        except asyncio.CancelledError:
+            pass  # the daemon ends
         finally:
             clients.discard(task)
 

@@ -50,15 +50,18 @@ def stop(
     *,
     timeout_s: float | None = None,
     signal: str | int | None = None,
+    by_user: bool = True,
 ) -> None:
     """Ask the program to end, and kill it after `timeout_s` (the instance's own if None).
 
     A virtual machine whose program had to be killed still writes out its file systems, for
     which it gets 20 s more; then it is ended as `kill` does. Stopping what does not run is no
-    error, as in Docker. A negative time waits for ever.
+    error, as in Docker. A negative time waits for ever. What is not stopped `by_user` may be
+    started again by its restart policy, when somebody asks that.
     """
     record = current(context, identifier)
-    _mark_stopped(context, record)
+    if by_user:
+        _mark_stopped(context, record)
     if record.state not in _LIVE:
         return
     signum = parse_signal(signal if signal is not None else record.spec.stop_signal)

@@ -141,7 +141,10 @@ class Front:
         await self.lives.take_up()
 
     async def finish(self) -> None:
-        """Do what is due before the end: without live-restore, stop what runs."""
+        """Do what is due before the end: without live-restore, stop what runs. Restart policies
+        start it again with the daemon."""
+        if not self.options.live_restore:
+            await self.lives.stop_all(self.options.shutdown_timeout_s)
 
     async def close(self) -> None:
         """End what runs beside the requests, and let go of the threads. Instances go on."""

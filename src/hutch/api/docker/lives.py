@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from hutch.api.docker.feeds import Client, Feed
 from hutch.engine.after import Again, plan_restart, settle_exit, start_again
-from hutch.engine.finish import refresh
+from hutch.engine.finish import finish, refresh
 from hutch.engine.lookup import all_records, load
 from hutch.engine.start import start
-from hutch.engine.stop import remove
+from hutch.engine.stop import remove, stop
 from hutch.errors import HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.process.frames import Health
@@ -37,6 +37,7 @@ class Lives:
         self._context = front.engine.context
         self._links: dict[str, Supervisor] = {}
         self._pending: dict[str, list[Client]] = {}
+        self._ending = False
 
     def __len__(self) -> int:
         return len(self._links)
@@ -56,6 +57,17 @@ class Lives:
                 continue
             if again is not None:
                 self._front.spawn(self._restart(again), f"restart of {record.name}")
+
+    async def stop_all(self, timeout_s: float) -> None:
+        """Stop what runs, all at once, each by its own signal; the daemon is about to end."""
+        self._ending = True
+        running = await self._front.call(all_records, self._context)
+        stops = [
+            self._front.call_slow(_stop_quietly, self._context, record.id, timeout_s)
+            for record in running
+            if record.state in (State.STARTING, State.RUNNING, State.PAUSED)
+        ]
+        await asyncio.gather(*stops)
 
     # ---- starts -----------------------------------------------------------------------------
 
@@ -149,8 +161,12 @@ class Lives:
         self._front.journal.poke()
 
     async def _follow_exit(self, identifier: str, link: Supervisor | None = None) -> None:
+        again = None
         try:
-            again = await self._front.call_slow(settle_exit, self._context, identifier)
+            if self._ending:
+                await self._front.call_slow(finish, self._context, identifier)
+            else:
+                again = await self._front.call_slow(settle_exit, self._context, identifier)
         except HutchError as exc:
             self._front.log.warning("exit of %s: %s", identifier[:12], exc)
             return
@@ -185,6 +201,13 @@ class Lives:
 def _let_go(link: Supervisor | None) -> None:
     if link is not None:
         link.close()
+
+
+def _stop_quietly(context: Context, identifier: str, timeout_s: float) -> None:
+    try:
+        stop(context, identifier, timeout_s=timeout_s, by_user=False)
+    except HutchError:
+        return  # it has ended, or cannot be: nobody is left to be told
 
 
 def _remove(context: Context, identifier: str) -> None:

@@ -1,0 +1,177 @@
+"""What survives: a daemon that is killed, clients that vanish, streams without end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from hutch.engine import Engine
+from tests.api.docker.conftest import Client, Daemon, UnixConnection
+from tests.api.docker.test_containers import create, hijack, start, text_of, wait
+
+pytestmark = pytest.mark.requires("root", "overlayfs", "cgroup", "netns", "nftables", "busybox")
+
+NewDaemon = Callable[..., Daemon]
+
+
+@pytest.fixture
+def root(tmp_path: Path, image: str, hutch_engine: Engine) -> Iterator[Path]:
+    """A root of the test's own, with an image; nothing runs in it at the end."""
+    archive = str(tmp_path / "image.tar")
+    hutch_engine.images.save([image], archive)
+    with Engine(tmp_path / "root") as engine:
+        engine.images.load(archive)
+    yield tmp_path / "root"
+    with Engine(tmp_path / "root") as engine:
+        for info in engine.list(all=True):
+            engine.get(info.id).remove(force=True, volumes=True)
+        engine.networks.teardown()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.02)
+
+
+def test_containers_go_on_while_the_daemon_is_away(
+    root: Path, new_daemon: NewDaemon, image: str
+) -> None:
+    daemon = new_daemon(root)
+    api = Client(daemon.path)
+    script = "echo before; until [ -e /go ]; do sleep 0.05; done; echo after; exit 4"
+    create(api, "lasting", image, "sh", "-c", script)
+    create(api, "again", image, "sleep", "1000", HostConfig={"RestartPolicy": {"Name": "always"}})
+    start(api, "lasting")
+    start(api, "again")
+    daemon.kill()
+    with Engine(root) as engine:
+        assert engine.get("lasting").info().state == "running"
+    daemon.start()
+    sock, seen = hijack(api, "/containers/lasting/attach?stream=1&stdout=1&logs=1")
+    with Engine(root) as engine:
+        engine.get("lasting").files.write("/go", b"")
+    while piece := sock.recv(4096):
+        seen += piece
+    assert text_of(seen, 1) == b"before\nafter\n"
+    assert wait(api, "lasting") == 4
+    assert text_of(api.ask("GET", "/containers/lasting/logs?stdout=1").body, 1) == (
+        b"before\nafter\n"
+    )
+    assert api.ask("GET", "/containers/again/json").json["State"]["Running"]
+
+
+def test_without_live_restore_what_runs_is_stopped_and_started_again(
+    root: Path, new_daemon: NewDaemon, image: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "daemon.json"
+    config.write_text('{"live-restore": false, "shutdown-timeout": 1}')
+    daemon = new_daemon(root, "--config-file", str(config))
+    api = Client(daemon.path)
+    create(api, "plain", image, "sleep", "1000")
+    create(api, "again", image, "sleep", "1000", HostConfig={"RestartPolicy": {"Name": "always"}})
+    start(api, "plain")
+    start(api, "again")
+    assert daemon.stop() == 0
+    with Engine(root) as engine:
+        assert {info.state for info in engine.list(all=True)} == {"exited"}
+    daemon.start()
+    until(lambda: api.ask("GET", "/containers/again/json").json["State"]["Running"] is True)
+    assert api.ask("GET", "/containers/plain/json").json["State"]["Running"] is False
+
+
+def test_what_a_killed_daemon_was_at_is_put_right(
+    root: Path, new_daemon: NewDaemon, image: str
+) -> None:
+    daemon = new_daemon(root)
+    api = Client(daemon.path)
+    made: list[str] = []
+    for round_ in range(4):
+        sock = api.socket()
+        for i in range(3):
+            identifier = create(api, f"c{round_}-{i}", image, "sleep", "1000")
+            made.append(identifier)
+        sock.sendall(
+            f"POST /v1.51/containers/{made[-1]}/start HTTP/1.1\r\nHost: d\r\n"
+            "Content-Length: 0\r\n\r\n".encode()
+        )
+        if round_ % 2:
+            sock.recv(1)
+        daemon.kill()
+        sock.close()
+        daemon.start()
+    with Engine(root) as engine:
+        engine.reconcile()
+        states = {str(info.id): info.state for info in engine.list(all=True)}
+    assert set(states) == set(made)
+    assert set(states.values()) <= {"created", "running", "exited"}
+
+
+def _descriptors(daemon: Daemon) -> int:
+    """Count what the daemon holds open, but for the database, which each thread keeps open."""
+    count = 0
+    directory = f"/proc/{daemon.process.pid}/fd"
+    for name in os.listdir(directory):
+        with suppress(FileNotFoundError):
+            count += "/hutch.db" not in os.readlink(f"{directory}/{name}")
+    return count
+
+
+def test_clients_that_vanish_leave_nothing_behind(
+    api: Client, daemon: Daemon, name: str, image: str
+) -> None:
+    create(api, name, image, "sleep", "1000", OpenStdin=True)
+    start(api, name)
+    create(api, f"{name}-later", image, "true")
+    api.ask("GET", f"/containers/{name}/stats?stream=0&one-shot=1")
+    before = _descriptors(daemon)
+    socks = []
+    for _ in range(10):
+        socks.append(hijack(api, f"/containers/{name}/attach?stream=1&stdin=1&stdout=1")[0])
+        socks.append(hijack(api, f"/containers/{name}-later/attach?stream=1&stdout=1")[0])
+        for path in (
+            f"/containers/{name}/logs?follow=1&stdout=1",
+            f"/containers/{name}/stats",
+        ):
+            connection = UnixConnection(api.path)
+            connection.request("GET", f"/v1.51{path}")
+            socks.append(connection.sock)
+        sock = api.socket()
+        sock.sendall(
+            f"POST /v1.51/containers/{name}/wait HTTP/1.1\r\nHost: d\r\n"
+            "Content-Length: 0\r\n\r\n".encode()
+        )
+        socks.append(sock)
+    until(lambda: _descriptors(daemon) >= before + len(socks))
+    for sock in socks:
+        sock.close()
+    until(lambda: _descriptors(daemon) <= before)
+    assert api.ask("GET", f"/containers/{name}/json").json["State"]["Running"]
+
+
+def test_health_is_told(api: Client, name: str, image: str, hutch_engine: Engine) -> None:
+    check = {"Test": ["CMD", "true"], "Interval": 10**8}
+    create(api, name, image, "sleep", "1000", Healthcheck=check)
+    start(api, name)
+
+    def status() -> str:
+        found = api.ask("GET", f"/containers/{name}/json").json["State"]["Health"]
+        return str(found["Status"])
+
+    until(lambda: status() == "healthy")
+    until(
+        lambda: (
+            "health_status: healthy"
+            in [
+                event.action
+                for event in hutch_engine.events(since=0, follow=False)
+                if event.attributes.get("name") == name
+            ]
+        )
+    )
