@@ -12,7 +12,8 @@ enum { DETAIL = 240 };
 
 /* Child to supervisor, on a seqpacket socket. The end of file after REPORT_EXEC says that
  * the program runs. The supervisor answers with bytes, which the child waits for. */
-enum report_kind { REPORT_FAIL = 1, REPORT_SYNC, REPORT_FORKED, REPORT_TTY, REPORT_EXEC };
+enum report_kind { REPORT_FAIL = 1, REPORT_SYNC, REPORT_FORKED, REPORT_TTY, REPORT_EXEC,
+		   REPORT_AIDE };
 
 struct report {
 	uint8_t kind, section;
@@ -106,6 +107,11 @@ int op_close_range(struct launch *l, struct reader *r);
 int op_exec(struct launch *l, struct reader *r);
 int op_inherit(struct launch *l, struct reader *r);
 int op_rest(struct launch *l, struct reader *r); /* launch.c */
+int pass_master(struct launch *l, int master);
+char **string_list(struct reader *r);
+
+int op_attach(struct launch *l, struct reader *r);
+int op_restore(struct launch *l, struct reader *r);
 
 int op_capabilities(struct launch *l, struct reader *r);
 int op_user(struct launch *l, struct reader *r);

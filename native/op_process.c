@@ -100,7 +100,7 @@ int op_hostname(struct launch *l, struct reader *r)
 	return *domain ? setdomainname(domain, strlen(domain)) : 0;
 }
 
-static int pass_master(struct launch *l, int master)
+int pass_master(struct launch *l, int master)
 {
 	struct report report = { .kind = REPORT_TTY };
 	struct iovec iov = { .iov_base = &report, .iov_len = sizeof(report) };
@@ -291,7 +291,7 @@ static char **new_list(size_t count)
 	return list == MAP_FAILED ? NULL : list;
 }
 
-static char **string_list(struct reader *r)
+char **string_list(struct reader *r)
 {
 	uint32_t count = read_count(r);
 	char **list = new_list((size_t)count + 1);

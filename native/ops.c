@@ -17,6 +17,7 @@ static const op_fn table[OP_COUNT] = {
 	[OP_USER] = op_user, [OP_UMASK] = op_umask, [OP_NO_NEW_PRIVS] = op_no_new_privs,
 	[OP_SECCOMP] = op_seccomp, [OP_CHDIR] = op_chdir, [OP_CLOSE_RANGE] = op_close_range,
 	[OP_EXEC] = op_exec, [OP_INHERIT] = op_inherit, [OP_REST] = op_rest,
+	[OP_ATTACH] = op_attach, [OP_RESTORE] = op_restore,
 };
 
 int fail(int error)
@@ -50,7 +51,7 @@ int slot_put(struct launch *l, int32_t slot, int fd)
 static bool is_child_only(uint32_t code)
 {
 	return code == OP_FORK || code == OP_SYNC || code == OP_EXEC || code == OP_SETSID_TTY ||
-	       code == OP_INHERIT || code == OP_REST;
+	       code == OP_INHERIT || code == OP_REST || code == OP_RESTORE;
 }
 
 int run_op(struct launch *l, uint32_t code, struct reader *r)

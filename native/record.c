@@ -130,7 +130,7 @@ static void add_start_time(struct text *t, pid_t pid)
 
 void record_pid(struct supervisor *s)
 {
-	char line[256], boot[64];
+	char line[320], boot[64];
 	struct text t = text_in(line, sizeof(line));
 	size_t n;
 
@@ -147,7 +147,11 @@ void record_pid(struct supervisor *s)
 	add_start_time(&t, getpid());
 	text_add(&t, ",\"boot_id\":");
 	text_add_json(&t, boot, n && boot[n - 1] == '\n' ? n - 1 : n);
-	text_add(&t, "}\n");
+	for (int i = 0; i < 3; i++) {
+		text_add(&t, i ? "," : ",\"streams\":[");
+		text_add_num(&t, (int64_t)s->stream_ids[i]);
+	}
+	text_add(&t, "]}\n");
 	record_write(s, "pid", line, t.len);
 }
 

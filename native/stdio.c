@@ -24,6 +24,8 @@ static int pipe_for(int *ours, int *theirs, bool we_read)
 
 int stdio_open(struct supervisor *s, int child[3])
 {
+	struct stat st;
+
 	child[0] = child[1] = child[2] = 0; /* our own stdin is /dev/null */
 	if (s->plan.flags & HOLD_TTY)
 		return 0;
@@ -31,7 +33,12 @@ int stdio_open(struct supervisor *s, int child[3])
 		return -1;
 	if (pipe_for(&s->streams[0], &child[1], true) < 0)
 		return -1;
-	return pipe_for(&s->streams[1], &child[2], true);
+	if (pipe_for(&s->streams[1], &child[2], true) < 0)
+		return -1;
+	for (int i = 0; i < 3; i++)
+		if (child[i] && fstat(child[i], &st) == 0)
+			s->stream_ids[i] = st.st_ino;
+	return 0;
 }
 
 void stdio_started(int child[3])

@@ -41,6 +41,41 @@ static void close_slots(struct supervisor *s, bool overlays)
 	}
 }
 
+/* A tree that was half brought back hangs on to us, and waits for a helper that is gone. */
+static void kill_children(void)
+{
+	char path[64], text[4096];
+	struct text t = text_in(path, sizeof(path));
+	ssize_t n;
+	int fd, pid = 0;
+
+	text_add(&t, "/proc/self/task/");
+	text_add_num(&t, getpid());
+	text_add(&t, "/children");
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text));
+	for (ssize_t i = 0; i < n; i++) {
+		if (text[i] >= '0' && text[i] <= '9') {
+			pid = pid * 10 + text[i] - '0';
+			continue;
+		}
+		if (pid > 0)
+			kill(pid, SIGKILL);
+		pid = 0;
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
+static void end_aide(struct supervisor *s)
+{
+	if (!s->aide)
+		return;
+	kill(s->aide, SIGKILL);
+	waitpid(s->aide, NULL, 0);
+	kill_children();
+}
+
 _Noreturn void launch_failed(struct supervisor *s, uint8_t section, uint32_t index, int error,
 			     const char *detail)
 {
@@ -55,6 +90,7 @@ _Noreturn void launch_failed(struct supervisor *s, uint8_t section, uint32_t ind
 	if (s->report >= 0)
 		close(s->report); /* a process between Fork and its report ends on this */
 	reap_target(s);
+	end_aide(s);
 	while (waitpid(-1, NULL, 0) > 0)
 		;
 	record_remove(s);
@@ -199,6 +235,7 @@ static void on_report(struct supervisor *s)
 		launch_failed(s, report.section, report.index, report.error, report.detail);
 	case REPORT_EXEC: s->exec_seen = true; break;
 	case REPORT_FORKED: follow(s, report.number); break;
+	case REPORT_AIDE: s->aide = report.number; break;
 	case REPORT_TTY:
 		if (stdio_take_terminal(s, passed_fd(&msg)) < 0)
 			launch_failed(s, SECTION_CHILD, report.index, errno, "terminal");
@@ -298,6 +335,9 @@ static void on_old(struct supervisor *s)
 	waitid(P_PIDFD, (id_t)s->old_pidfd, &(siginfo_t){ 0 }, WEXITED);
 	close(s->old_pidfd);
 	s->old_pidfd = -1;
+	if (s->aide)
+		waitpid(s->aide, NULL, 0); /* it ended before the old process could tell of the new one */
+	s->aide = 0;
 }
 
 static void on_process(struct supervisor *s)

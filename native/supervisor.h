@@ -61,6 +61,8 @@ struct supervisor {
 	int report;      /* our end of the child's reports */
 	int pidfd, old_pidfd;
 	pid_t pid;
+	pid_t aide;      /* a helper of the launch that is to be reaped after it, or 0 */
+	uint64_t stream_ids[3]; /* inodes of the pipes that the process got; 0: none */
 	int streams[2];  /* read ends: stdout or the terminal, stderr */
 	int terminal;    /* its other side, held open while the process runs */
 	int input;       /* write end of stdin or the terminal; -1: closed */

@@ -16,7 +16,7 @@ static const char *const shapes[OP_COUNT] = {
 	[OP_SCHEDULER] = "iu", [OP_CAPABILITIES] = "qqqqq", [OP_USER] = "uuUu",
 	[OP_UMASK] = "u", [OP_NO_NEW_PRIVS] = "", [OP_SECCOMP] = "bu", [OP_CHDIR] = "suuu",
 	[OP_CLOSE_RANGE] = "u", [OP_EXEC] = "SSus", [OP_INHERIT] = "U",
-	[OP_REST] = "u",
+	[OP_REST] = "u", [OP_ATTACH] = "is", [OP_RESTORE] = "SSsb",
 };
 
 static const uint8_t *take(struct reader *r, size_t n)
@@ -162,7 +162,7 @@ static void survey(struct plan *p, uint32_t index, uint32_t code, bool *nnp, int
 
 static bool ends_section(uint32_t code)
 {
-	return code == OP_EXEC || code == OP_REST;
+	return code == OP_EXEC || code == OP_REST || code == OP_RESTORE;
 }
 
 static bool read_section(struct plan *p, struct reader *r, uint32_t count, bool child,
@@ -192,7 +192,7 @@ static bool read_section(struct plan *p, struct reader *r, uint32_t count, bool 
 	/* Without no_new_privs a filter needs CAP_SYS_ADMIN: lower the sets after it. */
 	if (p->caps_at >= 0 && !nnp && seccomp > p->caps_at)
 		p->caps_at = seccomp;
-	p->ends_in_exec = count && op.code == OP_EXEC;
+	p->ends_in_exec = count && (op.code == OP_EXEC || op.code == OP_RESTORE);
 	return !child || (count && ends_section(op.code));
 }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["MUST_HOLD", "NEEDS", "live_qemu", "missing", "requires"]
+__all__ = ["MUST_HOLD", "NEEDS", "criu_program", "live_qemu", "missing", "requires"]
 
 Probe = Callable[[], str | None]
 
@@ -143,6 +143,25 @@ def live_qemu() -> Path:
     return Path(load_qemu(None).path)
 
 
+def criu_program() -> str | None:
+    """Return a CRIU that saves containers: that which `scripts/setup` unpacked, or the host's."""
+    from hutch.host.criu import find_criu
+
+    own = Path(__file__).parent.parent / "build/criu/criu"
+    return str(own) if own.exists() else find_criu()
+
+
+def _criu() -> str | None:
+    from hutch.errors import HutchError
+    from hutch.host.criu import load_criu
+
+    try:
+        load_criu(None, program=criu_program())
+    except HutchError as exc:
+        return exc.message
+    return None
+
+
 def _live_qemu() -> str | None:
     from hutch.errors import HutchError
     from hutch.host.qemu import load_qemu
@@ -191,6 +210,7 @@ NEEDS: dict[str, Probe] = {
     "busybox": _program("busybox"),
     "cc": _program("cc"),
     "cgroup": _cgroup,
+    "criu": _criu,
     "crun": _program("crun"),
     "dig": _program("dig"),
     "docker-registry": _program("docker-registry"),
@@ -242,6 +262,7 @@ MUST_HOLD = frozenset(
         "busybox",
         "cc",
         "cgroup",
+        "criu",
         "dig",
         "docker",
         "efi-stub",

@@ -625,7 +625,10 @@ def killed_at(engine: Engine, counter: Instance, what: str, step: str) -> None:
         victim.wait()
 
 
-def test_what_cannot_be_forked_says_so(engine: Engine, counter: Instance) -> None:
+def test_what_cannot_be_forked_says_so(
+    engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUTCH_CRIU", "/nonexistent/criu")
     with pytest.raises(AlreadyExists, match="taken"):
         counter.fork(name=counter.name)
     with pytest.raises(InvalidArgument, match="count"):

@@ -153,7 +153,7 @@ def _import(invocation: Invocation) -> int:
 COMMANDS = {
     "fork": Command(
         handler=_fork,
-        summary="Make running twins of a running virtual machine; print their names.",
+        summary="Make running twins of a running instance; print their names.",
         arguments="INSTANCE [NAME]",
         low=1,
         high=2,
@@ -168,7 +168,7 @@ COMMANDS = {
     ),
     "suspend": Command(
         handler=_suspend,
-        summary="Write the memory of virtual machines to disk and end them.",
+        summary="Write the memory of instances to disk and end them.",
         arguments="INSTANCE [INSTANCE...]",
         low=1,
         high=-1,
@@ -178,7 +178,7 @@ COMMANDS = {
     ),
     "snapshot create": Command(
         handler=_create,
-        summary="Keep a virtual machine as it is now, with its memory if it runs.",
+        summary="Keep an instance as it is now, with its memory if it runs.",
         arguments="INSTANCE [TAG]",
         low=1,
         high=2,

@@ -292,6 +292,10 @@ class Guests(Protocol):
 class Savable(Protocol):
     """A driver that can save a running instance with its memory, and go on from it."""
 
+    def check_savable(self, spec: InstanceSpec) -> None:
+        """Raise `Unsupported` for an instance whose memory cannot be saved on this host."""
+        ...
+
     def save(self, identifier: str, target: str, *, cards: int, end_as: str = "") -> None:
         """Save a running instance, with its disk, to an empty directory.
 

@@ -138,8 +138,9 @@ def create_from_spec(
     """Create an instance from a finished specification, under a new `identifier` if none is
     given.
 
-    `disk` is a directory with what becomes a virtual machine's writable disk; without it, it
-    has an empty one, which `disk_key` encrypts. The key is held for starts by this process.
+    `disk` is the directory of a saved state with what becomes a virtual machine's writable disk
+    or a container's files; without it, it has an empty one, which `disk_key` encrypts. The key
+    is held for starts by this process.
     """
     identifier = identifier or new_instance_id()
     if not spec.hostname and spec.uts_mode != "host" and spec.network_mode != "host":
@@ -199,6 +200,10 @@ def _make(
             from hutch.engine.machines import make_disk
 
             make_disk(context, spec, directory, disk, disk_key)
+        elif disk:
+            from hutch.engine.container_states import place_files
+
+            place_files(context, identifier, disk)
         mounts = resolve_mounts(context, identifier, spec, image, undo)
         record = insert_record(
             context,

@@ -22,6 +22,7 @@ from hutch.engine.mounts import close_volumes, release_mounts
 from hutch.engine.records import INSTANCES, NAMES, RESERVATIONS, SUSPENDED, InstanceRecord
 from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
+from hutch.process.frames import ExitStatus
 from hutch.process.records import (
     EXIT_LOST,
     EXIT_SAVED,
@@ -191,8 +192,8 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
     driver.cleanup(record.id)
     _leave_networks(context, record)
     close_volumes(context, record)
-    if status is not None and status.code == EXIT_SAVED and _was_suspended(context, record):
-        return _as_suspended(record, status.time_ns)
+    if _was_suspended(context, record, status):
+        return _as_suspended(record, status.time_ns if status else time.time_ns())
     error = record.error
     if status is None and begun:
         error = "the supervisor was killed" if same_boot else "the host was restarted"
@@ -220,8 +221,16 @@ def _has_begun(directory: str) -> bool:
     return read_pid(directory) is not None and not is_supervised(directory)
 
 
-def _was_suspended(context: Context, record: InstanceRecord) -> bool:
-    return (context.directory(record.id) / SUSPENDED).is_dir()
+def _was_suspended(context: Context, record: InstanceRecord, status: ExitStatus | None) -> bool:
+    directory = context.directory(record.id) / SUSPENDED
+    if not directory.is_dir():
+        return False
+    if record.spec.isolation == "vm":
+        return status is not None and status.code == EXIT_SAVED
+    # It has its name only once the memory is on disk; then the processes are killed.
+    from hutch.engine.container_states import holds_memory_of
+
+    return holds_memory_of(directory, record)
 
 
 def _as_suspended(record: InstanceRecord, time_ns: int) -> InstanceRecord:
@@ -242,7 +251,7 @@ def _leave_networks(context: Context, record: InstanceRecord) -> None:
 def _book_exit(context: Context, record: InstanceRecord) -> InstanceRecord:
     """Record the exit of an instance that stays. The lock is held."""
     seen = _observe(context, record)
-    if record.spec.isolation == "vm" and seen.state != State.SUSPENDED:
+    if seen.state != State.SUSPENDED:
         context.trash.discard(str(context.directory(record.id) / SUSPENDED))
     with context.store.write() as tx:
         updated = msgspec.structs.replace(

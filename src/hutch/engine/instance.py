@@ -131,7 +131,7 @@ class Instance:
         stopping.unpause(self._context, self.id)
 
     def suspend(self) -> None:
-        """Write a virtual machine's memory to disk and end it; `resume` goes on from there."""
+        """Write its memory to disk and end it; `resume` goes on from there."""
         from hutch.engine.suspend import suspend
 
         suspend(self._context, self.id)
@@ -151,7 +151,7 @@ class Instance:
     def fork(
         self, n: int = 1, *, name: str | None = None, publish: bool = True
     ) -> Instance | list[Instance]:
-        """Return a running twin of a running virtual machine: its memory, its files and its
+        """Return a running twin of a running instance: its memory, its files and its
         programs as they are now, under another identity. With `n` above 1, a list of them.
 
         `name` becomes NAME-1, NAME-2, … for several. A port published under a number is

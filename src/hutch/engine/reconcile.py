@@ -18,7 +18,7 @@ from hutch.engine.finish import dispose, refresh_locked, remove_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import all_records, load
 from hutch.engine.mounts import release_mounts
-from hutch.engine.records import INSTANCES, NAMES, InstanceRecord, NameRecord
+from hutch.engine.records import INSTANCES, NAMES, SUSPENDED, InstanceRecord, NameRecord
 from hutch.engine.results import ReconcileReport
 from hutch.errors import Busy, HutchError, NotFound, WrongState
 from hutch.lifecycle import State
@@ -115,6 +115,9 @@ def _awaken(context: Context, record: InstanceRecord) -> None:
     """Let a machine go on whose saver was killed; nobody saves it now, as its lock is ours."""
     driver = context.driver(record.spec.isolation)
     if isinstance(driver, Savable):
+        if record.spec.isolation != "vm":
+            # It was saved, but not ended: it goes on, and what was saved is of the past.
+            context.trash.discard(str(context.directory(record.id) / SUSPENDED))
         with suppress(HutchError):  # it may end at any moment
             driver.awaken(record.id)
 

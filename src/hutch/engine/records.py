@@ -74,8 +74,9 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A snapshot of a virtual machine, under the key `INSTANCE/TAG`. `memory` says that it has
-    the running machine, and not the disk alone; `hostname` that somebody chose the name."""
+    """A snapshot of an instance, under the key `INSTANCE/TAG`. `memory` says that it has the
+    running instance, and not its files alone; `hostname` that somebody chose the name;
+    `anonymous_volumes` that a container had some, of which another one has no copy."""
 
     id: str
     source: str
@@ -90,3 +91,4 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     chain_ids: tuple[str, ...]
     hostname: bool = False
     volatile: bool = False
+    anonymous_volumes: bool = False

@@ -42,8 +42,9 @@ __all__ += ["snapshot_roots", "sync_assets", "twin_spec"]
 _ADDRESSES = "addresses.json"
 
 
-def savable(context: Context, record: InstanceRecord, what: str) -> Savable:
-    """Return the driver of a machine, or raise `Unsupported` for what cannot be saved."""
+def savable(context: Context, record: InstanceRecord, what: str, *, memory: bool = True) -> Savable:
+    """Return the driver of an instance, or raise `Unsupported` for what cannot be saved;
+    without `memory` its files are all that is to be."""
     if record.spec.machine.from_disk is not None and what == "fork":
         raise Unsupported(
             f"fork of {record.name}: a machine that starts from a disk has no agent to make a "
@@ -59,11 +60,16 @@ def savable(context: Context, record: InstanceRecord, what: str) -> Savable:
         )
     driver = context.driver(record.spec.isolation)
     if not isinstance(driver, Savable):
-        raise Unsupported(
-            f"{what} of {record.name}: the memory of a container is saved by CRIU, which hutch "
-            "does not drive",
-            hint="run it with --vm; `hutch commit` keeps a container's files",
-        )
+        raise Unsupported(f"{what} of {record.name}: its driver saves no memory")
+    if memory:
+        try:
+            driver.check_savable(record.spec)
+        except Unsupported as exc:
+            raise Unsupported(f"{what} of {record.name}: {exc.message}", hint=exc.hint) from exc
+    if record.spec.isolation != "vm" and what == "fork":
+        from hutch.engine.container_states import check_copyable
+
+        check_copyable(record, what)
     return driver
 
 

@@ -40,9 +40,17 @@ def taken(key: str) -> AlreadyExists:
 
 def sync_all(directory: str) -> None:
     """See a snapshot onto the disk: it is to survive a power cut once it has a record."""
-    for path in (*(f"{directory}/{name}" for name in os.listdir(directory)), directory):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    for path, _, names in os.walk(directory):
+        for name in (*names, "."):
+            _sync(f"{path}/{name}")
+
+
+def _sync(path: str) -> None:
+    """See one file or directory onto the disk; links and device nodes hold nothing."""
+    if not (os.path.isfile(path) or os.path.isdir(path)) or os.path.islink(path):
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -35,12 +35,13 @@ from hutch.engine.saved import (
 )
 from hutch.engine.snapshot_names import check_tag, sync_all, taken
 from hutch.engine.start import start
-from hutch.errors import AlreadyExists, NotFound, WrongState
+from hutch.errors import AlreadyExists, NotFound, Unsupported, WrongState
 from hutch.lifecycle import State
 from hutch.records import Transaction
+from hutch.storage.copying import copy_tree
 from hutch.storage.diskchain import copy_disk, freeze_disk, replace_disk
 from hutch.storage.faults import disk_errors
-from hutch.storage.snapshots import DISK_FILE
+from hutch.storage.snapshots import DISK_FILE, measure
 from hutch.storage.sparse import copy_sparse
 
 __all__ = ["Snapshots", "take_snapshot"]
@@ -53,13 +54,14 @@ SnapshotRecords = list[SnapshotRecord]
 def take_snapshot(
     context: Context, identifier: str, tag: str | None = None, *, disk_only: bool = False
 ) -> SnapshotRecord:
-    """Keep a machine as it is now: a running one with its memory unless its disk alone is asked
-    for, one at rest by its disk.
+    """Keep an instance as it is now: a running one with its memory unless its files alone are
+    asked for, one at rest by its files.
 
-    A running machine goes on, and so it does after any failure.
+    A running instance goes on, and so it does after any failure.
     """
     record = load(context, identifier)
-    driver = savable(context, record, "snapshot")
+    memory = record.state == State.RUNNING and not disk_only
+    driver = savable(context, record, "snapshot", memory=memory)
     _check_new(context, record.name, tag)
     sync_assets(context)
     with new_saved(context, keep=True) as saved, instance_lock(context, identifier):
@@ -95,13 +97,24 @@ def _check_new(context: Context, name: str, tag: str | None) -> None:
 def _copy_at_rest(context: Context, record: InstanceRecord, target: str) -> None:
     directory = context.directory(record.id)
     with disk_errors(f"snapshot of {record.name}"):
-        if record.spec.machine.from_disk is None:
+        if record.spec.isolation != "vm":
+            from hutch.engine.container_states import copy_files as copy_container
+
+            copy_container(context, record, target)
+        elif record.spec.machine.from_disk is None:
             freeze_disk(directory, target, context.disks)
         else:
             copy_files(str(directory), target)
         if record.state == State.SUSPENDED:
-            for entry in os.listdir(directory / SUSPENDED):
-                copy_sparse(f"{directory}/{SUSPENDED}/{entry}", f"{target}/{entry}")
+            _copy_memory(f"{directory}/{SUSPENDED}", target)
+
+
+def _copy_memory(suspended: str, target: str) -> None:
+    for entry in os.scandir(suspended):
+        if entry.is_dir():
+            copy_tree(entry.path, f"{target}/{entry.name}")
+        else:
+            copy_sparse(entry.path, f"{target}/{entry.name}")
 
 
 def _record(
@@ -109,7 +122,7 @@ def _record(
 ) -> SnapshotRecord:
     directory = saved_directory(context, saved)
     with disk_errors(f"snapshot of {record.name}"):
-        size = sum(entry.stat().st_blocks * 512 for entry in directory.iterdir())
+        size = measure(str(directory)).bytes
         sync_all(str(directory))
     with context.store.write(durable=True) as tx:
         tag = tag or _next_tag(tx, record.name)
@@ -127,6 +140,8 @@ def _record(
             chain_ids=record.chain_ids,
             hostname=record.spec.hostname != record.id[:12],
             volatile=record.volatile,
+            anonymous_volumes=record.spec.isolation != "vm"
+            and any(mount.anonymous for mount in record.mounts),
         )
         try:
             tx.insert(MACHINE_SNAPSHOTS, f"{record.name}/{tag}", kept)
@@ -148,7 +163,7 @@ def _next_tag(tx: Transaction, name: str) -> str:
 
 
 class Snapshots:
-    """The snapshots of virtual machines in one root, by `INSTANCE/TAG`."""
+    """The snapshots of instances in one root, by `INSTANCE/TAG`."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -156,11 +171,12 @@ class Snapshots:
     def create(
         self, instance: str, tag: str | None = None, *, disk_only: bool = False
     ) -> SnapshotRecord:
-        """Keep a machine as it is now: a running one with its memory and programs, one that
-        does not run by its disk. The tag is snap0, snap1, … unless it is given.
+        """Keep an instance as it is now: a running one with its memory and programs, one that
+        does not run by its files. The tag is snap0, snap1, … unless it is given.
 
-        With `disk_only` a running one is kept by its disk too, with what its programs have
-        written so far. It stands still for some milliseconds only.
+        With `disk_only` a running one is kept by its files too, with what its programs have
+        written so far. A machine stands still for some milliseconds only, a container until its
+        memory and its files are written.
         """
         identifier = find_id(self._context, instance)
         return take_snapshot(self._context, identifier, tag, disk_only=disk_only)
@@ -202,6 +218,12 @@ class Snapshots:
 
     def _restore_new(self, record: SnapshotRecord, name: str) -> Instance:
         directory = str(saved_directory(self._context, record.id))
+        if record.anonymous_volumes:
+            raise Unsupported(
+                f"snapshot {record.source_name}/{record.tag}: of a container with a volume that "
+                "has no name; another one would have an empty one in its place",
+                hint="restore the container itself, or give its volumes names",
+            )
         spec = twin_spec(record.spec, name=name, hostname=record.hostname)
         ports = tuple(port for port in spec.ports if not port.host_port)
         made = create_from_spec(
@@ -237,8 +259,12 @@ class Snapshots:
                     hint="stop it first, or restore the snapshot with --name NEW",
                 )
             source = saved_directory(context, record.id)
-            partial = ""
-            if record.spec.machine.from_disk is None:
+            partial = files = ""
+            if record.spec.isolation != "vm":
+                from hutch.engine.container_states import exchange_files, put_back
+
+                files = put_back(context, present.id, str(source))
+            elif record.spec.machine.from_disk is None:
                 partial = f"{directory}/.{DISK_FILE}"
                 context.trash.discard(partial)
                 copy_disk(source, partial)
@@ -253,6 +279,8 @@ class Snapshots:
                 tx.event("container", "restore", present.id, name=present.name, tag=record.tag)
                 if partial:
                     replace_disk(directory, partial)
+                if files:
+                    exchange_files(context, present.id, files)
             context.trash.discard(str(directory / SUSPENDED))
         self._go_on(present.id, record)
         return Instance(context, present.id, present.name)
@@ -272,6 +300,12 @@ class Snapshots:
         from hutch.engine.snapshot_export import export_snapshot
 
         record = self.get(name)
+        if record.spec.isolation != "vm":
+            raise Unsupported(
+                f"snapshot {name}: of a container; its memory goes into the kernel as it is, and "
+                "an archive of it could not be trusted",
+                hint="`hutch migrate` moves the container; `hutch commit` keeps its files",
+            )
         return export_snapshot(record, str(saved_directory(self._context, record.id)))
 
     def import_(self, pieces: Iterable[bytes], name: str | None = None) -> SnapshotRecord:

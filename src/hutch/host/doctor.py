@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from hutch.decoding import decode_json
+from hutch.host.criu import examine_criu
 from hutch.host.facts import Facts, gather_facts
 from hutch.host.findings import Finding, Report, State, finding_of
 from hutch.host.machines import examine_machines
@@ -45,6 +46,7 @@ def examine(root: Path, *, proc: Path = Path("/proc")) -> Report:
         lambda: _cgroups(facts),
         lambda: _rootless(user, proc),
         _programs,
+        lambda: examine_criu(root / "cache" if os.access(root, os.W_OK) else None),
         lambda: examine_machines(root),
         lambda: _resources(root, facts),
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import msgspec
 
 __all__ = [
+    "Attach",
     "Capabilities",
     "CgroupJoin",
     "Chdir",
@@ -43,6 +44,7 @@ __all__ = [
     "ReadOnly",
     "Remount",
     "Rest",
+    "Restore",
     "Rlimit",
     "RootDir",
     "Scheduler",
@@ -415,6 +417,28 @@ class Rest(Op, frozen=True, kw_only=True):
     number: int
 
 
+class Attach(Op, frozen=True, kw_only=True):
+    """move_mount the mount in `slot` onto an existing path of the host, which only this
+    process's mount namespace sees."""
+
+    slot: int
+    path: str
+
+
+class Restore(Op, frozen=True, kw_only=True):
+    """In the place of `Exec`: run CRIU's worker to its end, beside this process, so that the
+    tree it brings back is the supervisor's child; its first process becomes the program.
+
+    `argv` ends in `swrk 3`; `request` is a criu_req of CRIU's protocol (images/rpc.proto), in
+    which descriptors 10, 11 and 12 are the streams that a program would have, 13 this network
+    namespace, and 200 the directory `work`. A terminal's master goes to the supervisor."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...]
+    work: str
+    request: bytes
+
+
 AnyOp = (
     CgroupJoin
     | Unshare
@@ -453,6 +477,8 @@ AnyOp = (
     | Exec
     | Inherit
     | Rest
+    | Attach
+    | Restore
 )
 
 

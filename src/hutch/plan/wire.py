@@ -65,6 +65,8 @@ CODES: dict[type[ops.Op], tuple[int, str]] = {
     ops.Exec: (35, "SSus"),
     ops.Inherit: (36, "U"),
     ops.Rest: (37, "u"),
+    ops.Attach: (38, "is"),
+    ops.Restore: (39, "SSsb"),
 }
 
 _U32 = Struct("<I").pack

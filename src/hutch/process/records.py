@@ -30,13 +30,17 @@ _LIMIT = 1 << 20
 
 
 class PidRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The processes of an instance, named so that a reused number is not mistaken."""
+    """The processes of an instance, named so that a reused number is not mistaken.
+
+    `streams` are the inodes of the pipes that its first process got, 0 where it got none.
+    """
 
     pid: int
     start_time: int
     supervisor: int
     supervisor_start_time: int
     boot_id: str
+    streams: tuple[int, int, int] = (0, 0, 0)
 
 
 def _read(directory: str, name: str) -> bytes | None:

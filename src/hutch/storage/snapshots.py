@@ -80,7 +80,12 @@ class Snapshots:
 
     def upper(self, instance_id: str) -> str:
         """Return the directory of what an instance wrote."""
-        return self._assets(self.directory(instance_id), ()).upper
+        return self.upper_of(self.directory(instance_id))
+
+    @classmethod
+    def upper_of(cls, directory: str) -> str:
+        """Return the same for an instance's directory."""
+        return cls._assets(directory, ()).upper
 
     def prepare(
         self,

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from hutch.drivers import failures
-from hutch.drivers.base import ExecRequest, Launch, Started
+from hutch.drivers.base import ExecRequest, ForkedState, Launch, Started
 from hutch.drivers.container.assets import AssetBuilder
 from hutch.drivers.container.health import with_health
 from hutch.drivers.container.processes import (
@@ -38,6 +38,9 @@ __all__ = ["ContainerDriver"]
 
 _KEPT_VARIABLES = frozenset({"HOME", "LANG", "PATH", "TZ", "USER", "VIRTUAL_ENV"})
 
+
+_START_S = 60.0
+_RESTORE_S = 600.0
 
 # How kernels, filters and limits of an administrator refuse namespaces and mounts.
 _REFUSALS = (
@@ -77,7 +80,11 @@ class ContainerDriver:
 
     def start(self, launch: Launch) -> Started:
         """Start the container; on failure nothing of it is left."""
-        with ExitStack() as undo, failures.translated(f"start of {launch.name}"):
+        with (
+            ExitStack() as undo,
+            failures.translated(f"start of {launch.name}"),
+            ExitStack() as during,
+        ):
             # It comes to be while we prepare what it will do.
             supervisor = self._launcher.spawn("hutch-supervisor", _exit_environment())
             undo.callback(supervisor.close)
@@ -90,13 +97,26 @@ class ContainerDriver:
                 )
                 plan = compile_container(prepared.spec, prepared.assets)
                 plan = with_health(plan, prepared.spec, prepared.assets, group)
+                plan = during.enter_context(self._restoring(launch, plan))
                 supervisor.launch(encode(plan), prepared.fds, attach=launch.attach)
             undo.callback(supervisor.close)
-            with failures.launching(plan, "start"), self._refusals(launch):
+            with failures.launching(plan, "start"), during, self._refusals(launch):
                 pid = self._bring_up(launch, prepared.assets.map_at_sync, supervisor)
             start_time = process_start_time(pid)
             undo.pop_all()
             return Started(pid=pid, start_time=start_time, supervisor=supervisor)
+
+    @contextmanager
+    def _restoring(self, launch: Launch, plan: Plan) -> Iterator[Plan]:
+        """Yield the plan, or for one that goes on from a saved state that which restores it."""
+        if launch.saved is None:
+            yield plan
+            return
+        from hutch.drivers.container.restoring import restoring
+        from hutch.host.criu import load_criu
+
+        with restoring(load_criu(self._root / "cache"), launch, plan) as restored:
+            yield restored
 
     @contextmanager
     def _refusals(self, launch: Launch) -> Iterator[None]:
@@ -134,8 +154,9 @@ class ContainerDriver:
             launch.attach_network(pid, ())
             supervisor.wait_sync(SYNC_NETWORK)
             supervisor.go(SYNC_NETWORK)
-        supervisor.wait_started()
-        return pid
+        supervisor.wait_started(_RESTORE_S if launch.saved is not None else _START_S)
+        # What CRIU brought back is another process than the one that ran it.
+        return supervisor.pid or pid
 
     def exec(self, request: ExecRequest) -> Supervisor:
         """Start a process in a running container."""
@@ -205,6 +226,41 @@ class ContainerDriver:
         """Remove the control group."""
         with suppress(NotFound):
             self._hierarchy.load(identifier).remove()
+
+    # ---- saved states -------------------------------------------------------------------
+
+    def check_savable(self, spec: InstanceSpec) -> None:
+        """Raise `Unsupported` where CRIU cannot save such a container."""
+        from hutch.drivers.container.saving import check_savable
+
+        check_savable(self._root, spec)
+
+    def save(self, identifier: str, target: str, *, cards: int, end_as: str = "") -> None:
+        """Save a running container with CRIU; see `hutch.drivers.base.Savable`."""
+        from hutch.drivers.container.saving import save_container
+
+        with failures.translated(f"snapshot of {identifier[:12]}"):
+            save_container(self._root, self._group(identifier), identifier, target, end_as=end_as)
+
+    def save_disk(self, identifier: str, target: str) -> None:
+        """Save a running container's files; see `hutch.drivers.base.Savable`."""
+        from hutch.drivers.container.saving import save_files
+
+        with failures.translated(f"snapshot of {identifier[:12]}"):
+            save_files(self._root, self._group(identifier), identifier, target)
+
+    def awaken(self, identifier: str) -> bool:
+        """Let a running container go on whose saver was killed."""
+        from hutch.drivers.container.saving import awaken
+
+        return awaken(self._root, self._group(identifier), identifier)
+
+    def fork(self, identifier: str, target: str, *, cards: int) -> ForkedState:
+        """Save a running container for twins; see `hutch.drivers.base.Savable`."""
+        from hutch.drivers.container.saving import fork_container
+
+        with failures.translated(f"fork of {identifier[:12]}"):
+            return fork_container(self._root, self._group(identifier), identifier, target)
 
     def group_age_s(self, identifier: str) -> float:
         """Return how long ago a control group was made, in seconds; 0 when it is gone."""

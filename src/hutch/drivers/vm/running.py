@@ -35,6 +35,7 @@ from hutch.linux.cgroup import Group, Hierarchy, Stats
 from hutch.process.guest import Guest
 from hutch.process.launcher import Launcher
 from hutch.resources.groups import InstanceGroups
+from hutch.spec.model import InstanceSpec
 from hutch.storage.disks import Disks
 from hutch.storage.snapshots import QCOW2_FILE
 
@@ -219,6 +220,9 @@ class RunningMachines:
             from hutch.drivers.vm.disk_state import copy_running
 
             copy_running(directory, target)
+
+    def check_savable(self, spec: InstanceSpec) -> None:
+        """Refuse nothing by its specification; what is against it is found in the machine."""
 
     def awaken(self, identifier: str) -> bool:
         """Let a running machine go on whose saver was killed; see `hutch.drivers.base.Savable`."""
