@@ -1,7 +1,7 @@
 # The front door of the checkout. Every target works from a fresh clone.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test check bench nested-kvm nested-vfio qemu-versions guest-kernels docs clean
+.PHONY: help setup demo test check bench nested-kvm nested-vfio qemu-versions guest-kernels guest-suite docs clean
 
 help:
 	@echo 'make setup   system packages, .venv and the native build (quick when up to date)'
@@ -13,6 +13,7 @@ help:
 	@echo 'make nested-vfio  devices given to machines, in one that emulates an IOMMU'
 	@echo 'make qemu-versions   tests of machines with other versions of QEMU'
 	@echo 'make guest-kernels   the same with other kernels in the guests'
+	@echo 'make guest-suite  tests on a kernel with cgroup v2, quotas and fs-verity, in a machine'
 	@echo 'make docs    the reference pages made from the code'
 
 setup:
@@ -41,6 +42,9 @@ qemu-versions: setup
 
 guest-kernels: setup
 	@$(PY) -m scripts.versions kernels $(ARGS)
+
+guest-suite: setup
+	@$(PY) scripts/guest_suite.py $(ARGS)
 
 docs: setup
 	@$(PY) scripts/docs.py

@@ -203,6 +203,31 @@ def _file_system(name: str, maker: str) -> Probe:
     return probe
 
 
+def _fs_verity() -> str | None:
+    config = Path(f"/boot/config-{os.uname().release}")
+    if config.exists():
+        known = "CONFIG_FS_VERITY=y" in config.read_text()
+    else:
+        known = Path("/sys/fs/ext4/features/verity").exists()
+    return None if known else "this kernel has no fs-verity"
+
+
+def _swap() -> str | None:
+    """Try a small file of swap: containers on a host are often not let to."""
+    script = (
+        "f=$(mktemp /var/tmp/hutch-swap.XXXXXX) && head -c 1M /dev/zero > $f && "
+        "mkswap -q $f && swapon $f; s=$?; swapoff $f 2>/dev/null; rm -f $f; exit $s"
+    )
+    return _run("sh", "-c", script)
+
+
+def _cgroup_v2_memory() -> str | None:
+    controllers = Path("/sys/fs/cgroup/cgroup.controllers")
+    if not controllers.exists() or "memory" not in controllers.read_text().split():
+        return "no control groups of version 2 with memory"
+    return None
+
+
 NEEDS: dict[str, Probe] = {
     "apt-mirror": _apt_mirror,
     "bwrap": _program("bwrap"),
@@ -211,11 +236,13 @@ NEEDS: dict[str, Probe] = {
     "cc": _program("cc"),
     "cgroup": _cgroup,
     "criu": _criu,
+    "cgroup-v2-memory": _cgroup_v2_memory,
     "crun": _program("crun"),
     "dig": _program("dig"),
     "docker-registry": _program("docker-registry"),
     "docker": _program("docker"),
     "dockerd": _program("dockerd"),
+    "fs-verity": _fs_verity,
     "fuse": _fuse,
     "fuse-overlayfs": _program("fuse-overlayfs"),
     "grub": _file("/usr/lib/grub/i386-pc/boot.img"),
@@ -249,6 +276,7 @@ NEEDS: dict[str, Probe] = {
     "strace": _program("strace"),
     "swtpm": _program("swtpm"),
     "efi-stub": _file("/usr/lib/systemd/boot/efi/linuxx64.efi.stub"),
+    "swap": _swap,
     "tar": _program("tar"),
     "tun": _tun,
     "userns": _userns,

@@ -95,6 +95,23 @@ def test_each_limit_has_its_file_and_form(
     assert written(group, name).startswith(text)
 
 
+def test_the_groups_above_have_what_those_beneath_were_promised(base: Path) -> None:
+    owner = V2Hierarchy(str(base), "above/hutch")
+    (base / "above/hutch").mkdir(parents=True)
+    for place in ("above", "above/hutch"):
+        look_like_a_group(base / place)
+    for name in ("a", "b"):
+        (base / "above/hutch" / name).mkdir()
+        look_like_a_group(base / "above/hutch" / name)
+        owner.load(name).update(Limits(memory_reservation=16 * MiB))
+    for place in ("above", "above/hutch"):
+        assert (base / place / "memory.low").read_text() == str(32 * MiB)
+    assert (base / "memory.low").read_text() == "0"
+    # Of as many digits: these files keep what was longer.
+    owner.load("a").update(Limits(memory_reservation=10 * MiB))
+    assert (base / "above/memory.low").read_text() == str(26 * MiB)
+
+
 def test_a_memory_update_keeps_the_total_of_memory_and_swap(group: V2Group) -> None:
     Path(group.directories[""], "memory.max").write_text(str(64 * MiB))
     Path(group.directories[""], "memory.swap.max").write_text(str(64 * MiB))

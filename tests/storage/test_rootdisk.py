@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hutch.errors import NotFound, Unsupported
+from hutch.errors import IntegrityError, NotFound, Unsupported
 from hutch.process import run
 from hutch.records import Transaction
 from hutch.storage import merging, rootdisk
@@ -304,6 +304,19 @@ def test_a_layer_that_is_not_there_is_told(stored: Stored) -> None:
 
 
 @requires("mkfs.erofs")
+def test_a_disk_that_was_changed_is_not_used(stored: Stored) -> None:
+    path = stored.disks.ensure(stored.two)
+    os.utime(path)
+    assert stored.disks.ensure(stored.two) == path
+    with open(path, "r+b") as changed:
+        changed.seek(2048)
+        changed.write(b"X")
+    with pytest.raises(IntegrityError, match="content has changed"):
+        stored.disks.ensure(stored.two)
+    stored.disks.remove(stored.two[-1])
+    assert stored.disks.ensure(stored.two) == path
+
+
 def test_an_image_of_no_layers_has_a_disk(stored: Stored) -> None:
     assert os.path.getsize(stored.disks.ensure([])) > 0
 

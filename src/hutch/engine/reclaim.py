@@ -27,7 +27,7 @@ __all__ = ["ReclaimReport", "ReclaimStep", "reclaim_pass", "release_all", "watch
 _KSM = Path("/sys/kernel/mm/ksm/run")
 # These cost somebody something: one at a time, and a look after each.
 _ONE_BY_ONE = frozenset(("freeze", "suspend", "kill"))
-_LASTING = frozenset(("balloon", "merge", "hold", "freeze", "suspend", "kill"))
+_LASTING = frozenset(("balloon", "merge", "swap", "hold", "freeze", "suspend", "kill"))
 # A guest is not left with less of what it began with.
 _LEAST = 96 << 20
 _BALLOON_S = 5.0
@@ -330,6 +330,14 @@ def _undo_merge(context: Context, measure: Measure) -> None:
     _KSM.write_text("0")
 
 
+def _undo_swap(context: Context, measure: Measure) -> None:
+    """Have what was swapped out read back before somebody has to wait for it."""
+    from hutch.linux.memory import swap_in
+
+    for pid in context.groups.hierarchy.load(measure.id).pids():
+        swap_in(pid)
+
+
 def _undo_hold(context: Context, measure: Measure) -> None:
     limit = load(context, measure.id).spec.resources.memory
     set_limit(context.groups.hierarchy.load(measure.id).directories, limit or None)
@@ -364,6 +372,7 @@ def _start(context: Context, identifier: str, states: tuple[State, ...]) -> None
 _UNDO: dict[str, Callable[[Context, Measure], None]] = {
     "balloon": _undo_balloon,
     "merge": _undo_merge,
+    "swap": _undo_swap,
     "hold": _undo_hold,
     "freeze": _undo_freeze,
     "suspend": _undo_suspend,
@@ -372,6 +381,7 @@ _UNDO: dict[str, Callable[[Context, Measure], None]] = {
 # What an instance must be for a measure to be in force still.
 _STATES: dict[str, tuple[State, ...]] = {
     "balloon": (State.RUNNING, State.PAUSED),
+    "swap": (State.RUNNING, State.PAUSED),
     "hold": (State.RUNNING, State.PAUSED),
     "freeze": (State.PAUSED,),
     "suspend": (State.SUSPENDED,),

@@ -24,6 +24,7 @@ _NUMBERS: dict[str, int] = {
     "pidfd_open": 434,
     "openat2": 437,
     "pidfd_getfd": 438,
+    "process_madvise": 440,
     "mount_setattr": 442,
     "quotactl_fd": 443,
 }

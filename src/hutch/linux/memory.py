@@ -9,9 +9,9 @@ import os
 import re
 from collections.abc import Sequence
 
-from hutch.linux.libc import libc, raise_errno
+from hutch.linux.libc import libc, raise_errno, syscall
 
-__all__ = ["MAP_POPULATE", "PAGE", "own_pages", "process_vm_readv"]
+__all__ = ["MAP_POPULATE", "PAGE", "own_pages", "process_vm_readv", "swap_in"]
 
 PAGE = mmap.PAGESIZE
 MAP_POPULATE = 0x8000
@@ -21,6 +21,7 @@ _IOV_MAX = 1024
 _PRESENT, _SWAPPED, _SHARED = 0x80, 0x40, 0x20
 _OWN = bytes(bool(byte & (_PRESENT | _SWAPPED)) and not byte & _SHARED for byte in range(256))
 _ENTRY = 8
+_WILL_NEED = 3  # MADV_WILLNEED
 _RUN = re.compile(b"\x01+")
 
 
@@ -75,4 +76,40 @@ def own_pages(pagemap: int, start: int, size: int) -> list[tuple[int, int]]:
         for match in _RUN.finditer(entries[_ENTRY - 1 :: _ENTRY].translate(_OWN)):
             first, end = match.span()
             found.append((at + first * PAGE, (end - first) * PAGE))
+    return found
+
+
+def swap_in(pid: int) -> bool:
+    """Ask the kernel to read back what it has swapped out of a process; return whether it did.
+
+    It takes Linux 5.10 and the right to trace the process. The kernel reads in its own time.
+    """
+    try:
+        ranges = _swapped_ranges(pid)
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return False  # it has ended, or is not ours
+    try:
+        for first in range(0, len(ranges), _IOV_MAX):
+            part = ranges[first : first + _IOV_MAX]
+            vector = (_IoVec * len(part))(*[_IoVec(start, length) for start, length in part])
+            if syscall("process_madvise", pidfd, vector, len(part), _WILL_NEED, 0) < 0:
+                return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def _swapped_ranges(pid: int) -> list[tuple[int, int]]:
+    """Return the mappings (address, length) of a process of which some is swapped out."""
+    found: list[tuple[int, int]] = []
+    start = end = 0
+    with open(f"/proc/{pid}/smaps", "rb") as file:
+        for line in file:
+            word, _, rest = line.partition(b" ")
+            if word == b"Swap:" and int(rest.split()[0]):
+                found.append((start, end - start))
+            elif not word.endswith(b":"):
+                low, _, high = word.partition(b"-")
+                start, end = int(low, 16), int(high, 16)
     return found

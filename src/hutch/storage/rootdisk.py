@@ -35,14 +35,16 @@ _EPOCH = "4102444800"
 _TIMEOUT_S = 3600.0
 
 
-class RootDisk(msgspec.Struct, frozen=True, kw_only=True):
+class RootDisk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A root disk; `size` and `sha256` are those of the file, `boot_id` the boot of the host
-    it was made in."""
+    it was made in; `verity` and `stamp` are those of its seal."""
 
     chain_id: str
     size: int
     boot_id: str
     sha256: str = ""
+    verity: str = ""
+    stamp: str = ""
 
 
 def disk_key(chain_ids: Sequence[str]) -> str:
@@ -107,12 +109,14 @@ class RootDisks:
         Hold a lease on the layers. Another process that makes the same disk is waited for.
         Without root all files belong to root in the disk, as their owners are not known.
         Raises `Unsupported` without erofs-utils, `Exhausted` when the disk is full,
-        `NotFound` where a layer is not unpacked.
+        `NotFound` where a layer is not unpacked, `IntegrityError` for a disk that is there
+        and not as it was made.
         """
         from hutch.storage.locking import file_lock
 
         path = self.path(chain_ids)
         if os.path.exists(path):
+            self._require_intact(_top(chain_ids), path)
             return path
         chain_id = _top(chain_ids)
         lower = self._layers.lower(chain_ids)
@@ -129,18 +133,46 @@ class RootDisks:
                     self._make(tmp, lower, _Maker(tool=tool, chain_id=chain_id, xattrs=xattrs))
         return path
 
+    def _require_intact(self, chain_id: str, path: str) -> None:
+        """Check a disk's seal; one that was touched, and is as it was, gets a new one."""
+        from hutch.storage.sealing import Seal, check_seal
+
+        disk = self.get(chain_id)
+        if disk is None:
+            return
+        seal = Seal(sha256=disk.sha256, verity=disk.verity, stamp=disk.stamp)
+        with disk_errors(f"root disk {chain_id}"):
+            try:
+                hint = "hutch system check --repair"
+                found = check_seal(path, seal, what=f"root disk {chain_id}", hint=hint)
+            except FileNotFoundError:
+                return  # it has just been thrown away
+            if found != seal:
+                self._note(msgspec.structs.replace(disk, stamp=found.stamp))
+
+    def _note(self, disk: RootDisk) -> None:
+        place = self._place(disk.chain_id)
+        partial = f"{place}/disk.json.{os.urandom(4).hex()}"
+        _write(partial, msgspec.json.encode(disk))
+        os.replace(partial, f"{place}/disk.json")
+
     def _make(self, tmp: str, lower: Sequence[str], maker: _Maker) -> None:
+        from hutch.storage.sealing import make_seal
+
         self._trash.discard(tmp)
         os.mkdir(tmp, 0o700)
         try:
             target = f"{tmp}/disk.erofs"
             _with_tree(lower, tmp, lambda tree: _mkfs(maker, tree, target))
             self._trash.discard(f"{tmp}/tree")
+            seal = make_seal(target)
             disk = RootDisk(
                 chain_id=maker.chain_id,
                 size=os.stat(target).st_size,
                 boot_id=_boot_id(),
-                sha256=_sha256(target),
+                sha256=seal.sha256,
+                verity=seal.verity,
+                stamp=seal.stamp,
             )
             _write(f"{tmp}/disk.json", msgspec.json.encode(disk))
             os.rename(tmp, self._place(maker.chain_id))
@@ -279,14 +311,6 @@ def _failure(said: str, chain_id: str, tree: str, target: str) -> Exception:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), tree)
     lines = [line for line in said.splitlines() if line.strip()] or ["no reason was given"]
     return IntegrityError(f"root disk {chain_id}: {MKFS}: {lines[0].strip()}")
-
-
-def _sha256(path: str) -> str:
-    """Return a file's digest; it was written just now, and is in memory."""
-    import hashlib
-
-    with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_full(target: str) -> bool:

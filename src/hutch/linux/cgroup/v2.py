@@ -21,6 +21,8 @@ __all__ = ["V2Group", "V2Hierarchy", "find_v2"]
 _BUILT_IN = frozenset({"freezer", "cpuacct"})
 _SWITCHED = ("cpu", "memory", "pids", "io", "cpuset")
 _HOST_LEAF = "hutch.host"
+_SETTLES = 8
+_MOST_LOW = 1 << 62
 
 _HINT = (
     "run inside a delegated group, as with: systemd-run --user --scope -p Delegate=yes hutch ..."
@@ -94,10 +96,28 @@ class V2Hierarchy:
         group = V2Group(self, identifier, path)
         try:
             apply_limits(path, limits, fresh=True, devices=self._enforces_devices)
+            if limits.memory_reservation:
+                self.settle_protection()
         except BaseException:
             group.remove()
             raise
         return group
+
+    def settle_protection(self) -> None:
+        """Give the groups above what their children were promised: what a group has of
+        `memory.low` counts only as far as those above it have it too (cgroup-v2.rst)."""
+        path = self._root
+        while path != self._base:
+            # Another process may do the same: done when nothing has changed meanwhile.
+            for _ in range(_SETTLES):
+                promised = _promised(path)
+                if files.read_int(f"{path}/memory.low", 0) == promised:
+                    break
+                try:
+                    files.write_text(f"{path}/memory.low", str(promised))
+                except FileNotFoundError:
+                    return  # no memory controller, or the last one here has just gone
+            path = os.path.dirname(path)
 
     def check(self, limits: Limits) -> None:
         """Raise `Unsupported` for a limit whose controller this process cannot use."""
@@ -207,6 +227,8 @@ class V2Group:
         self._owner.check(limits)
         devices = self._owner.enforces_devices()
         apply_limits(self._path, limits, fresh=False, devices=devices)
+        if limits.memory_reservation is not None:
+            self._owner.settle_protection()
 
     def stats(self) -> Stats:
         """Read all counters once; `NotFound` when the group is gone."""
@@ -298,4 +320,13 @@ class V2Group:
 
     def remove(self, timeout_s: float = 2.0) -> None:
         """Remove the group and those beneath; fine if gone, `Busy` while processes stay."""
+        promised = files.read_int(f"{self._path}/memory.low", 0)
         files.remove_tree(self._path, timeout_s)
+        if promised:
+            self._owner.settle_protection()
+
+
+def _promised(path: str) -> int:
+    """Return what the groups in one were promised together, in bytes."""
+    found = (files.read_int(f"{path}/{name}/memory.low", 0) for name in files.child_names(path))
+    return min(sum(size or 0 for size in found), _MOST_LOW)

@@ -1,0 +1,64 @@
+"""Guarantees on a real hierarchy of version 2: the kernel keeps what was promised, whoever grows,
+and takes back exactly from whom it is told to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hutch.engine import Engine
+from hutch.linux.cgroup.reclaim import is_precise, read_memory, reclaim
+from tests.requires import requires
+from tests.resources.test_pressure import MIB, did, files, hold, ladder, small, start, usage
+
+__all__ = ["small"]
+
+pytestmark = [
+    requires("root", "cgroup", "overlayfs", "seccomp", "busybox", "cgroup-v2-memory"),
+    pytest.mark.integration,
+]
+
+
+def test_an_amount_is_taken_back_and_no_more(small: Engine) -> None:
+    box = start(small, "greedy", files(80))
+    group = small._context.groups.hierarchy.load(box.id)
+    assert is_precise(group.directories)
+    given = reclaim(group.directories, 20 * MIB)
+    assert 18 * MIB < given < 30 * MIB
+    assert read_memory(group.directories).cache > 40 * MIB
+
+
+def test_the_growth_of_one_takes_nothing_of_what_another_was_promised(small: Engine) -> None:
+    """All have 192 MiB together: what a hog reads and writes beyond that is taken from itself."""
+    start(small, "kept", files(60), memory_reservation="80M")
+    before = usage(small, "kept")
+    hog = start(small, "hog")
+    for name in ("a", "b", "c"):
+        assert hog.exec(["sh", "-c", files(90).replace("/tmp/file", f"/tmp/{name}")]).exit_code == 0
+    assert usage(small, "kept") > before - 4 * MIB
+
+
+def test_pressure_from_outside_spares_what_was_promised(small: Engine) -> None:
+    """The promise counts above the group of all instances too, as `memory.low` does only where
+    the groups above have it."""
+    kept = start(small, "kept", files(60), memory_reservation="80M")
+    start(small, "other", files(60))
+    parent = Path(small._context.groups.hierarchy.parent[""])
+    assert (parent / "memory.low").read_text().strip() == str(80 * MIB)
+    before = usage(small, "kept")
+    assert reclaim({"": str(parent)}, 50 * MIB) > 40 * MIB
+    assert usage(small, "other") < 30 * MIB
+    assert usage(small, "kept") > before - 4 * MIB
+    kept.remove(force=True)
+    assert (parent / "memory.low").read_text().strip() == "0"
+
+
+def test_the_ladder_takes_as_much_as_is_missing(small: Engine) -> None:
+    ladder(small, "cache")
+    start(small, "kept", files(40), memory_reservation="64M")
+    start(small, "greedy", f"{hold(70)}; {files(60)}")
+    before = usage(small, "kept")
+    done = small.resources.reclaim()
+    assert did(done) == [("cache", "greedy")] and done.after.level == "none"
+    assert usage(small, "kept") > before - 4 * MIB
