@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hutch.cli.command import Command
 from hutch.cli.session import Invocation
+
+if TYPE_CHECKING:
+    from hutch.daemon.config import DaemonConfig
 
 __all__ = ["COMMANDS"]
 
@@ -17,22 +22,28 @@ def _serve(invocation: Invocation) -> int:
 
     values = invocation.options
     path = values.get("config_file") or _CONFIG
-    config = merge(
-        load_config(path, must_exist=bool(values.get("config_file"))),
-        hosts=tuple(values.get("docker") or ()),
-        group=values.get("group"),
-        debug=invocation.flag("debug"),
-        log_level=values.get("log_level"),
-        metrics_addr=values.get("metrics_addr"),
-        pidfile=values.get("pidfile"),
-        tls=invocation.flag("tls"),
-        tlsverify=invocation.flag("tlsverify"),
-        tlscacert=values.get("tlscacert"),
-        tlscert=values.get("tlscert"),
-        tlskey=values.get("tlskey"),
-    )
+
+    def read() -> DaemonConfig:
+        config = load_config(path, must_exist=bool(values.get("config_file")))
+        return merge(config, **given)
+
+    given = {
+        "hosts": tuple(values.get("docker") or ()),
+        "group": values.get("group"),
+        "debug": invocation.flag("debug"),
+        "log_level": values.get("log_level"),
+        "metrics_addr": values.get("metrics_addr"),
+        "pidfile": values.get("pidfile"),
+        "tls": invocation.flag("tls"),
+        "tlsverify": invocation.flag("tlsverify"),
+        "tlscacert": values.get("tlscacert"),
+        "tlscert": values.get("tlscert"),
+        "tlskey": values.get("tlskey"),
+    }
+    config = read()
     with Engine(invocation.root or config.data_root or None) as engine:
-        return run_daemon(engine, config, insecure=invocation.flag("insecure_tcp"))
+        insecure = invocation.flag("insecure_tcp")
+        return run_daemon(engine, config, insecure=insecure, reload=read)
 
 
 COMMANDS = {

@@ -16,7 +16,7 @@ from hutch.errors import Busy, Denied, InvalidArgument, NotFound, Unavailable
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-__all__ = ["Listener", "Tls", "open_listeners"]
+__all__ = ["Listener", "Tls", "metrics_listener", "open_listeners"]
 
 _FIRST_FD = 3  # SD_LISTEN_FDS_START, see sd_listen_fds(3)
 _GROUPS = ("docker", "hutch")
@@ -38,6 +38,7 @@ class Listener(msgspec.Struct, kw_only=True):
     address: str
     socket: socket.socket
     tls: SSLContext | None = None
+    metrics_only: bool = False
     close: Callable[[], None]
 
 
@@ -146,6 +147,13 @@ def _group_id(group: str) -> int | None:
 
 
 # ---- tcp ----------------------------------------------------------------------------------
+
+
+def metrics_listener(address: str) -> Listener:
+    """Listen at `HOST:PORT` for who reads metrics, and can do nothing else."""
+    listener = _tcp(address, None, insecure=True)
+    listener.metrics_only = True
+    return listener
 
 
 def _tcp(rest: str, tls: Tls | None, insecure: bool) -> Listener:

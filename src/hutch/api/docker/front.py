@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hutch.api.docker.routing import Route
     from hutch.engine import Engine
 
-__all__ = ["Front", "FrontOptions"]
+__all__ = ["Front", "FrontOptions", "Served"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,6 +44,16 @@ class FrontOptions(msgspec.Struct, frozen=True, kw_only=True):
     dns_search: tuple[str, ...] = ()
 
 
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that was answered: how, and in how many seconds."""
+
+    method: str
+    route: Route | None
+    status: int
+    seconds: float
+    traceparent: str = ""
+
+
 def _gather(iterator: Iterator[bytes]) -> bytes:
     pieces = []
     size = 0
@@ -63,6 +73,7 @@ class Front:
         from hutch.api.docker.execs import Execs
         from hutch.api.docker.journal import Journal
         from hutch.api.docker.lives import Lives
+        from hutch.api.docker.metrics import Metrics
         from hutch.api.docker.routes import ROUTES
         from hutch.api.docker.routing import Router
 
@@ -74,7 +85,8 @@ class Front:
         self.journal = Journal(engine.context)
         self.lives = Lives(self)
         self.execs = Execs()
-        self.observers: list[Callable[[str, Route | None, int, float], None]] = []
+        self.metrics = Metrics()
+        self.observers: list[Callable[[Served], None]] = [self.metrics.observe]
         self._quick = Pool(_QUICK)
         self._slow = Pool(_SLOW)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -128,13 +140,12 @@ class Front:
             self._date = (now, time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now)))
         return self._date[1]
 
-    def observe(self, method: str, route: Route | None, status: int, seconds: float) -> None:
+    def observe(self, served: Served) -> None:
         """Note that a request was answered."""
-        self.log.debug(
-            "%s %s %d %.1f ms", method, route.path if route else "?", status, seconds * 1e3
-        )
+        path = served.route.path if served.route else "?"
+        self.log.debug("%s %s %d %.1f ms", served.method, path, served.status, served.seconds * 1e3)
         for observer in self.observers:
-            observer(method, route, status, seconds)
+            observer(served)
 
     async def start(self) -> None:
         """Take up what went on while no daemon ran."""

@@ -10,6 +10,7 @@ from hutch.api.docker import (
     containers_look,
     execs,
     logs,
+    metrics,
     streams,
     system,
 )
@@ -25,7 +26,7 @@ GROUPS: tuple[tuple[str, tuple[Route, ...]], ...] = (
     ("Containers: files", containers_files.ROUTES),
     ("Containers: what they do and use", containers_look.ROUTES),
     ("Exec", execs.ROUTES),
-    ("System", system.ROUTES),
+    ("System", (*system.ROUTES, *metrics.ROUTES)),
     ("Builds", builds.ROUTES),
 )
 ROUTES: tuple[Route, ...] = tuple(route for _, routes in GROUPS for route in routes)

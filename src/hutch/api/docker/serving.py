@@ -10,10 +10,11 @@ from urllib.parse import unquote
 import h11
 
 from hutch.api.docker.errors import error_body, message_of, status_of
+from hutch.api.docker.front import Served
 from hutch.api.docker.http import Connection, Gone
 from hutch.api.docker.replies import Answer, Reply, Stream, encode
 from hutch.api.docker.requests import Query, Request
-from hutch.api.docker.routing import NEWEST, Route, parse_version, show
+from hutch.api.docker.routing import NEWEST, Route, Router, parse_version, show
 from hutch.errors import HutchError
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ T = TypeVar("T")
 _LOOK_S = 0.25
 
 
-async def serve_client(front: Front, reader: StreamReader, writer: StreamWriter) -> None:
-    """Answer a client's requests until it leaves."""
+async def serve_client(
+    front: Front, reader: StreamReader, writer: StreamWriter, router: Router | None = None
+) -> None:
+    """Answer a client's requests until it leaves; all that the API has, or what `router` has."""
     connection = Connection(reader, writer)
     try:
-        await _serve(front, connection)
+        await _serve(front, connection, router or front.router)
     except Gone:
         pass
     except h11.RemoteProtocolError as exc:
@@ -53,11 +56,20 @@ async def _refuse(front: Front, connection: Connection, exc: h11.RemoteProtocolE
         pass
 
 
-async def _serve(front: Front, connection: Connection) -> None:
+async def _serve(front: Front, connection: Connection, router: Router) -> None:
     while (head := await connection.next_request()) is not None:
         begun = time.monotonic()
-        route, status = await _answer(front, connection, head)
-        front.observe(head.method.decode(), route, status, time.monotonic() - begun)
+        route, status = await _answer(front, connection, head, router)
+        parent = next((value for name, value in head.headers if name == b"traceparent"), b"")
+        front.observe(
+            Served(
+                method=head.method.decode("ascii", "replace"),
+                route=route,
+                status=status,
+                seconds=time.monotonic() - begun,
+                traceparent=parent.decode("latin-1"),
+            )
+        )
         if connection.hijacked:
             return
         if not connection.body_ended:
@@ -74,7 +86,7 @@ async def _drain(connection: Connection) -> None:
 
 
 async def _answer(
-    front: Front, connection: Connection, head: h11.Request
+    front: Front, connection: Connection, head: h11.Request, router: Router
 ) -> tuple[Route | None, int]:
     """Answer one request; return its route and the status sent."""
     route: Route | None = None
@@ -82,7 +94,7 @@ async def _answer(
     try:
         target, _, query = head.target.decode("ascii", "replace").partition("?")
         version, path = parse_version(unquote(target))
-        route, params = front.router.find(method, path, version)
+        route, params = router.find(method, path, version)
         request = Request(
             front,
             connection,
@@ -96,6 +108,8 @@ async def _answer(
             params=params,
         )
         answer = await _handle(front, connection, route, request)
+    except Gone:
+        raise
     except (HutchError, OSError) as exc:
         answer = _error(front, exc, method)
     except Exception as exc:
