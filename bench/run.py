@@ -12,6 +12,7 @@ import msgspec
 
 from bench.builds import BUILD_CASES
 from bench.cases import CASES, peers
+from bench.jobs import JOB_CASES
 from bench.machines import MACHINE_CASES, fetch_kernel, has_kernel, remove_kernel
 from bench.measure import Row, render
 from bench.migration import MIGRATION_CASES
@@ -19,11 +20,12 @@ from bench.peers import install_peers
 from bench.pulls import PULL_CASES
 from bench.rootdisks import DISK_CASES
 from bench.sched import SCHED_CASES, fetch_accasim, remove_accasim
+from bench.slurm import install_slurm
 from bench.stage import enter_namespaces, is_inside, stage
 
 Case = Callable[..., Row | list[Row]]
 _ON_MACHINES: dict[str, Case] = {**MACHINE_CASES, **MIGRATION_CASES}
-_WITHOUT_PEERS: dict[str, Case] = {**DISK_CASES, **_ON_MACHINES, **SCHED_CASES}
+_WITHOUT_PEERS: dict[str, Case] = {**DISK_CASES, **_ON_MACHINES, **SCHED_CASES, **JOB_CASES}
 _CASES: dict[str, Case] = {**CASES, **BUILD_CASES, **PULL_CASES, **_WITHOUT_PEERS}
 
 
@@ -54,6 +56,8 @@ def main() -> int:
             reason = fetch_kernel()
             if reason:
                 print(f"{reason}: the cases of machines are left out", file=sys.stderr)
+        if "jobs" in wanted and (reason := install_slurm()):
+            print(reason, file=sys.stderr)
         if "sched-accasim" in wanted and (reason := fetch_accasim()):
             print(reason, file=sys.stderr)
     enter_namespaces()

@@ -35,6 +35,7 @@ def test_peers_are_installed_before_the_namespaces(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench_run, "enter_namespaces", enter)
     monkeypatch.setattr(bench_run, "install_peers", install)
     monkeypatch.setattr(bench_run, "fetch_accasim", lambda: "")
+    monkeypatch.setattr(bench_run, "install_slurm", lambda: "")
     with pytest.raises(Entered):
         bench_run.main()
     assert order == ["installed"]
