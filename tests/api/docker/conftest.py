@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -166,13 +167,22 @@ def name(hutch_engine: Engine) -> Iterator[str]:
             hutch_engine.get(info.id).remove(force=True, volumes=True)
 
 
-@pytest.fixture
-def docker(daemon: Daemon) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """Run Docker's own command line."""
+def command_lines() -> list[str]:
+    """Return Docker's own command lines that are here: the newest, and that of the host."""
+    newest = Path(__file__).parents[3] / "build/docker/docker"
+    found = [shutil.which("docker"), "/usr/bin/docker", str(newest)]
+    return sorted({path for path in found if path and os.access(path, os.X_OK)})
+
+
+@pytest.fixture(params=command_lines() or ["docker"])
+def docker(
+    request: pytest.FixtureRequest, daemon: Daemon
+) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run Docker's own command line, each that is here."""
 
     def run(*args: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            ["docker", "--host", f"unix://{daemon.path}", *args],
+            [request.param, "--host", f"unix://{daemon.path}", *args],
             input=input,
             capture_output=True,
             timeout=_DEADLINE_S,

@@ -481,6 +481,42 @@ def test_exec_in_what_does_not_run_is_a_conflict(api: Client, name: str, image: 
     assert answer.status == 409
 
 
+def test_a_websocket_carries_the_streams(api: Client, name: str, image: str) -> None:
+    from wsproto import ConnectionType, WSConnection
+    from wsproto.events import (
+        AcceptConnection,
+        BytesMessage,
+        CloseConnection,
+        Message,
+        Request,
+        TextMessage,
+    )
+
+    create(api, name, image, "sh", "-c", "read x; echo got $x", OpenStdin=True)
+    plain = api.ask("GET", f"/containers/{name}/attach/ws?stream=1")
+    assert plain.status == 400
+    protocol = WSConnection(ConnectionType.CLIENT)
+    target = f"/v1.51/containers/{name}/attach/ws?stream=1&stdin=1&stdout=1"
+    seen = b""
+    with api.socket() as sock:
+        sock.sendall(protocol.send(Request(host="d", target=target)))
+        protocol.receive_data(sock.recv(4096))
+        assert [type(event) for event in protocol.events()] == [AcceptConnection]
+        start(api, name)
+        sock.sendall(protocol.send(TextMessage(data="typed\n")))
+        closed = False
+        while not closed:
+            data = sock.recv(4096)
+            protocol.receive_data(data or None)
+            for event in protocol.events():
+                if isinstance(event, CloseConnection):
+                    closed = True
+                elif isinstance(event, Message):
+                    assert isinstance(event, BytesMessage)
+                    seen += event.data
+    assert seen == b"got typed\n"
+
+
 # ---- Docker's own command line -----------------------------------------------------------------
 
 

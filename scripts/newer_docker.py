@@ -1,0 +1,74 @@
+"""Unpack Docker's newest command line into build/docker, for the tests of Docker's API.
+
+Debian's stable releases have older ones, which are tested too; a host whose `docker` is 28 or
+newer needs nothing. Without either this says so and does nothing, and the tests go on with
+what the host has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from scripts.debian import ROOT, fetch, source
+
+PROGRAM = ROOT / "build" / "docker" / "docker"
+SUITES = ("sid", "forky")
+_WANTED = 28
+
+
+def main() -> int:
+    if PROGRAM.exists() or version_of("docker") >= _WANTED:
+        return 0
+    problem = "the mirror of the host's apt, which names none of Debian"
+    for suite in SUITES:
+        wanted = source(suite)
+        if wanted is None:
+            break
+        with tempfile.TemporaryDirectory(prefix="hutch-docker-") as workspace:
+            try:
+                (package,) = fetch(wanted, Path(workspace), "docker-cli")
+                unpack(package, Path(workspace))
+            except (OSError, ValueError, subprocess.CalledProcessError) as exc:
+                said = (getattr(exc, "stderr", None) or str(exc)).strip().splitlines()
+                problem = f"{suite}: {said[-1] if said else 'failed'}"
+                continue
+        say(f"Docker's command line for the tests: {PROGRAM.relative_to(ROOT)} ({suite})")
+        return 0
+    say(f"no newer docker from {problem}; the tests of Docker's API use the host's")
+    return 0
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def version_of(program: str) -> int:
+    """Return the major version of a command line, 0 where it does not run."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30)
+    except OSError:
+        return 0
+    found = re.search(r"version (\d+)\.", done.stdout)
+    return int(found[1]) if found else 0
+
+
+def unpack(package: Path, workspace: Path) -> None:
+    """Keep the program, and see that it runs here before it gets its name."""
+    subprocess.run(["dpkg-deb", "-x", str(package), str(workspace / "tree")], check=True)
+    PROGRAM.parent.mkdir(parents=True, exist_ok=True)
+    beside = PROGRAM.with_name(f".docker-{os.getpid()}")
+    shutil.copy(workspace / "tree/usr/bin/docker", beside)
+    if version_of(str(beside)) < _WANTED:
+        beside.unlink()
+        raise ValueError(f"its docker is older than {_WANTED}, or does not run here")
+    beside.rename(PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
