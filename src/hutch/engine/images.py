@@ -23,8 +23,12 @@ from hutch.lifecycle import State
 from hutch.records import Progress, Transaction, silent
 
 if TYPE_CHECKING:
+    import threading
+
     from hutch.image.pull import PullResult
     from hutch.image.push import PushResult
+    from hutch.image.registry_config import Credentials, RegistryConfig
+    from hutch.image.remote import FoundImage, RemoteImage
 
 __all__ = ["ImagePrune", "Images", "image_users", "pull_image"]
 
@@ -60,6 +64,7 @@ def pull_image(
 
 # A method named `list` hides the type from the annotations after it.
 ImageRecords = list[ImageRecord]
+Names = list[str]
 
 
 class Images:
@@ -80,9 +85,19 @@ class Images:
         return select(self._catalog, parse_filters(filters or {}))
 
     def pull(
-        self, reference: str, *, platform: str | None = None, progress: Progress = silent
+        self,
+        reference: str,
+        *,
+        platform: str | None = None,
+        credentials: Credentials | None = None,
+        stop: threading.Event | None = None,
+        progress: Progress = silent,
     ) -> PullResult:
-        """Pull an image from its registry; nothing present is fetched again."""
+        """Pull an image from its registry; nothing present is fetched again.
+
+        `credentials` go before those that are configured; setting `stop` from another thread
+        ends it with `Cancelled`.
+        """
         from hutch.image.pull import pull
 
         context = self._context
@@ -95,13 +110,21 @@ class Images:
                 content=context.content,
                 layers=context.layers,
                 leases=context.leases,
-                config=context.registry,
+                config=self._config(reference, credentials),
                 platform=platform,
                 progress=progress,
+                stop=stop,
             )
 
-    def push(self, reference: str, *, progress: Progress = silent) -> PushResult:
-        """Push an image to the registry that its reference names."""
+    def push(
+        self,
+        reference: str,
+        *,
+        credentials: Credentials | None = None,
+        stop: threading.Event | None = None,
+        progress: Progress = silent,
+    ) -> PushResult:
+        """Push an image to the registry that its reference names; as for `pull` otherwise."""
         from hutch.image.push import push
 
         context = self._context
@@ -110,9 +133,46 @@ class Images:
             images=self._catalog,
             content=context.content,
             leases=context.leases,
-            config=context.registry,
+            config=self._config(reference, credentials),
             progress=progress,
+            stop=stop,
         )
+
+    def remote(self, reference: str, *, credentials: Credentials | None = None) -> RemoteImage:
+        """Describe what a registry has under a reference; nothing of it is fetched."""
+        from hutch.image.remote import look_up
+
+        return look_up(reference, self._config(reference, credentials))
+
+    def remote_tags(self, repository: str, *, credentials: Credentials | None = None) -> Names:
+        """Return the tags of a repository in its registry."""
+        from hutch.image.registry import Repository
+        from hutch.oci.reference import parse
+
+        with Repository(parse(repository), self._config(repository, credentials)) as remote:
+            return remote.tags()
+
+    def check_login(self, registry: str, credentials: Credentials) -> None:
+        """See that a registry (`docker.io`, `host:port`) takes credentials; raise `Denied`."""
+        from hutch.image.remote import check_login
+
+        check_login(registry, credentials, self._context.registry)
+
+    def search(self, term: str, *, limit: int = 25) -> Sequence[FoundImage]:
+        """Search a registry (`host/TERM`), or Docker Hub, for repositories."""
+        from hutch.image.remote import search
+
+        return search(term, self._context.registry, limit=limit)
+
+    def _config(self, reference: str, credentials: Credentials | None) -> RegistryConfig:
+        """Return how to reach registries, with credentials for that of a reference."""
+        from hutch.oci.reference import parse
+
+        config = self._context.registry
+        if credentials is None:
+            return config
+        known = config.credentials | {parse(reference).domain: credentials}
+        return msgspec.structs.replace(config, credentials=known)
 
     def tag(self, source: str, target: str) -> None:
         """Give an image another name."""

@@ -198,7 +198,7 @@ class Networks:
         tx.delete(NETWORKS, network.name)
         for key, _ in tx.items(CURSORS, Cursor, f"{network.id}/"):
             tx.delete(CURSORS, key)
-        tx.event("network", "destroy", network.name, id=network.id)
+        tx.event("network", "destroy", network.name, id=network.id, driver=network.driver)
 
     def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> Names:
         """Remove every network that nobody uses, the built-in ones left; return the names."""
@@ -390,7 +390,14 @@ class Networks:
                 elsewhere=elsewhere,
                 dns=dns,
             )
-            tx.event("network", "connect", network.name, instance=instance_id)
+            tx.event(
+                "network",
+                "connect",
+                network.name,
+                instance=instance_id,
+                id=network.id,
+                driver=network.driver,
+            )
         try:
             if attach is None:
                 self.attach(endpoint, pid)
@@ -426,7 +433,14 @@ class Networks:
             freed = endpoints.release_endpoint(tx, endpoint)
             if endpoint.default_route:
                 successor = endpoints.promote(tx, instance_id, freed)
-            tx.event("network", "disconnect", network.name, instance=instance_id)
+            tx.event(
+                "network",
+                "disconnect",
+                network.name,
+                instance=instance_id,
+                id=network.id,
+                driver=network.driver,
+            )
         self._host.close_ports(freed)
         self._host.remove_link(endpoint.host_interface)
         self._host.forget_rates([endpoint])

@@ -8,11 +8,18 @@ from hutch.api.docker import (
     containers_files,
     containers_life,
     containers_look,
+    events,
     execs,
+    images,
     logs,
     metrics,
+    networks,
     streams,
+    swarm,
     system,
+    transfers,
+    usage,
+    volumes,
 )
 from hutch.api.docker.routing import Route
 
@@ -26,7 +33,12 @@ GROUPS: tuple[tuple[str, tuple[Route, ...]], ...] = (
     ("Containers: files", containers_files.ROUTES),
     ("Containers: what they do and use", containers_look.ROUTES),
     ("Exec", execs.ROUTES),
-    ("System", (*system.ROUTES, *metrics.ROUTES)),
+    ("Images", (*images.ROUTES, *transfers.ROUTES)),
     ("Builds", builds.ROUTES),
+    ("Networks", networks.ROUTES),
+    ("Volumes", volumes.ROUTES),
+    ("System", (*system.ROUTES, *events.ROUTES, *usage.ROUTES, *metrics.ROUTES)),
+    ("Swarm", swarm.ROUTES),
+    ("Plugins", swarm.PLUGINS),
 )
 ROUTES: tuple[Route, ...] = tuple(route for _, routes in GROUPS for route in routes)

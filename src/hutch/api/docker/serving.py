@@ -199,6 +199,10 @@ async def _send_stream(front: Front, connection: Connection, answer: Stream) -> 
         await _result(connection, sending)
     finally:
         await _settle(connection, sending)
+        # Also of what was never begun to be read, as the client left before.
+        close = getattr(answer.chunks, "aclose", None)
+        if close is not None:
+            await close()
 
 
 async def _pump(front: Front, connection: Connection, answer: Stream) -> None:
@@ -215,8 +219,4 @@ async def _pump(front: Front, connection: Connection, answer: Stream) -> None:
         message = message_of(exc)
         told = {"errorDetail": {"message": message}, "error": message}
         await connection.send_data(encode(told) + b"\r\n")
-    finally:
-        close = getattr(chunks, "aclose", None)
-        if close is not None:
-            await close()
     await connection.send_end()

@@ -1,0 +1,236 @@
+"""Networks and volumes over Docker's API."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.api.docker.conftest import Client
+from tests.requires import requires
+
+pytestmark = requires("root", "overlayfs", "cgroup", "netns", "nftables", "busybox")
+
+
+def filters(**given: list[str]) -> str:
+    return f"filters={quote(json.dumps(given))}"
+
+
+@pytest.fixture
+def net(api: Client) -> Iterator[str]:
+    """The name of a network that is removed at the end."""
+    chosen = f"net-{uuid.uuid4().hex[:10]}"
+    yield chosen
+    api.ask("DELETE", f"/networks/{chosen}")
+
+
+@pytest.fixture
+def volume(api: Client) -> Iterator[str]:
+    """The name of a volume that is removed at the end."""
+    chosen = f"vol-{uuid.uuid4().hex[:10]}"
+    yield chosen
+    api.ask("DELETE", f"/volumes/{chosen}?force=1")
+
+
+def make_network(api: Client, name: str, **more: Any) -> str:
+    answer = api.ask("POST", "/networks/create", {"Name": name} | more)
+    assert answer.status == 201, answer
+    return str(answer.json["Id"])
+
+
+# ---- networks -----------------------------------------------------------------------------
+
+
+def test_the_networks_that_docker_has_are_there(api: Client) -> None:
+    found = {one["Name"]: one["Driver"] for one in api.ask("GET", "/networks").json}
+    assert found["bridge"] == "bridge"
+    assert found["host"] == "host"
+    assert found["none"] == "null"
+    assert api.ask("DELETE", "/networks/bridge").status == 403
+
+
+def test_a_network_is_as_it_was_asked_for(api: Client, net: str) -> None:
+    asked = {
+        "Internal": True,
+        "Labels": {"a": "b"},
+        "Options": {"com.docker.network.driver.mtu": "1300"},
+        "IPAM": {"Config": [{"Subnet": "10.213.7.0/24", "Gateway": "10.213.7.9"}]},
+    }
+    identifier = make_network(api, net, **asked)
+    found = api.ask("GET", f"/networks/{identifier[:12]}").json
+    assert found["IPAM"]["Config"] == [{"Subnet": "10.213.7.0/24", "Gateway": "10.213.7.9"}]
+    assert {key: found[key] for key in ("Internal", "Labels", "Options")} == {
+        key: asked[key] for key in ("Internal", "Labels", "Options")
+    }
+    listed = api.ask("GET", f"/networks?{filters(label=['a=b'], name=[net])}").json
+    assert [one["Id"] for one in listed] == [identifier]
+    again = api.ask("POST", "/networks/create", {"Name": net})
+    assert again.status == 409
+    assert again.message == f"network with name {net} already exists"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({"Name": "host"}, 403),
+        ({"Name": ""}, 400),
+        ({"Name": "x", "Driver": "overlay"}, 403),
+        ({"Name": "x", "Driver": "weave"}, 404),
+        ({"Name": "x", "ConfigOnly": True}, 501),
+        ({"Name": "x", "IPAM": {"Config": [{"Subnet": "nonsense"}]}}, 400),
+        ({"Name": "x", "Options": {"com.docker.network.bridge.enable_icc": "false"}}, 501),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(
+    api: Client, asked: dict[str, Any], status: int
+) -> None:
+    answer = api.ask("POST", "/networks/create", asked)
+    assert answer.status == status, answer
+    assert answer.message
+
+
+def test_a_container_joins_and_leaves_while_it_runs(
+    api: Client, image: str, name: str, net: str
+) -> None:
+    make_network(api, net, IPAM={"Config": [{"Subnet": "10.213.8.0/24"}]})
+    body = {"Image": image, "Cmd": ["sleep", "60"], "HostConfig": {"NetworkMode": "none"}}
+    made = api.ask("POST", f"/containers/create?name={name}", body)
+    identifier = made.json["Id"]
+    assert api.ask("POST", f"/containers/{name}/start").status == 204
+    asked = {
+        "Container": name,
+        "EndpointConfig": {"Aliases": ["db"], "IPAMConfig": {"IPv4Address": "10.213.8.77"}},
+    }
+    # `none` is a network of its own, as in Docker: it is left first.
+    api.ask("POST", "/networks/none/disconnect", {"Container": name})
+    joined = api.ask("POST", f"/networks/{net}/connect", asked)
+    assert joined.status == 200, joined
+    members = api.ask("GET", f"/networks/{net}").json["Containers"]
+    assert members[identifier]["Name"] == name
+    assert members[identifier]["IPv4Address"] == "10.213.8.77/24"
+    twice = api.ask("POST", f"/networks/{net}/connect", {"Container": name})
+    assert twice.status == 403
+    used = api.ask("DELETE", f"/networks/{net}")
+    assert used.status == 403
+    assert "has active endpoints" in used.message
+    left = api.ask("POST", f"/networks/{net}/disconnect", {"Container": name})
+    assert left.status == 200, left
+    again = api.ask("POST", f"/networks/{net}/disconnect", {"Container": name})
+    assert again.status == 403
+    assert "is not connected to network" in again.message
+
+
+def test_networks_that_nobody_names_are_pruned(api: Client, net: str) -> None:
+    make_network(api, net, Labels={"prune": net})
+    kept = api.ask("POST", f"/networks/prune?{filters(label=[f'prune={net}'], until=['1h'])}").json
+    assert kept == {"NetworksDeleted": None}
+    gone = api.ask("POST", f"/networks/prune?{filters(label=[f'prune={net}'])}").json
+    assert gone == {"NetworksDeleted": [net]}
+
+
+# ---- volumes ------------------------------------------------------------------------------
+
+
+def test_a_volume_is_made_once(api: Client, volume: str) -> None:
+    body = {"Name": volume, "Labels": {"a": "b"}}
+    made = api.ask("POST", "/volumes/create", body)
+    assert made.status == 201
+    assert made.json["Labels"] == {"a": "b"}
+    assert made.json["Scope"] == "local"
+    assert api.ask("POST", "/volumes/create", body).json == made.json
+    listed = api.ask("GET", f"/volumes?{filters(label=['a=b'], name=[volume])}").json
+    assert [one["Name"] for one in listed["Volumes"]] == [volume]
+    assert api.ask("GET", f"/volumes/{volume}").json == made.json
+
+
+def test_a_volume_in_use_is_not_removed(api: Client, image: str, name: str, volume: str) -> None:
+    host = {"NetworkMode": "none", "Binds": [f"{volume}:/data"]}
+    made = api.ask("POST", f"/containers/create?name={name}", {"Image": image, "HostConfig": host})
+    identifier = made.json["Id"]
+    answer = api.ask("DELETE", f"/volumes/{volume}")
+    assert answer.status == 409
+    assert answer.message == f"remove {volume}: volume is in use - [{identifier}]"
+    usage = api.ask("GET", "/system/df?type=volume").json
+    found = next(one for one in usage["Volumes"] if one["Name"] == volume)
+    assert found["UsageData"]["RefCount"] == 1
+    assert set(usage) == {"Volumes"}
+
+
+def test_what_is_no_volume_is_refused(api: Client, volume: str) -> None:
+    assert api.ask("GET", f"/volumes/{volume}").message == f"get {volume}: no such volume"
+    assert api.ask("DELETE", f"/volumes/{volume}").status == 404
+    assert api.ask("DELETE", f"/volumes/{volume}?force=1").status == 204
+    assert api.ask("POST", "/volumes/create", {"Name": "a/b"}).status == 400
+    foreign = api.ask("POST", "/volumes/create", {"Name": volume, "Driver": "nfs-driver"})
+    assert foreign.status == 404
+    cluster = api.ask("POST", "/volumes/create", {"Name": volume, "ClusterVolumeSpec": {}})
+    assert cluster.status == 503
+
+
+def test_prune_takes_named_volumes_only_when_all_are_meant(api: Client, volume: str) -> None:
+    api.ask("POST", "/volumes/create", {"Name": volume, "Labels": {"prune": volume}})
+    label = [f"prune={volume}"]
+    some = api.ask("POST", f"/volumes/prune?{filters(label=label)}").json
+    assert some["VolumesDeleted"] is None
+    every = api.ask("POST", f"/volumes/prune?{filters(label=label, all=['true'])}").json
+    assert every["VolumesDeleted"] == [volume]
+
+
+# ---- events -------------------------------------------------------------------------------
+
+
+def test_events_come_while_they_happen(api: Client, net: str) -> None:
+    with api.socket() as sock:
+        path = f"/v1.51/events?{filters(type=['network'])}"
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: d\r\n\r\n".encode())
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += sock.recv(65536)
+        identifier = make_network(api, net)
+        while identifier.encode() not in received:
+            piece = sock.recv(65536)
+            assert piece, received
+            received += piece
+    event = json.loads(next(line for line in received.split(b"\n") if identifier.encode() in line))
+    assert (event["Type"], event["Action"]) == ("network", "create")
+    assert event["Actor"]["Attributes"] == {"name": net, "type": "bridge"}
+
+
+def test_past_events_have_docker_s_form(api: Client, image: str, name: str) -> None:
+    begun = time.time() - 1
+    body = {"Image": image, "Labels": {"colour": name}, "HostConfig": {"NetworkMode": "none"}}
+    identifier = api.ask("POST", f"/containers/create?name={name}", body).json["Id"]
+    chosen = filters(container=[name], event=["create"], label=[f"colour={name}"])
+    answer = api.ask("GET", f"/events?since={begun}&until={time.time() + 0.5}&{chosen}")
+    (line,) = answer.body.splitlines()
+    event = json.loads(line)
+    assert event["id"] == event["Actor"]["ID"] == identifier
+    assert event["status"] == event["Action"] == "create"
+    assert event["from"] == event["Actor"]["Attributes"]["image"] == image
+    assert event["scope"] == "local"
+    assert event["timeNano"] // 10**9 == event["time"]
+    other = filters(container=["another"])
+    assert api.ask("GET", f"/events?since={begun}&until={time.time()}&{other}").body == b""
+    assert api.ask("GET", f"/events?{filters(nonsense=['x'])}").status == 400
+
+
+# ---- what one host has not ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs"]
+)
+def test_one_host_is_no_swarm_manager(api: Client, path: str) -> None:
+    answer = api.ask("GET", path)
+    assert answer.status == 503
+    assert answer.message.startswith("This node is not a swarm manager.")
+
+
+def test_there_are_no_plugins(api: Client) -> None:
+    assert api.ask("GET", "/plugins").json == []
+    assert api.ask("GET", "/plugins/x/y/json").status == 404
