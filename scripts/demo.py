@@ -18,7 +18,10 @@ import time
 from pathlib import Path
 
 HUTCH = Path(sys.executable).parent / "hutch"
-TELL = ". /etc/os-release 2>/dev/null; echo ${PRETTY_NAME:-busybox} on Linux $(uname -r)"
+TELL = (
+    "[ ! -r /etc/os-release ] || . /etc/os-release;"
+    "echo ${PRETTY_NAME:-busybox} on Linux $(uname -r)"
+)
 
 PYTHON = """
 import hutch

@@ -97,6 +97,13 @@ def test_where_namespaces_are_refused_a_container_names_the_way_out(machines: Hu
     assert "this host refuses containers" in done.stderr and "--vm" in done.stderr
 
 
+@requires("mmdebstrap")
+def test_where_namespaces_are_refused_packages_are_not_for_a_user(machines: Hutch) -> None:
+    done = machines("image", "bootstrap", "-q", "debian:bookworm", refusing=True)
+    assert done.returncode == 1
+    assert "lets this user make no namespaces" in done.stderr and "busybox" in done.stderr
+
+
 def test_where_namespaces_are_refused_auto_takes_a_machine_and_says_why(
     machines: Hutch,
 ) -> None:

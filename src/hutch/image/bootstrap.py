@@ -180,9 +180,21 @@ def _write_suite(
     )
     if done.returncode != 0:
         output = done.stderr.decode(errors="replace")
+        if _was_refused(output):
+            raise Unsupported(
+                f"{base.reference}: this host lets this user make no namespaces, which installing "
+                "packages without root takes",
+                hint="run as root, or bootstrap busybox, which needs none",
+            )
         if "No space left on device" in output or _is_full(tar.fileno()):
             raise explain(OSError(errno.ENOSPC, "no space left on device"), base.reference)
         raise _failure(base, output)
+
+
+def _was_refused(output: str) -> bool:
+    """Tell whether mmdebstrap was refused a user namespace; where there may be none of them, the
+    kernel says that there is no space."""
+    return os.geteuid() != 0 and re.search(r"\bunshare\b[^\n]*failed", output) is not None
 
 
 def _is_full(fd: int) -> bool:
