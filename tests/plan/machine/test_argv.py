@@ -44,7 +44,7 @@ from hutch.plan.machine.version import QemuVersion, parse_version
 from hutch.process.run import run_command, spawn
 from hutch.qmp import Monitor, blocks, descriptors, devices, machine, migration
 from tests.plan.machine.configurations import CONFIGURATIONS, RealHardware, StatedHardware
-from tests.requires import requires
+from tests.requires import live_qemu, requires
 
 HERE = Path(__file__).parent
 VERSIONS = {"7.2": QemuVersion(7, 2, 22), "10.0": QemuVersion(10, 0, 2)}
@@ -122,6 +122,22 @@ def test_qemu_accepts_it(name: str, tmp_path: Path) -> None:
         except HutchError as exc:
             exc.add_note((tmp_path / "log").read_text())
             raise
+
+
+@pytest.mark.versions
+@requires("live-qemu", "root")
+@pytest.mark.integration
+def test_qemu_takes_devices_that_come_opened(tmp_path: Path) -> None:
+    qemu = str(live_qemu())
+    with ExitStack() as stack:
+        hardware = RealHardware(tmp_path, stack, tiny_guest())
+        made = CONFIGURATIONS["devices-opened"](hardware)
+        version = parse_version(run_command([qemu, "--version"]).stdout.decode())
+        argv = machine_arguments(made, version=version, qemu=qemu)
+        done = run_command(argv, pass_fds=hardware.fds, timeout_s=60)
+    # These are sockets: it gets as far as giving one to the other.
+    wanted = f"error bind device fd={made.host_devices[0].file.fd} to iommufd={made.iommu.fd}"  # type: ignore[union-attr]
+    assert wanted in done.stderr.decode()
 
 
 # ---- what does not fit ----------------------------------------------------------------
