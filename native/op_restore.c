@@ -14,10 +14,15 @@ enum { FD_TALK = 3, FD_STREAMS = 10, FD_NETWORK = 13, FD_WORK = 200 };
 
 /* CRIU's protocol, images/rpc.proto: requests and responses are protobuf messages. */
 enum { REQ_RESTORE = 2, REQ_NOTIFY = 6 };
-enum { RESP_TYPE = 1, RESP_SUCCESS = 2, RESP_RESTORE = 4, RESTORE_PID = 1 };
+enum { RESP_TYPE = 1, RESP_SUCCESS = 2, RESP_RESTORE = 4, RESP_NOTIFY = 5 };
+enum { RESTORE_PID = 1, NOTIFY_SCRIPT = 1 };
+
+/* The step at which all is restored and nothing runs yet. */
+static const char last_step[] = "pre-resume";
 
 struct response {
 	uint64_t type, success, pid;
+	bool is_last_step;
 };
 
 /* Put a mount on a path of the host, which is there, in this process's mount namespace. */
@@ -108,6 +113,10 @@ static struct response read_response(const uint8_t *data, size_t len)
 		else if (number == RESP_RESTORE && next_field(&body, &number, &value, &none) &&
 			 number == RESTORE_PID)
 			out.pid = value;
+		else if (number == RESP_NOTIFY && next_field(&body, &number, &value, &none) &&
+			 number == NOTIFY_SCRIPT)
+			out.is_last_step = none.end - none.at == sizeof(last_step) - 1 &&
+					   !memcmp(none.at, last_step, sizeof(last_step) - 1);
 	}
 	return out;
 }
@@ -140,10 +149,11 @@ static int receive(struct launch *l, int talk, struct response *out)
 }
 
 /* Ask for the restore and agree to every step of it; return the first process's number. */
-static int converse(struct launch *l, int talk, const uint8_t *request, uint32_t len)
+static int converse(struct launch *l, int talk, const uint8_t *request, uint32_t len,
+		    int32_t hold)
 {
 	static const uint8_t agreed[] = { 1 << 3, REQ_NOTIFY, 3 << 3, true };
-	struct response response;
+	struct response response = { 0 };
 
 	if (send(talk, request, len, MSG_NOSIGNAL) != (ssize_t)len)
 		return -1;
@@ -152,6 +162,10 @@ static int converse(struct launch *l, int talk, const uint8_t *request, uint32_t
 			return -1;
 		if (response.type != REQ_NOTIFY)
 			break;
+		if (response.is_last_step && hold >= 0) {
+			send_report(l, REPORT_SYNC, 0, hold);
+			wait_gate(l, GATE_GO);
+		}
 		if (send(talk, agreed, sizeof(agreed), MSG_NOSIGNAL) < 0)
 			return -1;
 	}
@@ -197,6 +211,7 @@ int op_restore(struct launch *l, struct reader *r)
 	const char *work = read_str(r);
 	uint32_t len;
 	const uint8_t *request = read_bytes(r, &len);
+	int32_t hold = read_i32(r);
 	int talk, criu, pid, error;
 
 	if (!argv || !env || !argv[0])
@@ -206,7 +221,7 @@ int op_restore(struct launch *l, struct reader *r)
 	criu = start_criu(l, argv, env, work, &talk);
 	if (criu < 0 || !send_report(l, REPORT_AIDE, 0, criu))
 		return -1;
-	pid = converse(l, talk, request, len);
+	pid = converse(l, talk, request, len, hold);
 	error = errno;
 	close(talk);
 	if (pid < 0)

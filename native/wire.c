@@ -16,7 +16,7 @@ static const char *const shapes[OP_COUNT] = {
 	[OP_SCHEDULER] = "iu", [OP_CAPABILITIES] = "qqqqq", [OP_USER] = "uuUu",
 	[OP_UMASK] = "u", [OP_NO_NEW_PRIVS] = "", [OP_SECCOMP] = "bu", [OP_CHDIR] = "suuu",
 	[OP_CLOSE_RANGE] = "u", [OP_EXEC] = "SSus", [OP_INHERIT] = "U",
-	[OP_REST] = "u", [OP_ATTACH] = "is", [OP_RESTORE] = "SSsb",
+	[OP_REST] = "u", [OP_ATTACH] = "is", [OP_RESTORE] = "SSsbi",
 };
 
 static const uint8_t *take(struct reader *r, size_t n)

@@ -27,6 +27,7 @@ KILLED = """
 import os, signal, sys
 import hutch.engine.migrate, hutch.engine.migrate_receive, hutch.engine.migrate_settle
 import hutch.engine.migrate_send, hutch.engine.migrate_live, hutch.engine.migrate_land
+import hutch.engine.migrate_container
 import hutch.drivers.vm.landing
 where, when = sys.argv[1], sys.argv[2]
 sys.argv[1:3] = []

@@ -156,8 +156,8 @@ AT_THE_SOURCE = [
     ("_Journey.copy_disk", "after"),
     ("_Journey.copy_memory", "after"),
     ("_Journey.switch", "after"),
-    ("_decide", "before"),
-    ("_decide", "after"),
+    ("decide", "before"),
+    ("decide", "after"),
     ("_Journey.commit", "before"),
 ]
 
@@ -221,7 +221,7 @@ def test_a_target_that_is_killed_when_it_is_up_has_it(
 ) -> None:
     """Its starter dies before it has written down that the machine runs there."""
     before = len(said(source))
-    where = "hutch.engine.migrate_land:_activate"
+    where = "hutch.engine.migrate_land:activate_running"
     source.migrate("moved", once_killed(target, tmp_path, where, "before"))
     goes_on_there(source, target, before)
     end(target)
@@ -275,7 +275,7 @@ def test_a_qemu_that_is_killed_leaves_the_other(
             source.migrate("moved", target.destination)
     goes_on_here(source, target)
     before = len(said(source))
-    decide = migrate_live._decide
+    decide = migrate_live.decide
 
     def kill_source(context: Context, migration: MigrationRecord) -> MigrationRecord:
         decided = decide(context, migration)
@@ -283,7 +283,7 @@ def test_a_qemu_that_is_killed_leaves_the_other(
         return decided
 
     with monkeypatch.context() as patch:
-        patch.setattr(migrate_live, "_decide", kill_source)
+        patch.setattr(migrate_live, "decide", kill_source)
         source.migrate("moved", target.destination)
     goes_on_there(source, target, before)
     end(target)
@@ -308,7 +308,7 @@ def test_ctrl_c_a_failure_and_a_time_limit_leave_it_here(
     def fail(*_: object) -> None:
         raise OSError(28, "injected")
 
-    monkeypatch.setattr(migrate_live, "_decide", fail)
+    monkeypatch.setattr(migrate_live, "decide", fail)
     with pytest.raises(OSError, match="injected"):
         source.migrate("moved", target.destination)
     goes_on_here(source, target)

@@ -88,8 +88,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     indexes of a virtual machine's tap devices in that namespace, one for each of
     `endpoints`, and empty for a container. With `saved` the program is not started: it goes
     on, with the memory that it had; so it does with `arrival`, and its network cards stay
-    unplugged until `Movable.plug_in`. `host_devices` are the addresses of PCI devices that a
-    virtual machine gets whole. `progress` is told of work that takes seconds.
+    unplugged until `Movable.plug_in`. `before_go` is called when a saved container is back and
+    nothing of it runs yet; what it raises undoes the start. `host_devices` are the addresses of
+    PCI devices that a virtual machine gets whole. `progress` is told of work that takes seconds.
     """
 
     id: str
@@ -109,6 +110,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     join: dict[str, int] = {}
     saved: SavedState | ForkedState | None = None
     arrival: Arrival | None = None
+    before_go: Callable[[], None] | None = None
     endpoints: tuple[Endpoint, ...] = ()
     host_devices: tuple[str, ...] = ()
     attach_network: Callable[[int, Sequence[int]], None] | None = None

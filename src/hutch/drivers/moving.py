@@ -14,7 +14,8 @@ import msgspec
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["Arrival", "CopyState", "Departure", "Landing", "Movable", "Streams"]
+__all__ = ["Arrival", "CopyState", "Departure", "Held", "Holdable", "Landing", "Movable"]
+__all__ += ["Streams"]
 
 
 class Streams(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,4 +175,25 @@ class Movable(Protocol):
 
     def answers(self, identifier: str) -> bool:
         """Tell whether what is inside an instance that runs is heard of."""
+        ...
+
+
+class Held(Protocol):
+    """A running instance that stands still to be saved."""
+
+    def save_memory(self, target: str) -> None:
+        """Save its processes to an empty directory."""
+        ...
+
+    def let_go(self) -> None:
+        """Leave it standing still from now on, until somebody ends or awakens it."""
+        ...
+
+
+@runtime_checkable
+class Holdable(Protocol):
+    """A driver whose instances go to another host as what is saved of them."""
+
+    def hold_still(self, identifier: str) -> AbstractContextManager[Held]:
+        """Stop a running instance; leaving the block before `let_go` lets it go on."""
         ...

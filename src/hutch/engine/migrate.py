@@ -13,12 +13,13 @@ from contextlib import ExitStack
 import msgspec
 
 import hutch
+from hutch.drivers.base import Savable
 from hutch.drivers.moving import Streams
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
-from hutch.engine.migrate_live import LiveOptions, move_live
+from hutch.engine.migrate_live import LiveOptions, LiveResult, move_live
 from hutch.engine.migrate_send import Sender
 from hutch.engine.migrate_settle import abandon, complete, find, migration_lock, put, take_back
 from hutch.engine.records import INSTANCES, InstanceRecord
@@ -42,7 +43,8 @@ _AT_REST = (State.CREATED, State.EXITED, State.SUSPENDED)
 
 class Migrated(msgspec.Struct, frozen=True, kw_only=True):
     """A migration that is done. `id` is the instance's at the target; `sent` counts bytes;
-    `way` is how: `cold`, `stop-and-copy`, `pre-copy` or `post-copy`.
+    `way` is how: `cold`, `stop-and-copy`, `pre-copy` or `post-copy`, or of a container that
+    ran `checkpoint`.
 
     `downtime_s` is how long a running machine stood still, `offline_s` until it was back in
     its networks (with `stop-and-copy` one is the other); both are 0 for one at rest.
@@ -95,7 +97,8 @@ def migrate(
     there = parse_destination(destination, context.root)
     live = live or LiveOptions()
     record = current(context, identifier)
-    _check_state(record)
+    _check_state(context, record)
+    _check_options(record, live)
     obstacle = _why_not_live(context, record)
     if obstacle and required:
         raise Unsupported(f"{required}: {obstacle}")
@@ -131,6 +134,8 @@ def _why_not_live(context: Context, record: InstanceRecord) -> str:
     """Return why an instance cannot be copied while it runs; nothing if it can."""
     if record.state != State.RUNNING:
         return "it does not run"
+    if record.spec.isolation != "vm":
+        return ""  # by CRIU, which was asked before
     machine = context.machines.record(record.id)
     if machine is None:
         return "it is no machine"
@@ -154,7 +159,12 @@ def _live(
     options: LiveOptions,
 ) -> Migrated:
     """Copy it while it runs, and settle what comes after the decision."""
-    result = move_live(context, there, wire, sender, token, options)
+    if sender.record.spec.isolation == "vm":
+        result = move_live(context, there, wire, sender, token, options)
+    else:
+        from hutch.engine.migrate_container import move_container
+
+        result = move_container(context, there, wire, sender, token)
     problem = ""
     if result.lost is None:
         complete(context, result.migration, wire)
@@ -167,7 +177,7 @@ def _live(
         id=result.id,
         destination=there.text,
         sent=result.sent,
-        way="post-copy" if result.post_copied else "pre-copy",
+        way=_way(sender, result),
         downtime_s=result.downtime_s,
         offline_s=result.offline_s,
         passes=result.passes,
@@ -175,7 +185,13 @@ def _live(
     )
 
 
-def _check_state(record: InstanceRecord) -> None:
+def _way(sender: Sender, result: LiveResult) -> str:
+    if sender.record.spec.isolation != "vm":
+        return "checkpoint"
+    return "post-copy" if result.post_copied else "pre-copy"
+
+
+def _check_state(context: Context, record: InstanceRecord) -> None:
     if record.spec.machine.from_disk is not None:
         raise Unsupported(
             f"migration of {record.name}: hutch does not move machines that start from a disk",
@@ -187,13 +203,29 @@ def _check_state(record: InstanceRecord) -> None:
             hint="stop it first; the target needs the key's file, or the key at its start",
         )
     if record.state == State.RUNNING and record.spec.isolation != "vm":
-        raise Unsupported(
-            f"live migration of container {record.name}: needs CRIU, which hutch does not drive",
-            hint="stop it first, or run it with --vm",
-        )
+        driver = context.containers
+        assert isinstance(driver, Savable)
+        try:
+            driver.check_savable(record.spec)
+        except Unsupported as exc:
+            raise Unsupported(
+                f"live migration of container {record.name}: {exc.message}",
+                hint=f"stop it first; {exc.hint}" if exc.hint else "stop it first",
+            ) from exc
     if record.state not in (*_AT_REST, State.RUNNING):
         hint = "unpause it first" if record.state == State.PAUSED else None
         raise WrongState(f"instance {record.name} is {record.state}: cannot be migrated", hint=hint)
+
+
+def _check_options(record: InstanceRecord, live: LiveOptions) -> None:
+    """Refuse what only a machine's memory has."""
+    streams = live.streams
+    if record.spec.isolation != "vm" and (streams.post_copy or streams.channels):
+        option = "post-copy" if streams.post_copy else "parallel"
+        raise Unsupported(
+            f"--{option} of container {record.name}: CRIU saves its memory as a whole",
+            hint="leave the option out, or run it with --vm",
+        )
 
 
 def _offer(sender: Sender, token: str, with_volumes: bool, streams: Streams | None) -> None:

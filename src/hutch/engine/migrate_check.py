@@ -42,7 +42,11 @@ def obstacles(context: Context, offer: Offer, record: InstanceRecord) -> list[st
         found += machine_obstacles(context, offer, record)
     for network in record.spec.networks:
         _check_network(context, network, found)
-    if offer.live is not None:
+    if offer.criu is not None:
+        from hutch.engine.migrate_container import criu_obstacles
+
+        found += criu_obstacles(context, offer.criu, record)
+    if offer.live is not None or offer.criu is not None:
         _check_ports(record, found)
     _check_mounts(context, offer, record, found)
     _check_room(context, offer, found)

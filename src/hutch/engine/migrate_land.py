@@ -19,7 +19,7 @@ from hutch.engine.context import Context
 from hutch.engine.finish import refresh, refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
-from hutch.engine.migrate_settle import clear, find, put
+from hutch.engine.migrate_settle import clear, driver_of, find, put
 from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.engine.start import attachments
 from hutch.engine.start import land as start_here
@@ -32,7 +32,7 @@ from hutch.migration.wire import Wire
 from hutch.process.supervisor import Supervisor
 from hutch.spec.model import NetworkAttachment
 
-__all__ = ["carry_stream", "confirm", "decline", "land", "take_tail"]
+__all__ = ["activate_running", "carry_stream", "confirm", "decline", "kept", "land", "take_tail"]
 
 
 _END_S = 30.0
@@ -52,10 +52,10 @@ def land(context: Context, wire: Wire, migration: MigrationRecord, live: say.Liv
         streams=live.streams,
         receive=taking.receive,
     )
-    kept = _kept(attachments(record), live.addresses)
-    started, endpoints = start_here(context, record, kept, arrival)
+    had = kept(attachments(record), live.addresses)
+    started, endpoints = start_here(context, record, had, arrival)
     with started.supervisor:
-        _activate(
+        activate_running(
             context,
             migration,
             pid=started.pid,
@@ -78,20 +78,22 @@ def _plug_in(driver: Movable, migration: MigrationRecord) -> str:
     return ""
 
 
-def _kept(
+def kept(
     wanted: Sequence[NetworkAttachment], had: Sequence[say.Address]
 ) -> list[NetworkAttachment]:
     known = {address.network: address for address in had}
     made = []
     for network in wanted:
-        kept = known.get(network.name)
-        if kept is not None:
-            network = msgspec.structs.replace(network, ipv4=kept.ipv4, ipv6=kept.ipv6, mac=kept.mac)
+        before = known.get(network.name)
+        if before is not None:
+            network = msgspec.structs.replace(
+                network, ipv4=before.ipv4, ipv6=before.ipv6, mac=before.mac
+            )
         made.append(network)
     return made
 
 
-def _activate(context: Context, migration: MigrationRecord, **started: object) -> None:
+def activate_running(context: Context, migration: MigrationRecord, **started: object) -> None:
     """Record that it runs, and that it is this root's."""
     with context.store.write(durable=True) as tx:
         present = load_in(tx, migration.instance)
@@ -200,8 +202,7 @@ def confirm(context: Context, migration: MigrationRecord) -> str:
     if migration.phase == Phase.ACTIVE:
         state = refresh(context, load(context, migration.instance)).state
         return "" if state == State.RUNNING else "it has ended there, as by a power failure"
-    driver = context.driver("vm")
-    assert isinstance(driver, Movable)
+    driver = driver_of(context, migration)
     runs = migration.phase == Phase.PREPARED and _runs(context, migration)
     if not runs:
         if migration.phase != Phase.DECLINED:
@@ -209,15 +210,14 @@ def confirm(context: Context, migration: MigrationRecord) -> str:
         raise WrongState(f"instance {migration.name} never ran here")
     endpoints = context.networks.endpoints(migration.instance) if migration.cards else ()
     networks = tuple(endpoint.network for endpoint in endpoints)
-    _activate(context, migration, endpoints=networks)
-    return _plug_in(driver, migration)
+    activate_running(context, migration, endpoints=networks)
+    return _plug_in(driver, migration) if isinstance(driver, Movable) else ""
 
 
 def _runs(context: Context, migration: MigrationRecord) -> bool:
     """Tell whether its program answers; what is known of its process is recorded then."""
-    driver = context.driver("vm")
-    assert isinstance(driver, Movable)
-    if not driver.answers(migration.instance):
+    driver = driver_of(context, migration)
+    if isinstance(driver, Movable) and not driver.answers(migration.instance):
         return False
     with instance_lock(context, migration.instance):
         record = load(context, migration.instance)
@@ -230,8 +230,7 @@ def _runs(context: Context, migration: MigrationRecord) -> bool:
 
 
 def decline(context: Context, migration: MigrationRecord) -> None:
-    """End and remove a machine that never ran here, and keep it written down that it did not
+    """End and remove an instance that never ran here, and keep it written down that it did not
     until the source has heard of it."""
-    driver = context.driver("vm")
-    driver.kill_all(migration.instance)
+    driver_of(context, migration).kill_all(migration.instance)
     clear(context, put(context, migration, phase=Phase.DECLINED))

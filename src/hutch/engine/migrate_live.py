@@ -34,7 +34,7 @@ from hutch.migration.records import MigrationRecord, Phase, Role
 from hutch.migration.wire import Wire
 from hutch.records import ProgressEvent
 
-__all__ = ["LiveOptions", "LiveResult", "check_streams", "move_live"]
+__all__ = ["LiveOptions", "LiveResult", "check_streams", "decide", "move_live"]
 
 _LINK_S = 60.0
 _POLL_S = 0.02
@@ -121,7 +121,7 @@ def move_live(
         journey.copy_disk()
         journey.copy_memory()
         journey.switch()
-        migration = _decide(context, migration)
+        migration = decide(context, migration)
         departure.let_go()
         return journey.commit(arrived, migration)
 
@@ -143,7 +143,7 @@ def _migration(
     )
 
 
-def _decide(context: Context, migration: MigrationRecord) -> MigrationRecord:
+def decide(context: Context, migration: MigrationRecord) -> MigrationRecord:
     """Give it to the target: the one write that says whose it is."""
     with context.store.write(durable=True) as tx:
         record = load_in(tx, migration.instance)

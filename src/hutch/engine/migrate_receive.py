@@ -7,6 +7,7 @@ the source's decision. Until it has said `prepared`, a lost link leaves nothing 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,12 +15,14 @@ from contextlib import ExitStack
 import msgspec
 
 from hutch.decoding import decode_json
+from hutch.drivers.container.checkpoint import IMAGES as CRIU_IMAGES
 from hutch.engine.context import Context
 from hutch.engine.create import layer_size
 from hutch.engine.locking import instance_lock
 from hutch.engine.machines import prepare_machine
 from hutch.engine.migrate import hello
 from hutch.engine.migrate_check import obstacles
+from hutch.engine.migrate_container import land_container
 from hutch.engine.migrate_land import carry_stream, confirm, decline, land, take_tail
 from hutch.engine.migrate_settle import (
     activate,
@@ -46,6 +49,7 @@ from hutch.image.unpacking import ensure_unpacked, unpack_stored
 from hutch.lifecycle import State
 from hutch.linux.files import syncfs
 from hutch.migration import messages as say
+from hutch.migration.layers import take_kept
 from hutch.migration.records import MigrationRecord, Phase, Role
 from hutch.migration.streams import Pieces, unpack_changes, unpack_file
 from hutch.migration.wire import Ended, Wire
@@ -185,9 +189,17 @@ class _Incoming:
                     self._insert(final, image)
                     if offer.live is not None:
                         land(context, self._wire, find_prepared(context, offer.token), offer.live)
+                    elif offer.criu is not None:
+                        prepared = find_prepared(context, offer.token)
+                        land_container(context, self._wire, prepared, offer.criu)
             undo.pop_all()
-        if offer.live is None:
+        if not self._is_live:
             self._wire.send(say.Prepared(id=self._id))
+
+    @property
+    def _is_live(self) -> bool:
+        """Whether it runs at the source until it runs here."""
+        return self._offer.live is not None or self._offer.criu is not None
 
     def _undo(self, migration: MigrationRecord) -> None:
         """Remove it. A live machine's source may have decided meanwhile: it is to learn that
@@ -207,6 +219,7 @@ class _Incoming:
             os.close(fd)
 
     def _migration(self, phase: Phase, *, volumes: bool = False) -> MigrationRecord:
+        addresses = self._offer.live or self._offer.criu
         return MigrationRecord(
             token=self._offer.token,
             role=Role.TARGET,
@@ -214,8 +227,9 @@ class _Incoming:
             instance=self._id,
             name=self._record.name,
             volumes=tuple(sorted(self._sent_volumes())) if volumes else (),
-            live=self._offer.live is not None,
-            cards=len(self._offer.live.addresses) if self._offer.live else 0,
+            live=self._is_live,
+            cards=len(addresses.addresses) if addresses else 0,
+            isolation=self._record.spec.isolation,
         )
 
     # ---- image and kernel -------------------------------------------------------------
@@ -311,6 +325,13 @@ class _Incoming:
         match head.kind:
             case "upper":
                 self._tree(self._context.snapshots.upper(self._id), "writable layer")
+            case "ahead" if self._offer.criu is not None:
+                os.mkdir(self._ahead, 0o700)
+                self._tree(self._ahead, "writable layer")
+            case "kept" if self._offer.criu is not None:
+                upper = self._context.snapshots.upper(self._id)
+                take_kept(self._wire.stream(), self._ahead, upper)
+                shutil.rmtree(self._ahead)
             case "tail":
                 take_tail(self._wire, self._directory, head)
             case "disk" if self._offer.live is None:
@@ -328,6 +349,12 @@ class _Incoming:
             case _:
                 raise IntegrityError(f"unexpected stream {head.kind} {head.name[:80]!r}")
 
+    @property
+    def _ahead(self) -> str:
+        """Where the files of a container are that came before it stood still: where the
+        writable layer is, which may be a file system of its own."""
+        return f"{self._context.snapshots.upper(self._id)}.ahead"
+
     def _sent_volumes(self) -> set[str]:
         return {volume.name for volume in self._offer.volumes if volume.sent}
 
@@ -342,18 +369,18 @@ class _Incoming:
         """Take a file of the instance's directory: a log, or a part of a saved memory."""
         parent, slash, base = name.rpartition("/")
         is_log = not slash and (name == "log" or name.startswith("log."))
-        if not base or base.startswith(".") or not (is_log or parent == SUSPENDED):
+        parents = (SUSPENDED, f"{SUSPENDED}/{CRIU_IMAGES}")
+        if not base or base.startswith(".") or not (is_log or parent in parents):
             raise IntegrityError(f"unexpected file {name[:80]!r}")
         if slash:
-            os.makedirs(f"{self._directory}/{SUSPENDED}", 0o700, exist_ok=True)
+            os.makedirs(f"{self._directory}/{parent}", 0o700, exist_ok=True)
         unpack_file(self._wire.stream(), f"{self._directory}/{name}", limit=_MAX_FILE)
 
     def _insert(self, final: say.Prepare, image: ImageRecord) -> None:
         """See all of it onto the disk, then record it, inert."""
         context = self._context
         previous = State(final.previous)
-        live = self._offer.live is not None
-        if previous not in ((State.RUNNING,) if live else _READY_STATES):
+        if previous not in ((State.RUNNING,) if self._is_live else _READY_STATES):
             raise IntegrityError(f"an instance cannot arrive {previous}")
         self._check_whole(previous)
         self._volumes()
@@ -378,9 +405,10 @@ class _Incoming:
 
     def _check_whole(self, previous: State) -> None:
         """Raise unless everything that was promised has come."""
-        wanted = [DISK_FILE] if self._record.spec.isolation == "vm" else []
-        if previous == State.SUSPENDED:
-            wanted.append(f"{SUSPENDED}/saved.json")
+        is_machine = self._record.spec.isolation == "vm"
+        wanted = [DISK_FILE] if is_machine else []
+        if previous == State.SUSPENDED or self._offer.criu is not None:
+            wanted.append(f"{SUSPENDED}/{'saved.json' if is_machine else 'checkpoint.json'}")
         for name in wanted:
             if not os.path.exists(f"{self._directory}/{name}"):
                 raise IntegrityError(f"{name} has not come")

@@ -8,6 +8,7 @@ from typing import IO
 
 import msgspec
 
+from hutch.drivers.container.checkpoint import IMAGES as CRIU_IMAGES
 from hutch.drivers.moving import Streams
 from hutch.engine.context import Context
 from hutch.engine.lookup import load
@@ -16,6 +17,7 @@ from hutch.engine.records import SUSPENDED, InstanceRecord
 from hutch.errors import HutchError
 from hutch.host.processors import host_processor, missing_features
 from hutch.lifecycle import State
+from hutch.migration.layers import SentFiles
 from hutch.migration.messages import Address, Answer, Live, Offer, Stream, VolumeOffer
 from hutch.migration.streams import SentBlocks, pack_ahead, pack_changes, pack_file
 from hutch.migration.wire import Wire
@@ -46,6 +48,7 @@ class Sender:
         self.answer: Answer
         self.references: tuple[str, ...] = ()
         self._ahead: SentBlocks | None = None
+        self._files: SentFiles | None = None
         self._logged: dict[str, tuple[int, int]] = {}
 
     def prepare(
@@ -62,6 +65,11 @@ class Sender:
             if not context.content.has(digest)
         ]
         obstacles += _unmovable(context, record)
+        criu = None
+        if record.state == State.RUNNING and record.spec.isolation != "vm":
+            from hutch.engine.migrate_container import offer_criu
+
+            criu, streams = offer_criu(context, record), None
         if streams is not None:
             obstacles += context.machines.blockers(record.id, cards=len(record.endpoints))
         volumes: list[VolumeOffer] = []
@@ -86,6 +94,7 @@ class Sender:
             volumes=tuple(volumes),
             qemu=qemu,
             live=None if streams is None else self._live(streams),
+            criu=criu,
         )
         return obstacles
 
@@ -200,6 +209,31 @@ class Sender:
     def _directory(self) -> str:
         return str(self._context.directory(self.record.id))
 
+    # ---- a container that stands still ------------------------------------------------
+
+    def send_files_ahead(self) -> None:
+        """Send the writable layer of a container that goes on changing it."""
+        with disk_errors(f"migration of {self.record.name}"):
+            upper = self._context.snapshots.upper(self.record.id)
+            self._files = SentFiles(upper)
+            self._stream(Stream(kind="ahead"), pack_diff(upper))
+
+    def send_container(self, saved: str) -> None:
+        """Send what is saved of a container's memory, and what has changed in its files."""
+        with disk_errors(f"migration of {self.record.name}"):
+            self.send_tails()
+            for directory, _, names in os.walk(saved):
+                for name in sorted(names):
+                    path = f"{directory}/{name}"
+                    self._file("file", f"{SUSPENDED}{path.removeprefix(saved)}", path)
+            kept = self._files.unchanged() if self._files else []
+            upper = self._context.snapshots.upper(self.record.id)
+            self._stream(Stream(kind="upper"), pack_diff(upper, skip=frozenset(kept)))
+            self._stream(Stream(kind="kept"), iter([b"\0".join(kept)]))
+            for volume in self.offer.volumes:
+                if volume.sent:
+                    self._tree(volume.name)
+
     # ---- when it does not run any more ------------------------------------------------
 
     def send_instance(self, record: InstanceRecord, state: str) -> None:
@@ -249,10 +283,12 @@ class Sender:
 
     def _shown(self, head: Stream, pieces: Iterator[bytes]) -> Iterator[bytes]:
         """Tell of the pieces as they pass."""
-        item, done = head.name or self.record.name, 0
+        item, phase, done = head.name or self.record.name, f"sending {head.kind}", 0
+        if head.name.startswith(f"{SUSPENDED}/{CRIU_IMAGES}/"):
+            item, phase = self.record.name, "sending memory"  # many small files and a large one
         for piece in pieces:
             done += len(piece)
-            self.progress(ProgressEvent(item=item, phase=f"sending {head.kind}", done=done))
+            self.progress(ProgressEvent(item=item, phase=phase, done=done))
             yield piece
 
 
@@ -260,6 +296,8 @@ def _memory(context: Context, record: InstanceRecord) -> int:
     """Return the bytes that its saved memory takes, or may take."""
     if record.state == State.SUSPENDED:
         return measure(str(context.directory(record.id) / SUSPENDED)).bytes
+    if record.state == State.RUNNING and record.spec.isolation != "vm":
+        return context.containers.stats(record.id).memory.usage
     if record.state == State.RUNNING:
         from hutch.drivers.vm.limits import memory_of
 
@@ -277,7 +315,7 @@ def _unmovable(context: Context, record: InstanceRecord) -> list[str]:
     ]
     if spec.ipc_mode.startswith("container:"):
         found.append(f"ipc is joined to {spec.ipc_mode.removeprefix('container:')}")
-    if record.state == State.RUNNING:
+    if record.state == State.RUNNING and spec.isolation == "vm":
         found += [
             f"directory {mount.source} of this host is mounted in it at {mount.target} (-v); stop "
             "it first"

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import msgspec
 
+from hutch.drivers.base import Driver, Savable
 from hutch.drivers.moving import Movable
 from hutch.engine.context import Context
 from hutch.engine.finish import refresh_locked, remove_locked
@@ -37,7 +38,17 @@ from hutch.migration.wire import Wire
 from hutch.records import Transaction
 from hutch.storage.locking import file_lock
 
-__all__ = ["Declined", "abandon", "activate", "claim", "clear", "complete", "discard", "find"]
+__all__ = [
+    "Declined",
+    "abandon",
+    "activate",
+    "claim",
+    "clear",
+    "complete",
+    "discard",
+    "driver_of",
+    "find",
+]
 __all__ += ["find_prepared", "forget", "migration_lock", "put", "retake", "settle_migrations"]
 __all__ += ["take_back", "tell_commit"]
 
@@ -113,7 +124,7 @@ def abandon(context: Context, migration: MigrationRecord) -> None:
         pass
     else:
         if migration.live:
-            _run_on(context, migration.instance)
+            _run_on(context, migration)
         elif migration.resume:
             take_back(context, migration.instance)
     try:
@@ -135,13 +146,22 @@ def _restore(context: Context, migration: MigrationRecord) -> None:
             tx.put(INSTANCES, record.id, back)
 
 
-def _run_on(context: Context, identifier: str) -> None:
-    """Let a machine that never went away run on, unless it has ended meanwhile."""
-    driver = context.driver("vm")
-    assert isinstance(driver, Movable)
+def _run_on(context: Context, migration: MigrationRecord) -> None:
+    """Let an instance that never went away run on, unless it has ended meanwhile."""
+    identifier = migration.instance
+    driver = driver_of(context, migration)
     with instance_lock(context, identifier):
-        if refresh_locked(context, load(context, identifier)).state == State.RUNNING:
+        if refresh_locked(context, load(context, identifier)).state != State.RUNNING:
+            return
+        if isinstance(driver, Movable):
             driver.run_on(identifier)
+        elif isinstance(driver, Savable):
+            driver.awaken(identifier)
+
+
+def driver_of(context: Context, migration: MigrationRecord) -> Driver:
+    """Return the driver of an instance under way."""
+    return context.driver("vm" if migration.isolation == "vm" else "container")
 
 
 def retake(context: Context, migration: MigrationRecord) -> None:
@@ -195,7 +215,7 @@ def tell_commit(context: Context, migration: MigrationRecord) -> str:
 def complete(context: Context, migration: MigrationRecord, wire: Wire | None = None) -> None:
     """Remove what was given away, and let the target forget how it came."""
     if migration.live:
-        _end_here(context, migration.instance)
+        _end_here(context, migration)
     try:
         with instance_lock(context, migration.instance):
             record = load(context, migration.instance)
@@ -219,21 +239,22 @@ def complete(context: Context, migration: MigrationRecord, wire: Wire | None = N
     forget(context, migration.token)
 
 
-def _end_here(context: Context, identifier: str) -> None:
-    """End what stands still of a machine that runs elsewhere now."""
+def _end_here(context: Context, migration: MigrationRecord) -> None:
+    """End what stands still of an instance that runs elsewhere now."""
     from hutch.process.supervisor import Supervisor
 
+    identifier, driver = migration.instance, driver_of(context, migration)
     try:
         link = Supervisor.connect(f"{context.directory(identifier)}/run")
     except (FileNotFoundError, ConnectionError):
-        context.driver("vm").kill_all(identifier)
+        driver.kill_all(identifier)
         return
     with link:
         try:
             link.claim()
         except (ProcessLookupError, OutcomeUnknown):
             pass  # it has ended already
-        context.driver("vm").kill_all(identifier)
+        driver.kill_all(identifier)
         try:
             link.wait(timeout_s=_END_S)
         except OutcomeUnknown:
@@ -269,7 +290,7 @@ def discard(context: Context, migration: MigrationRecord) -> None:
 def clear(context: Context, migration: MigrationRecord) -> None:
     """Remove the instance that was prepared or half received, with what runs of it."""
     if migration.live:
-        _end_here(context, migration.instance)
+        _end_here(context, migration)
     try:
         with instance_lock(context, migration.instance):
             remove_locked(context, load(context, migration.instance), remove_volumes=True)

@@ -159,10 +159,17 @@ def _start_locked(
 
 
 def land(
-    context: Context, record: InstanceRecord, kept: Sequence[NetworkAttachment], arrival: Arrival
+    context: Context,
+    record: InstanceRecord,
+    kept: Sequence[NetworkAttachment],
+    arrival: Arrival | None = None,
+    *,
+    saved: SavedState | None = None,
+    before_go: Callable[[], None] | None = None,
 ) -> tuple[Started, list[Endpoint]]:
     """Start an instance that another host still has, with the addresses in `kept` where they
-    are to be had. Its lock is held, its record the caller's; on failure nothing runs."""
+    are to be had: a machine from its `arrival`, a container from what of it is `saved`. Its
+    lock is held, its record the caller's; on failure nothing runs."""
     driver = context.driver(record.spec.isolation)
     with ExitStack() as undo:
         placed = reserve_at_start(context, record, undo)
@@ -173,7 +180,9 @@ def land(
             launch = msgspec.structs.replace(
                 launch,
                 arrival=arrival,
-                spec=_on(launch.spec, arrival.accelerator),
+                saved=saved,
+                before_go=before_go,
+                spec=_on(launch.spec, arrival.accelerator) if arrival else launch.spec,
                 exit_command_always=True,
             )
             started = driver.start(launch)

@@ -108,6 +108,8 @@ def _ask(path: str, stamp: str) -> CriuFacts:
         if code:
             errors = [e for e in _ERROR.findall(text) if _HARMLESS not in e]
             problem = errors[0] if errors else text.strip()[-200:] or "its check fails"
+            if "Network is unreachable" in problem:
+                problem = "the loopback interface is down here: ip link set lo up"
     tracks = not problem and said("check", "--feature", "mem_dirty_track")[0] == 0
     return CriuFacts(path=path, stamp=stamp, version=version, problem=problem, tracks_memory=tracks)
 

@@ -13,7 +13,17 @@ from hutch.host.processors import HostProcessor
 from hutch.image.records import ImageRecord
 
 __all__ = ["ERRORS", "Abort", "Aborted", "Address", "Answer", "Ask", "Begin", "Begun", "Channel"]
-__all__ += ["Commit", "Committed", "Failed", "Forget", "Forgotten", "Hello", "Live", "Loaded"]
+__all__ += [
+    "Commit",
+    "Committed",
+    "Failed",
+    "Criu",
+    "Forget",
+    "Forgotten",
+    "Hello",
+    "Live",
+    "Loaded",
+]
 __all__ += ["Message", "Offer", "Opened", "Prepare", "Prepared", "Ready", "Status", "Stream"]
 __all__ += ["Switch", "Switched", "VolumeOffer", "failure"]
 
@@ -77,10 +87,19 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lacking: tuple[str, ...] = ()
 
 
+class Criu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of a container that comes with its memory: which CRIU saves it, on which kernel, and its
+    addresses."""
+
+    version: str
+    kernel: str
+    addresses: tuple[Address, ...] = ()
+
+
 class Offer(Message, frozen=True, tag="offer"):
     """Source: what would come. `instance` is the record as the source's engine has it, and
     `size` what the instance's own files take. `qemu` is the version that a saved memory needs;
-    `live` that it comes while it runs."""
+    `live` that it comes while it runs, `criu` that a container comes with its memory."""
 
     token: str
     instance: msgspec.Raw
@@ -90,6 +109,7 @@ class Offer(Message, frozen=True, tag="offer"):
     volumes: tuple[VolumeOffer, ...] = ()
     qemu: str = ""
     live: Live | None = None
+    criu: Criu | None = None
 
 
 class Answer(Message, frozen=True, tag="answer"):
@@ -101,9 +121,10 @@ class Answer(Message, frozen=True, tag="answer"):
 
 
 class Stream(Message, frozen=True, tag="stream"):
-    """Source: a byte stream follows. `kind` is blob, kernel, upper, disk, changes, file, tail
-    (what belongs behind the first `size` bytes of a log) or volume; `end`: no more of image
-    and kernel, and no bytes."""
+    """Source: a byte stream follows. `kind` is blob, kernel, ahead and upper (a layer, before it
+    stands still and then), kept (names of files that are as they came ahead), disk, changes,
+    file, tail (what belongs behind the first `size` bytes of a log) or volume; `end`: no more
+    of image and kernel, and no bytes."""
 
     kind: str
     name: str = ""

@@ -35,7 +35,7 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     be started; `resume` that it ran, and is to run again wherever it ends up; `volumes` are
     those that the target makes for it. `live` is of a machine that runs until its memory is
     there: what is at the source can go on, and what is at the target has run or never will.
-    `cards` is how many networks it is in."""
+    `cards` is how many networks it is in, `isolation` its kind."""
 
     token: str
     role: Role
@@ -48,3 +48,4 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     volumes: tuple[str, ...] = ()
     live: bool = False
     cards: int = 0
+    isolation: str = "vm"

@@ -9,11 +9,12 @@ from hutch.plan.assets import BindAsset, ContainerAssets, ExecAssets
 from hutch.plan.process import process_ops
 from hutch.spec.model import InstanceSpec, ProcessSpec, TmpfsMount, Ulimit
 
-__all__ = ["MASKED_PATHS", "READONLY_PATHS", "SYNC_IDMAP", "SYNC_NETWORK"]
+__all__ = ["MASKED_PATHS", "READONLY_PATHS", "SYNC_IDMAP", "SYNC_NETWORK", "SYNC_RESTORED"]
 __all__ += ["compile_container", "compile_exec"]
 
 SYNC_IDMAP = 0
 SYNC_NETWORK = 1
+SYNC_RESTORED = 2
 
 # What Docker hides and write-protects in proc and sysfs.
 MASKED_PATHS = (

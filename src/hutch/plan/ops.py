@@ -431,12 +431,14 @@ class Restore(Op, frozen=True, kw_only=True):
 
     `argv` ends in `swrk 3`; `request` is a criu_req of CRIU's protocol (images/rpc.proto), in
     which descriptors 10, 11 and 12 are the streams that a program would have, 13 this network
-    namespace, and 200 the directory `work`. A terminal's master goes to the supervisor."""
+    namespace, and 200 the directory `work`. A terminal's master goes to the supervisor.
+    With `hold` >= 0 it is a `Sync` of that number before what was restored runs."""
 
     argv: tuple[str, ...]
     env: tuple[str, ...]
     work: str
     request: bytes
+    hold: int = -1
 
 
 AnyOp = (

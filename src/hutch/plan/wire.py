@@ -66,7 +66,7 @@ CODES: dict[type[ops.Op], tuple[int, str]] = {
     ops.Inherit: (36, "U"),
     ops.Rest: (37, "u"),
     ops.Attach: (38, "is"),
-    ops.Restore: (39, "SSsb"),
+    ops.Restore: (39, "SSsbi"),
 }
 
 _U32 = Struct("<I").pack

@@ -10,8 +10,9 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hutch.drivers import failures
 from hutch.drivers.base import ExecRequest, ForkedState, Launch, Started
@@ -25,7 +26,13 @@ from hutch.drivers.container.processes import (
 from hutch.drivers.limits import device_rules, limits, resolve_devices
 from hutch.errors import NotFound, Unsupported, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats
-from hutch.plan.container import SYNC_IDMAP, SYNC_NETWORK, compile_container, compile_exec
+from hutch.plan.container import (
+    SYNC_IDMAP,
+    SYNC_NETWORK,
+    SYNC_RESTORED,
+    compile_container,
+    compile_exec,
+)
 from hutch.plan.ops import Plan
 from hutch.plan.wire import encode
 from hutch.process.errors import LaunchFailed
@@ -33,6 +40,9 @@ from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
 from hutch.resources.groups import InstanceGroups
 from hutch.spec.model import InstanceSpec, Resources
+
+if TYPE_CHECKING:
+    from hutch.drivers.moving import Held
 
 __all__ = ["ContainerDriver"]
 
@@ -154,6 +164,10 @@ class ContainerDriver:
             launch.attach_network(pid, ())
             supervisor.wait_sync(SYNC_NETWORK)
             supervisor.go(SYNC_NETWORK)
+        if launch.before_go is not None:
+            supervisor.wait_sync(SYNC_RESTORED, _RESTORE_S)
+            launch.before_go()
+            supervisor.go(SYNC_RESTORED)
         supervisor.wait_started(_RESTORE_S if launch.saved is not None else _START_S)
         # What CRIU brought back is another process than the one that ran it.
         return supervisor.pid or pid
@@ -248,6 +262,12 @@ class ContainerDriver:
 
         with failures.translated(f"snapshot of {identifier[:12]}"):
             save_files(self._root, self._group(identifier), identifier, target)
+
+    def hold_still(self, identifier: str) -> AbstractContextManager[Held]:
+        """Freeze a running container for the block, to be saved."""
+        from hutch.drivers.container.saving import held_still
+
+        return held_still(self._root, self._group(identifier), identifier)
 
     def awaken(self, identifier: str) -> bool:
         """Let a running container go on whose saver was killed."""

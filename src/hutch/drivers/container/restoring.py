@@ -20,6 +20,7 @@ from hutch.drivers.container.criu import criu_failure
 from hutch.errors import Unsupported
 from hutch.host.criu import CriuFacts
 from hutch.plan import ops
+from hutch.plan.container import SYNC_RESTORED
 from hutch.plan.restore import Place, compile_restore, place_of, places_of
 from hutch.process.criu import restore_request
 from hutch.process.errors import LaunchFailed
@@ -103,6 +104,7 @@ def _operation(
         env=tuple(f"{name}={value}" for name, value in ENVIRONMENT.items()),
         work=work,
         request=request,
+        hold=SYNC_RESTORED if launch.before_go is not None else -1,
     )
 
 

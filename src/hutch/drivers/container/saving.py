@@ -23,7 +23,8 @@ from hutch.spec.model import InstanceSpec
 from hutch.storage.copying import copy_tree
 from hutch.storage.snapshots import Snapshots
 
-__all__ = ["awaken", "check_savable", "fork_container", "save_container", "save_files"]
+__all__ = ["HeldContainer", "awaken", "check_savable", "fork_container", "held_still"]
+__all__ += ["save_container", "save_files"]
 
 UPPER = "upper"
 
@@ -55,39 +56,72 @@ def check_savable(root: Path, spec: InstanceSpec) -> None:
             )
 
 
+class HeldContainer:
+    """A container that stands still; see `held_still`."""
+
+    def __init__(self, root: Path, group: Group, identifier: str, lock: int) -> None:
+        self._root = root
+        self._group = group
+        self._identifier = identifier
+        self._lock = lock
+        self.is_let_go = False
+
+    def save_memory(self, target: str) -> None:
+        """Save its processes to an empty directory."""
+        run = f"{self._root}/instances/{self._identifier}/run"
+        dump(
+            load_criu(self._root / "cache"),
+            run,
+            target,
+            freezer=_freezer(self._group),
+            pids=self._group.pids(),
+            network=_has_network(run),
+            lock=self._lock,
+        )
+
+    def let_go(self) -> None:
+        """Leave it standing still from now on, until somebody ends or awakens it."""
+        self.is_let_go = True
+
+
+@contextmanager
+def held_still(root: Path, group: Group, identifier: str) -> Iterator[HeldContainer]:
+    """Freeze a container; it goes on at the end of the block unless it was let go."""
+    marker = _marker(root, identifier)
+    with _held(marker) as lock:
+        held = HeldContainer(root, group, identifier, lock)
+        try:
+            group.freeze()
+            yield held
+        finally:
+            if not held.is_let_go:
+                group.thaw()
+                os.unlink(marker)
+
+
 def save_container(
     root: Path, group: Group, identifier: str, target: str, *, end_as: str = ""
 ) -> None:
     """Save a container to an empty directory; see `hutch.drivers.base.Savable.save`."""
-    marker = _marker(root, identifier)
-    with _held(marker) as lock:
-        ended = False
-        try:
-            group.freeze()
-            _save(root, group, identifier, target, files=not end_as, lock=lock)
-            if end_as:
-                _sync_tree(target)
-                _sync_files(f"{root}/instances/{identifier}")
-                os.rename(target, end_as)
-                _sync(os.path.dirname(end_as))
-                ended = True
-                group.kill_all()
-        finally:
-            if not ended:
-                group.thaw()
-            os.unlink(marker)
+    directory = f"{root}/instances/{identifier}"
+    with held_still(root, group, identifier) as held:
+        held.save_memory(target)
+        if not end_as:
+            copy_tree(Snapshots.upper_of(directory), f"{target}/{UPPER}")
+            return
+        _sync_tree(target)
+        _sync_files(directory)
+        os.rename(target, end_as)
+        _sync(os.path.dirname(end_as))
+        held.let_go()
+        group.kill_all()
+    os.unlink(_marker(root, identifier))
 
 
 def save_files(root: Path, group: Group, identifier: str, target: str) -> None:
     """Copy the files of a running container to an empty directory, all of one moment."""
-    marker = _marker(root, identifier)
-    with _held(marker):
-        try:
-            group.freeze()
-            copy_tree(Snapshots.upper_of(f"{root}/instances/{identifier}"), f"{target}/{UPPER}")
-        finally:
-            group.thaw()
-            os.unlink(marker)
+    with held_still(root, group, identifier):
+        copy_tree(Snapshots.upper_of(f"{root}/instances/{identifier}"), f"{target}/{UPPER}")
 
 
 @contextmanager
@@ -128,25 +162,6 @@ def awaken(root: Path, group: Group, identifier: str) -> bool:
 def _marker(root: Path, identifier: str) -> str:
     """Return the file that is there while a container is being saved."""
     return f"{root}/instances/{identifier}/run/saving"
-
-
-def _save(
-    root: Path, group: Group, identifier: str, target: str, *, files: bool, lock: int
-) -> None:
-    directory = f"{root}/instances/{identifier}"
-    run = f"{directory}/run"
-    dump(
-        load_criu(root / "cache"),
-        run,
-        target,
-        freezer=_freezer(group),
-        pids=group.pids(),
-        network=_has_network(run),
-        lock=lock,
-    )
-    if files:
-        upper = Snapshots.upper_of(directory)
-        copy_tree(upper, f"{target}/{UPPER}")
 
 
 def _has_network(run: str) -> bool:

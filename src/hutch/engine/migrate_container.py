@@ -1,0 +1,193 @@
+"""Migrate a container with its memory: both sides, from the offer's answer to the decision.
+
+What can be sent while it runs is; then it is frozen, CRIU saves it, and the target brings it
+back up to where nothing runs yet. Only then does the source decide: until then it goes on here
+whatever fails, and afterwards there, or nowhere if the target declines.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+
+import msgspec
+
+from hutch.drivers.base import Savable, SavedState
+from hutch.drivers.moving import Holdable
+from hutch.engine.context import Context
+from hutch.engine.locking import instance_lock
+from hutch.engine.lookup import load
+from hutch.engine.migrate_land import activate_running, kept
+from hutch.engine.migrate_live import LiveResult, decide
+from hutch.engine.migrate_send import Sender
+from hutch.engine.migrate_settle import put
+from hutch.engine.records import SUSPENDED, InstanceRecord
+from hutch.engine.saved import require_running
+from hutch.engine.start import attachments
+from hutch.engine.start import land as start_here
+from hutch.errors import HutchError, IntegrityError, Unsupported
+from hutch.host.criu import load_criu
+from hutch.lifecycle import State
+from hutch.migration import messages as say
+from hutch.migration.links import Destination
+from hutch.migration.records import MigrationRecord, Phase, Role
+from hutch.migration.wire import Wire
+from hutch.records import ProgressEvent
+from hutch.storage.faults import disk_errors
+
+__all__ = ["criu_obstacles", "land_container", "move_container", "offer_criu"]
+
+_LEAVING = ".leaving"
+
+
+# ---- the source -----------------------------------------------------------------------------
+
+
+def offer_criu(context: Context, record: InstanceRecord) -> say.Criu:
+    """Return what the target must know of a container that comes with its memory."""
+    endpoints = context.networks.endpoints(record.id) if record.endpoints else ()
+    return say.Criu(
+        version=load_criu(context.root / "cache").version,
+        kernel=os.uname().release,
+        addresses=tuple(
+            say.Address(
+                network=endpoint.network,
+                ipv4=endpoint.ipv4,
+                ipv6=next((a.address for a in endpoint.addresses if ":" in a.address), ""),
+                mac=endpoint.mac,
+            )
+            for endpoint in endpoints
+        ),
+    )
+
+
+def move_container(
+    context: Context, there: Destination, wire: Wire, sender: Sender, token: str
+) -> LiveResult:
+    """Save it, have it brought back there, decide; the rest is the caller's to complete."""
+    identifier = sender.record.id
+    directory = context.directory(identifier)
+    leaving = directory / _LEAVING
+    with ExitStack() as stack:
+        stack.enter_context(instance_lock(context, identifier))
+        record = require_running(context, identifier, "migration")
+        migration = put(context, _migration(record, there, token))
+        sender.send_logs()
+        sender.send_files_ahead()
+        context.trash.discard(str(leaving))
+        stack.callback(context.trash.discard, str(leaving))
+        with disk_errors(f"migration of {record.name}"):
+            os.mkdir(leaving, 0o700)
+        driver = context.containers
+        assert isinstance(driver, Holdable)
+        held = stack.enter_context(driver.hold_still(identifier))
+        stopped = time.monotonic()
+        sender.progress(ProgressEvent(item=record.name, phase="saving its memory"))
+        held.save_memory(str(leaving))
+        sender.send_container(str(leaving))
+        sender.progress(ProgressEvent(item=record.name, phase="switching over"))
+        instance = msgspec.Raw(msgspec.json.encode(record))
+        wire.send(say.Prepare(instance=instance, previous=State.RUNNING, resume=True))
+        arrived = wire.expect(say.Prepared).id
+        migration = decide(context, migration)
+        held.let_go()
+    return _commit(wire, sender, arrived, migration, stopped)
+
+
+def _commit(
+    wire: Wire, sender: Sender, arrived: str, migration: MigrationRecord, stopped: float
+) -> LiveResult:
+    """Tell the target, which lets it run; what fails from now on is told, not raised."""
+    told = time.monotonic()
+    resumed = 0.0
+    lost: BaseException | None = None
+    try:
+        wire.send(say.Commit(token=migration.token))
+        resumed = wire.expect(say.Committed).resumed_s
+    except (HutchError, KeyboardInterrupt) as exc:
+        lost = exc
+    return LiveResult(
+        id=arrived,
+        migration=migration,
+        sent=sender.sent,
+        downtime_s=told - stopped + resumed,
+        offline_s=time.monotonic() - stopped,
+        passes=1,
+        post_copied=False,
+        lost=lost,
+    )
+
+
+def _migration(record: InstanceRecord, there: Destination, token: str) -> MigrationRecord:
+    return MigrationRecord(
+        token=token,
+        role=Role.SOURCE,
+        phase=Phase.SENDING,
+        instance=record.id,
+        name=record.name,
+        destination=there.text,
+        previous=State.RUNNING,
+        resume=True,
+        live=True,
+        cards=len(record.endpoints),
+        isolation=record.spec.isolation,
+    )
+
+
+# ---- the target -----------------------------------------------------------------------------
+
+
+def criu_obstacles(context: Context, offer: say.Criu, record: InstanceRecord) -> list[str]:
+    """Return why CRIU cannot bring the container back here."""
+    driver = context.containers
+    assert isinstance(driver, Savable)
+    try:
+        driver.check_savable(record.spec)
+        here = load_criu(context.root / "cache").version
+    except Unsupported as exc:
+        return [f"target: {exc.message}" + (f" ({exc.hint})" if exc.hint else "")]
+    if _numbers(here) < _numbers(offer.version):
+        return [f"CRIU {offer.version} saves it, and the target has {here}, which is older"]
+    return []
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdigit()]
+
+
+def land_container(
+    context: Context, wire: Wire, migration: MigrationRecord, offer: say.Criu
+) -> None:
+    """Bring a container back; when it returns, it runs here and the source knows. The
+    instance's lock is held."""
+    record = load(context, migration.instance)
+    saved = context.directory(record.id) / SUSPENDED
+    told = 0.0
+
+    def wait_for_decision() -> None:
+        nonlocal told
+        wire.send(say.Prepared(id=record.id))
+        if wire.expect(say.Commit).token != migration.token:
+            raise IntegrityError("the source decides about another migration")
+        told = time.monotonic()
+
+    started, endpoints = start_here(
+        context,
+        record,
+        kept(attachments(record), offer.addresses),
+        saved=SavedState(directory=str(saved)),
+        before_go=wait_for_decision,
+    )
+    resumed = time.monotonic() - told
+    with started.supervisor:
+        activate_running(
+            context,
+            migration,
+            pid=started.pid,
+            start_time=started.start_time,
+            supervisor=started.supervisor.supervisor_pid or 0,
+            endpoints=tuple(endpoint.network for endpoint in endpoints),
+        )
+    context.trash.discard(str(saved))
+    wire.send(say.Committed(resumed_s=resumed))
