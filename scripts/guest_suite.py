@@ -29,7 +29,7 @@ PACKAGES = (
     "util-linux", "zstd", KERNEL,
 )  # fmt: skip
 LIBRARIES = ("msgspec", "isal", "zstandard", "urllib3", "pytest", "_pytest", "pluggy")
-LIBRARIES += ("iniconfig", "packaging")
+LIBRARIES += ("iniconfig", "packaging", "pygments", "py", "yaml")
 NAME = "guest-suite"
 MODULES = "loop fuse ext4 xfs btrfs overlay quota_v2 zram crc32c_generic xxhash_generic"
 TESTS = (
@@ -41,10 +41,15 @@ TESTS = (
     "tests/storage/test_pools.py",
     "tests/storage/test_sealing.py",
 )
-# The agent's own groups are in the way of ours: they are left to it, and we begin at the root.
+# A container has a /dev of its own, and its /sys read-only. The tests' files are on the machine's
+# writable disk, beneath the overlay, which could not be the upper layer of another.
 INSIDE = (
     "for m in {modules}; do modprobe -q $m; done; cd /opt/hutch && "
-    "mount -t tmpfs -o size=1500M tests /tmp && "
+    "mount -t devtmpfs dev /dev && mkdir -p /dev/pts /dev/shm && "
+    "mount -t devpts -o ptmxmode=666 devpts /dev/pts && mount -t tmpfs shm /dev/shm && "
+    "mount -o remount,rw /sys && mount -o remount,rw /sys/fs/cgroup && "
+    "for d in /dev/vd?; do mount -t ext4 $d /mnt && break; done; "
+    "mkdir -p /mnt/tests && mount --bind /mnt/tests /tmp && "
     "exec env PYTHONPATH=/opt/hutch:/opt/hutch/src HUTCH_IN_GUEST=1 PYTHONDONTWRITEBYTECODE=1 "
     "python3 -m pytest -p no:cacheprovider -q {tests}"
 )
@@ -79,9 +84,9 @@ def checkout() -> bytes:
         for name in ("src", "tests", "pyproject.toml"):
             archive.add(CHECKOUT / name, f"hutch/{name}", filter=keep)
         for name in LIBRARIES:
-            package = import_module(name).__file__
-            if package is not None:
-                archive.add(Path(package).parent, f"hutch/src/{name}", filter=keep)
+            found = Path(str(import_module(name).__file__))
+            source = found.parent if found.name == "__init__.py" else found
+            archive.add(source, f"hutch/src/{source.name}", filter=keep)
     return buffer.getvalue()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hutch.cli.command import FORMAT, Command
+from hutch.cli.options import UsageError
 from hutch.cli.output import print_json, show_rows, stamp, table_lines, to_json
 from hutch.cli.prompt import confirm
 from hutch.cli.session import Invocation
@@ -154,6 +155,37 @@ def _prune(invocation: Invocation) -> int:
     return 0
 
 
+def _gc(invocation: Invocation) -> int:
+    from hutch.units import parse_duration
+
+    values = invocation.options
+    high, _, low = (values.get("watermark") or "").partition(":")
+    older = values.get("older_than")
+    report = invocation.engine.gc(
+        watermark=_percent(high) if high else None,
+        low=_percent(low) if low else None,
+        older_than=parse_duration(older, field="older-than") if older else None,
+        dry_run=invocation.flag("dry_run"),
+    )
+    if invocation.json:
+        print_json(report)
+    else:
+        for name in report.images:
+            print(name)
+        print(f"Disk: {report.before:.1f}% to {report.after:.1f}% full")
+        print(f"Total reclaimed space: {format_bytes(report.freed)}")
+    return 0 if report.reached else 1
+
+
+def _percent(text: str) -> float:
+    try:
+        return float(text.removesuffix("%"))
+    except ValueError:
+        raise UsageError(
+            f"--watermark: expected HIGH[:LOW] in percent, got {text[:40]!r}"
+        ) from None
+
+
 def _events(invocation: Invocation) -> int:
     from hutch.cli.logs import parse_time
 
@@ -297,6 +329,21 @@ COMMANDS = {
             ("volumes", "", "flag", "", "Anonymous volumes as well"),
         ),
         examples=("hutch system prune -f",),
+    ),
+    "system gc": Command(
+        handler=_gc,
+        summary="Free what nothing names; images by age, and by how full the disk is.",
+        options=(
+            ("dry-run", "", "flag", "", "Say which images would go"),
+            ("older-than", "", "text", "DURATION", "Images that no instance has used for so long"),
+            (
+                *("watermark", "", "text", "HIGH[:LOW]"),
+                "Where the disk is fuller than HIGH percent, unused images until it is at LOW",
+            ),
+        ),
+        epilog="Of unused images those go first that were used longest ago. Instances, volumes "
+        "and snapshots are never touched. Exits with 1 where the watermark was not reached.",
+        examples=("hutch system gc --older-than 7d", "hutch system gc --watermark 85:75"),
     ),
     "system check": Command(
         handler=_check,

@@ -18,6 +18,7 @@ from hutch.engine.results import (
     Completed,
     DiskUsage,
     Event,
+    GcReport,
     InstanceInfo,
     PruneReport,
     ReconcileReport,
@@ -427,6 +428,29 @@ class Engine:
         from hutch.engine.system import df
 
         return df(self._context)
+
+    def gc(
+        self,
+        *,
+        watermark: float | None = None,
+        low: float | None = None,
+        older_than: float | None = None,
+        dry_run: bool = False,
+    ) -> GcReport:
+        """Free what nothing names and what dead processes left, and let pools give back what
+        they do not use.
+
+        With `older_than` (seconds) images go that no instance has used for so long. With
+        `watermark` (percent of the root's disk) images that no instance uses go when it is
+        fuller than that, those used longest ago first, until it is less full than `low`
+        (5 below, by default). Both together: the old ones, as far as is needed. Instances,
+        volumes and snapshots are never touched.
+        """
+        from hutch.engine.gc import collect
+
+        return collect(
+            self._context, watermark=watermark, low=low, older_than_s=older_than, dry_run=dry_run
+        )
 
     def prune(
         self,

@@ -16,6 +16,7 @@ import msgspec
 
 from hutch.drivers.base import Losable
 from hutch.engine.context import Context
+from hutch.engine.gc import note_use
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
 from hutch.engine.mounts import close_volumes, release_mounts
@@ -333,6 +334,7 @@ def _erase(
             context.kernels.forget(tx, record.id)
         tx.delete(INSTANCES, record.id)
         tx.delete(NAMES, record.name)
+        note_use(tx, record.image_id)
         held = tx.delete(RESERVATIONS, record.id)
         if died:
             _died(tx, record)

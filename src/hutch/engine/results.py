@@ -22,6 +22,7 @@ __all__ = [
     "NetworkUsage",
     "ProcessTable",
     "PruneReport",
+    "GcReport",
     "ReconcileReport",
     "SystemInfo",
     "UsageRow",
@@ -207,6 +208,17 @@ class PruneReport(msgspec.Struct, frozen=True, kw_only=True):
     templates: int = 0
     build_cache: int = 0
     reclaimed: int = 0
+
+
+class GcReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a collection did: how full the root's disk was before and after (percent), the
+    images that went, the bytes freed, and whether the watermark was reached."""
+
+    before: float
+    after: float
+    images: tuple[str, ...] = ()
+    freed: int = 0
+    reached: bool = True
 
 
 class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True):

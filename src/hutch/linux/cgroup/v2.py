@@ -159,9 +159,12 @@ class V2Hierarchy:
         """Give the children of a group its controllers, those that can be given."""
         offered = files.read_text(f"{path}/cgroup.controllers").split()
         given = files.read_text(f"{path}/cgroup.subtree_control").split()
-        for controller in _SWITCHED:
-            if controller not in offered or controller in given:
-                continue
+        wanted = [name for name in _SWITCHED if name in offered and name not in given]
+        # Beneath the real root, which has no type, some can be switched on with processes in
+        # the group, which then becomes a threaded one: nothing beneath it may have memory.
+        if wanted and os.path.exists(f"{path}/cgroup.type") and self._has_processes(path):
+            self._vacate(path)
+        for controller in wanted:
             try:
                 files.write_text(f"{path}/cgroup.subtree_control", f"+{controller}")
             except OSError as exc:
@@ -171,6 +174,15 @@ class V2Hierarchy:
                 # see "No Internal Process Constraint" in cgroup-v2.rst.
                 self._vacate(path)
                 files.write_text(f"{path}/cgroup.subtree_control", f"+{controller}")
+
+    @staticmethod
+    def _has_processes(path: str) -> bool:
+        try:
+            return bool(files.read_text(f"{path}/cgroup.procs").split())
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:  # it is a threaded one already
+                raise
+            return False
 
     def _vacate(self, path: str) -> None:
         leaf = f"{path}/{_HOST_LEAF}"
