@@ -94,6 +94,7 @@ class Docker:
     """The docker command against the bench's own daemon."""
 
     def __init__(self, socket: Path) -> None:
+        self.socket = socket
         self._base = ["/usr/bin/docker", "--host", f"unix://{socket}"]
 
     def __call__(self, *arguments: str) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from bench.builds import BUILD_CASES
 from bench.cases import CASES, peers
+from bench.docker_api import DOCKER_API_CASES
 from bench.jobs import JOB_CASES
 from bench.machines import MACHINE_CASES, fetch_kernel, has_kernel, remove_kernel
 from bench.measure import Row, render
@@ -26,7 +27,13 @@ from bench.stage import enter_namespaces, is_inside, stage
 Case = Callable[..., Row | list[Row]]
 _ON_MACHINES: dict[str, Case] = {**MACHINE_CASES, **MIGRATION_CASES}
 _WITHOUT_PEERS: dict[str, Case] = {**DISK_CASES, **_ON_MACHINES, **SCHED_CASES, **JOB_CASES}
-_CASES: dict[str, Case] = {**CASES, **BUILD_CASES, **PULL_CASES, **_WITHOUT_PEERS}
+_CASES: dict[str, Case] = {
+    **CASES,
+    **BUILD_CASES,
+    **DOCKER_API_CASES,
+    **PULL_CASES,
+    **_WITHOUT_PEERS,
+}
 
 
 def _arguments() -> argparse.Namespace:

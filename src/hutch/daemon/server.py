@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ __all__ = ["run_daemon"]
 Reload = Callable[[], "DaemonConfig"]
 
 _BUFFER = 256 << 10
+_DESCRIPTORS = 65_536
 _LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -36,6 +38,7 @@ def run_daemon(engine: Engine, config: DaemonConfig, *, insecure: bool, reload: 
     configuration has `live-restore` false. At SIGHUP `reload` reads the configuration anew."""
     _start_log(config)
     log = logging.getLogger("hutch.daemon")
+    _allow_clients()
     with ExitStack() as stack:
         _hold_root(stack, engine)
         listeners = _listeners(config, insecure)
@@ -48,6 +51,15 @@ def run_daemon(engine: Engine, config: DaemonConfig, *, insecure: bool, reload: 
         asyncio.run(_Server(engine, config, reload).run(listeners))
     log.info("ended")
     return 0
+
+
+def _allow_clients() -> None:
+    """Have room for the descriptors of many clients, two for each that is attached. What is
+    started here has the same limit unless it asks for another, as with Docker."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _start_log(config: DaemonConfig) -> None:

@@ -107,7 +107,32 @@ def test_a_taken_name_is_a_conflict(api: Client, name: str, image: str) -> None:
     create(api, name, image, "true")
     answer = api.ask("POST", f"/containers/create?name={name}", {"Image": image, "Cmd": ["true"]})
     assert answer.status == 409
-    assert name in answer.message
+    assert f'The container name "/{name}" is already in use by container' in answer.message
+
+
+def test_a_network_that_is_not_there_is_no_missing_image(api: Client, image: str) -> None:
+    host = {"NetworkMode": "nowhere"}
+    body = {"Image": image, "Cmd": ["true"], "HostConfig": host}
+    answer = api.ask("POST", "/containers/create", body)
+    assert answer.status == 400
+    assert "nowhere" in answer.message
+
+
+def test_a_port_that_is_taken_is_told_in_dockers_words(api: Client, name: str, image: str) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    host = {"NetworkMode": "bridge", "PortBindings": {"80/tcp": [{"HostPort": port}]}}
+    create(api, f"{name}-1", image, "sleep", "1000", HostConfig=host)
+    create(api, f"{name}-2", image, "sleep", "1000", HostConfig=host)
+    start(api, f"{name}-1")
+    answer = api.ask("POST", f"/containers/{name}-2/start")
+    assert answer.status == 500
+    assert f"Bind for 0.0.0.0:{port} failed: port is already allocated" in answer.message
+    ports = api.ask("GET", f"/containers/{name}-1/json").json["NetworkSettings"]["Ports"]
+    assert {"HostIp": "0.0.0.0", "HostPort": port} in ports["80/tcp"]
 
 
 def test_removal_of_what_runs_needs_force(api: Client, name: str, image: str) -> None:

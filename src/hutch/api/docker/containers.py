@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from hutch.api.docker.creating import options_of, resource_options, restart_text
-from hutch.api.docker.errors import ApiError
+from hutch.api.docker.errors import ApiError, message_of
 from hutch.api.docker.naming import find_container
 from hutch.api.docker.replies import Answer, empty, json_reply
 from hutch.api.docker.routing import Route
@@ -15,7 +15,7 @@ from hutch.api.docker.shapes import container_summary, inspect_container
 from hutch.api.docker.times import parse_time
 from hutch.api.docker.wire import ContainerBody, UpdateBody
 from hutch.engine import Instance
-from hutch.errors import Busy, HutchError, InvalidArgument, NotFound, WrongState
+from hutch.errors import AlreadyExists, Busy, HutchError, InvalidArgument, NotFound, WrongState
 from hutch.lifecycle import State
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ async def _create(request: Request) -> Answer:
         instance = await front.call_undoing(call, _discard)
     except NotFound as exc:
         raise _missing(body.image, exc) from exc
+    except AlreadyExists as exc:
+        raise await _conflict(request, name, exc) from exc
     front.journal.poke()
     return json_reply({"Id": str(instance.id), "Warnings": []}, 201)
 
@@ -68,9 +70,24 @@ async def _create(request: Request) -> Answer:
 def _missing(image: str, exc: NotFound) -> HutchError:
     """Tell a missing image in the words by which clients know that they have to pull it."""
     if "image" not in exc.message and image not in exc.message:
-        return exc
+        # At a 404 clients pull the image and try again: of anything else it must be another.
+        return ApiError(400, message_of(exc))
     named = image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
     return ApiError(404, f"No such image: {named}")
+
+
+async def _conflict(request: Request, name: str, exc: AlreadyExists) -> HutchError:
+    """Tell a taken name in the words that clients look for."""
+    try:
+        holder = await request.front.call(request.front.engine.get, name)
+    except NotFound:
+        return exc
+    return ApiError(
+        409,
+        f'Conflict. The container name "/{name}" is already in use by container '
+        f'"{holder.id}". You have to remove (or rename) that container to be able to reuse '
+        "that name.",
+    )
 
 
 def _discard(instance: Instance) -> None:
@@ -213,7 +230,10 @@ async def _rename(request: Request) -> Answer:
     name = request.query.text("name").removeprefix("/")
     if not name:
         raise ApiError(400, "Neither old nor new names may be empty")
-    await request.front.call(instance.rename, name)
+    try:
+        await request.front.call(instance.rename, name)
+    except AlreadyExists as exc:
+        raise await _conflict(request, name, exc) from exc
     return empty()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from hutch.api.docker.errors import ApiError, NotModified
 from hutch.api.docker.naming import find_container
 from hutch.api.docker.replies import Answer, Stream, empty, encode
 from hutch.api.docker.routing import Route
-from hutch.errors import InvalidArgument, NotFound, WrongState
+from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, WrongState
 from hutch.lifecycle import State
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ROUTES"]
 
 _LIVE = (State.RUNNING, State.PAUSED)
+_PUBLISHED = re.compile(r"(\S+):(\d+)/\w+ is already published")
 _CONDITIONS = ("not-running", "next-exit", "removed")
 
 
@@ -29,9 +31,24 @@ async def _start(request: Request) -> Answer:
     await request.read()  # clients before 1.24 sent a HostConfig
     if request.query.text("checkpoint"):
         raise ApiError(501, "checkpoints are not supported")
-    if not await request.front.lives.start(instance.id):
+    if not await _begin(request, instance):
         raise NotModified
     return empty()
+
+
+async def _begin(request: Request, instance: Instance) -> bool:
+    try:
+        return await request.front.lives.start(instance.id)
+    except (AlreadyExists, Busy) as exc:
+        taken = _PUBLISHED.search(exc.message)
+        if taken is None:
+            raise
+        where = taken[1] if taken[1] != "*" else "0.0.0.0"
+        raise ApiError(
+            500,
+            f"driver failed programming external connectivity on endpoint {instance.name}: "
+            f"Bind for {where}:{taken[2]} failed: port is already allocated",
+        ) from exc
 
 
 async def _stop(request: Request) -> Answer:
@@ -58,7 +75,7 @@ async def _slowly(request: Request, call: functools.partial[None]) -> None:
 async def _restart(request: Request) -> Answer:
     instance = await find_container(request)
     await _slowly(request, functools.partial(instance.stop, *_stop_options(request)))
-    await request.front.lives.start(instance.id)
+    await _begin(request, instance)
     await request.front.call(_note_restart, instance)
     request.front.journal.poke()
     return empty()

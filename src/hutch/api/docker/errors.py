@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from hutch import errors
@@ -25,6 +27,10 @@ STATUS: dict[type[errors.HutchError], int] = {
     errors.Unsupported: 501,
     errors.InternalError: 500,
 }
+
+
+# What we call an instance, Docker's users know as a container.
+_INSTANCE = re.compile(r"\binstance(?= [\w'])")
 
 
 class ApiError(errors.HutchError):
@@ -58,8 +64,9 @@ def message_of(exc: BaseException) -> str:
     """Return an error with its cure in one line, as Docker's clients show it."""
     if isinstance(exc, errors.HutchError):
         hint = exc.hint
+        message = _INSTANCE.sub("container", exc.message)
         # A cure that is a command of ours is none for who holds another client.
-        return f"{exc.message} ({hint})" if hint and "`hutch" not in hint else exc.message
+        return f"{message} ({hint})" if hint and "`hutch" not in hint else message
     if isinstance(exc, OSError):
         name = f"{exc.filename}: " if exc.filename else ""
         return f"{name}{(exc.strerror or str(exc)).lower()}"
