@@ -261,3 +261,20 @@ def test_an_image_that_a_job_needs_is_not_removed(engine: Engine, queue: str) ->
         held = submit(engine, "true", hold=True)
         with pytest.raises(Busy, match=f"job {held.id}"):
             engine.images.remove("busybox")
+
+
+def test_a_job_that_takes_too_much_memory_hurts_itself_alone(engine: Engine, queue: str) -> None:
+    kept = engine.start("busybox", ["sleep", "1000"], name="kept", network="none")
+    with engine.jobs.dispatching():
+        hog = submit(
+            engine,
+            *("sh", "-c", "dd if=/dev/zero of=/dev/shm/x bs=1M count=100"),
+            memory="30M",
+            shm_size="200M",
+        )
+        beside = submit(engine, "true", memory="30M")
+        ended = hog.wait(WAIT_S)
+        assert beside.wait(WAIT_S).state == JobState.COMPLETED
+    assert (ended.state, ended.oom_killed) == (JobState.FAILED, True)
+    assert kept.exec(["true"]).exit_code == 0
+    kept.remove(force=True)

@@ -1,0 +1,64 @@
+"""Jobs and queues from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.requires import requires
+
+pytestmark = [requires("root", "overlayfs", "cgroup", "busybox"), pytest.mark.integration]
+
+
+@pytest.fixture
+def jobs(cli: Any, name: str) -> Iterator[Any]:
+    """The command line, and a queue of the test's name. The dispatcher in the background makes
+    room at the end."""
+    cli.out("queue", "create", name, "--policy", "sjf", "--suspend-after", "90s")
+    yield cli
+    cli.out("job", "cancel", "--queue", name)
+    cli.out("queue", "run", "--idle", "0.01s")
+    cli.out("queue", "rm", name)
+
+
+def submit(cli: Any, queue: str, *args: str) -> list[str]:
+    options = ("--queue", queue, "--network", "none")
+    return str(cli.out("job", "submit", *options, *args)).split()
+
+
+def test_a_job_is_submitted_waited_for_and_shown(jobs: Any, name: str) -> None:
+    (number,) = submit(jobs, name, "--estimate", "2s", "busybox", "sh", "-c", "echo hi; exit 3")
+    done = jobs("job", "wait", number)
+    assert (done.returncode, done.stdout.decode()) == (3, f"{number} failed 3\n")
+    assert jobs.out("job", "logs", number) == "hi\n"
+    (shown,) = json.loads(jobs.out("job", "show", number))
+    assert (shown["State"], shown["ExitCode"], shown["Predicted"]) == ("failed", 3, 2.0)
+    assert shown["Why"].startswith("it is failed") and shown["PredictionError"] is None
+    assert [set(piece) for piece in shown["Slices"]] == [{"Begin", "End"}]
+    (well,) = submit(jobs, name, "--estimate", "2s", "--wait", "busybox", "true")
+    (shown,) = json.loads(jobs.out("job", "show", well))
+    assert 0 < shown["PredictionError"] < 2
+    (queue,) = json.loads(jobs.out("queue", "show", name))
+    assert (queue["Policy"], queue["SuspendAfter"]) == ("sjf", 90.0)
+    assert queue["Estimates"]["Jobs"] == 1 and queue["Estimates"]["Bias"] > 0
+    assert queue["Estimates"]["Keys"][0]["Command"] == ["true"]
+
+
+def test_jobs_say_why_they_wait_and_are_cancelled_together(jobs: Any, name: str) -> None:
+    numbers = submit(jobs, name, "--array", "0-2", "--hold", "busybox", "true")
+    assert "it is held" in jobs.out("job", "why", numbers[0])
+    assert jobs.out("job", "release", "--array", numbers[0]) == "3\n"
+    assert jobs("job", "wait", *numbers).returncode == 0
+    (held,) = submit(jobs, name, "--hold", "busybox", "true")
+    (after,) = submit(jobs, name, "--after", held, "busybox", "true")
+    (answer,) = json.loads(jobs.out("job", "why", after, "-o", "json"))
+    assert (answer["cause"], answer["job"]) == ("dependencies", int(after))
+    listed = json.loads(jobs.out("job", "ls", "-n", "1", "--queue", name, "-o", "json"))
+    assert [row["ID"] for row in listed] == [int(after)]
+    assert jobs.out("job", "cancel", "--queue", name) == "2\n"
+    assert jobs("job", "wait", held).returncode == 130
+    for wrong in (("job", "cancel"), ("job", "hold", "1", "--all"), ("job", "why", "x")):
+        assert jobs(*wrong).returncode == 1
