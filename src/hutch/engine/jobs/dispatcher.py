@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from hutch.engine.context import Context
 from hutch.engine.jobs.attempt import (
-    Attempt,
     Ended,
     Failed,
     Refused,
@@ -33,9 +32,9 @@ from hutch.engine.jobs.recovery import is_frozen, recover, remove_leftovers
 from hutch.engine.jobs.relief import Relief, frozen_usage
 from hutch.engine.jobs.room import Room, fits_in, is_less
 from hutch.engine.jobs.timers import Timers
+from hutch.engine.jobs.turns import Parts, Turns
 from hutch.engine.jobs.wakeup import Wakeup, poke
 from hutch.errors import InvalidArgument
-from hutch.ids import new_instance_id
 from hutch.linux.locks import lock_file
 from hutch.sched import Capacity, Phase
 
@@ -65,8 +64,6 @@ class Dispatcher:
         self._queues = QueuePolicy(context, self._room.now)
         self._reports: deque[Report] = deque()
         self._timers = Timers()
-        self._pausing: set[int] = set()  # to be paused as soon as they have started
-        self._deferred: list[Entry] = []  # to be started when those have been paused
         self._aside: dict[int, Entry] = {}  # for which others leave no room now
         self._ended_instances: list[str] = []  # to be removed when that is on disk
         self._try_at = 0.0
@@ -75,6 +72,12 @@ class Dispatcher:
         self._wakeup: Wakeup | None = None
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="hutch-jobs")
         self._relief = Relief(context, self._workers)
+        self._turns = Turns(
+            Parts(context, self._book, self._queues, self._room, self._relief, self._timers),
+            hear=self._hear,
+            refuse=self._refuse,
+            now=self._now,
+        )
 
     def stop(self) -> None:
         """Let `run` return soon; jobs that run go on."""
@@ -121,7 +124,7 @@ class Dispatcher:
                 self._look()
             self._take_reports()
             self._check_timers()
-            self._decide()
+            self._turns.carry_out(self._queues.decide(self._now()))
             self._book.flush()
             self._remove_ended()
             if self._is_busy():
@@ -189,7 +192,7 @@ class Dispatcher:
             self._book.change(entry, state=JobState.RUNNING, mark=now_ns)
         entry.job = sched_job(entry.record)
         self._queues.adopt(entry.job, self._now(), paused=frozen)
-        self._launch(entry)
+        self._turns.launch(entry)
         if frozen and entry.attempt is not None:
             self._relief.paused(entry, frozen_usage(self._context, entry.attempt.instance))
 
@@ -238,6 +241,11 @@ class Dispatcher:
         for entry in aside.values():
             self._admit(entry)
 
+    def _refuse(self, entry: Entry, decision: Decision) -> None:
+        """Let a job wait that was to start, and has found no room."""
+        self._give_back(entry)
+        self._set_aside(entry, decision)
+
     def _set_aside(self, entry: Entry, decision: Decision | None = None) -> None:
         """Let a job wait until others leave more room."""
         entry.job = None
@@ -249,7 +257,7 @@ class Dispatcher:
         """Begin anew with other queues; what runs goes on."""
         self._queues.clear()
         self._learn()
-        self._deferred.clear()
+        self._turns.clear()
         self._aside.clear()
         for entry in list(self._book.entries.values()):
             job = entry.job
@@ -318,8 +326,7 @@ class Dispatcher:
                     self._queues.revise(entry.job, self._now())
 
     def _withdraw(self, entry: Entry) -> None:
-        if entry in self._deferred:
-            self._deferred.remove(entry)
+        self._turns.forget(entry)
         self._aside.pop(entry.record.id, None)
         self._give_back(entry)
 
@@ -386,7 +393,7 @@ class Dispatcher:
         """Undo the start of a job that has no instance."""
         self._room.drop(entry.identifier)
         entry.attempt = None
-        self._pausing.discard(entry.record.id)
+        self._turns.over(entry)
         self._give_back(entry)
         self._book.change(
             entry, state=JobState.PENDING, attempt=entry.record.attempt - 1, reason=reason
@@ -415,8 +422,8 @@ class Dispatcher:
         )
         if entry.ending is not None and entry.attempt is not None:
             self._workers.submit(entry.attempt.stop)
-        elif record.id in self._pausing:
-            self._pause(entry)
+        else:
+            self._turns.started(entry)
         self._timers.bound(entry)
 
     def _ended(self, entry: Entry, report: Ended) -> None:
@@ -462,8 +469,7 @@ class Dispatcher:
         """End an attempt: once more where the job has retries left, else for good."""
         record, attempt = entry.record, entry.attempt
         entry.attempt = None
-        self._pausing.discard(record.id)
-        self._relief.gone(record.id)
+        self._turns.over(entry)
         wants_again = state in (JobState.FAILED, JobState.UNKNOWN, JobState.TIMEOUT)
         if wants_again and entry.ending != JobState.CANCELLED and record.attempt <= record.retries:
             entry.ending = None
@@ -515,118 +521,6 @@ class Dispatcher:
             else:
                 self._admit(dependent)
 
-    # ---- what the policy decides ----------------------------------------------------------
-
-    def _decide(self) -> None:
-        decisions = self._queues.decide(self._now())
-        for job in decisions.pause:
-            self._pause(self._book.entries[int(job.id)])
-        self._deferred += [self._book.entries[int(job.id)] for job in decisions.start]
-        # What is to be paused as soon as it has started has its cores until then; what is being
-        # relieved of its memory has that.
-        if self._deferred and not self._pausing and not self._relief.awaited:
-            busy = self._relief.busy
-            chosen = [entry for entry in self._deferred if entry.record.id not in busy]
-            if chosen and not self._relieve_for(chosen):
-                self._deferred = [entry for entry in self._deferred if entry.record.id in busy]
-                self._begin_all(chosen)
-
-    def _relieve_for(self, chosen: list[Entry]) -> bool:
-        """Take memory back that jobs need which are to begin; tell whether they are to wait."""
-        active = self._book.active.values()
-        for victim in self._relief.victims(chosen, active, self._room.now.memory):
-            self._relief.begin(victim, awaited=True)
-        return bool(self._relief.awaited)
-
-    def _begin_all(self, chosen: list[Entry]) -> None:
-        """Start or resume jobs: those that find room."""
-        begun: list[Entry] = []
-
-        def prepare() -> None:
-            for entry in list(chosen):
-                if not entry.is_active and self._prepare(entry, chosen):
-                    begun.append(entry)
-
-        for entry in chosen:
-            if entry.is_active:
-                self._resume(entry, chosen)
-        if not all(entry.is_active for entry in chosen):
-            # What was taken for them and that they start is on disk, or neither.
-            self._book.flush(prepare)
-        for entry in begun:
-            self._launch(entry)
-
-    def _prepare(self, entry: Entry, chosen: list[Entry]) -> bool:
-        """Take what a job needs, and note that it starts; tell whether there was room."""
-        active, memory = self._book.active.values(), self._room.now.memory
-        identifier = new_instance_id()
-        decision = self._relief.refusal(entry, chosen, active, memory)
-        decision = decision or self._room.take(identifier, entry.record)
-        if decision is not None:
-            self._give_back(entry)
-            self._set_aside(entry, decision)
-            chosen.remove(entry)
-            return False
-        entry.identifier = identifier
-        self._book.change(
-            entry,
-            state=JobState.STARTING,
-            attempt=entry.record.attempt + 1,
-            boot_id=self._context.boot_id,
-            reason="",
-        )
-        return True
-
-    def _launch(self, entry: Entry) -> None:
-        entry.attempt = Attempt(
-            self._context, entry.record, self._hear, identifier=entry.identifier
-        )
-        entry.attempt.begin()
-
-    def _pause(self, entry: Entry) -> None:
-        if entry in self._deferred:
-            self._deferred.remove(entry)
-            return
-        attempt = entry.attempt
-        if entry.record.state == JobState.STARTING or attempt is None:
-            self._pausing.add(entry.record.id)
-            return
-        self._pausing.discard(entry.record.id)
-        if not attempt.pause():
-            return
-        self._book.slice(entry, time.time_ns(), "paused")
-        self._book.change(entry, state=JobState.PREEMPTED, preemptions=entry.record.preemptions + 1)
-        usage = frozen_usage(self._context, attempt.instance) if entry.record.memory else 0
-        self._relief.paused(entry, usage)
-        self._room.give_way(attempt.instance, entry.record, usage)
-        self._watch_waiting(entry)
-
-    def _resume(self, entry: Entry, chosen: list[Entry]) -> None:
-        """Let a job go on, if there is room for it again."""
-        self._pausing.discard(entry.record.id)
-        attempt = entry.attempt
-        if entry.record.state != JobState.PREEMPTED or attempt is None:
-            return
-        suspended = attempt.is_suspended()
-        active, memory = self._book.active.values(), self._room.now.memory
-        if self._relief.refusal(entry, chosen, active, memory) or (
-            self._room.take(attempt.instance, entry.record)
-            if suspended
-            else self._room.come_back(attempt.instance, entry.record)
-        ):
-            if entry.job is not None:
-                self._queues.put_back(entry.job, self._now())
-            return
-        self._relief.gone(entry.record.id)
-        if suspended:
-            self._book.change(entry, state=JobState.STARTING)
-            attempt.start_again()
-        elif attempt.resume():
-            self._book.change(entry, state=JobState.RUNNING, mark=time.time_ns())
-            if entry.job is not None:
-                entry.job.since = self._now()
-            self._timers.bound(entry)
-
     # ---- time limits and estimates ---------------------------------------------------------
 
     def _check_timers(self) -> None:
@@ -656,8 +550,3 @@ class Dispatcher:
         waited = now - record.slices[-1].end / 1e9 if record.slices else 0.0
         if record.isolation == "vm" and 0 < after_s <= waited:
             self._relief.begin(entry, awaited=False)
-
-    def _watch_waiting(self, entry: Entry) -> None:
-        after_s = self._queues.suspends_after(entry.record.queue)
-        if after_s and entry.record.isolation == "vm":
-            self._timers.set(time.time_ns() / 1e9 + after_s, entry)

@@ -1,0 +1,67 @@
+"""What is counted of jobs: room, frozen memory, choices of many."""
+
+from __future__ import annotations
+
+import pytest
+
+from hutch.engine.jobs.records import JobRecord, JobState, Selection, Slice
+from hutch.engine.jobs.room import fits_in, is_less
+from hutch.sched import Capacity, Job, Phase, create
+
+pytestmark = pytest.mark.unit
+
+
+def job(number: int = 1, **values: object) -> Job:
+    return Job(number, number, 0, **values)  # type: ignore[arg-type]
+
+
+def test_a_job_fits_in_what_others_leave_of_everything() -> None:
+    left = Capacity(cores=2, memory=100, devices={"gpu": 1, "fpga": 0})
+    assert fits_in(job(cores=2, memory=100, devices=(("gpu", 1),)), left)
+    assert not fits_in(job(cores=2.5), left)
+    assert not fits_in(job(memory=101), left)
+    assert not fits_in(job(devices=(("fpga", 1),)), left)
+    assert not fits_in(job(devices=(("tpu", 1),)), left)
+
+
+def test_less_of_anything_is_less() -> None:
+    whole = Capacity(cores=2, memory=100, devices={"gpu": 1})
+    assert not is_less(whole, whole)
+    assert is_less(Capacity(cores=1, memory=200, devices={"gpu": 1}), whole)
+    assert is_less(Capacity(cores=4, memory=99, devices={"gpu": 1}), whole)
+    assert is_less(Capacity(cores=4, memory=200, devices={"gpu": 0}), whole)
+
+
+@pytest.mark.parametrize("policy", ["srtf", "rr:quantum=1", "mlfq", "fair", "lottery", "stride"])
+def test_a_job_that_finds_no_room_to_go_on_is_paused_as_before(policy: str) -> None:
+    from hutch.engine.jobs.policies import QueuePolicy
+
+    queues = object.__new__(QueuePolicy)
+    queues._policy = create(policy, Capacity(cores=1))
+    queues.running = 0
+    paused = job(cores=1, estimate=10, phase=Phase.PAUSED, served=3, began=1)
+    queues.adopt(paused, 5, paused=True)
+    assert [j.id for j in queues.decide(6).start] == [1]
+    queues.put_back(paused, 6)
+    assert (paused.phase, paused.served, paused.began) == (Phase.PAUSED, 3, 1)
+    assert (queues.running, queues.pending) == (0, 1)
+    assert [j.id for j in queues.decide(7).start] == [1]
+    assert queues._policy.ledger.cores == 0
+
+
+def test_a_choice_is_what_jobs_have_in_common() -> None:
+    record = JobRecord(
+        id=3, name="x", queue="q", image="i", command=(), submitted_ns=0, owner="ada", array=2
+    )
+    assert Selection().has(record) and Selection(queue="q", owner="ada", array=2).has(record)
+    assert not Selection(queue="other").has(record)
+    assert not Selection(states=(JobState.HELD,)).has(record)
+
+
+def test_slices_of_an_older_store_are_read() -> None:
+    from hutch.decoding import decode_json
+
+    assert decode_json(b'[[1,2],[3,4,"paused",5]]', tuple[Slice, ...]) == (
+        Slice(1, 2),
+        Slice(3, 4, "paused", 5),
+    )
