@@ -54,6 +54,12 @@ def test_merging_is_asked_for_by_machines() -> None:
             spec(**options)
 
 
+def test_memory_made_ahead_is_for_machines() -> None:
+    assert spec(isolation="vm", placement="prealloc=on").placement.prealloc
+    with pytest.raises(InvalidArgument, match=r"placement\.prealloc"):
+        spec(placement="prealloc=on")
+
+
 def test_huge_pages_without_an_amount_are_all_of_a_machines_memory() -> None:
     assert read_placement("huge=2M").huge == {2 << 20: 0}
 

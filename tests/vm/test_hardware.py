@@ -150,8 +150,10 @@ def test_locked_memory_stays_where_it_is(engine: Engine) -> None:
 
 
 def test_equal_pages_are_shared_only_on_request(engine: Engine) -> None:
-    """Memory is marked for it (`mg`), and never part of a dump (`dd`)."""
+    """Memory is marked for it (`mg`), and never part of a dump (`dd`). It is there from the
+    beginning where that is asked for."""
     guest = 128 << 10
+    there: list[int] = []
 
     def flags(box: Instance) -> set[str]:
         found: set[str] = set()
@@ -159,12 +161,15 @@ def test_equal_pages_are_shared_only_on_request(engine: Engine) -> None:
         for line in host(engine, box, "smaps").splitlines():
             if line.startswith("Size:"):
                 size = int(line.split()[1])
+            elif line.startswith("Rss:") and size == guest:
+                there.append(int(line.split()[1]))
             elif line.startswith("VmFlags:") and size == guest:
                 found |= set(line.split()[1:])
         return found
 
-    with started(engine, placement="merge=on") as box:
+    with started(engine, placement="merge=on,prealloc=on") as box:
         assert {"mg", "dd"} <= flags(box)
+        assert max(there) == guest
     with started(engine) as box:
         assert "dd" in flags(box) and "mg" not in flags(box)
 

@@ -12,7 +12,7 @@ import pytest
 import hutch
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.driver import VmDriver
-from hutch.drivers.vm.machine import Host, shape_of
+from hutch.drivers.vm.machine import Host, shape_of, template_shape
 from hutch.drivers.vm.placeholders import seen_size
 from hutch.drivers.vm.setup import late_setup, machine_setup
 from hutch.drivers.vm.templates import _ask_for_memory
@@ -20,7 +20,7 @@ from hutch.engine.results import UsageRow
 from hutch.plan import guest
 from hutch.plan.machine.model import Accelerator
 from hutch.plan.machine.version import QemuVersion
-from hutch.spec.model import InstanceSpec, MachineOptions, ProcessSpec
+from hutch.spec.model import InstanceSpec, MachineOptions, Placement, ProcessSpec
 from hutch.storage.disks import DEFAULT_SIZE
 from tests.requires import requires
 
@@ -54,6 +54,14 @@ def test_only_an_emulated_processor_of_our_choice_copies_by_words(
         image="x", process=ProcessSpec(argv=("x",)), machine=MachineOptions(cpu_model=asked)
     )
     assert shape_of(spec, host).cpu == model
+
+
+def test_memory_that_is_made_ahead_comes_from_no_template() -> None:
+    host = Host(qemu="q", version=QemuVersion(7, 2), accelerator="tcg", reason="")
+    placement = Placement(prealloc=True)
+    spec = InstanceSpec(image="x", process=ProcessSpec(argv=("x",)), placement=placement)
+    assert shape_of(spec, host).backend.preallocate
+    assert template_shape(shape_of(spec, host)) is None
 
 
 def _setup(*, resumed: bool) -> list[guest.SetupOp]:

@@ -250,8 +250,10 @@ def _check_whole(spec: InstanceSpec) -> None:
                 field=field,
                 hint="name a block device of the host, such as /dev/sda",
             )
-    if spec.placement.merge and spec.isolation != "vm":
-        raise InvalidArgument("is for virtual machines", field="placement.merge", hint="add --vm")
+    for name in ("merge", "prealloc"):
+        if getattr(spec.placement, name) and spec.isolation != "vm":
+            field = f"placement.{name}"
+            raise InvalidArgument("is for virtual machines", field=field, hint="add --vm")
     if spec.ipc_mode.startswith("container:") and spec.isolation == "vm":
         raise InvalidArgument("is not possible with a virtual machine", field="ipc")
 

@@ -165,7 +165,8 @@ class Placement(Value, frozen=True, kw_only=True, omit_defaults=True):
     as the root's policy has it); `numa` single keeps them on one memory node; `smt` full takes
     cores whole; `fit` is which node is taken where several would do (empty: the root's);
     `huge` are bytes of huge pages by page size (0: all of a virtual machine's memory);
-    `merge` lets the host merge pages of a virtual machine that others have too."""
+    `merge` lets the host merge pages of a virtual machine that others have too; `prealloc` has
+    all of a virtual machine's memory taken from the host before it starts."""
 
     cpus: Literal["", "shared", "exclusive"] = ""
     numa: Literal["any", "prefer", "single"] = "prefer"
@@ -173,6 +174,7 @@ class Placement(Value, frozen=True, kw_only=True, omit_defaults=True):
     fit: Literal["", "first", "best", "worst", "pack", "spread"] = ""
     huge: dict[int, int] = {}
     merge: bool = False
+    prealloc: bool = False
 
 
 class RestartPolicy(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -38,13 +38,15 @@ def read_placement(value: object, field: str = "placement") -> Placement:
         if key == "huge":
             page, amount = _huge(given, where)
             huge[page] = huge.get(page, 0) + amount
-        elif key == "merge":
+        elif key in ("merge", "prealloc"):
             values[key] = _switch(given, where)
         elif key in _CHOICES:
             values[key] = one_of(given, where, _CHOICES[key])
         else:
             raise InvalidArgument(
-                f"unknown key {key[:40]!r}", field=field, hint="cpus, numa, smt, fit, huge or merge"
+                f"unknown key {key[:40]!r}",
+                field=field,
+                hint="cpus, numa, smt, fit, huge, merge or prealloc",
             )
     return Placement(**values, huge=huge)
 

@@ -176,7 +176,11 @@ def shape_of(spec: InstanceSpec, host: Host) -> Shape:
             NumaNode(memory=node.memory, vcpus=node.cpus, host_nodes=node.host_nodes)
             for node in wish.numa
         ),
-        backend=Memory(huge_page=page, preallocate=bool(page), merge=spec.placement.merge),
+        backend=Memory(
+            huge_page=page,
+            preallocate=bool(page) or spec.placement.prealloc,
+            merge=spec.placement.merge,
+        ),
         lock_memory=wish.memory_lock,
         machine=machine,
         accelerator=host.accelerator,
@@ -248,9 +252,10 @@ def template_shape(shape: Shape) -> Shape | None:
     """Return the shape of the template from which a machine may go on; None for no template.
 
     How the host holds the memory is no part of a template. But one that is a file cannot be
-    made of huge pages, nor be spread over nodes.
+    made of huge pages, nor be spread over nodes; and memory that comes page by page, as it is
+    touched, is not there before.
     """
-    if shape.numa or shape.backend.huge_page:
+    if shape.numa or shape.backend.preallocate:
         return None
     return msgspec.structs.replace(shape, backend=Memory(), lock_memory=False)
 
