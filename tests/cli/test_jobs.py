@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.conftest import wait_until
 from tests.requires import requires
 
 pytestmark = [requires("root", "overlayfs", "cgroup", "busybox"), pytest.mark.integration]
@@ -45,6 +48,30 @@ def test_a_job_is_submitted_waited_for_and_shown(jobs: Any, name: str) -> None:
     assert (queue["Policy"], queue["SuspendAfter"]) == ("sjf", 90.0)
     assert queue["Estimates"]["Jobs"] == 1 and queue["Estimates"]["Bias"] > 0
     assert queue["Estimates"]["Keys"][0]["Command"] == ["true"]
+
+
+def test_the_daemon_dispatches_too(jobs: Any, name: str, tmp_path: Path) -> None:
+    jobs.out("queue", "run", "--idle", "0.01s")  # nobody else does
+    daemon = jobs.spawn("serve", "--docker", f"unix://{tmp_path}/socket", "--jobs")
+    try:
+        fifo = jobs.root / "locks" / "dispatch.fifo"
+        wait_until(lambda: is_read(fifo))
+        (number,) = submit(jobs, name, "busybox", "true")
+        assert jobs("job", "wait", number).returncode == 0
+        assert jobs("queue", "run").returncode != 0  # it makes no room
+    finally:
+        daemon.terminate()
+        daemon.communicate(timeout=60)
+    assert daemon.returncode == 0
+
+
+def is_read(fifo: Path) -> bool:
+    """Whether somebody holds the reading end of a pipe."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def test_jobs_say_why_they_wait_and_are_cancelled_together(jobs: Any, name: str) -> None:

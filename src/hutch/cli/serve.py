@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from hutch.cli.command import Command
@@ -43,7 +44,8 @@ def _serve(invocation: Invocation) -> int:
     config = read()
     with Engine(invocation.root or config.data_root or None) as engine:
         insecure = invocation.flag("insecure_tcp")
-        return run_daemon(engine, config, insecure=insecure, reload=read)
+        with engine.jobs.dispatching() if invocation.flag("jobs") else nullcontext():
+            return run_daemon(engine, config, insecure=insecure, reload=read)
 
 
 COMMANDS = {
@@ -55,6 +57,7 @@ COMMANDS = {
             ("config-file", "", "text", "FILE", f"Read Docker's daemon.json keys ({_CONFIG})"),
             ("debug", "", "flag", "", "Log every request"),
             ("group", "", "text", "GROUP", "Who may use the unix socket (docker, else hutch)"),
+            ("jobs", "", "flag", "", "Be the dispatcher of this root's jobs too"),
             ("insecure-tcp", "", "flag", "", "Listen on TCP without client certificates"),
             ("log-level", "", "text", "LEVEL", "debug, info, warn, error or fatal"),
             ("metrics-addr", "", "text", "HOST:PORT", "Serve metrics for Prometheus there too"),
