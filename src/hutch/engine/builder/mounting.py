@@ -16,7 +16,6 @@ from hutch.storage.overlay import Merged
 
 if TYPE_CHECKING:
     from hutch.engine.builder.build import Build
-    from hutch.engine.builder.stage import StageState
 
 __all__ = ["Mounting"]
 
@@ -30,9 +29,9 @@ class Mounting:
     holds secrets for the process alone, and `targets` are the places, which belong to no layer.
     """
 
-    def __init__(self, build: Build, state: StageState) -> None:
+    def __init__(self, build: Build, *, machine: bool) -> None:
         self._build = build
-        self._state = state
+        self._machine = machine
         self._held = ExitStack()
         self._agents = 0
         self.mounts: list[LaunchMount] = []
@@ -88,10 +87,16 @@ class Mounting:
         def fill(path: str) -> None:
             if mount.from_ or mount.source:
                 self._copy_into(mount, path)
-            os.chown(path, mount.uid, mount.gid)
+            self._give(path, mount)
             os.chmod(path, 0o755 if mount.mode < 0 else mount.mode)
 
         return fill
+
+    def _give(self, file: str | int, mount: RunMount) -> None:
+        """Give a file to who is to have it inside. An ordinary user is root there, and has
+        nobody else to give it to."""
+        if not self._build.context.rootless:
+            os.chown(file, mount.uid, mount.gid)
 
     def _tmpfs(self, mount: RunMount) -> None:
         options: dict[str, Any] = {"type": "tmpfs", "target": mount.target}
@@ -121,14 +126,11 @@ class Mounting:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.write(value)
-            os.fchown(file.fileno(), mount.uid, mount.gid)
+            self._give(file.fileno(), mount)
             os.fchmod(file.fileno(), 0o400 if mount.mode < 0 else mount.mode)
         self._place(
-            LaunchMount(source=path, target=mount.target, read_only=True, ours=self._is_vm())
+            LaunchMount(source=path, target=mount.target, read_only=True, ours=self._machine)
         )
-
-    def _is_vm(self) -> bool:
-        return self._build.options.isolation == "vm"
 
     def _ssh(self, mount: RunMount) -> None:
         socket = self._build.options.ssh.get(mount.id)
@@ -139,6 +141,11 @@ class Mounting:
                     hint=f"give --ssh {mount.id}",
                 )
             return
+        if self._machine:
+            raise SourceError(
+                "RUN --mount=type=ssh: an agent cannot be reached from a virtual machine",
+                hint="use --isolation=container for this command",
+            )
         target = mount.target or _AGENT.format(self._agents)
         if not self._agents:
             self.env["SSH_AUTH_SOCK"] = target
@@ -150,7 +157,6 @@ class Mounting:
     def _bind(self, mount: RunMount) -> None:
         if mount.read_only and (found := self._shared(mount)) is not None:
             fd, path = found
-            self._held.callback(os.close, fd)
             self._place(LaunchMount(source=path, target=mount.target, read_only=True, fd=fd))
             return
         directory = self._held.enter_context(self._build.scratch("bind"))
@@ -158,9 +164,10 @@ class Mounting:
         self._place(LaunchMount(source=path, target=mount.target, read_only=mount.read_only))
 
     def _shared(self, mount: RunMount) -> tuple[int, str] | None:
-        """Return a descriptor of the files themselves, where one directory has them all: then
-        nothing is copied."""
-        if self._is_vm():
+        """Return a descriptor of the files themselves and their path, where one directory has
+        them all: then nothing is copied. An ordinary user's mounts are made in a namespace of
+        their own, where no descriptor from here counts: the path alone then (-1)."""
+        if self._machine:
             return None
         if mount.from_:
             lower = self._build.stage_files(mount.from_).lower
@@ -172,6 +179,8 @@ class Mounting:
             where, found = merged.resolve(os.fsencode(clean(mount.source)))
             if len(found.layers) > 1:
                 return None
+            if self._build.context.rootless:
+                return -1, f"{lower[found.layer]}/{os.fsdecode(where)}".rstrip("/")
             parent, _, base = where.rpartition(b"/")
             directory = merged.open(found.layer, parent)
         try:
@@ -179,6 +188,7 @@ class Mounting:
             fd = os.open(base or b".", flags, dir_fd=directory)
         finally:
             os.close(directory)
+        self._held.callback(os.close, fd)
         return fd, f"/proc/self/fd/{fd}"
 
     def _copy_into(self, mount: RunMount, directory: str) -> str:

@@ -100,7 +100,7 @@ class RunStep:
         from hutch.engine.builder.mounting import Mounting
 
         with ExitStack() as held:
-            mounting = held.enter_context(Mounting(self._build, self._state))
+            mounting = held.enter_context(Mounting(self._build, machine=self._isolation() == "vm"))
             for mount in self._mounts:
                 mounting.add(mount)
             if self._script is not None:
@@ -150,7 +150,12 @@ class RunStep:
             id="", manifest_digest="", manifest_media_type="", manifest_size=0, config_size=0,
             layers=tuple(state.layers),
         )  # fmt: skip
-        return create_from_spec(build.context, spec, image, name=build.next_name(), volatile=True)
+        # A machine's disk is mounted once more, to read what was written: overlayfs refuses
+        # that after a volatile mount.
+        volatile = spec.isolation == "container"
+        return create_from_spec(
+            build.context, spec, image, name=build.next_name(), volatile=volatile
+        )
 
     def _start(self, identifier: str, mounting: Mounting, step: Step) -> int:
         from hutch.engine.finish import finish
