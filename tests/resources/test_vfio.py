@@ -219,6 +219,15 @@ def test_what_vfio_had_before_stays_with_it(tmp_path: Path) -> None:
     assert not (tmp_path / "l").exists() and driver_of(device) == "vfio-pci"
 
 
+def test_what_a_killed_start_has_taken_is_given_back_before_the_next(tmp_path: Path) -> None:
+    devices, kernel = two(tmp_path), Kernel(tmp_path)
+    ledger = tmp_path / "devices.json"
+    lend([CARD], ledger, sys=kernel.sys, write=kernel.write, load=kernel.load)
+    lend([CARD, SECOND], ledger, sys=kernel.sys, write=kernel.write, load=kernel.load)
+    give_back(ledger, sys=kernel.sys, write=kernel.write)
+    as_before(devices)
+
+
 def test_after_a_reboot_nothing_is_given_back(tmp_path: Path) -> None:
     devices, kernel = two(tmp_path), Kernel(tmp_path)
     ledger = tmp_path / "devices.json"

@@ -71,6 +71,8 @@ def lend(
     Those that vfio-pci has already stay with it when they are given back. `write` is told what
     goes into which file of sysfs, `load` loads the driver.
     """
+    # What an end that was cut short has left.
+    give_back(ledger, sys=sys, write=write)
     devices = [sys / "bus/pci/devices" / address for address in addresses]
     before = tuple(_as_it_is(device) for device in devices)
     if all(lent.driver == DRIVER for lent in before):

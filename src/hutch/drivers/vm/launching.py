@@ -307,7 +307,10 @@ class MachineLauncher:
 
             names = [field.name for field in msgspec.structs.fields(Ports)]
             ports = Ports(**{name: descriptors.add(placeholder()) for name in names})
-            return tuple(self._arguments(parts, launch, None, ())(ports, descriptors))
+            planned = Passed(planned=launch.host_devices)
+            return tuple(
+                self._arguments(parts, launch, None, (), passed=planned)(ports, descriptors)
+            )
 
     def start_bare(
         self, launch: Launch, directory: str, group: Group, held: ExitStack

@@ -35,9 +35,11 @@ _MEMLOCK_SLACK = 64 << 20
 
 
 class Passed(msgspec.Struct, frozen=True, kw_only=True):
-    """The devices of one machine, in the hands of vfio-pci: address to nodes."""
+    """The devices of one machine, in the hands of vfio-pci: address to nodes. `planned` are the
+    addresses of those of a start that is only shown."""
 
     nodes: dict[str, VfioNodes] = {}
+    planned: tuple[str, ...] = ()
 
     def numbers(self) -> tuple[tuple[int, int], ...]:
         """Return the numbers (major, minor) of all nodes that QEMU may open."""
@@ -67,7 +69,7 @@ class Passed(msgspec.Struct, frozen=True, kw_only=True):
     ) -> tuple[tuple[HostDevice, ...], Descriptor | None]:
         """Return the machine's devices and, where they come opened, /dev/iommu."""
         if not self.nodes:
-            return (), None
+            return tuple(HostDevice(address=address) for address in self.planned), None
         if not self.come_opened(version):
             own_root = sandbox.namespaces != "none"
             return tuple(
