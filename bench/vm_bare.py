@@ -28,7 +28,7 @@ from hutch.host.qemu import load_qemu, load_tsc_khz
 from hutch.plan.machine.kernel import kernel_command_line
 from hutch.qmp import Monitor, machine, migration
 
-__all__ = ["Guest", "Template", "clone_once", "cold_boot", "guest", "template"]
+__all__ = ["Guest", "Template", "clone_once", "cold_boot", "greetings", "guest", "template"]
 
 MIB = 1 << 20
 BOOT_S = 120.0
@@ -124,6 +124,19 @@ def _memory(guest: Guest, file: Path | None = None, *, share: bool = False) -> s
     if file is None:
         return f"memory-backend-ram,{size}"
     return f"memory-backend-file,{size},mem-path={file},share={'on' if share else 'off'}"
+
+
+def greetings(guest: Guest, count: int = 5) -> list[float]:
+    """Return the seconds of so many round trips to the agent of a guest that runs: what any
+    exec costs at least."""
+    took = []
+    with _started(guest, _memory(guest)) as running:
+        _wait_answer(running.agent)
+        for _ in range(count):
+            began = time.perf_counter()
+            _wait_answer(running.agent)
+            took.append(time.perf_counter() - began)
+    return took
 
 
 def cold_boot(guest: Guest) -> float:
