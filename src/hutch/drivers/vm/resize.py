@@ -33,6 +33,11 @@ _GRAIN = 4 << 20
 _PATIENCE_S = 10.0
 _LOOK_S = 0.03
 _ONLINE_S = 20.0
+# It takes QEMU's emulation for bare metal, where disabled entries of the MADT mean nothing.
+_NO_LATE_PROCESSORS = (
+    "newer kernels (seen with Linux 7.2) take no processors that come later where they do not "
+    "know their hypervisor, as under emulation: stop it, update, and start it again"
+)
 # Beyond what the program may use when memory was taken away: the kernel's own caches grow.
 _MARGIN = 8 << 20
 _OBJECT = "plugged"
@@ -116,7 +121,8 @@ class Resizer:
                 self._use(self._guest, self._record.vcpus)
             raise WrongState(
                 f"cpus: the guest does not go from {self._record.vcpus} to {wanted} processors: "
-                f"{exc}"
+                f"{exc}",
+                hint=_NO_LATE_PROCESSORS if self._record.accelerator == "tcg" else None,
             ) from exc
         self._now(vcpus=wanted)
 
