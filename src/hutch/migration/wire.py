@@ -21,7 +21,7 @@ from hutch.migration.messages import ERRORS, Failed, Message
 
 __all__ = ["DATA_LIMIT", "MESSAGE_LIMIT", "VERSION", "Ended", "Wire"]
 
-VERSION = 2
+VERSION = 3
 MESSAGE_LIMIT = 8 << 20
 DATA_LIMIT = 256 << 10
 _MAGIC = b"HUTCHMG1"

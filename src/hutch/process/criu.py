@@ -6,11 +6,15 @@ are numbers, texts or groups; of responses only the outcome is read, and every s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-__all__ = ["CriuAnswer", "Field", "call_criu", "decode_fields", "dump_request", "restore_request"]
+from hutch.linux.capabilities import own_sets
+
+__all__ = ["CriuAnswer", "Field", "call_criu", "criu_environment", "decode_fields"]
+__all__ += ["dump_request", "restore_request"]
 
 Field = tuple[int, "int | bool | str | bytes"]
 
@@ -18,6 +22,7 @@ _TYPE, _OPTS, _NOTIFY_SUCCESS = 1, 2, 3
 _DUMP, _RESTORE, _NOTIFY = 1, 2, 6
 _SUCCESS, _ERRNO, _MESSAGE = 2, 7, 9
 _RECEIVE = 64 << 10
+_CAP_SYS_RESOURCE = 24
 
 # Numbers of criu_opts.
 IMAGES_DIR_FD, PID, LEAVE_RUNNING, EXT_UNIX_SK, FILE_LOCKS = 1, 2, 3, 4, 8
@@ -158,6 +163,19 @@ def decode_fields(data: bytes) -> dict[int, int | bytes]:
         else:
             raise ValueError(f"field {key >> 3} of an unknown kind")
     return found
+
+
+def criu_environment() -> dict[str, str]:
+    """Return the variables for CRIU: what it finds its helpers by, and where this process lacks
+    CAP_SYS_RESOURCE what tells it the limits of other users' processes."""
+    variables = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C",
+    }
+    if not own_sets().effective >> _CAP_SYS_RESOURCE & 1:
+        package = os.path.dirname(os.path.dirname(__file__))
+        variables["LD_PRELOAD"] = os.path.join(package, "_native", "hutch-limits.so")
+    return variables
 
 
 def call_criu(

@@ -18,7 +18,7 @@ from hutch.decoding import decode_json
 from hutch.drivers.container.criu import criu_failure
 from hutch.errors import Unsupported, WrongState
 from hutch.host.criu import CriuFacts
-from hutch.process.criu import call_criu, dump_request
+from hutch.process.criu import call_criu, criu_environment, dump_request
 from hutch.process.records import PidRecord, read_pid
 
 __all__ = ["Checkpoint", "External", "dump", "load_checkpoint", "save_checkpoint"]
@@ -29,10 +29,6 @@ NETWORK = "network"
 _RECORD = "checkpoint.json"
 _DUMP_S = 600
 _LOG = "dump.log"
-ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LC_ALL": "C",
-}
 _GHOSTS = 1 << 30
 _UNIX98 = range(136, 144)
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -127,7 +123,7 @@ def dump(
     # From within its UTS namespace: CRIU then takes that for the host's, and leaves it to us to
     # make it with the host name of whoever goes on from here.
     argv = ["nsenter", f"--uts=/proc/{record.pid}/ns/uts", "--", criu.path]
-    answer = call_criu(argv, request, env=ENVIRONMENT, lock=lock)
+    answer = call_criu(argv, request, env=criu_environment(), lock=lock)
     if not answer.success:
         raise criu_failure("save", f"{images}/{_LOG}", answer.message, pids=pids)
     save_checkpoint(target, checkpoint)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 from hutch.drivers.base import ForkedState, Launch
 from hutch.drivers.container.checkpoint import (
-    ENVIRONMENT,
     IMAGES,
     NETWORK,
     Checkpoint,
@@ -22,7 +21,7 @@ from hutch.host.criu import CriuFacts
 from hutch.plan import ops
 from hutch.plan.container import SYNC_RESTORED
 from hutch.plan.restore import Place, compile_restore, place_of, places_of
-from hutch.process.criu import restore_request
+from hutch.process.criu import criu_environment, restore_request
 from hutch.process.errors import LaunchFailed
 
 __all__ = ["restore_failures", "restoring"]
@@ -101,7 +100,7 @@ def _operation(
     )
     return ops.Restore(
         argv=(criu.path, "swrk", str(_FD_TALK)),
-        env=tuple(f"{name}={value}" for name, value in ENVIRONMENT.items()),
+        env=tuple(f"{name}={value}" for name, value in criu_environment().items()),
         work=work,
         request=request,
         hold=SYNC_RESTORED if launch.before_go is not None else -1,
