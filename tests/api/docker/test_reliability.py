@@ -175,3 +175,64 @@ def test_health_is_told(api: Client, name: str, image: str, hutch_engine: Engine
             ]
         )
     )
+
+
+def _resident_kb(daemon: Daemon) -> int:
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+_ROOM_KB = 24 << 10
+
+
+def test_a_client_that_does_not_read_holds_up_the_program_and_nothing_else(
+    api: Client, daemon: Daemon, name: str, image: str
+) -> None:
+    size = 100_000_000
+    script = f"yes 0123456789 | head -c {size}; echo > /written"
+    create(api, name, image, "sh", "-c", script)
+    sock, seen = hijack(api, f"/containers/{name}/attach?stream=1&stdout=1")
+    before = _resident_kb(daemon)
+    start(api, name)
+    until(lambda: _is_idle(api, name))
+    assert _resident_kb(daemon) < before + _ROOM_KB
+    assert api.ask("HEAD", f"/containers/{name}/archive?path=/written").status == 404
+    # Its exit is heard all the same.
+    assert api.ask("POST", f"/containers/{name}/kill").status == 204
+    assert api.ask("GET", f"/containers/{name}/json").json["State"]["Running"] is False
+    sock.close()
+    assert len(seen) < size
+
+
+def _is_idle(api: Client, name: str) -> bool:
+    """Tell whether a container does nothing: two readings of its processor time are alike."""
+
+    def used() -> int:
+        path = f"/containers/{name}/stats?stream=0&one-shot=1"
+        return int(api.ask("GET", path).json["cpu_stats"]["cpu_usage"]["total_usage"])
+
+    first = used()
+    time.sleep(0.2)
+    return used() == first > 0
+
+
+def test_long_logs_and_large_files_take_no_memory(
+    api: Client, daemon: Daemon, name: str, image: str
+) -> None:
+    size = 60_000_000
+    script = f"yes 0123456789abcdef0123456789abcdef | head -c {size // 3}"
+    script += f"; head -c {size} /dev/zero > /large"
+    create(api, name, image, "sh", "-c", script)
+    start(api, name)
+    assert wait(api, name) == 0
+    before = _resident_kb(daemon)
+    for path in ("logs?stdout=1", "archive?path=/large"):
+        connection = UnixConnection(api.path)
+        connection.request("GET", f"/v1.51/containers/{name}/{path}")
+        response = connection.getresponse()
+        read = 0
+        while piece := response.read(1 << 20):
+            read += len(piece)
+        connection.close()
+        assert read >= size // 3
+    assert _resident_kb(daemon) < before + _ROOM_KB
