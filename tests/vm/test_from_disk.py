@@ -26,6 +26,7 @@ from hutch.process import Output
 from hutch.qmp import conversation
 from hutch.qmp.machine import stop
 from hutch.storage.diskimages import convert_disk, create_disk, disk_info
+from hutch.storage.diskkeys import DiskKey
 from tests.requires import requires
 from tests.vm.bootdisks import SIZE, iso_file, run, sector_disk
 from tests.vm.confined import assert_confined
@@ -416,8 +417,13 @@ def test_its_files_are_its_own(machine: Instance, what: str) -> None:
         getattr(machine, what)()
 
 
-def test_it_does_not_move(machine: Instance, engine: Engine) -> None:
-    with pytest.raises(Unsupported, match="does not move"):
+def test_what_is_encrypted_does_not_move(engine: Engine, base: Path) -> None:
+    with (
+        engine.machines.create(
+            base, memory="128M", network="none", disk_key=DiskKey("secret")
+        ) as machine,
+        pytest.raises(HutchError, match="encrypted"),
+    ):
         engine.migrate(machine.name, "exec:true")
 
 

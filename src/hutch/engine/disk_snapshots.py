@@ -52,7 +52,14 @@ def restore_disk_machine(context: Context, record: SnapshotRecord, name: str) ->
     identifier = new_instance_id()
     spec = twin_spec(record.spec, name=name, hostname=record.hostname)
     ports = tuple(port for port in spec.ports if not port.host_port)
-    spec = msgspec.structs.replace(spec, ports=ports, hostname=spec.hostname or identifier[:12])
+    wish = spec.machine.from_disk
+    assert wish is not None
+    machine = msgspec.structs.replace(
+        spec.machine, from_disk=msgspec.structs.replace(wish, identity="")
+    )
+    spec = msgspec.structs.replace(
+        spec, ports=ports, hostname=spec.hostname or identifier[:12], machine=machine
+    )
     context.machines.check(spec)
     spec = check_references(context, spec)
     directory = context.directory(identifier)

@@ -139,6 +139,8 @@ def _why_not_live(context: Context, record: InstanceRecord) -> str:
     machine = context.machines.record(record.id)
     if machine is None:
         return "it is no machine"
+    if record.spec.machine.from_disk is not None:
+        return "it starts from a disk of its own"
     if is_chain(context.directory(record.id)):
         return "it shares its disk with its twins"
     if record.spec.machine.disk_key is not None:
@@ -192,10 +194,11 @@ def _way(sender: Sender, result: LiveResult) -> str:
 
 
 def _check_state(context: Context, record: InstanceRecord) -> None:
-    if record.spec.machine.from_disk is not None:
+    wish = record.spec.machine.from_disk
+    if wish is not None and (wish.encrypted or record.spec.machine.disk_key is not None):
         raise Unsupported(
-            f"migration of {record.name}: hutch does not move machines that start from a disk",
-            hint="`hutch export --disk`, and `hutch vm run` there",
+            f"migration of {record.name}: its disk is encrypted, and it starts from it",
+            hint="`hutch export --disk`, and `hutch vm run --disk-key` there",
         )
     if record.state == State.RUNNING and record.spec.machine.disk_key is not None:
         raise Unsupported(

@@ -32,13 +32,16 @@ def obstacles(context: Context, offer: Offer, record: InstanceRecord) -> list[st
     if taken is not None:
         found.append(f"name {record.name!r} is taken by instance {taken.id[:12]} at the target")
     here = host_platform()
-    if offer.image.architecture and offer.image.architecture != here.architecture:
-        found.append(f"its image is for {offer.image.platform}, the target is {here}")
+    image = offer.image
+    if image is not None and image.architecture not in ("", here.architecture):
+        found.append(f"its image is for {image.platform}, the target is {here}")
     _note(found, lambda: context.driver(record.spec.isolation).check(record.spec))
     _note(found, lambda: _check_devices(context, record))
     if record.spec.isolation == "vm":
+        from hutch.engine.migrate_disks import obstacles_there
         from hutch.engine.migrate_machines import machine_obstacles
 
+        found += obstacles_there(record)
         found += machine_obstacles(context, offer, record)
     for network in record.spec.networks:
         _check_network(context, network, found)
@@ -112,7 +115,7 @@ def _check_mounts(context: Context, offer: Offer, record: InstanceRecord, found:
 def _check_room(context: Context, offer: Offer, found: list[str]) -> None:
     image = offer.image
     needed = offer.size + sum(volume.size for volume in offer.volumes if volume.sent)
-    if context.images.by_id(image.id) is None:
+    if image is not None and context.images.by_id(image.id) is None:
         needed += image.compressed_size + image.size
     if offer.kernel is not None:
         needed += offer.kernel.size

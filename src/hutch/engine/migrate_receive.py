@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -23,6 +23,7 @@ from hutch.engine.machines import prepare_machine
 from hutch.engine.migrate import hello
 from hutch.engine.migrate_check import obstacles
 from hutch.engine.migrate_container import land_container
+from hutch.engine.migrate_disks import OWN_FILES, disks_of, from_disk, local_spec
 from hutch.engine.migrate_land import carry_stream, confirm, decline, land, take_tail
 from hutch.engine.migrate_settle import (
     activate,
@@ -163,17 +164,17 @@ class _Incoming:
     def receive(self) -> None:
         """Take everything in, up to `prepared`; on failure nothing of it is left."""
         context, offer = self._context, self._offer
+        if (offer.image is None) != (from_disk(self._record) is not None):
+            raise IntegrityError("an image is offered for a machine with a disk, or none for it")
         found = obstacles(context, offer, self._record)
         if found:
             self._wire.send(say.Answer(obstacles=tuple(found)))
             return
-        image_id = offer.image.id
         with ExitStack() as undo, context.leases.hold(purpose="migration") as lease:
-            lease.add(*offer.image.digests, *offer.image.chain_ids)
+            if offer.image is not None:
+                lease.add(*offer.image.digests, *offer.image.chain_ids)
             self._assets()
-            image = self._image(lease)
-            if image.id != image_id:
-                raise IntegrityError(f"image {image_id[:19]}: is not what its manifest says")
+            image = None if offer.image is None else self._image(lease, offer.image)
             migration = put(context, self._migration(Phase.PREPARING))
             undo.callback(self._undo, migration)
             with disk_errors(f"instance {self._id[:12]}"):
@@ -237,7 +238,8 @@ class _Incoming:
     def _assets(self) -> None:
         """Ask for what is missing, and take it."""
         context, offer = self._context, self._offer
-        missing = [digest for digest in offer.image.digests if not context.content.has(digest)]
+        digests = offer.image.digests if offer.image is not None else ()
+        missing = [digest for digest in digests if not context.content.has(digest)]
         wants_kernel = offer.kernel is not None and not self._has_kernel()
         self._wire.send(say.Answer(blobs=tuple(missing), kernel=wants_kernel))
         parts: dict[str, bytes] = {}
@@ -278,9 +280,15 @@ class _Incoming:
             except FileNotFoundError:
                 pass
 
-    def _image(self, lease: Lease) -> ImageRecord:
+    def _image(self, lease: Lease, offered: ImageRecord) -> ImageRecord:
         """Return the image, registered under those of its names that are free here."""
-        context, offered = self._context, self._offer.image
+        image = self._registered(lease, offered)
+        if image.id != offered.id:
+            raise IntegrityError(f"image {offered.id[:19]}: is not what its manifest says")
+        return image
+
+    def _registered(self, lease: Lease, offered: ImageRecord) -> ImageRecord:
+        context = self._context
         known = context.images.by_id(offered.id)
         if known is not None:
             ensure_unpacked(known, context.content, context.layers)
@@ -304,8 +312,10 @@ class _Incoming:
 
     # ---- the instance -----------------------------------------------------------------
 
-    def _prepare(self, image: ImageRecord) -> None:
+    def _prepare(self, image: ImageRecord | None) -> None:
         """Make what does not depend on the instance's files."""
+        if image is None:
+            return
         size = layer_size(self._record.spec)
         self._context.snapshots.make(self._id, image.chain_ids, size=size)
         if self._record.spec.isolation == "vm":
@@ -334,10 +344,11 @@ class _Incoming:
                 shutil.rmtree(self._ahead)
             case "tail":
                 take_tail(self._wire, self._directory, head)
-            case "disk" if self._offer.live is None:
-                unpack_file(self._wire.stream(), f"{self._directory}/{DISK_FILE}", limit=_MAX_FILE)
-            case "changes":
-                path = f"{self._directory}/{DISK_FILE}"
+            case "disk" if self._offer.live is None and head.name in self._disks():
+                path = f"{self._directory}/{head.name}"
+                unpack_file(self._wire.stream(), path, limit=_MAX_FILE)
+            case "changes" if head.name in self._disks():
+                path = f"{self._directory}/{head.name}"
                 unpack_changes(self._wire.stream(), path, limit=_MAX_FILE)
             case "file":
                 self._file(head.name)
@@ -355,6 +366,10 @@ class _Incoming:
         writable layer is, which may be a file system of its own."""
         return f"{self._context.snapshots.upper(self._id)}.ahead"
 
+    def _disks(self) -> Collection[str]:
+        """Return the names of the disks that come."""
+        return disks_of(self._record, self._directory) or (DISK_FILE,)
+
     def _sent_volumes(self) -> set[str]:
         return {volume.name for volume in self._offer.volumes if volume.sent}
 
@@ -369,14 +384,15 @@ class _Incoming:
         """Take a file of the instance's directory: a log, or a part of a saved memory."""
         parent, slash, base = name.rpartition("/")
         is_log = not slash and (name == "log" or name.startswith("log."))
+        is_own = name in OWN_FILES and from_disk(self._record) is not None
         parents = (SUSPENDED, f"{SUSPENDED}/{CRIU_IMAGES}")
-        if not base or base.startswith(".") or not (is_log or parent in parents):
+        if not base or base.startswith(".") or not (is_log or is_own or parent in parents):
             raise IntegrityError(f"unexpected file {name[:80]!r}")
         if slash:
             os.makedirs(f"{self._directory}/{parent}", 0o700, exist_ok=True)
         unpack_file(self._wire.stream(), f"{self._directory}/{name}", limit=_MAX_FILE)
 
-    def _insert(self, final: say.Prepare, image: ImageRecord) -> None:
+    def _insert(self, final: say.Prepare, image: ImageRecord | None) -> None:
         """See all of it onto the disk, then record it, inert."""
         context = self._context
         previous = State(final.previous)
@@ -385,7 +401,10 @@ class _Incoming:
         self._check_whole(previous)
         self._volumes()
         _sync(str(context.root))
-        record = self._final(_decode(final.instance), image)
+        there = _decode(final.instance)
+        if (from_disk(there) is None) != (image is not None):
+            raise IntegrityError("it is not what was offered")
+        record = self._final(there, image)
         migration = msgspec.structs.replace(
             self._migration(Phase.PREPARED, volumes=True),
             previous=previous,
@@ -394,19 +413,20 @@ class _Incoming:
         with context.store.write(durable=True) as tx:
             tx.insert(NAMES, record.name, NameRecord(id=record.id))
             tx.insert(INSTANCES, record.id, record)
-            context.snapshots.note(tx, record.id, record.chain_ids)
-            if record.spec.isolation == "vm":
-                context.kernels.note(tx, record.id, record.spec.machine.kernel)
+            if image is not None:
+                context.snapshots.note(tx, record.id, record.chain_ids)
+                if record.spec.isolation == "vm":
+                    context.kernels.note(tx, record.id, record.spec.machine.kernel)
             for name in {mount.name for mount in record.mounts if mount.type == "volume"}:
                 context.volumes.acquire(name, record.id, transaction=tx)
-            if tx.get(IMAGES, record.image_id, ImageRecord) is None:
+            if image is not None and tx.get(IMAGES, image.id, ImageRecord) is None:
                 raise NotFound(f"image {record.image_name}: was removed meanwhile")
             put(context, migration, tx=tx)
 
     def _check_whole(self, previous: State) -> None:
         """Raise unless everything that was promised has come."""
         is_machine = self._record.spec.isolation == "vm"
-        wanted = [DISK_FILE] if is_machine else []
+        wanted = list(self._disks()) if is_machine else []
         if previous == State.SUSPENDED or self._offer.criu is not None:
             wanted.append(f"{SUSPENDED}/{'saved.json' if is_machine else 'checkpoint.json'}")
         for name in wanted:
@@ -430,13 +450,16 @@ class _Incoming:
             )
             os.rename(self._staged[offered.name], volume.path)
 
-    def _final(self, there: InstanceRecord, image: ImageRecord) -> InstanceRecord:
+    def _final(self, there: InstanceRecord, image: ImageRecord | None) -> InstanceRecord:
         """Return the record as it is here: nothing in it is of the source's host."""
+        wish = local_spec(there, self._directory)
+        machine = msgspec.structs.replace(there.spec.machine, from_disk=wish)
         return msgspec.structs.replace(
             there,
             id=self._id,
-            image_id=image.id,
-            chain_ids=image.chain_ids,
+            spec=msgspec.structs.replace(there.spec, machine=machine),
+            image_id=image.id if image is not None else "",
+            chain_ids=image.chain_ids if image is not None else (),
             state=State.MIGRATING,
             pid=0,
             start_time=0,

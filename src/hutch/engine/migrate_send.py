@@ -12,6 +12,13 @@ from hutch.drivers.container.checkpoint import IMAGES as CRIU_IMAGES
 from hutch.drivers.moving import Streams
 from hutch.engine.context import Context
 from hutch.engine.lookup import load
+from hutch.engine.migrate_disks import (
+    BASE_FILE,
+    OWN_FILES,
+    disks_of,
+    from_disk,
+    obstacles_here,
+)
 from hutch.engine.migrate_machines import named_model
 from hutch.engine.records import SUSPENDED, InstanceRecord
 from hutch.errors import HutchError
@@ -25,7 +32,7 @@ from hutch.records import Progress, ProgressEvent
 from hutch.storage.diskchain import ensure_one, is_chain
 from hutch.storage.faults import disk_errors
 from hutch.storage.pack import pack_diff, pack_directory
-from hutch.storage.snapshots import DISK_FILE, measure
+from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE, measure
 
 __all__ = ["Sender"]
 
@@ -57,13 +64,14 @@ class Sender:
         """Make the offer, with `streams` of a machine that comes while it runs; return what
         stands in the way on this side."""
         context, record = self._context, self.record
-        image = context.images.get(record.image_id)
-        self.references = (*image.digests, *image.chain_ids)
+        image = context.images.get(record.image_id) if from_disk(record) is None else None
+        self.references = (*image.digests, *image.chain_ids) if image else ()
         obstacles = [
             f"blob {digest[:19]} of its image is not stored here any more"
-            for digest in image.digests
+            for digest in (image.digests if image else ())
             if not context.content.has(digest)
         ]
+        obstacles += obstacles_here(record)
         obstacles += _unmovable(context, record)
         criu = None
         if record.state == State.RUNNING and record.spec.isolation != "vm":
@@ -80,7 +88,8 @@ class Sender:
         kernel = None
         qemu = ""
         if record.spec.isolation == "vm":
-            kernel = context.kernels.get(record.spec.machine.kernel)
+            if image is not None:
+                kernel = context.kernels.get(record.spec.machine.kernel)
             if record.state in (State.RUNNING, State.SUSPENDED):
                 machine = context.machines.record(record.id)
                 qemu = machine.qemu_version if machine else ""
@@ -89,6 +98,7 @@ class Sender:
             instance=msgspec.Raw(msgspec.json.encode(record)),
             image=image,
             size=context.snapshots.usage(record.id).bytes
+            + _base_size(record)
             + (_memory(context, record) if streams is None else 0),
             kernel=kernel,
             volumes=tuple(volumes),
@@ -171,13 +181,19 @@ class Sender:
         if is_chain(self._context.directory(self.record.id)):
             return  # twins share it: it is made one file when nobody writes to it
         self._ahead = {}
+        disks = disks_of(self.record, self._directory())
+        if BASE_FILE in disks:
+            self._file("disk", BASE_FILE, disks[BASE_FILE])  # nobody writes to it
         with disk_errors(f"migration of {self.record.name}"), self._open_disk() as file:
             pieces = pack_ahead(file.fileno(), self._ahead)
-            self._stream(Stream(kind="disk", name=DISK_FILE), pieces)
+            self._stream(Stream(kind="disk", name=self._disk()), pieces)
+
+    def _disk(self) -> str:
+        """Return what the file is called that a machine writes to."""
+        return DISK_FILE if from_disk(self.record) is None else QCOW2_FILE
 
     def _open_disk(self) -> IO[bytes]:
-        path = self._context.directory(self.record.id) / DISK_FILE
-        return open(path, "rb", buffering=0)
+        return open(f"{self._directory()}/{self._disk()}", "rb", buffering=0)
 
     def send_logs(self) -> None:
         """Send the log of an instance that goes on writing to it."""
@@ -243,7 +259,10 @@ class Sender:
             if self._ahead is not None:
                 with self._open_disk() as file:
                     pieces = pack_changes(file.fileno(), self._ahead)
-                    self._stream(Stream(kind="changes", name=DISK_FILE), pieces)
+                    self._stream(Stream(kind="changes", name=self._disk()), pieces)
+            elif from_disk(record) is not None:
+                for name, path in disks_of(record, directory).items():
+                    self._file("disk", name, path)
             elif record.spec.isolation == "vm":
                 ensure_one(directory)
                 self._file("disk", DISK_FILE, f"{directory}/{DISK_FILE}")
@@ -251,8 +270,10 @@ class Sender:
                 self._stream(
                     Stream(kind="upper"), pack_diff(self._context.snapshots.upper(record.id))
                 )
-            for name in self._logs():
-                self._file("file", name, f"{directory}/{name}")
+            small = OWN_FILES if from_disk(record) is not None else ()
+            for name in (*self._logs(), *small):
+                if os.path.exists(f"{directory}/{name}"):
+                    self._file("file", name, f"{directory}/{name}")
             if state == State.SUSPENDED:
                 for name in sorted(os.listdir(f"{directory}/{SUSPENDED}")):
                     self._file("file", f"{SUSPENDED}/{name}", f"{directory}/{SUSPENDED}/{name}")
@@ -292,6 +313,13 @@ class Sender:
             yield piece
 
 
+def _base_size(record: InstanceRecord) -> int:
+    wish = from_disk(record)
+    if wish is None or not os.path.exists(wish.path):
+        return 0
+    return os.stat(wish.path).st_blocks * 512
+
+
 def _memory(context: Context, record: InstanceRecord) -> int:
     """Return the bytes that its saved memory takes, or may take."""
     if record.state == State.SUSPENDED:
@@ -324,7 +352,8 @@ def _unmovable(context: Context, record: InstanceRecord) -> list[str]:
     if spec.isolation != "vm" and (spec.userns not in ("", "host") or context.rootless):
         found.append("its files have the ids of a user namespace of this host")
     try:
-        context.snapshots.load(record.id, record.chain_ids)
+        if from_disk(record) is None:
+            context.snapshots.load(record.id, record.chain_ids)
     except HutchError as exc:
         found.append(exc.message)
     return found

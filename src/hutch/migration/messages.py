@@ -98,12 +98,13 @@ class Criu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Offer(Message, frozen=True, tag="offer"):
     """Source: what would come. `instance` is the record as the source's engine has it, and
-    `size` what the instance's own files take. `qemu` is the version that a saved memory needs;
-    `live` that it comes while it runs, `criu` that a container comes with its memory."""
+    `size` what the instance's own files take; `image` is None for a machine that starts from a
+    disk of its own. `qemu` is the version that a saved memory needs; `live` that it comes while
+    it runs, `criu` that a container comes with its memory."""
 
     token: str
     instance: msgspec.Raw
-    image: ImageRecord
+    image: ImageRecord | None
     size: int
     kernel: KernelRecord | None = None
     volumes: tuple[VolumeOffer, ...] = ()

@@ -255,6 +255,8 @@ class FromDisk(Value, frozen=True, kw_only=True, omit_defaults=True):
     of the machine's own disk. `seed` says that cloud-init
     finds its data on a disk of ours. `screen` is empty for none, `unix` for a socket in the
     instance's directory, or ADDRESS:PORT. With `user_network` QEMU itself is the network.
+    `identity` is the identifier that it had where it came from, empty for its own: what its
+    guest knows it by is made of that.
     """
 
     path: str = ""
@@ -267,6 +269,7 @@ class FromDisk(Value, frozen=True, kw_only=True, omit_defaults=True):
     seed: bool = False
     screen: str = ""
     user_network: bool = False
+    identity: str = ""
 
 
 class CpuTopology(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -31,7 +31,7 @@ from hutch.storage.faults import disk_errors
 __all__ = ["FORMATS", "DiskFormat", "DiskImage", "change_snapshot", "check_disk"]
 __all__ += ["convert_disk", "create_disk", "snapshots_in"]
 __all__ += ["disk_info", "flatten_chain"]
-__all__ += ["format_of", "import_disk", "require_whole", "resize_disk", "stamp_of"]
+__all__ += ["format_of", "import_disk", "rebase_disk", "require_whole", "resize_disk", "stamp_of"]
 
 DiskFormat = Literal["raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks"]
 FORMATS: tuple[DiskFormat, ...] = ("raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks")
@@ -232,6 +232,15 @@ def snapshots_in(path: str) -> list[str]:
         raise _failure(full, done.stderr)
     found: dict[str, Any] = msgspec.json.decode(done.stdout, type=dict[str, Any])
     return [str(one.get("name", "")) for one in found.get("snapshots") or ()]
+
+
+def rebase_disk(path: str, base: str, *, format: DiskFormat) -> None:
+    """Name another file as what a qcow2 stands on, which has the same content."""
+    with disk_errors(f"disk {path}"):
+        command = ["rebase", "-u", "-f", "qcow2", "-F", _checked(format), "-b", base, path]
+        done = _qemu_img(command, _INFO_TIMEOUT_S)
+        if done.returncode != 0:
+            raise _failure(path, done.stderr)
 
 
 def check_disk(path: str, *, format: DiskFormat) -> str:

@@ -25,16 +25,24 @@ from hutch.errors import HutchError
 from hutch.storage.snapshots import QCOW2_FILE
 from hutch.storage.sparse import copy_sparse
 
-__all__ = ["awaken", "copy_files", "copy_running", "put_back_files", "save_disk_machine"]
+__all__ = [
+    "TPM_FILE",
+    "awaken",
+    "copy_files",
+    "copy_running",
+    "put_back_files",
+    "save_disk_machine",
+]
 
-_TPM_FILE = "tpm2-00.permall"
+_TPM_KEPT = "tpm2-00.permall"
+TPM_FILE = f"{STATE_DIRECTORY}/{_TPM_KEPT}"
 # What of an instance's directory is the machine's, and what it is called in a snapshot.
 _FILES = {
     QCOW2_FILE: QCOW2_FILE,
     VARIABLES_FILE: VARIABLES_FILE,
     USER_DATA_FILE: USER_DATA_FILE,
     SEED_FILE: SEED_FILE,
-    f"{STATE_DIRECTORY}/{_TPM_FILE}": _TPM_FILE,
+    TPM_FILE: _TPM_KEPT,
 }
 _STOPPED = frozenset({"postmigrate", "paused", "finish-migrate"})
 

@@ -268,7 +268,7 @@ def _machine(
     tpm: TpmServer | None,
     descriptors: Descriptors,
 ) -> Machine:
-    wish = _wish(launch.spec)
+    wish, known = _wish(launch.spec), _identity(launch)
     firmware = Firmware()
     if wish.firmware == "uefi":
         store = descriptors.add(_opened(f"{launch.directory}/{VARIABLES_FILE}", os.O_RDWR))
@@ -277,8 +277,7 @@ def _machine(
         name=launch.id[:12],
         shape=shape_of(launch.spec, host),
         boot=firmware,
-        uuid=f"{launch.id[:8]}-{launch.id[8:12]}-4{launch.id[13:16]}-8{launch.id[17:20]}"
-        f"-{launch.id[20:32]}",
+        uuid=f"{known[:8]}-{known[8:12]}-4{known[13:16]}-8{known[17:20]}-{known[20:32]}",
         monitor=Descriptor(ports.qmp),
         control=Descriptor(ports.control),
         console=Console(connected=Descriptor(ports.agent)),
@@ -363,7 +362,13 @@ def _check_base(launch: Launch, wish: FromDisk) -> None:
 
 def _mac(launch: Launch, endpoint: Endpoint) -> str:
     """Return a card's address; QEMU's own network has none of its own for it."""
-    return endpoint.mac or f"52:54:00:{launch.id[0:2]}:{launch.id[2:4]}:{launch.id[4:6]}"
+    known = _identity(launch)
+    return endpoint.mac or f"52:54:00:{known[0:2]}:{known[2:4]}:{known[4:6]}"
+
+
+def _identity(launch: Launch) -> str:
+    """Return what the guest's UUID and addresses are made of; it outlives a migration."""
+    return _wish(launch.spec).identity or launch.id
 
 
 def _cards(launch: Launch, taps: Taps | None, descriptors: Descriptors) -> tuple[Nic, ...]:
@@ -402,7 +407,7 @@ def _write_seed(launch: Launch) -> None:
         user_data = file.read()
     make_seed(
         f"{launch.directory}/{SEED_FILE}",
-        instance=launch.id,
+        instance=_identity(launch),
         hostname=launch.spec.hostname,
         user_data=user_data,
         cards=_seed_cards(launch),
