@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hutch.errors import (
@@ -167,6 +167,7 @@ WRITES = st.lists(
 
 @settings(deadline=None, max_examples=40)
 @given(WRITES, WRITES, st.lists(st.integers(0, 15), max_size=4), st.booleans())
+@example([(0, b"x" * 30)], [(1048574, b"grown" * 200)], [], False)
 def test_changes_after_a_copy_that_was_written_to_make_it_whole(
     tmp_path_factory: pytest.TempPathFactory,
     before: Writes,

@@ -74,11 +74,14 @@ def pack_file(fd: int) -> Iterator[bytes]:
 
 
 def pack_ahead(fd: int, sent: SentBlocks) -> Iterator[bytes]:
-    """Yield a file that is written to meanwhile, noting what is sent of it."""
+    """Yield a file that is written to meanwhile, noting what is sent of it. What it grows by
+    is left for the changes."""
     size = os.fstat(fd).st_size
     yield _SIZE.pack(size)
     for number in _blocks(fd):
-        data = os.pread(fd, _BLOCK, number * _BLOCK)
+        if number * _BLOCK >= size:
+            break
+        data = os.pread(fd, min(_BLOCK, size - number * _BLOCK), number * _BLOCK)
         sent[number] = _digest(data)
         yield _RUN.pack(number * _BLOCK, len(data)) + data
     yield _RUN.pack(size, 0)
