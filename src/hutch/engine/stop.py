@@ -19,8 +19,8 @@ from hutch.lifecycle import State
 from hutch.process.supervisor import Supervisor
 from hutch.spec.signals import parse_signal
 
-__all__ = ["connect", "current", "kill", "pause", "remove", "restart", "set_state", "stop"]
-__all__ += ["unpause", "wait"]
+__all__ = ["connect", "current", "kill", "pause", "remove", "remove_ended", "restart"]
+__all__ += ["set_state", "stop", "unpause", "wait"]
 
 _ATTEMPTS = 8
 _KILL_TIMEOUT_S = 30.0
@@ -274,6 +274,16 @@ def remove(
         if not force and record.state in (*_LIVE, State.STARTING):
             raise
         _remove_on_a_full_disk(context, record, remove_volumes=remove_volumes)
+
+
+def remove_ended(context: Context, identifier: str, *, remove_volumes: bool) -> None:
+    """Remove an instance that most likely has ended, and that is known to be of no use: in one
+    look where it has, else as `remove` with `force`."""
+    try:
+        with instance_lock(context, identifier):
+            _remove_ended(context, identifier, remove_volumes=remove_volumes)
+    except (WrongState, Exhausted):
+        remove(context, identifier, force=True, remove_volumes=remove_volumes)
 
 
 def _remove_on_a_full_disk(

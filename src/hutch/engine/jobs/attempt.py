@@ -29,6 +29,7 @@ from hutch.engine.jobs.records import (
     key_of,
     name_of_instance,
 )
+from hutch.engine.jobs.threads import Threads
 from hutch.engine.lookup import load
 from hutch.engine.records import NAMES, InstanceRecord, NameRecord
 from hutch.engine.start import start
@@ -131,11 +132,10 @@ class Attempt:
         self.identifier = identifier
         self._resumed = threading.Event()
         self.instance = job.instance
-        self.thread = threading.Thread(target=self._run, name=f"hutch-job-{job.id}", daemon=True)
 
-    def begin(self) -> None:
+    def begin(self, threads: Threads) -> None:
         """Make and start the instance, or take up the one that is there already."""
-        self.thread.start()
+        threads.run(self._run)
 
     # ---- what the dispatcher asks ----------------------------------------------------------
 
@@ -356,7 +356,7 @@ def remove_instance(context: Context, identifier: str) -> None:
         return
     for pause_s in (0.05, 0.2, 1.0, 0.0):
         try:
-            stopping.remove(context, identifier, force=True, remove_volumes=True)
+            stopping.remove_ended(context, identifier, remove_volumes=True)
         except NotFound:
             return
         except HutchError as exc:

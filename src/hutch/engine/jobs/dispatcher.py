@@ -67,6 +67,7 @@ class Dispatcher:
         self._aside: dict[int, Entry] = {}  # for which others leave no room now
         self._ended_instances: list[str] = []  # to be removed when that is on disk
         self._try_at = 0.0
+        self._freed = True
         self._latest = 0.0
         self._stop = threading.Event()
         self._wakeup: Wakeup | None = None
@@ -108,6 +109,7 @@ class Dispatcher:
             finally:
                 self._book.flush()
                 self._workers.shutdown(wait=True)
+                self._turns.close()
 
     # ---- the loop -------------------------------------------------------------------------
 
@@ -123,6 +125,7 @@ class Dispatcher:
             if poked:
                 self._look()
             self._take_reports()
+            self._look_for_room(asked=poked)
             self._check_timers()
             self._turns.carry_out(self._queues.decide(self._now()))
             self._book.flush()
@@ -131,6 +134,7 @@ class Dispatcher:
                 last_work = time.monotonic()
             elif idle_s is not None and time.monotonic() - last_work >= idle_s:
                 return
+            # Who was woken by reports alone need not read what others have put into the store.
             poked = wakeup.wait(self._patience(idle_s)) or not self._reports
 
     def _is_busy(self) -> bool:
@@ -208,6 +212,12 @@ class Dispatcher:
                 self._admit(entry)
         for request in self._book.take_requests():
             self._ask(request)
+
+    def _look_for_room(self, *, asked: bool) -> None:
+        """See whether there is more room, or less, when something has ended or somebody asked."""
+        if not (asked or self._freed or self._aside):
+            return
+        self._freed = False
         before = self._room.now
         if self._see_room() or (self._aside and time.monotonic() >= self._try_at):
             self._try_at = time.monotonic() + _RETRY_S
@@ -450,6 +460,7 @@ class Dispatcher:
     def _give_back(self, entry: Entry) -> None:
         """Tell the policy that a job has ended, or is not to run."""
         job, entry.job = entry.job, None
+        self._freed = True
         if job is not None and job.phase == Phase.RUNNING:
             self._queues.finish(job, self._now())
         elif job is not None and job.phase != Phase.OUTSIDE:

@@ -89,7 +89,7 @@ class Room:
         return True
 
     def _look(self, own: Collection[str]) -> Any:
-        if not self._counts():
+        if not self.counts():
             self.whole = self.now = self._plain()
             return self.now, frozenset(own)
         from hutch.engine.admitting import holdings
@@ -106,7 +106,7 @@ class Room:
         self.now = self._left(others, limits)
         return settings, others, frozenset(own), self.whole
 
-    def _counts(self) -> bool:
+    def counts(self) -> bool:
         """Tell whether anything is given out up to a limit, or belongs to one alone."""
         if os.path.exists(f"{self._context.root}/resources.json") or self._devices:
             return True
@@ -208,7 +208,7 @@ class Room:
 
     def drop(self, identifier: str) -> None:
         """Give back what was taken for an instance that is not made."""
-        if identifier and self._counts():
+        if identifier and self.counts():
             from hutch.engine.reserve import release
 
             release(self._context, identifier)

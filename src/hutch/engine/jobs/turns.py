@@ -15,6 +15,7 @@ from hutch.engine.jobs.policies import QueuePolicy
 from hutch.engine.jobs.records import JobState
 from hutch.engine.jobs.relief import Relief, frozen_usage
 from hutch.engine.jobs.room import Room
+from hutch.engine.jobs.threads import Threads
 from hutch.engine.jobs.timers import Timers
 from hutch.errors import HutchError
 from hutch.ids import new_instance_id
@@ -51,8 +52,13 @@ class Turns:
     ) -> None:
         self._context, self._book, self._queues, self._room, self._relief, self._timers = parts
         self._hear, self._refuse, self._now = hear, refuse, now
+        self._threads = Threads("hutch-job")
         self._pausing: set[int] = set()  # to be paused as soon as they have started
         self._deferred: list[Entry] = []  # to be started when those have been paused
+
+    def close(self) -> None:
+        """Let threads end as their jobs do."""
+        self._threads.close()
 
     def clear(self) -> None:
         """Forget what was to be started: it will be decided anew."""
@@ -140,7 +146,7 @@ class Turns:
         entry.attempt = Attempt(
             self._context, entry.record, self._hear, identifier=entry.identifier
         )
-        entry.attempt.begin()
+        entry.attempt.begin(self._threads)
 
     def _pause(self, entry: Entry) -> None:
         if entry in self._deferred:

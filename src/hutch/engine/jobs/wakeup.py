@@ -17,6 +17,7 @@ __all__ = ["Wakeup", "poke"]
 
 _NAME = "dispatch"
 _LEAVE = b"q"
+_OWN = b"r"
 
 
 def _path(root: Path) -> str:
@@ -73,15 +74,18 @@ class Wakeup:
         """Wake the dispatcher from another thread; nothing happens when it has ended."""
         with self._open, contextlib.suppress(BlockingIOError):
             if not self._closed:
-                os.write(self._fd, b"\0")
+                os.write(self._fd, _OWN)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until somebody wakes it, for so long at most; tell whether somebody did."""
+        """Wait until somebody wakes it, for so long at most; tell whether that was another than
+        its own threads."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         ready = poll.poll(max(0.0, timeout_s) * 1000)
+        others = False
         if ready:
             with contextlib.suppress(BlockingIOError):
                 while said := os.read(self._fd, 4096):
                     self.asked_to_leave |= _LEAVE in said
-        return bool(ready)
+                    others |= bool(said.strip(_OWN))
+        return others
