@@ -49,6 +49,23 @@ def test_a_job_that_finds_no_room_to_go_on_is_paused_as_before(policy: str) -> N
     assert queues._policy.ledger.cores == 0
 
 
+@pytest.mark.parametrize("estimator", ["user", "average", "last-two"])
+def test_an_estimate_that_was_outlived_is_raised_above_what_the_job_has_run(estimator: str) -> None:
+    """Or the dispatcher would look at the job again and again. The policy's clock began a
+    little after the record's."""
+    from hutch.engine.jobs.policies import QueuePolicy
+    from hutch.sched.estimators import create_estimator
+
+    queues = object.__new__(QueuePolicy)
+    queues._policy = create("srtf", Capacity(cores=1))
+    queues._estimators = {"q": create_estimator(estimator)}
+    queues.running = 0
+    runs = job(queue="q", estimate=1, limit=1, since=10.001, phase=Phase.RUNNING)
+    queues.adopt(runs, 10.001, paused=False)
+    assert queues.correct(runs, 11.0, 1.0) > 1.0
+    assert runs.estimate > 1.0
+
+
 def test_a_choice_is_what_jobs_have_in_common() -> None:
     record = JobRecord(
         id=3, name="x", queue="q", image="i", command=(), submitted_ns=0, owner="ada", array=2

@@ -551,7 +551,7 @@ class Dispatcher:
         if record.timeout_s and ran_s >= record.timeout_s:
             self._stop_program(entry, JobState.TIMEOUT)
         elif job is not None and ran_s >= job.estimate:
-            self._queues.correct(job, now)
+            self._queues.correct(job, now, ran_s)
             self._timers.bound(entry)
 
     def _check_waiting(self, entry: Entry, now: float) -> None:

@@ -13,6 +13,8 @@ from hutch.sched.queues import MultiLevel, QueueSpec
 
 __all__ = ["QueuePolicy", "build_policy", "sched_job"]
 
+_LEAST_STEP_S = 1.0
+
 
 def sched_job(record: JobRecord) -> Job:
     """Return a job as policies see it. Times are seconds since the epoch."""
@@ -118,11 +120,13 @@ class QueuePolicy:
         foretold = estimator.predict(_Asked(record))
         return foretold if math.isfinite(foretold) else 0.0
 
-    def correct(self, job: Job, now: float) -> float:
-        """Raise the estimate of a job that has outlived it; return the new one."""
+    def correct(self, job: Job, now: float, ran_s: float) -> float:
+        """Raise the estimate of a job that has outlived it; return the new one, which is above
+        what it has run: by the record, or by the policy's clock, which begins a little later."""
         estimator = self._estimators.get(job.queue)
         if estimator is not None:
-            job.estimate = estimator.correct(job, job.served_at(now))
+            ran_s = max(ran_s, job.served_at(now))
+            job.estimate = max(estimator.correct(job, ran_s), ran_s + _LEAST_STEP_S)
             job.corrections += 1
             self._policy.revise(job, now)
         return job.estimate
