@@ -4,7 +4,6 @@ it has waited in memory for as long as a machine may."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from hutch.engine.jobs.book import Entry
@@ -38,8 +37,10 @@ class Timers:
             if bound_s and record.mark:
                 self.set((record.mark - record.ran_ns) / 1e9 + bound_s, entry)
 
-    def due(self, now: float) -> Iterator[tuple[int, int]]:
-        """Yield the jobs and attempts whose time has come."""
+    def due(self, now: float) -> list[tuple[int, int]]:
+        """Return the jobs and attempts whose time has come; what is set meanwhile comes next."""
+        found = []
         while self._heap and self._heap[0][0] <= now:
             _, number, attempt = heappop(self._heap)
-            yield number, attempt
+            found.append((number, attempt))
+        return found
