@@ -24,7 +24,7 @@ from hutch.dockerfile import SourceError, StepFailed
 from hutch.engine import Engine
 from hutch.engine.builder.build import Cancelled
 from hutch.engine.builder.leftovers import BUILD_LABEL
-from hutch.errors import HutchError, InvalidArgument, NotFound, Unsupported
+from hutch.errors import Exhausted, HutchError, InvalidArgument, NotFound, Unsupported
 from tests.engine.building import Builder, context, kinds
 from tests.requires import requires
 
@@ -580,3 +580,17 @@ def test_a_tar_of_the_result_is_whole(build: Builder) -> None:
     build("FROM scratch\nCOPY f /\n", {"f": "x"}, outputs=["type=tar,dest=-"], stream=out)
     with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
         assert "f" in archive.getnames()
+
+
+def test_a_full_disk_is_told_and_freed(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", str(tmp_path)], check=True)
+    try:
+        with Engine(tmp_path / "root") as engine:
+            engine.images.bootstrap("busybox")
+            build = Builder(engine)
+            with pytest.raises(Exhausted, match="no space left"):
+                build("FROM busybox\nCOPY big /x\n", {"big": os.urandom(30 << 20)})
+            assert engine.list(all=True) == []
+            assert build("FROM busybox\nCOPY small /x\n", {"small": "x"})
+    finally:
+        _wait(lambda: subprocess.run(["umount", str(tmp_path)]).returncode == 0)

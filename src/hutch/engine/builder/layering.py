@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Chosen", "Placing", "commit_tar", "commit_upper", "copy_tree"]
 __all__ += ["extract_chunks", "pack_chosen"]
+
+
+_TRIES = 1000
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,12 +170,15 @@ def commit_tar(
     context: Context, chunks: Iterator[bytes], chain_ids: Sequence[str], lease: Lease
 ) -> LayerRecord:
     """Store a tar as the layer upon others (lowest first) and return what it became."""
-    made = store_layer(
-        context.content,
-        context.layers,
-        _Chunks(chunks),
-        parent_chain_id=chain_ids[-1] if chain_ids else "",
-    )
+    try:
+        made = store_layer(
+            context.content,
+            context.layers,
+            _Chunks(chunks),
+            parent_chain_id=chain_ids[-1] if chain_ids else "",
+        )
+    finally:
+        _close(chunks)
     layer, blob = made.layer, made.descriptor
     lease.add(blob.digest, layer.chain_id)
     context.layers.settle((*chain_ids, layer.chain_id))
@@ -248,6 +255,20 @@ def _only_passed(assets: OverlayAssets, skip: Sequence[bytes]) -> set[bytes]:
     return ours
 
 
+def _close(chunks: Iterator[bytes]) -> None:
+    """Close what a failure left half read, with the files it has open. A thread that reads
+    ahead may be in it still: that one stops at its next chunk."""
+    close = getattr(chunks, "close", None)
+    if close is None:
+        return
+    for _ in range(_TRIES):
+        try:
+            close()
+            return
+        except ValueError:  # it is executing
+            time.sleep(0.01)
+
+
 class _Chunks:
     """A stream out of chunks, small ones joined."""
 
@@ -275,6 +296,7 @@ def extract_chunks(
     try:
         tree.extract(fd, "/", _Chunks(chunks), owner=owner)
     finally:
+        _close(chunks)
         os.close(fd)
 
 

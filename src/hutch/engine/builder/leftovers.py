@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from hutch.errors import Busy, HutchError, NotFound
+from hutch.errors import Busy, Exhausted, HutchError, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from hutch.engine.context import Context
@@ -20,16 +20,26 @@ BUILD_LABEL = "hutch.build"
 
 _IN_MEMORY = ("/dev/shm", "/run")
 _PREFIX = "hutch-build-"
+_DRAIN_S = 60.0
 
 
 def remove_step(context: Context, identifier: str) -> None:
-    """End and remove the instance of a step; one that is gone is fine."""
+    """End and remove the instance of a step; one that is gone is fine.
+
+    On a full disk what it wrote goes first: that may be what filled it.
+    """
     from hutch.engine.stop import remove
 
     try:
         remove(context, identifier, force=True, remove_volumes=True)
     except NotFound:
         pass
+    except (Exhausted, Unavailable):
+        context.driver("container").kill_all(identifier)
+        context.trash.discard(f"{context.directory(identifier)}/upper")
+        context.trash.drain(_DRAIN_S)
+        with suppress(NotFound):
+            remove(context, identifier, force=True, remove_volumes=True)
 
 
 def sweep(context: Context) -> list[str]:

@@ -185,7 +185,8 @@ class RunStep:
                     if isinstance(piece, Output):
                         step.output(piece.stream, piece.data)
                 code = link.wait().code
-            finish(build.context, identifier)
+            if not code:
+                finish(build.context, identifier)
         finally:
             link.close()
         build.check()
