@@ -114,6 +114,8 @@ def _clear(engine: Engine) -> None:
             continue
     engine.networks.prune()
     engine.networks.teardown()
+    if (engine.root / "templates").is_dir():
+        engine.context.machines.prune_templates()
 
 
 @pytest.fixture

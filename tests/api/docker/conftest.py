@@ -97,6 +97,14 @@ class Answer:
         return f"<{self.status} {self.body[:400]!r}>"
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition with a deadline."""
+    deadline = time.monotonic() + _DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.02)
+
+
 class Daemon:
     """A daemon as a process of its own."""
 

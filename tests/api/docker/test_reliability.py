@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hutch.engine import Engine
-from tests.api.docker.conftest import Client, Daemon, UnixConnection
+from tests.api.docker.conftest import Client, Daemon, UnixConnection, until
 from tests.api.docker.test_containers import create, hijack, start, text_of, wait
 
 pytestmark = pytest.mark.requires("root", "overlayfs", "cgroup", "netns", "nftables", "busybox")
@@ -31,13 +31,6 @@ def root(tmp_path: Path, image: str, hutch_engine: Engine) -> Iterator[Path]:
         for info in engine.list(all=True):
             engine.get(info.id).remove(force=True, volumes=True)
         engine.networks.teardown()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.02)
 
 
 def test_containers_go_on_while_the_daemon_is_away(

@@ -22,6 +22,13 @@ _MAX_HEAD = 64 << 10
 _LOOK_S = 5.0
 
 
+def _has_body(request: h11.Request) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in request.headers
+    )
+
+
 def _response(status: int, headers: Headers) -> h11.Response:
     encoded = [(name.encode(), value.encode("utf-8", "replace")) for name, value in headers]
     return h11.Response(
@@ -111,6 +118,8 @@ class Connection:
             if event is h11.NEED_DATA:
                 await self._receive()
             elif isinstance(event, h11.Request):
+                if not _has_body(event):
+                    self._http.next_event()  # its end, which is known already
                 return event
             elif isinstance(event, h11.ConnectionClosed):
                 return None

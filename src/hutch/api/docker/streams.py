@@ -116,7 +116,7 @@ async def _join(
         if query.flag("logs"):
             await _replay(front, instance, client, multiplexed)
         if query.flag("stream"):
-            await _take_part(front, identifier, client)
+            await _take_part(front, identifier, client, runs=info.state in _LIVE)
     except (Gone, NotFound):
         return
     except HutchError as exc:
@@ -133,10 +133,13 @@ async def _replay(front: Front, instance: Instance, client: Client, multiplexed:
         await client.pipe.write(batch)
 
 
-async def _take_part(front: Front, identifier: str, client: Client) -> None:
-    """Join a running program's streams; before its start, wait for that."""
+async def _take_part(front: Front, identifier: str, client: Client, *, runs: bool) -> None:
+    """Join a running program's streams; before its start, wait for that. One that was seen to
+    run and does no more has ended meanwhile."""
     with front.journal.listen() as listener:
         feed = await _running_feed(front, identifier, client)
+        if feed is None and runs and front.lives.forget(identifier, client):
+            return
         if feed is None:
             feed = await _coming_feed(front, identifier, client, listener)
     if feed is not None:
