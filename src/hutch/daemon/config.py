@@ -1,6 +1,7 @@
 """The daemon's configuration: `daemon.json` with Docker's keys, and what the command line says."""
 
 # Annotations are not postponed: msgspec would compile each of them when it first decodes.
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     dns_opts: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     live_restore: bool = True
+    min_api_version: str = ""
     shutdown_timeout: int = 15
     metrics_addr: str = ""
     pidfile: str = ""
@@ -53,6 +55,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
         )
         return FrontOptions(
             labels=self.labels,
+            min_api_version=_oldest(self.min_api_version),
             log_driver=self.log_driver,
             log_opts=self.log_opts,
             default_ulimits=ulimits,
@@ -65,6 +68,27 @@ class DaemonConfig(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
             live_restore=self.live_restore,
             shutdown_timeout_s=float(self.shutdown_timeout),
         )
+
+
+def _oldest(text: str) -> tuple[int, int]:
+    """Return the oldest version of the API that is spoken; Docker's variable says it too."""
+    from hutch.api.docker.routing import ANCIENT, NEWEST, OLDEST, show
+
+    text = text or os.environ.get("DOCKER_MIN_API_VERSION", "")
+    if not text:
+        return OLDEST
+    major, _, minor = text.partition(".")
+    if (
+        len(text) < 8
+        and text.isascii()
+        and major.isdigit()
+        and minor.isdigit()
+        and ANCIENT <= (found := (int(major), int(minor))) <= NEWEST
+    ):
+        return found
+    raise InvalidArgument(
+        f"expected {show(ANCIENT)} to {show(NEWEST)}, got {text[:20]!r}", field="min-api-version"
+    )
 
 
 KEYS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(DaemonConfig))

@@ -6,7 +6,12 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-from hutch.api.docker.creating import options_of, resource_options, restart_text
+from hutch.api.docker.creating import (
+    link_warnings,
+    options_of,
+    resource_options,
+    restart_text,
+)
 from hutch.api.docker.errors import ApiError, message_of
 from hutch.api.docker.naming import find_container
 from hutch.api.docker.replies import Answer, empty, json_reply
@@ -64,7 +69,7 @@ async def _create(request: Request) -> Answer:
     except AlreadyExists as exc:
         raise await _conflict(request, name, exc) from exc
     front.journal.poke()
-    return json_reply({"Id": str(instance.id), "Warnings": []}, 201)
+    return json_reply({"Id": str(instance.id), "Warnings": link_warnings(body)}, 201)
 
 
 def _missing(image: str, exc: NotFound) -> HutchError:
@@ -351,7 +356,8 @@ ROUTES = (
             "HostConfig.LogConfig": "differs: `json-file` and `local` are the same, hutch's own "
             "format; `none`; others are refused",
             "HostConfig.Dns, DnsOptions, DnsSearch, ExtraHosts": "works",
-            "HostConfig.Links": "refused: names are resolved on networks of one's own",
+            "HostConfig.Links": "refused on the default network; differs on others: containers are "
+            "found by their own names, and a warning tells of links that name them otherwise",
             "HostConfig.ShmSize, StorageOpt, Annotations": "works",
             "HostConfig.Runtime": "differs: `hutch` (and `runc`, which is the same), `hutch-vm`",
             "HostConfig.Isolation": "differs: `default`, `container`, `vm`, `auto`",

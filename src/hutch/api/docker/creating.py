@@ -54,7 +54,11 @@ def _refuse(host: HostBody) -> None:
     refused = (
         ("CgroupParent", host.cgroup_parent, "groups are hutch's own; limits are per container"),
         ("Cgroup", host.cgroup, "a container has a group of its own"),
-        ("Links", host.links, "use a network of your own: there, names are resolved"),
+        (
+            "Links",
+            host.links and host.network_mode in ("", "default", "bridge"),
+            "use a network of your own: there, names are resolved",
+        ),
         ("CpuRealtimePeriod", host.cpu_realtime_period, "realtime groups are not supported"),
         ("CpuRealtimeRuntime", host.cpu_realtime_runtime, "realtime groups are not supported"),
         ("BlkioWeightDevice", host.blkio_weight_device, "use BlkioWeight, or rates of devices"),
@@ -70,6 +74,17 @@ def _refuse(host: HostBody) -> None:
         raise InvalidArgument(
             f"no such driver: {host.volume_driver[:40]!r}", field="HostConfig.VolumeDriver"
         )
+
+
+def link_warnings(body: ContainerBody) -> list[str]:
+    """Tell of links that give a container another name than it has: on a network of one's own
+    only its own name and aliases are resolved."""
+    told = []
+    for link in (body.host_config.links if body.host_config is not None else None) or ():
+        name, _, alias = link.partition(":")
+        if alias and alias.rpartition("/")[2] != name.rpartition("/")[2]:
+            told.append(f"link {link[:200]}: the container is found as {name[:100]} only")
+    return told
 
 
 # ---- the process --------------------------------------------------------------------------

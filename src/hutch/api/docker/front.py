@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import msgspec
 
 from hutch.aio.calls import Pool, settled
+from hutch.api.docker.routing import OLDEST
 
 if TYPE_CHECKING:
     from hutch.api.docker.routing import Route
@@ -31,6 +32,7 @@ class FrontOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the configuration says to the API: defaults of new containers, labels of the host."""
 
     labels: tuple[str, ...] = ()
+    min_api_version: tuple[int, int] = OLDEST
     log_driver: str = "json-file"
     log_opts: dict[str, str] = {}
     default_ulimits: tuple[str, ...] = ()

@@ -14,10 +14,21 @@ if TYPE_CHECKING:
     from hutch.api.docker.replies import Answer
     from hutch.api.docker.requests import Request
 
-__all__ = ["NEWEST", "OLDEST", "Handler", "Route", "Router", "Version", "parse_version", "show"]
+__all__ = [
+    "ANCIENT",
+    "NEWEST",
+    "OLDEST",
+    "Handler",
+    "Route",
+    "Router",
+    "Version",
+    "parse_version",
+    "show",
+]
 
 Version = tuple[int, int]
 OLDEST: Version = (1, 24)
+ANCIENT: Version = (1, 12)
 NEWEST: Version = (1, 51)
 Handler = Callable[["Request"], Awaitable["Answer"]]
 
@@ -47,18 +58,19 @@ def show(version: Version) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def parse_version(path: str) -> tuple[Version, str]:
+def parse_version(path: str, oldest: Version = OLDEST) -> tuple[Version, str]:
     """Return the version that a path begins with, the newest without, and the rest; raise
-    for one that is not spoken here, in Docker's words."""
+    for one that is not spoken here, in Docker's words. `oldest` may be set as low as `ANCIENT`,
+    for clients that ask for it and use only what has not changed since."""
     match = _VERSIONED.fullmatch(path)
     if match is None:
         return NEWEST, path
     version = (int(match[1]), int(match[2] or 0))
-    if version < OLDEST:
+    if version < oldest:
         raise ApiError(
             400,
             f"client version {show(version)} is too old. Minimum supported API version is "
-            f"{show(OLDEST)}, please upgrade your client to a newer version",
+            f"{show(oldest)}, please upgrade your client to a newer version",
         )
     if version > NEWEST:
         raise ApiError(
@@ -85,11 +97,11 @@ class Router:
     def find(self, method: str, path: str, version: Version) -> tuple[Route, dict[str, str]]:
         """Return the route and the values in its path; raise as Docker for a page that is not."""
         route = self._plain.get((method, path))
-        if route is not None and version >= route.since:
+        if route is not None and max(version, OLDEST) >= route.since:
             return route, {}
         for pattern, candidate in self._patterns.get((method, _first(path)), ()):
             match = pattern.fullmatch(path)
-            if match is not None and version >= candidate.since:
+            if match is not None and max(version, OLDEST) >= candidate.since:
                 return candidate, match.groupdict()
         raise ApiError(404, "page not found")
 

@@ -93,7 +93,7 @@ async def _answer(
     method = head.method.decode("ascii", "replace")
     try:
         target, _, query = head.target.decode("ascii", "replace").partition("?")
-        version, path = parse_version(unquote(target))
+        version, path = parse_version(unquote(target), front.options.min_api_version)
         route, params = router.find(method, path, version)
         request = Request(
             front,

@@ -7,7 +7,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from hutch.api.docker.replies import Answer, Reply, json_reply
-from hutch.api.docker.routing import NEWEST, OLDEST, Route, show
+from hutch.api.docker.routing import NEWEST, Route, show
 
 if TYPE_CHECKING:
     from hutch.api.docker.front import Front
@@ -42,7 +42,7 @@ async def _version(request: Request) -> Answer:
         "GitCommit": "",
         "GoVersion": f"python{platform.python_version()}",
         "KernelVersion": kernel,
-        "MinAPIVersion": show(OLDEST),
+        "MinAPIVersion": show(request.front.options.min_api_version),
         "Os": "linux",
     }
     return json_reply(
@@ -51,7 +51,7 @@ async def _version(request: Request) -> Answer:
             "Components": [{"Name": "Engine", "Version": __version__, "Details": details}],
             "Version": __version__,
             "ApiVersion": show(NEWEST),
-            "MinAPIVersion": show(OLDEST),
+            "MinAPIVersion": show(request.front.options.min_api_version),
             "GitCommit": "",
             "GoVersion": details["GoVersion"],
             "Os": "linux",

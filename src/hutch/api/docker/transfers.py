@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ import msgspec
 from hutch.api.docker.errors import ApiError, message_of
 from hutch.api.docker.images import find_image
 from hutch.api.docker.pipes import written
-from hutch.api.docker.replies import Answer, Reply, Stream, encode, json_reply
+from hutch.api.docker.replies import Answer, Stream, encode, json_reply
 from hutch.api.docker.routing import Route
 from hutch.api.docker.telling import Teller, tell_work
 from hutch.api.docker.wire import Wire
@@ -228,7 +228,7 @@ async def _import(request: Request) -> Answer:
         platform=query.text("platform") or None,
     )
     record = await request.front.call_slow(call)
-    return Reply(body=encode({"status": record.id}) + b"\r\n")
+    return _lines([{"status": record.id}])
 
 
 def _body(request: Request) -> BinaryIO:
@@ -357,7 +357,16 @@ async def _load(request: Request) -> Answer:
         told = [{"stream": f"Loaded image ID: {record.id}\n"} for record in records]
     if not quiet:
         told = [*_loaded_layers(records), *told]
-    return Reply(body=b"".join(encode(line) + b"\r\n" for line in told))
+    return _lines(told)
+
+
+def _lines(told: list[dict[str, Any]]) -> Stream:
+    """Answer in chunks, by which clients know that it is several lines of JSON."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"".join(encode(line) + b"\r\n" for line in told)
+
+    return Stream(chunks(), content_type="application/json")
 
 
 def _loaded_layers(records: list[ImageRecord]) -> list[dict[str, Any]]:
