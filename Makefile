@@ -1,7 +1,7 @@
 # The front door of the checkout. Every target works from a fresh clone.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test check bench nested-kvm nested-vfio qemu-versions guest-kernels guest-suite docs clean
+.PHONY: help setup demo test check bench nested-kvm nested-vfio qemu-versions guest-kernels guest-suite docker-clients docs clean
 
 help:
 	@echo 'make setup   system packages, .venv and the native build (quick when up to date)'
@@ -14,6 +14,7 @@ help:
 	@echo 'make qemu-versions   tests of machines with other versions of QEMU'
 	@echo 'make guest-kernels   the same with other kernels in the guests'
 	@echo 'make guest-suite  tests on a kernel with cgroup v2, quotas and fs-verity, in a machine'
+	@echo 'make docker-clients  tests of the Docker API with real clients'
 	@echo 'make docs    the reference pages made from the code'
 
 setup:
@@ -45,6 +46,9 @@ guest-kernels: setup
 
 guest-suite: setup
 	@$(PY) scripts/guest_suite.py $(ARGS)
+
+docker-clients: setup
+	@$(PY) scripts/docker_clients.py $(ARGS)
 
 docs: setup
 	@$(PY) scripts/docs.py

@@ -125,6 +125,17 @@ def test_a_container_joins_and_leaves_while_it_runs(
     assert "is not connected to network" in again.message
 
 
+def test_a_link_by_another_name_is_warned_of(api: Client, image: str, name: str, net: str) -> None:
+    make_network(api, net)
+    host = {"NetworkMode": net, "Links": ["db:db", "db:other"]}
+    made = api.ask("POST", f"/containers/create?name={name}", {"Image": image, "HostConfig": host})
+    assert made.status == 201, made
+    assert made.json["Warnings"] == ["link db:other: the container is found as db only"]
+    host["NetworkMode"] = "bridge"
+    refused = api.ask("POST", "/containers/create", {"Image": image, "HostConfig": host})
+    assert refused.status == 400
+
+
 def test_networks_that_nobody_names_are_pruned(api: Client, net: str) -> None:
     make_network(api, net, Labels={"prune": net})
     kept = api.ask("POST", f"/networks/prune?{filters(label=[f'prune={net}'], until=['1h'])}").json

@@ -133,3 +133,22 @@ def test_sockets_have_no_name_before_they_answer(daemon: Daemon) -> None:
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(daemon.path)
     sock.close()
+
+
+def test_versions_below_the_minimum_are_let_in_where_that_is_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hutch.api.docker.routing import parse_version
+    from hutch.daemon.config import DaemonConfig
+    from hutch.errors import HutchError, InvalidArgument
+
+    assert DaemonConfig().front_options().min_api_version == (1, 24)
+    oldest = DaemonConfig(min_api_version="1.12").front_options().min_api_version
+    assert parse_version("/v1.22/images/json", oldest) == ((1, 22), "/images/json")
+    with pytest.raises(HutchError, match="too old"):
+        parse_version("/v1.22/images/json")
+    monkeypatch.setenv("DOCKER_MIN_API_VERSION", "1.30")
+    assert DaemonConfig().front_options().min_api_version == (1, 30)
+    for wrong in ("1.11", "2", "x.y", "1.99"):
+        with pytest.raises(InvalidArgument, match=r"1\.12 to"):
+            DaemonConfig(min_api_version=wrong).front_options()

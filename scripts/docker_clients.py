@@ -1,0 +1,50 @@
+"""Run the tests with real clients of Docker's API: docker-py, aiodocker, Testcontainers, Compose,
+skopeo, podman. What they need beside the host's packages is kept in build/clients.
+
+A target of its own (nightly): it fetches packages, and bootstraps a PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CLIENTS = ROOT / "build" / "clients"
+WANTED = (
+    "aiodocker==0.27.0",
+    "docker==7.2.0",
+    "pg8000==1.31.5",
+    "testcontainers==4.15.0",
+)
+PROGRAMS = {"docker-compose": "docker-compose", "podman": "podman", "skopeo": "skopeo"}
+
+
+def main() -> int:
+    install()
+    paths = [str(CLIENTS), str(ROOT)]
+    variables = os.environ | {"HUTCH_CLIENTS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "pytest", "tests/clients", *sys.argv[1:]]
+    return subprocess.run(command, cwd=ROOT, env=variables).returncode
+
+
+def install() -> None:
+    """Have the packages; quick when they are there."""
+    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+    if missing:
+        command = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    stamp = CLIENTS / ".wanted"
+    if stamp.exists() and stamp.read_text() == "\n".join(WANTED):
+        return
+    shutil.rmtree(CLIENTS, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(CLIENTS), *WANTED]
+    subprocess.run(pip, check=True, stdout=sys.stderr)
+    stamp.write_text("\n".join(WANTED))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
