@@ -66,6 +66,17 @@ def test_an_estimate_that_was_outlived_is_raised_above_what_the_job_has_run(esti
     assert runs.estimate > 1.0
 
 
+def test_equal_jobs_pause_nobody_at_the_times_of_real_clocks() -> None:
+    """Where sums of seconds since the epoch and of estimates are rounded."""
+    for n in range(200):
+        policy = create("srtf", Capacity(cores=1))
+        now, estimate = 1795909116.0 + n * 0.37, 0.1 + n * 0.0123
+        for number in (1, 2):
+            policy.submit(Job(number, number, now, estimate=estimate), now)
+        decisions = policy.decide(now)
+        assert [j.id for j in decisions.start] == [1] and not decisions.pause
+
+
 def test_a_choice_is_what_jobs_have_in_common() -> None:
     record = JobRecord(
         id=3, name="x", queue="q", image="i", command=(), submitted_ns=0, owner="ada", array=2

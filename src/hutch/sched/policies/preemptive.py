@@ -109,6 +109,11 @@ class Ranked(Base):
         return []
 
 
+# Seconds since the epoch are exact to a quarter of a microsecond: remaining times that are equal
+# may come out so far apart, and a tie pauses nobody.
+_TICK = 1e-6
+
+
 class SRTF(Ranked):
     """Shortest remaining time first, by estimate."""
 
@@ -123,7 +128,7 @@ class SRTF(Ranked):
         return job.since + job.estimate - job.served
 
     def _urgency(self, running_key: float, now: float) -> float:
-        return running_key - now
+        return running_key - now - _TICK
 
 
 class PreemptivePriority(Ranked):
