@@ -13,6 +13,7 @@ from hutch.units import format_bytes
 if TYPE_CHECKING:
     from hutch.engine.resources import ResourceUse, Share
     from hutch.resources.inventory import Inventory
+    from hutch.resources.memory_pool import MemorySlots
 
 __all__ = ["COMMANDS"]
 
@@ -20,15 +21,17 @@ __all__ = ["COMMANDS"]
 def _resources(invocation: Invocation) -> int:
     resources = invocation.engine.resources
     inventory, use = resources.inventory(), resources.use()
+    pool = resources.memory_pool()
     if invocation.json:
-        print_json({"inventory": inventory, "use": use, "settings": resources.settings})
+        shown = {"inventory": inventory, "use": use, "settings": resources.settings}
+        print_json({**shown, "memory_pool": pool})
         return 0
-    for line in (*_host(inventory), "", *_shares(use), "", *_holders(use)):
+    for line in (*_host(inventory, pool), "", *_shares(use), "", *_holders(use)):
         print(line)
     return 0
 
 
-def _host(inventory: Inventory) -> list[str]:
+def _host(inventory: Inventory, pool: tuple[MemorySlots, ...]) -> list[str]:
     from hutch.resources.cpulist import format_cpulist
 
     cores = len({cpu.core for cpu in inventory.cpus})
@@ -46,6 +49,10 @@ def _host(inventory: Inventory) -> list[str]:
     rows += [
         (f"huge pages of {format_bytes(pages.size)}", f"{pages.total}, {pages.free} free")
         for pages in inventory.huge
+    ]
+    rows += [
+        (f"made ahead in {format_bytes(slots.size)}", f"{slots.total}, {slots.free} free")
+        for slots in pool
     ]
     rows += [
         ("disk", f"{format_bytes(room.total)}, {format_bytes(room.free)} free ({room.path})")

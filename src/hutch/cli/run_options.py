@@ -113,8 +113,8 @@ CREATE_OPTIONS: tuple[Option, ...] = (
         "",
         "text",
         "KEY=VALUE,...",
-        "cpus=exclusive, numa=single, smt=full, fit=POLICY, huge=PAGE[:AMOUNT], merge=on, "
-        "prealloc=on",
+        "cpus=exclusive, numa=single, smt=full, fit=POLICY, huge=PAGE[:AMOUNT], memory=pool, "
+        "merge=on, prealloc=on",
     ),
     ("platform", "", "text", "OS/ARCH", "Platform of the image"),
     ("privileged", "", "flag", "", "Give it all rights over the host"),

@@ -90,7 +90,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     on, with the memory that it had; so it does with `arrival`, and its network cards stay
     unplugged until `Movable.plug_in`. `before_go` is called when a saved container is back and
     nothing of it runs yet; what it raises undoes the start. `host_devices` are the addresses of
-    PCI devices that a virtual machine gets whole. `progress` is told of work that takes seconds.
+    PCI devices that a virtual machine gets whole. `memory` is a
+    virtual machine's memory that was made ahead, open. `progress` is told of work that takes
+    seconds.
     """
 
     id: str
@@ -113,6 +115,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     before_go: Callable[[], None] | None = None
     endpoints: tuple[Endpoint, ...] = ()
     host_devices: tuple[str, ...] = ()
+    memory: int = -1
     attach_network: Callable[[int, Sequence[int]], None] | None = None
     exit_command: tuple[str, ...] = ()
     exit_command_always: bool = False

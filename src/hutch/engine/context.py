@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hutch.network import Networks
     from hutch.process.launcher import Launcher
     from hutch.resources.groups import InstanceGroups
+    from hutch.resources.memory_pool import MemoryPool
     from hutch.storage.content import ContentStore
     from hutch.storage.diskkeys import DiskKey
     from hutch.storage.disks import Disks
@@ -167,6 +168,13 @@ class Context:
         from hutch.storage.volumes import Volumes
 
         return Volumes(self.root, self.store)
+
+    @cached_property
+    def memory_pool(self) -> MemoryPool:
+        """Memory made ahead for machines."""
+        from hutch.resources.memory_pool import MemoryPool
+
+        return MemoryPool(self.root)
 
     @cached_property
     def images(self) -> ImageCatalog:

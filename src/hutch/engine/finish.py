@@ -193,6 +193,8 @@ def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:
     driver.cleanup(record.id)
     _leave_networks(context, record)
     close_volumes(context, record)
+    if record.spec.placement.memory == "pool":
+        context.memory_pool.give_back(record.id)
     if _was_suspended(context, record, status):
         return _as_suspended(record, status.time_ns if status else time.time_ns())
     error = record.error

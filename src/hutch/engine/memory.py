@@ -233,8 +233,14 @@ def _guest(context: Context, record: InstanceRecord) -> tuple[int, int]:
     """Return what a running guest may use, and what it uses; zeros where it is not known."""
     if record.spec.isolation != "vm" or record.state != State.RUNNING:
         return 0, 0
-    # What is given back of a huge page is nothing until all of it is.
-    if record.spec.machine.from_disk is not None or record.spec.placement.huge:
+    # What is given back of a huge page is nothing until all of it is, and what was made ahead
+    # is kept.
+    if (
+        record.spec.machine.from_disk is not None
+        or record.spec.placement.huge
+        or record.spec.placement.prealloc
+        or record.spec.placement.memory == "pool"
+    ):
         return 0, 0
     from hutch.qmp import conversation
     from hutch.qmp.devices import query_balloon, query_plugged

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hutch.resources.admission import Decision
     from hutch.resources.demand import Demand, Holding
     from hutch.resources.inventory import Inventory
+    from hutch.resources.memory_pool import MemorySlots
     from hutch.resources.settings import Settings
     from hutch.spec.options import RunOptions
 
@@ -80,7 +81,25 @@ class Resources:
                 except BaseException:
                     save_settings(root, before)
                     raise
+            if settings.memory_pool != before.memory_pool:
+                self._prepare_pool(before, settings)
         return settings
+
+    def _prepare_pool(self, before: Settings, settings: Settings) -> None:
+        """Make the memory pool what is wanted now, or leave it as it was."""
+        from hutch.resources.settings import save_settings
+
+        pool = self._context.memory_pool
+        try:
+            pool.prepare(settings.memory_pool)
+        except BaseException:
+            save_settings(self._context.root, before)
+            pool.prepare(before.memory_pool)
+            raise
+
+    def memory_pool(self) -> tuple[MemorySlots, ...]:
+        """Return the memory that was made ahead for machines, by the size of its pieces."""
+        return self._context.memory_pool.slots()
 
     def _require_none_running(self) -> None:
         running = [r.name for r in all_records(self._context) if r.state in _LIVE]

@@ -116,6 +116,7 @@ def _start_locked(
                 launch = _launch(context, placed, endpoints, held)
                 launch = msgspec.structs.replace(
                     launch,
+                    memory=_pooled(context, record, saved, undo, held),
                     attach=attach,
                     rows=rows,
                     columns=columns,
@@ -194,6 +195,24 @@ def _on(spec: InstanceSpec, accelerator: Literal["kvm", "tcg"]) -> InstanceSpec:
     """Return the specification with that accelerator, which its memory is bound to."""
     machine = msgspec.structs.replace(spec.machine, accel=accelerator)
     return msgspec.structs.replace(spec, machine=machine)
+
+
+def _pooled(
+    context: Context,
+    record: InstanceRecord,
+    saved: SavedState | ForkedState | None,
+    undo: ExitStack,
+    held: ExitStack,
+) -> int:
+    """Take a machine's memory from what was made ahead, where it asks for that; -1 otherwise."""
+    if record.spec.placement.memory != "pool" or saved is not None:
+        return -1
+    from hutch.drivers.vm.limits import memory_of
+
+    fd = context.memory_pool.take(memory_of(record.spec), record.id)
+    undo.callback(context.memory_pool.give_back, record.id)
+    held.callback(os.close, fd)
+    return fd
 
 
 def _write(

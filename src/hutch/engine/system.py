@@ -15,6 +15,7 @@ from hutch.engine.saved import reconcile_saved
 from hutch.engine.stop import remove
 from hutch.errors import Busy, HutchError, NotFound, Unavailable, WrongState
 from hutch.lifecycle import State
+from hutch.resources.settings import load_settings
 from hutch.storage.scratch import clean_scratch
 
 __all__ = ["collect_garbage", "df", "info", "prune", "prune_instances"]
@@ -147,7 +148,10 @@ def collect_garbage(context: Context) -> int:
     clean_scratch(context.root, context.trash)
     context.collector.reconcile(context.snapshots, known)
     awaken_abandoned(context)
-    context.volumes.reconcile(known, running=_live(context))
+    live = _live(context)
+    context.volumes.reconcile(known, running=live)
+    settings = load_settings(context.root)
+    context.memory_pool.reconcile(settings.memory_pool, live)
     context.kernels.reconcile()
     reconcile_saved(context)
     try:

@@ -107,8 +107,9 @@ def decide(
 
 def capacity_of(inventory: Inventory, settings: Settings) -> dict[str, float | None]:
     """Return how much of each is given out in all; None for what has no limit."""
-    # Huge pages are set aside, and nobody has them in any other way.
+    # Huge pages and the pool are set aside, and nobody has them in any other way.
     apart = sum(pages.size * pages.total for pages in inventory.huge)
+    apart += sum(size * count for size, count in settings.memory_pool.items())
     memory = min(settings.memory or inventory.memory, inventory.memory - apart)
     rooms = sum(room.total for room in inventory.rooms)
     return {

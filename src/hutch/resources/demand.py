@@ -68,8 +68,9 @@ def demand_of(spec: InstanceSpec, settings: Settings) -> Demand:
     memory = resources.memory_reservation or resources.memory
     huge = _huge(spec)
     if is_machine:
-        # Huge pages are counted by themselves: they are no other's already.
-        memory = (0 if huge else memory or _GUEST) + _QEMU
+        # Huge pages and the pool are counted by themselves: they are no other's already.
+        ahead = huge or placement.memory == "pool"
+        memory = (0 if ahead else memory or _GUEST) + _QEMU
     cpus = resources.cpus
     if not cpus and resources.cpu_quota_us:
         cpus = resources.cpu_quota_us / (resources.cpu_period_us or 100_000)

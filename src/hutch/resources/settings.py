@@ -22,6 +22,7 @@ FILE = "resources.json"
 Rung = Literal["balloon", "merge", "cache", "swap", "hold", "freeze", "suspend", "kill"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
 _MAX_FILE = 1 << 20
+_LEAST_PIECE = 2 << 20
 
 
 class Reserved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,7 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     whole processors to every instance that asks for whole ones and bounds its memory, as the
     kubelet does. `ladder` are the rungs that reclaim may take, in that order. `idle_s` is how
     long an instance must do next to nothing to be called idle. `cdi` are the directories of
-    the files that describe devices."""
+    the files that describe devices. `memory_pool` is memory made ahead for machines: how many
+    pieces, by their size in bytes."""
 
     reserved: Reserved = Reserved()
     overcommit: Overcommit = Overcommit()
@@ -72,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ladder: tuple[Rung, ...] = ("balloon", "cache", "swap")
     idle_s: float = 60.0
     cdi: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    memory_pool: dict[int, int] = {}
 
     @property
     def limits_memory(self) -> bool:
@@ -146,6 +149,9 @@ def with_values(settings: Settings, values: dict[str, str]) -> Settings:
 def _assign(plain: dict[str, Any], name: str, text: str) -> None:
     from hutch.units import parse_bytes, parse_duration
 
+    if name == "memory_pool":
+        plain[name] = _pieces(text)
+        return
     place, _, last = name.rpartition(".")
     target = plain.get(place) if place else plain
     if not isinstance(target, dict) or last not in target or isinstance(target[last], dict):
@@ -168,10 +174,28 @@ def _assign(plain: dict[str, Any], name: str, text: str) -> None:
             raise InvalidArgument(f"expected a number, got {text[:40]!r}", field=name) from None
 
 
+def _pieces(text: str) -> dict[int, int]:
+    """Read `512M:4,1G:2`."""
+    from hutch.units import parse_bytes
+
+    found: dict[int, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        size, colon, count = part.rpartition(":")
+        if part == "none":
+            continue
+        if not colon or not count.isdecimal():
+            raise InvalidArgument(
+                f"expected SIZE:COUNT, got {part[:40]!r}", field="memory_pool", hint="as 512M:4"
+            )
+        found[parse_bytes(size, field="memory_pool")] = int(count)
+    return {size: count for size, count in found.items() if count}
+
+
 def _names(plain: dict[str, Any]) -> list[str]:
     found = []
     for name, value in plain.items():
-        found += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) else [name]
+        inner = isinstance(value, dict) and name != "memory_pool"
+        found += [f"{name}.{key}" for key in value] if inner else [name]
     return found
 
 
@@ -190,6 +214,12 @@ def _checked(settings: Settings) -> Settings:
         ratio = getattr(settings.overcommit, name)
         if ratio is not None and not 0 < ratio <= 1000:
             raise InvalidArgument(f"must be above 0, got {ratio:g}", field=f"overcommit.{name}")
+    for size, count in settings.memory_pool.items():
+        if size < _LEAST_PIECE or size % _LEAST_PIECE or not 0 < count <= 1024:
+            raise InvalidArgument(
+                f"expected up to 1024 pieces of whole 2 MiB, got {count} of {size} bytes",
+                field="memory_pool",
+            )
     marks = settings.watermarks
     if not 0 <= marks.critical <= marks.low <= marks.high < 1:
         raise InvalidArgument(

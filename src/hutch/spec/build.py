@@ -254,8 +254,22 @@ def _check_whole(spec: InstanceSpec) -> None:
         if getattr(spec.placement, name) and spec.isolation != "vm":
             field = f"placement.{name}"
             raise InvalidArgument("is for virtual machines", field=field, hint="add --vm")
+    if spec.placement.memory == "pool":
+        _check_pooled(spec)
     if spec.ipc_mode.startswith("container:") and spec.isolation == "vm":
         raise InvalidArgument("is not possible with a virtual machine", field="ipc")
+
+
+def _check_pooled(spec: InstanceSpec) -> None:
+    field = "placement.memory"
+    if spec.isolation != "vm":
+        raise InvalidArgument("is for virtual machines", field=field, hint="add --vm")
+    if spec.placement.huge:
+        raise InvalidArgument("memory is from the pool or of huge pages, not both", field=field)
+    if spec.machine.numa:
+        raise InvalidArgument("memory from the pool has no nodes", field=field)
+    if spec.machine.from_disk is not None:
+        raise InvalidArgument("is for machines of an image", field=field)
 
 
 # ---- single fields ----------------------------------------------------------------------

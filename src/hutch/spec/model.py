@@ -166,7 +166,8 @@ class Placement(Value, frozen=True, kw_only=True, omit_defaults=True):
     cores whole; `fit` is which node is taken where several would do (empty: the root's);
     `huge` are bytes of huge pages by page size (0: all of a virtual machine's memory);
     `merge` lets the host merge pages of a virtual machine that others have too; `prealloc` has
-    all of a virtual machine's memory taken from the host before it starts."""
+    all of a virtual machine's memory taken from the host before it starts; `memory` pool takes
+    it from what was made ahead."""
 
     cpus: Literal["", "shared", "exclusive"] = ""
     numa: Literal["any", "prefer", "single"] = "prefer"
@@ -175,6 +176,7 @@ class Placement(Value, frozen=True, kw_only=True, omit_defaults=True):
     huge: dict[int, int] = {}
     merge: bool = False
     prealloc: bool = False
+    memory: Literal["", "demand", "pool"] = ""
 
 
 class RestartPolicy(Value, frozen=True, kw_only=True, omit_defaults=True):

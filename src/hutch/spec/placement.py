@@ -17,6 +17,7 @@ _CHOICES = {
     "cpus": ("shared", "exclusive"),
     "numa": ("any", "prefer", "single"),
     "smt": ("any", "full"),
+    "memory": ("demand", "pool"),
     "fit": ("first", "best", "worst", "pack", "spread"),
 }
 # `vendor.com/class=name` of the Container Device Interface, or `vfio=ADDRESS` of ours.
@@ -46,7 +47,7 @@ def read_placement(value: object, field: str = "placement") -> Placement:
             raise InvalidArgument(
                 f"unknown key {key[:40]!r}",
                 field=field,
-                hint="cpus, numa, smt, fit, huge, merge or prealloc",
+                hint="cpus, numa, smt, fit, huge, memory, merge or prealloc",
             )
     return Placement(**values, huge=huge)
 

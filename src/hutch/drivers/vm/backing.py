@@ -9,7 +9,7 @@ from hutch.drivers.vm.shares import TAG, ShareServer, copy_memory
 from hutch.drivers.vm.templates import Template
 from hutch.plan.machine.model import Descriptor, Memory, Shape, Share
 
-__all__ = ["private_memory", "resumed_memory", "share_devices"]
+__all__ = ["pooled_memory", "private_memory", "resumed_memory", "share_devices"]
 
 
 def resumed_memory(
@@ -19,6 +19,12 @@ def resumed_memory(
     if shares is None:
         return private_memory(template.memory, descriptors)
     number = descriptors.add(copy_memory(template.memory, shape.memory))
+    return Memory(kind="file", path=f"/proc/self/fd/{number}", share=True)
+
+
+def pooled_memory(file: int, descriptors: Descriptors) -> Memory:
+    """Return memory that was made ahead, which a server can share as it is."""
+    number = descriptors.add(os.dup(file))
     return Memory(kind="file", path=f"/proc/self/fd/{number}", share=True)
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.drivers.base import Launch, LaunchMount
-from hutch.drivers.vm.backing import private_memory, resumed_memory, share_devices
+from hutch.drivers.vm.backing import pooled_memory, private_memory, resumed_memory, share_devices
 from hutch.drivers.vm.boot import Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards
 from hutch.drivers.vm.console import begin_logs
@@ -374,6 +374,8 @@ class MachineLauncher:
             memory = Memory(kind="memfd" if shares else "plain")
             if template is not None:
                 memory = resumed_memory(template, parts.shape, shares, descriptors)
+            elif launch.memory >= 0 and not goes_on:
+                memory = pooled_memory(launch.memory, descriptors)
             elif loaded is not None and loaded.memory >= 0:
                 memory = private_memory(loaded.memory, descriptors)
             return machine_argv(

@@ -162,6 +162,7 @@ def shape_of(spec: InstanceSpec, host: Host) -> Shape:
     fixed = machine == MICROVM
     topology = wish.cpu_topology or CpuTopology()
     page = next(iter(spec.placement.huge), 0)
+    ahead = bool(page) or spec.placement.prealloc or spec.placement.memory == "pool"
     # What is locked is all of it, the room included; and nodes have what they were given.
     most = memory if fixed or wish.memory_lock or wish.numa else max_memory_of(spec, host.memory)
     return Shape(
@@ -176,11 +177,7 @@ def shape_of(spec: InstanceSpec, host: Host) -> Shape:
             NumaNode(memory=node.memory, vcpus=node.cpus, host_nodes=node.host_nodes)
             for node in wish.numa
         ),
-        backend=Memory(
-            huge_page=page,
-            preallocate=bool(page) or spec.placement.prealloc,
-            merge=spec.placement.merge,
-        ),
+        backend=Memory(huge_page=page, preallocate=ahead, merge=spec.placement.merge),
         lock_memory=wish.memory_lock,
         machine=machine,
         accelerator=host.accelerator,

@@ -272,7 +272,8 @@ def _helpers(machine: Machine, places: Places) -> Iterator[str]:
             places.virtio("virtio-balloon"),
             id="balloon",
             **where,
-            free_page_reporting=True,
+            # What was made ahead is kept: given back, it would have to be had again.
+            free_page_reporting=not machine.shape.backend.preallocate,
             deflate_on_oom=True,
         )
         yield from ("-device", balloon)
