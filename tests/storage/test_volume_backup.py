@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -175,6 +176,27 @@ def test_a_compressed_backup_goes_into_a_volume_of_another_size(
             engine.volumes.backup("data", more)
             engine.volumes.restore(io.BytesIO(more.getvalue()), "small", size="64M")
         assert not (engine.root / "volumes/small").exists()
+        engine.volumes.remove("sized")
+
+
+@requires("root", "loop")
+@pytest.mark.integration
+def test_writers_go_on_after_a_backup_was_killed(hutch_root: Path) -> None:
+    with Engine(hutch_root) as engine:
+        path = Path(engine.volumes.create("sized", size="64M").path)
+        (path / "f").write_bytes(os.urandom(8 * MIB))
+        command = [sys.executable, "-m", "hutch", "--root", str(hutch_root)]
+        backup = [*command, "volume", "backup", "sized"]
+        with subprocess.Popen(backup, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)  # it has begun, and nobody reads on: the volume is frozen
+            process.kill()
+        writer = subprocess.Popen(["touch", str(path / "g")])
+        try:
+            engine.reconcile()
+        finally:
+            assert writer.wait(60) == 0
+        (path / "h").write_text("goes on")
         engine.volumes.remove("sized")
 
 

@@ -170,6 +170,7 @@ class Openings:
         from hutch.storage.exports import is_served
 
         if homes.is_open(home) and is_served(home.directory):
+            homes.thaw(home)
             return
         key = key or self.require_key(home.name, record)
         homes.ensure(home, key=key)
