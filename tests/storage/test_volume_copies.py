@@ -197,7 +197,10 @@ def test_an_image_whose_server_was_killed_opens_again(hutch_root: Path) -> None:
         os.fsync(fd)
         os.close(fd)
         for process in Path("/proc").glob("[0-9]*"):
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+            try:
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+            except OSError:
+                continue  # it has ended meanwhile
             if b"qemu-storage-daemon" in command and str(hutch_root).encode() in command:
                 pidfd = os.pidfd_open(int(process.name))
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)

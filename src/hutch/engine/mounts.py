@@ -159,10 +159,10 @@ def open_volumes(context: Context, record: InstanceRecord, undo: ExitStack) -> N
 
     One that is a machine's disk is its guest's to mount.
     """
-    volumes = context.volumes
     for mount in record.mounts:
         if mount.type != "volume":
             continue
+        volumes = context.volumes
         if volumes.is_disk(mount.name):
             claim_disk(context, mount.name, record, alone=mount.disk)
         if not mount.disk:

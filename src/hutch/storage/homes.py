@@ -8,6 +8,7 @@ uses it is the business of `volumes`.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import assert_never
 
@@ -25,7 +26,6 @@ from hutch.storage.limited import (
     reserve,
     tree_of,
 )
-from hutch.storage.poolkinds import run_tool
 from hutch.storage.snapshots import LIMITED_FILE, QCOW2_FILE
 
 TYPE_CHECKING = False
@@ -81,7 +81,7 @@ def make(home: Home, disks: Disks, *, key: DiskKey | None = None) -> None:
             _make_tree(data)
             _limit_project(home, data)
         case Form.SUBVOLUME:
-            run_tool(("btrfs", "subvolume", "create"), data, package="btrfs-progs")
+            _run(("btrfs", "subvolume", "create"), data, package="btrfs-progs")
             os.chmod(data, 0o755)
             limit_subvolume(home)
         case Form.FILE if home.disk:
@@ -96,6 +96,12 @@ def make(home: Home, disks: Disks, *, key: DiskKey | None = None) -> None:
             _make_image(home, disks, key)
         case _:
             assert_never(home.form)
+
+
+def _run(argv: Sequence[str], path: str, package: str, allowed: Sequence[int] = (0,)) -> None:
+    from hutch.storage.poolkinds import run_tool
+
+    run_tool(argv, path, package=package, allowed=allowed)
 
 
 def _make_tree(path: str) -> None:
@@ -121,7 +127,7 @@ def limit_subvolume(home: Home) -> None:
     """Bound a btrfs subvolume to the volume's size."""
     if home.size:
         limit = ("btrfs", "qgroup", "limit", str(home.size))
-        run_tool(limit, f"{home.directory}/_data", package="btrfs-progs")
+        _run(limit, f"{home.directory}/_data", package="btrfs-progs")
 
 
 def _make_image(home: Home, disks: Disks, key: DiskKey | None) -> None:
@@ -192,7 +198,7 @@ def discard(home: Home, trash: Trash) -> None:
     release(home)
     if home.form == Form.SUBVOLUME:
         for path in _subvolumes(home.directory):
-            run_tool(("btrfs", "subvolume", "delete"), path, package="btrfs-progs")
+            _run(("btrfs", "subvolume", "delete"), path, package="btrfs-progs")
     if home.form == Form.PROJECT and os.path.isdir(f"{home.directory}/_data"):
         _limit_project(msgspec.structs.replace(home, size=0), f"{home.directory}/_data")
     trash.discard(home.directory)
@@ -266,5 +272,5 @@ def _resize_inside(home: Home, key: DiskKey | None) -> None:
 
     serve_image(home.directory, key=key)
     served = f"{home.directory}/{SERVED}"
-    run_tool(("e2fsck", "-f", "-p"), served, package="e2fsprogs", allowed=(0, 1, 2))
-    run_tool(("resize2fs",), served, package="e2fsprogs")
+    _run(("e2fsck", "-f", "-p"), served, package="e2fsprogs", allowed=(0, 1, 2))
+    _run(("resize2fs",), served, package="e2fsprogs")

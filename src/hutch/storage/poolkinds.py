@@ -12,11 +12,11 @@ import msgspec
 
 from hutch.errors import Busy, IntegrityError, InvalidArgument, Unsupported
 from hutch.storage.filemounts import device_of, mount_file, unmount_file
+from hutch.storage.volume_records import PoolKind
 
 __all__ = ["KINDS", "FileSystem", "PoolKind", "file_system", "grow_mounted", "make_and_mount"]
 __all__ += ["mount_pool", "run_tool"]
 
-PoolKind = Literal["directory", "ext4", "xfs", "btrfs", "qcow2"]
 KINDS: tuple[PoolKind, ...] = get_args(PoolKind)
 
 _ENV = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}

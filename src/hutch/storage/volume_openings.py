@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 
 import msgspec
 
@@ -16,7 +17,6 @@ from hutch.storage.diskkeys import DiskKey, read_key
 from hutch.storage.faults import disk_errors
 from hutch.storage.homes import Form, Home
 from hutch.storage.locking import file_lock
-from hutch.storage.pools import Pools
 from hutch.storage.volume_options import home_of, is_bind, is_foreign
 from hutch.storage.volume_records import (
     VOLUME_OPENINGS,
@@ -28,6 +28,8 @@ from hutch.storage.volume_records import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from hutch.storage.pools import Pools
 
 __all__ = ["BY_HAND", "Openings", "Volume", "require"]
 
@@ -50,12 +52,18 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
 class Openings:
     """Where the volumes of one root lie, and which of them are open for whom."""
 
-    def __init__(self, root: str | Path, records: Records, pools: Pools) -> None:
+    def __init__(self, root: str | Path, records: Records) -> None:
         self._root = os.fspath(root)
         self._volumes = os.path.join(self._root, "volumes")
         self._records = records
         self._keys: dict[str, DiskKey] = {}
-        self.pools = pools
+
+    @cached_property
+    def pools(self) -> Pools:
+        """The pools that volumes may lie in."""
+        from hutch.storage.pools import Pools
+
+        return Pools(self._root, self._records)
 
     def _volume(self, name: str, record: VolumeRecord) -> Volume:
         if is_bind(record.options):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from hutch.errors import InvalidArgument
-from hutch.storage.poolkinds import PoolKind
 
 __all__ = ["POOLS", "VOLUMES", "VOLUME_OPENINGS", "VOLUME_SNAPSHOTS", "VOLUME_USERS"]
 __all__ += ["PoolRecord", "VolumeOpening", "VolumeRecord", "VolumeSnapshotRecord", "VolumeUser"]
-__all__ += ["check_name"]
+__all__ += ["PoolKind", "check_name"]
+
+PoolKind = Literal["directory", "ext4", "xfs", "btrfs", "qcow2"]
 
 POOLS = "pools"
 VOLUMES = "volumes"

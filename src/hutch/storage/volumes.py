@@ -24,7 +24,6 @@ from hutch.storage.diskkeys import DiskKey
 from hutch.storage.disks import Disks
 from hutch.storage.faults import disk_errors
 from hutch.storage.homes import Form, Home
-from hutch.storage.pools import Pools
 from hutch.storage.snapshots import LIMITED_FILE, QCOW2_FILE
 from hutch.storage.trash import Trash
 from hutch.storage.volume_openings import Openings, Volume, require
@@ -61,7 +60,7 @@ class Volumes(Openings):
 
     def __init__(self, root: str | Path, records: Records, *, trash: Trash | None = None) -> None:
         self._trash = trash or Trash(root)
-        super().__init__(root, records, Pools(root, records, trash=self._trash))
+        super().__init__(root, records)
         self.disks = Disks(root)
 
     # ---- making and finding -----------------------------------------------------------
