@@ -111,6 +111,21 @@ def goes_on_there(source: Engine, target: Other, before: int) -> None:
     assert [info.name for info in source.list(all=True)] == []
 
 
+def is_used_there(target: Other) -> None:
+    """The processor that it was plugged at the source it has; it is forked, and suspended with
+    a disk that has become a chain by that."""
+    assert target.hutch("exec", "moved", "nproc") == "2"
+    target.hutch("exec", "moved", "dd", "if=/dev/urandom", "of=/root/big", "bs=1M", "count=24")
+    target.hutch("fork", "moved", "twin")
+    target.hutch("rm", "-f", "twin")
+    target.hutch("suspend", "moved")
+    target.hutch("start", "moved")
+    assert target.hutch("exec", "moved", "cat", "/root/file", "/dev/shm/ram").split() == [
+        "kept",
+        "7",
+    ]
+
+
 def end(target: Other) -> None:
     """Stop it, start it from the disk that came along, and remove it."""
     target.hutch("stop", "-t", "1", "moved")
@@ -125,6 +140,8 @@ def test_a_machine_goes_on_at_the_target_without_a_gap(
     source: Engine, target: Other, moved: str, post_copy: bool
 ) -> None:
     told: list[ProgressEvent] = []
+    if not post_copy:
+        source.get("moved").update(cpus=2)
     before = len(said(source))
     address = source._context.networks.endpoints(moved)[0].ipv4
     done = source.migrate("moved", target.destination, post_copy=post_copy, progress=told.append)
@@ -136,6 +153,8 @@ def test_a_machine_goes_on_at_the_target_without_a_gap(
     with target.engine() as there:
         assert_confined(there, there.get("moved"))
     assert address in target.hutch("exec", "moved", "ip", "-4", "-o", "addr", "show", "eth0")
+    if not post_copy:
+        is_used_there(target)
     end(target)
 
 

@@ -141,6 +141,9 @@ def _why_not_live(context: Context, record: InstanceRecord) -> str:
         return "it is no machine"
     if record.spec.machine.from_disk is not None:
         return "it starts from a disk of its own"
+    if machine.plugged > 0:
+        # QEMU 10 ends when it copies an emulated machine with such memory.
+        return "memory was plugged into it while it ran"
     if is_chain(context.directory(record.id)):
         return "it shares its disk with its twins"
     if record.spec.machine.disk_key is not None:
