@@ -497,6 +497,26 @@ def test_an_exec_goes_on_when_its_client_has_left(api: Client, name: str, image:
     until(lambda: api.ask("HEAD", f"/containers/{name}/archive?path=/done").status == 200)
 
 
+def test_what_clients_do_is_in_the_journal(
+    api: Client, name: str, image: str, hutch_engine: Engine
+) -> None:
+    create(api, name, image, "sleep", "1000")
+    start(api, name)
+    made = api.ask("POST", f"/containers/{name}/exec", {"Cmd": ["true"]}).json["Id"]
+    api.ask("POST", f"/exec/{made}/start", {"Detach": True})
+    api.ask("GET", f"/containers/{name}/top")
+    api.ask("GET", f"/containers/{name}/archive?path=/etc/passwd")
+
+    def told() -> set[str]:
+        events = hutch_engine.events(since=0, follow=False)
+        return {e.action for e in events if e.attributes.get("name") == name}
+
+    wanted = {"create", "start", "exec_create: true", "exec_start: true", "exec_die"}
+    until(lambda: told() >= wanted | {"top", "archive-path"})
+    api.ask("DELETE", f"/containers/{name}?force=1")
+    until(lambda: told() >= {"die", "destroy"})
+
+
 def test_exec_in_what_does_not_run_is_a_conflict(api: Client, name: str, image: str) -> None:
     create(api, name, image, "true")
     answer = api.ask("POST", f"/containers/{name}/exec", {"Cmd": ["true"]})

@@ -116,6 +116,8 @@ async def _copy_out(request: Request) -> Answer:
     path = _path_of(request)
     found = await request.front.call_slow(_find, instance, path)
 
+    request.front.note(instance, "archive-path")
+
     def pack() -> Iterator[bytes]:
         return instance.files.packed(path, follow=_follows(path), name=_base(path))
 
@@ -129,6 +131,7 @@ async def _copy_in(request: Request) -> Answer:
     path = _path_of(request)
     owned = request.query.flag("copyUIDGID")
     await request.front.call_slow(_unpack, instance, path, request.body_file(), owned)
+    request.front.note(instance, "extract-to-dir")
     return Reply(200)
 
 
@@ -167,6 +170,7 @@ async def _changes(request: Request) -> Answer:
 
 async def _export(request: Request) -> Answer:
     instance = await find_container(request)
+    request.front.note(instance, "export")
     return Stream(request.front.stream(instance.export), "application/x-tar")
 
 
@@ -189,7 +193,7 @@ async def _commit(request: Request) -> Answer:
             pause=query.flag("pause", True),
         )
     )
-    request.front.journal.poke()
+    request.front.note(instance, "commit", comment=query.text("comment"), imageID=made.id)
     return json_reply({"Id": made.id}, 201)
 
 

@@ -34,6 +34,7 @@ async def _top(request: Request) -> Answer:
         table = await request.front.call_slow(instance.top, [] if given == ["-ef"] else given)
     except WrongState as exc:
         raise ApiError(409, f"container {instance.id} is not running") from exc
+    request.front.note(instance, "top")
     return json_reply({"Titles": table.titles, "Processes": table.rows})
 
 

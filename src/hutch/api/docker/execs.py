@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import secrets
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hutch.api.docker.errors import ApiError
@@ -227,6 +228,9 @@ async def _launch(front: Front, one: Exec, flags: int, rows: int, columns: int) 
         one.end(_code_of(exc))
         raise
     one.running, one.pid = True, link.pid or 0
+    line = " ".join(body.cmd or [])
+    with suppress(NotFound):
+        front.note(front.engine.get(one.container), f"exec_start: {line}", execID=one.id)
     return link
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -13,10 +14,11 @@ import msgspec
 
 from hutch.aio.calls import Pool, settled
 from hutch.api.docker.routing import OLDEST
+from hutch.errors import HutchError
 
 if TYPE_CHECKING:
     from hutch.api.docker.routing import Route
-    from hutch.engine import Engine
+    from hutch.engine import Engine, Instance
 
 __all__ = ["Front", "FrontOptions", "Served"]
 
@@ -122,6 +124,15 @@ class Front:
             close = getattr(iterator, "close", None)
             if close is not None:
                 await settled(self._slow.call(close))
+
+    def note(self, instance: Instance, action: str, **attributes: str) -> None:
+        """Put into the journal that a client did something; nobody waits for that."""
+        self.spawn(self._note(instance, action, attributes), f"event {action}")
+
+    async def _note(self, instance: Instance, action: str, attributes: dict[str, str]) -> None:
+        with contextlib.suppress(HutchError):  # it has gone meanwhile, or the disk is full
+            await self.call(instance.note, action, **attributes)
+            self.journal.poke()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run something beside the requests until it ends or the front is closed."""

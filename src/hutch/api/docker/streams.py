@@ -113,6 +113,7 @@ async def _join(
         front.lives.expect_start(identifier, client)
     try:
         await pipe.send_head()
+        front.note(instance, "attach")
         if query.flag("logs"):
             await _replay(front, instance, client, multiplexed)
         if query.flag("stream"):
@@ -228,7 +229,9 @@ async def _next_event(listener: Listener, identifier: str) -> str:
 async def _resize(request: Request) -> Answer:
     instance = await find_container(request)
     rows, columns = size_of(request)
-    await request.front.call(_set_size, request.front.engine.context, instance.id, rows, columns)
+    front = request.front
+    await front.call(_set_size, front.engine.context, instance.id, rows, columns)
+    front.note(instance, "resize", height=str(rows), width=str(columns))
     return empty(200)
 
 
