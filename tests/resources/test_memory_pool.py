@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hutch.engine import Engine
 from hutch.errors import Exhausted, InvalidArgument
 from hutch.linux import mount as linux
 from hutch.resources.memory_pool import MemoryPool, MemorySlots
@@ -102,3 +104,32 @@ def test_a_pool_is_read_and_put_back() -> None:
 def test_who_cannot_have_it_is_told(options: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument, match="placement"):
         build("i", ImageDefaults(), ["true"], **{"placement": "memory=pool", **options})  # type: ignore[arg-type]
+
+
+@requires("root", "cgroup", "busybox", "qemu", "apt-mirror", "mkfs.erofs", "mke2fs")
+@pytest.mark.integration
+def test_a_machine_has_its_memory_from_the_pool(engine: Engine) -> None:
+    engine.resources.configure({"memory_pool": "128M:1"})
+    try:
+        options: dict[str, object] = {
+            "isolation": "vm",
+            "memory": "128M",
+            "network": "none",
+            "placement": "memory=pool",
+        }
+        name = f"pooled-{uuid.uuid4().hex[:8]}"
+        with engine.start("busybox", ["sleep", "1000"], name=name, **options) as box:  # type: ignore[arg-type]
+            assert engine.resources.memory_pool()[0].free == 0
+            total = box.exec(["sh", "-c", "head -1 /proc/meminfo"]).text.split()[1]
+            assert 90_000 < int(total) < 131_072
+            with pytest.raises(Exhausted, match="no piece of 128MiB"):
+                engine.run("busybox", ["true"], **options)  # type: ignore[arg-type]
+            # All of it is there, though the guest has used a part only.
+            (used,) = (n for n in os.listdir(engine.root / "memory") if n.startswith("used-"))
+            assert os.stat(engine.root / "memory" / used).st_blocks * 512 == 128 * MIB
+            use = engine.resources.memory().instances[0]
+            assert use.guest == 0  # no balloon is blown up in it
+        assert engine.resources.memory_pool()[0].free == 1
+    finally:
+        engine.resources.configure({"memory_pool": "none"})
+    assert not os.path.ismount(engine.root / "memory")
