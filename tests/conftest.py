@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.leaks import global_snapshot, wait_until_clean
 from tests.requires import MUST_HOLD, missing
@@ -27,8 +28,13 @@ _WHOLE_MACHINE = _ALONE and (_CI or os.environ.get("HUTCH_LEAKS") == "all")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Started in the background by a shell, we and our children would ignore Ctrl-C.
+    # Started in the background by a shell, or by nohup, we and our children would ignore Ctrl-C
+    # and a terminal that goes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # How long it takes to think of an input says how busy the machine is.
+    settings.register_profile("hutch", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+    settings.load_profile("hutch")
     for line in (
         "requires(*needs): what the test needs of the host, from tests.requires",
         "integration: touches the kernel; checked for leaks at its end",
