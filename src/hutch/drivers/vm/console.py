@@ -22,7 +22,7 @@ _MONITOR = "hutch-vmm: "
 # mm/oom_kill.c; a limit of a control group has "Memory cgroup out of memory".
 _KILLED = re.compile(rb"out of memory: Killed process \d+", re.IGNORECASE)
 _READ = 256 << 10
-_WORDS = 4 << 10
+_WORDS = 64 << 10  # a QEMU that has lost a device may go on about it for a while
 
 
 def begin_logs(directory: str) -> None:
