@@ -21,7 +21,7 @@ from hutch.host.programs import find_program
 
 __all__ = ["CriuFacts", "examine_criu", "find_criu", "load_criu"]
 
-FORMAT = 1
+FORMAT = 2
 OLDEST = (4, 0)
 CURE = "apt-get install criu where the distribution has 4.0 or later, or name one in HUTCH_CRIU"
 _ASK_S = 60.0
@@ -32,17 +32,13 @@ _HARMLESS = "RLIMIT_NOFILE"
 
 
 class CriuFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A CRIU: where it is, its version, and why it does not work here ("" where it does).
-
-    `tracks_memory` says that the kernel tells which pages were written since it was asked.
-    """
+    """A CRIU: where it is, its version, and why it does not work here ("" where it does)."""
 
     format: int = FORMAT
     path: str
     stamp: str
     version: str
     problem: str = ""
-    tracks_memory: bool = False
 
 
 def find_criu() -> str | None:
@@ -110,8 +106,7 @@ def _ask(path: str, stamp: str) -> CriuFacts:
             problem = errors[0] if errors else text.strip()[-200:] or "its check fails"
             if "Network is unreachable" in problem:
                 problem = "the loopback interface is down here: ip link set lo up"
-    tracks = not problem and said("check", "--feature", "mem_dirty_track")[0] == 0
-    return CriuFacts(path=path, stamp=stamp, version=version, problem=problem, tracks_memory=tracks)
+    return CriuFacts(path=path, stamp=stamp, version=version, problem=problem)
 
 
 def examine_criu(cache: Path | None) -> Iterator[Finding]:
