@@ -48,7 +48,7 @@ guest-suite: setup
 	@$(PY) scripts/guest_suite.py $(ARGS)
 
 docker-clients: setup
-	@$(PY) scripts/docker_clients.py $(ARGS)
+	@$(PY) -m scripts.docker_clients $(ARGS)
 
 docs: setup
 	@$(PY) scripts/docs.py

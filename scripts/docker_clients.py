@@ -10,13 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from scripts.debian import ROOT, fetch, source
+
 CLIENTS = ROOT / "build" / "clients"
+SCHEMA = CLIENTS / "swagger.yaml"
 WANTED = (
     "aiodocker==0.27.0",
     "docker==7.2.0",
+    "jsonschema==4.26.0",
     "pg8000==1.31.5",
     "testcontainers==4.15.0",
 )
@@ -25,6 +29,7 @@ PROGRAMS = {"docker-compose": "docker-compose", "podman": "podman", "skopeo": "s
 
 def main() -> int:
     install()
+    fetch_schema()
     paths = [str(CLIENTS), str(ROOT)]
     variables = os.environ | {"HUTCH_CLIENTS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "pytest", "tests/clients", *sys.argv[1:]]
@@ -44,6 +49,22 @@ def install() -> None:
     pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(CLIENTS), *WANTED]
     subprocess.run(pip, check=True, stdout=sys.stderr)
     stamp.write_text("\n".join(WANTED))
+
+
+def fetch_schema() -> None:
+    """Have Docker's description of its API, from the package with its sources in Debian's sid."""
+    if SCHEMA.exists():
+        return
+    wanted = source("sid")
+    if wanted is None:
+        print("no mirror of Debian's: answers are not checked against the schema", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory(prefix="hutch-docker-") as workspace:
+        (package,) = fetch(wanted, Path(workspace), "golang-github-docker-docker-dev")
+        tree = Path(workspace, "tree")
+        subprocess.run(["dpkg-deb", "-x", str(package), str(tree)], check=True)
+        (found,) = tree.glob("usr/share/gocode/src/github.com/docker/docker/api/swagger.yaml")
+        shutil.copy(found, SCHEMA)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def test_testcontainers_have_a_postgresql_of_debian_s(
     containers: Any, hutch_engine: Engine, name: str, tmp_path: Path
 ) -> None:
     hutch_engine.images.bootstrap(
-        "debian", packages=["postgresql"], reference=f"{name}-base:latest"
+        "debian:bookworm", packages=["postgresql"], reference=f"{name}-base:latest"
     )
     (tmp_path / "entrypoint").write_text(_ENTRYPOINT)
     (tmp_path / "Dockerfile").write_text(

@@ -25,7 +25,7 @@ async def _no_manager(request: Request) -> Answer:
 
 
 async def _no_swarm(request: Request) -> Answer:
-    raise ApiError(501, "swarm mode is not supported: this engine runs one host")
+    raise ApiError(503, "swarm mode is not supported: this engine runs one host")
 
 
 async def _not_part(request: Request) -> Answer:

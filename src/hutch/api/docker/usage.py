@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ROUTES", "cache_json"]
 
 _TYPES = ("container", "image", "volume", "build-cache")
-_CACHE_KINDS = {"layer": "regular", "cache mount": "exec.cachemount"}
 
 
 async def _df(request: Request) -> Answer:
@@ -102,7 +101,7 @@ def cache_json(item: BuildCacheItem) -> dict[str, Any]:
     return {
         "ID": item.id,
         "Parents": [],
-        "Type": _CACHE_KINDS.get(item.kind, item.kind),
+        "Type": "exec.cachemount" if item.kind == "cache mount" else "regular",
         "Description": item.description,
         "InUse": item.in_use,
         "Shared": item.shared,
