@@ -24,7 +24,9 @@ def pytest(*arguments: str) -> int:
 def main() -> int:
     workers = os.environ.get("HUTCH_TEST_WORKERS", "3")
     serial = pytest("-q", "-m", "serial")
-    rest = pytest("-q", "-m", "not serial", "-n", workers, "--dist", "loadscope")
+    # The order is that of tests/conftest.py, not that of how many tests a module has.
+    spread = ("-n", workers, "--dist", "loadscope", "--no-loadscope-reorder")
+    rest = pytest("-q", "-m", "not serial", *spread)
     if serial:
         print("the serial tests failed; see the first run above", file=sys.stderr)
     return serial or rest

@@ -46,7 +46,26 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
 
 
+# What takes longest comes first, so that at the end of a parallel run no worker is left alone
+# with it.
+_FIRST = (
+    "tests/migration/test_live",
+    "tests/vm/test_saved",
+    "tests/migration",
+    "tests/vm",
+    "tests/cli",
+    "tests/engine",
+    "tests/api",
+)
+
+
+def _rank(item: pytest.Item) -> int:
+    found = (i for i, prefix in enumerate(_FIRST) if item.nodeid.startswith(prefix))
+    return next(found, len(_FIRST))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         if not marks & {"requires", "integration", "serial", "slow"}:
