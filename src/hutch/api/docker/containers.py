@@ -352,7 +352,9 @@ ROUTES = (
             "HostConfig.MaskedPaths, ReadonlyPaths": "differs: empty lists lift them, others are "
             "refused",
             "HostConfig.IpcMode, PidMode, UTSMode, UsernsMode, CgroupnsMode": "works",
-            "HostConfig.RestartPolicy, AutoRemove, Init": "works",
+            "HostConfig.RestartPolicy": "differs: what somebody has stopped stays so when the "
+            "daemon starts, with `always` too",
+            "HostConfig.AutoRemove, Init": "works",
             "HostConfig.LogConfig": "differs: `json-file` and `local` are the same, hutch's own "
             "format; `none`; others are refused",
             "HostConfig.Dns, DnsOptions, DnsSearch, ExtraHosts": "works",
