@@ -211,6 +211,7 @@ def test_testcontainers_start_and_wait_for_a_port(containers: Any, name: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_testcontainers_have_a_postgresql_of_debian_s(
     containers: Any, hutch_engine: Engine, name: str, tmp_path: Path
 ) -> None:
@@ -223,7 +224,7 @@ def test_testcontainers_have_a_postgresql_of_debian_s(
         'ENTRYPOINT ["/entrypoint"]\n'
     )
     hutch_engine.build(tmp_path, tags=f"{name}-postgres:15")
-    postgres = load("testcontainers.postgres").PostgresContainer
+    postgres = load("testcontainers.community.postgres").PostgresContainer
     with postgres(f"{name}-postgres:15", driver=None).with_name(name) as box:
         connection = load("pg8000.native").Connection(
             box.username,
