@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unsupported
+from hutch.storage import homes
 from hutch.storage.volumes import Volumes
 from hutch.store.database import Store
 from tests.requires import requires
@@ -226,3 +228,25 @@ def test_bad_options_are_refused(
 def test_other_drivers_are_not_known(volumes: Volumes) -> None:
     with pytest.raises(Unsupported, match="rexray"):
         volumes.create("x", driver="rexray")
+
+
+@requires("root", "mke2fs")
+def test_a_disk_is_written_back_though_another_namespace_holds_its_mount(volumes: Volumes) -> None:
+    made = volumes.create("db", options={"type": "disk", "size": "64M"})
+    volumes.acquire("db", "i1")
+    homes.ensure(volumes.home("db"))
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; cat"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        holder.stdout.readline()
+        with open(f"{made.path}/f", "w") as writer:
+            writer.write("whole")
+            with pytest.raises(Busy, match="is being written to"):
+                volumes.as_disk("db")
+        file = volumes.as_disk("db")
+        argv = ["debugfs", "-R", "cat upper/f", file]
+        assert subprocess.run(argv, capture_output=True, check=True).stdout == b"whole"
+        holder.stdin.close()
+    volumes.release("db", "i1")
+    volumes.remove("db")

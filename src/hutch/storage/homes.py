@@ -20,6 +20,7 @@ from hutch.storage.disks import DEFAULT_SIZE, Disks
 from hutch.storage.faults import disk_errors
 from hutch.storage.limited import (
     ensure_limited,
+    give_up_limited,
     make_limited,
     point_of,
     release_limited,
@@ -191,6 +192,15 @@ def release(home: Home) -> None:
         from hutch.storage.exports import close_image
 
         close_image(home.directory, point_of(home.directory))
+
+
+def give_up(home: Home) -> None:
+    """Close a volume for good: a machine is to have its file. `Busy` where somebody else
+    still holds on to it."""
+    if home.form == Form.FILE:
+        give_up_limited(home.directory)
+    else:
+        release(home)
 
 
 def discard(home: Home, trash: Trash) -> None:

@@ -7,10 +7,11 @@ for each; here is the way that works on all.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
-from hutch.errors import Unsupported
+from hutch.errors import Busy, Unsupported
 from hutch.storage.faults import disk_errors
 from hutch.storage.filemounts import mount_file, unmount_file
 from hutch.storage.snapshots import LIMITED_FILE
@@ -18,8 +19,15 @@ from hutch.storage.snapshots import LIMITED_FILE
 if TYPE_CHECKING:
     from hutch.storage.disks import Disks
 
-__all__ = ["ensure_limited", "make_limited", "point_of", "release_limited", "reserve"]
-__all__ += ["tree_of", "work_of"]
+__all__ = [
+    "ensure_limited",
+    "give_up_limited",
+    "make_limited",
+    "point_of",
+    "release_limited",
+    "reserve",
+]
+__all__ += ["reserve", "tree_of", "work_of"]
 
 _POINT = "limited"
 
@@ -89,3 +97,26 @@ def ensure_limited(directory: str, *, reserved: bool = False) -> None:
 def release_limited(directory: str) -> None:
     """Unmount it before the directory is removed; not mounted is fine."""
     unmount_file(point_of(directory))
+
+
+def give_up_limited(directory: str) -> None:
+    """Unmount it for a machine that is to have the file: it is written back whole, and nobody
+    here writes to it any more, also who keeps the mount in a namespace of its own (it stays
+    read-only there, on a device that is not used again).
+
+    Raises `Busy` while somebody writes to it.
+    """
+    from hutch.linux import mount as linux
+
+    point = point_of(directory)
+    if not os.path.ismount(point):
+        return
+    try:
+        # Of the file system itself, wherever it is mounted: an unmount alone would be put off
+        # until the last of its mounts has gone.
+        linux.mount("none", point, None, linux.MS_REMOUNT | linux.MS_RDONLY)
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        raise Busy(f"{directory}: is being written to", hint="stop who uses it") from exc
+    release_limited(directory)

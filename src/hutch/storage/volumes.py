@@ -437,7 +437,7 @@ class Volumes(Openings):
             record = self.record(name)
             if record.pool:
                 self.pools.ensure(record.pool)
-            homes.release(self.home(name, record))
+            homes.give_up(self.home(name, record))
         return self.disk_file(name)
 
     def disk_file(self, name: str) -> str:
