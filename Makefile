@@ -1,13 +1,14 @@
 # The front door of the checkout. Every target works from a fresh clone.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test check bench nested-kvm nested-vfio qemu-versions guest-kernels guest-suite docker-clients docs clean
+.PHONY: help setup demo test soak check bench nested-kvm nested-vfio qemu-versions guest-kernels guest-suite docker-clients docs clean
 
 help:
 	@echo 'make setup   system packages, .venv and the native build (quick when up to date)'
 	@echo 'make demo    run a real image, made from the packages of this host'
 	@echo 'make check   format, lint, types, import rules, unit tests (under 90 s)'
 	@echo 'make test    the whole suite'
+	@echo 'make soak    the same with more of what is long: every point of a kill, 2,000 containers'
 	@echo 'make bench   hutch and its peers side by side'
 	@echo 'make nested-kvm   virtual machines on KVM, in a machine that emulates it'
 	@echo 'make nested-vfio  devices given to machines, in one that emulates an IOMMU'
@@ -25,6 +26,9 @@ demo: setup
 
 test: setup
 	@$(PY) scripts/run_tests.py
+
+soak: setup
+	@HUTCH_SOAK=1 $(PY) scripts/run_tests.py
 
 check: setup
 	@$(PY) scripts/check.py

@@ -15,7 +15,8 @@ NO_TESTS_COLLECTED = 5
 
 def pytest(*arguments: str) -> int:
     """Run pytest in the root of the checkout; an empty selection is no failure."""
-    command = [sys.executable, "-m", "pytest", *arguments, *sys.argv[1:]]
+    told = ("--rerun-show-tracebacks",)  # why a test was tried again
+    command = [sys.executable, "-m", "pytest", *told, *arguments, *sys.argv[1:]]
     print("+ pytest", *arguments, *sys.argv[1:], flush=True)
     status = subprocess.run(command, cwd=Path(__file__).parent.parent).returncode
     return 0 if status == NO_TESTS_COLLECTED else status

@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "integration: touches the kernel; checked for leaks at its end",
         "serial: must not run beside other tests",
         "slow: takes more than a few seconds",
+        "soak: more of what other tests see a part of; with HUTCH_SOAK=1 only",
         "versions: also run with other versions of QEMU and of the guests' kernel (nightly)",
         "unit: needs nothing of the host (set by tests/conftest.py)",
     ):
@@ -64,7 +65,11 @@ def _rank(item: pytest.Item) -> int:
     return next(found, len(_FIRST))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not os.environ.get("HUTCH_SOAK"):
+        later = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
     items.sort(key=_rank)
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}

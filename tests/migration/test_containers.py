@@ -132,7 +132,9 @@ def test_a_restore_that_fails_lets_the_source_run_on(
 
 SOURCE = [
     # It is frozen, and the target has brought it back up to where it would run.
-    ("hutch.engine.migrate_container:decide", "before", "source"),
+    pytest.param(
+        "hutch.engine.migrate_container:decide", "before", "source", marks=pytest.mark.soak
+    ),
     # The target has not heard of the decision, and lets nothing run without.
     ("hutch.engine.migrate_container:decide", "after", "source"),
     ("hutch.engine.migrate:complete", "before", "target"),

@@ -170,22 +170,25 @@ def test_memory_goes_by_several_streams_compressed(
 
 # Where this process may be killed while the source still has it, and who comes out of it.
 AT_THE_SOURCE = [
-    ("_Journey.prepare", "before"),
-    ("_Journey.prepare", "after"),
-    ("_Journey.copy_disk", "after"),
-    ("_Journey.copy_memory", "after"),
-    ("_Journey.switch", "after"),
-    ("decide", "before"),
-    ("decide", "after"),
-    ("_Journey.commit", "before"),
+    [("_Journey.copy_memory", "after"), ("decide", "after")],
+    [
+        ("_Journey.prepare", "before"),
+        ("_Journey.prepare", "after"),
+        ("_Journey.copy_disk", "after"),
+        ("_Journey.switch", "after"),
+        ("decide", "before"),
+        ("_Journey.commit", "before"),
+    ],
 ]
+PARTS = [pytest.param(0, id="some"), pytest.param(1, id="others", marks=pytest.mark.soak)]
 
 
+@pytest.mark.parametrize("part", PARTS)
 def test_a_source_that_is_killed_before_the_target_may_run_it_goes_on(
-    source: Engine, target: Other, moved: str
+    source: Engine, target: Other, moved: str, part: int
 ) -> None:
     here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
-    for name, when in AT_THE_SOURCE:
+    for name, when in AT_THE_SOURCE[part]:
         where = f"hutch.engine.migrate_live:{name}"
         command = killed([*here, "migrate", "moved", target.destination], where, when)
         done = subprocess.run(command, capture_output=True, timeout=100, check=False)
@@ -212,20 +215,25 @@ def test_a_source_that_is_killed_when_the_target_runs_it_has_nothing(
 
 
 AT_THE_TARGET = [
-    ("hutch.engine.migrate_receive:land", "before"),
-    ("hutch.engine.migrate_land:take_tail", "before"),
-    ("hutch.drivers.vm.landing:QemuLanding.begin", "after"),
-    ("hutch.drivers.vm.landing:QemuLanding.end_disk", "after"),
-    ("hutch.drivers.vm.landing:QemuLanding.wait_loaded", "after"),
-    ("hutch.drivers.vm.landing:QemuLanding.go", "before"),
-    ("hutch.drivers.vm.landing:QemuLanding.go", "after"),
+    [
+        ("hutch.drivers.vm.landing:QemuLanding.end_disk", "after"),
+        ("hutch.drivers.vm.landing:QemuLanding.go", "before"),
+    ],
+    [
+        ("hutch.engine.migrate_receive:land", "before"),
+        ("hutch.engine.migrate_land:take_tail", "before"),
+        ("hutch.drivers.vm.landing:QemuLanding.begin", "after"),
+        ("hutch.drivers.vm.landing:QemuLanding.wait_loaded", "after"),
+        ("hutch.drivers.vm.landing:QemuLanding.go", "after"),
+    ],
 ]
 
 
+@pytest.mark.parametrize("part", PARTS)
 def test_a_target_that_is_killed_before_it_is_up_leaves_it_here(
-    source: Engine, target: Other, moved: str, tmp_path: Path
+    source: Engine, target: Other, moved: str, tmp_path: Path, part: int
 ) -> None:
-    for number, (where, when) in enumerate(AT_THE_TARGET):
+    for number, (where, when) in enumerate(AT_THE_TARGET[part]):
         (directory := tmp_path / str(number)).mkdir()
         with pytest.raises(HutchError):
             source.migrate("moved", once_killed(target, directory, where, when))
@@ -235,6 +243,7 @@ def test_a_target_that_is_killed_before_it_is_up_leaves_it_here(
     source.get("moved").remove(force=True)
 
 
+@pytest.mark.soak
 def test_a_target_that_is_killed_when_it_is_up_has_it(
     source: Engine, target: Other, moved: str, tmp_path: Path
 ) -> None:
@@ -246,7 +255,9 @@ def test_a_target_that_is_killed_when_it_is_up_has_it(
     end(target)
 
 
-@pytest.mark.parametrize("message", ["Begin", "Switch", "Commit"])
+@pytest.mark.parametrize(
+    "message", [*(pytest.param(m, marks=pytest.mark.soak) for m in ("Begin", "Switch")), "Commit"]
+)
 def test_a_link_that_is_cut_leaves_one_that_runs(
     source: Engine, target: Other, moved: str, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:

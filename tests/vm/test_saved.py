@@ -458,6 +458,7 @@ def writable(engine: Engine, box: Instance) -> dict[str, bool]:
     return found
 
 
+@pytest.mark.soak
 def test_a_disk_at_rest_goes_back_to_a_large_snapshot(engine: Engine, counter: Instance) -> None:
     shell(counter, f"{FILL}; echo then >/root/file; sync")
     counter.stop(timeout=0)
@@ -478,7 +479,9 @@ def test_a_disk_at_rest_goes_back_to_a_large_snapshot(engine: Engine, counter: I
     engine.snapshots.remove(f"{counter.name}/still")
 
 
-@pytest.mark.parametrize("step", ["DiskFork.take", "blockdev_add"])
+@pytest.mark.parametrize(
+    "step", ["DiskFork.take", pytest.param("blockdev_add", marks=pytest.mark.soak)]
+)
 def test_a_fork_of_a_large_disk_that_is_killed_leaves_it_whole(
     engine: Engine, counter: Instance, step: str
 ) -> None:
