@@ -62,6 +62,8 @@ def test_a_stage_may_be_named_by_its_number_and_hides_an_image_of_its_name() -> 
         ("FROM a", "x", "target stage 'x'"),
         ("ARG X\nFROM $X", "", "image is empty"),
         ("FROM a AS b\nCOPY --from=b /x /x", "", "cannot read itself"),
+        ("FROM x AS a\nCOPY --from=b /x /x\nFROM a AS b", "", "comes later"),
+        ("FROM x\nRUN --mount=from=b,target=/b true\nFROM x AS b", "", "comes later"),
         ("ARG X\nFROM a\nCOPY --from=$X /x /x", "", "takes no variables"),
         ("FROM a\nRUN --mount=type=x,target=/a,from=b y", "", "unknown type"),
     ],

@@ -44,7 +44,8 @@ def test_the_logs_of_the_last_two_starts_are_kept(tmp_path: Path) -> None:
         (b"first\nhutch-vmm: it went\n", "it went"),
         (b"hutch-vmm: it went\nterminating on signal 15\n", "it went"),
         (b"hutch-vmm: a \x1b[2J bell\x07\n", "a ?[2J bell?"),
-        (b"hutch-vmm: " + b"x" * 10000 + b"\n", ""),
+        (b"hutch-vmm: it went\n" + b"gone\n" * 10000, "it went"),
+        (b"hutch-vmm: " + b"x" * 100000 + b"\n", ""),
     ],
 )
 def test_why_a_machine_was_lost_is_what_its_monitor_said(

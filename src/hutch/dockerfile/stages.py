@@ -38,7 +38,8 @@ def plan_stages(dockerfile: model.Dockerfile, arguments: Arguments, target: str 
     names: dict[str, int] = {}
     for stage in dockerfile.stages:
         try:
-            plans.append(_plan(stage, names, arguments, dockerfile.directives.escape))
+            later = {other.name for other in dockerfile.stages[stage.index :] if other.name}
+            plans.append(_plan(stage, names, later, arguments, dockerfile.directives.escape))
         except SourceError as error:
             if not error.first:
                 error.first = stage.base.statement.first
@@ -69,7 +70,11 @@ def _stage_index(name: str, names: dict[str, int], count: int) -> int | None:
 
 
 def _plan(
-    stage: model.Stage, names: dict[str, int], arguments: Arguments, escape: str
+    stage: model.Stage,
+    names: dict[str, int],
+    later: set[str],
+    arguments: Arguments,
+    escape: str,
 ) -> StagePlan:
     env = arguments.for_from()
     image = expand(stage.base.image, env, escape=escape)
@@ -86,11 +91,13 @@ def _plan(
             index = _stage_index(source, names, stage.index)
             if index is not None:
                 needs.add(index)
-            elif source.lower() == stage.name and stage.name:
+            elif source.lower() in later:
+                itself = source.lower() == stage.name
                 raise SourceError(
-                    f"stage {source!r} cannot read itself",
+                    f"stage {source!r} {'cannot read itself' if itself else 'comes later'}",
                     first=instruction.statement.first,
                     last=instruction.statement.last,
+                    hint=None if itself else "a stage reads what stands above it: move it there",
                 )
     return StagePlan(
         stage=stage,
