@@ -31,6 +31,14 @@ COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >/root/count; sleep 0.05;
 PATIENCE_S = 60.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _with_bridge(source_engine: Engine) -> None:
+    """What the engine keeps from its first container on is there before the first test."""
+    with source_engine.create("busybox", ["true"]) as box:
+        box.start()
+        box.wait()
+
+
 @pytest.fixture(autouse=True)
 def _with_criu(monkeypatch: pytest.MonkeyPatch, other_namespace: int) -> None:
     program = criu_program()
