@@ -164,7 +164,10 @@ class Cut(Exception):
     """The test cuts the link here."""
 
 
-@pytest.mark.parametrize("message", ["Offer", "Prepare", "Commit", "Forget"])
+@pytest.mark.parametrize(
+    "message",
+    [*(pytest.param(m, marks=pytest.mark.soak) for m in ("Offer", "Prepare", "Forget")), "Commit"],
+)
 def test_a_link_that_is_cut_leaves_one_instance(
     source: Engine, target: Other, moved: str, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:

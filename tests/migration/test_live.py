@@ -256,7 +256,7 @@ def test_a_target_that_is_killed_when_it_is_up_has_it(
 
 
 @pytest.mark.parametrize(
-    "message", [*(pytest.param(m, marks=pytest.mark.soak) for m in ("Begin", "Switch")), "Commit"]
+    "message", [*(pytest.param(m, marks=pytest.mark.soak) for m in ("Begin", "Commit")), "Switch"]
 )
 def test_a_link_that_is_cut_leaves_one_that_runs(
     source: Engine, target: Other, moved: str, monkeypatch: pytest.MonkeyPatch, message: str
@@ -286,6 +286,7 @@ def test_a_link_that_is_cut_leaves_one_that_runs(
     source.get("moved").remove(force=True)
 
 
+@pytest.mark.soak
 def test_a_qemu_that_is_killed_leaves_the_other(
     source: Engine, target: Other, moved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_it_gets_more_and_gives_it_back(box: Instance) -> None:
 
 
 @pytest.mark.versions
+@pytest.mark.soak
 def test_new_memory_can_be_used_at_once(box: Instance) -> None:
     box.update(memory="1G")
     script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=500 2>/dev/null; stat -c %s /dev/shm/x"

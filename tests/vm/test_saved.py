@@ -323,7 +323,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.soak] * ("few" in way)) for way in WAYS]
+)
 def test_memory_and_files_are_in_every_twin(
     engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -397,6 +399,7 @@ def disk_files(box: Instance) -> list[tuple[str, int]]:
     return [(os.path.basename(path), os.stat(path).st_nlink) for path in files]
 
 
+@pytest.mark.soak
 def test_a_large_disk_is_shared_with_twins_and_snapshots(
     engine: Engine, counter: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
