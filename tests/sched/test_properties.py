@@ -279,6 +279,7 @@ def fits(job: TraceJob, free: tuple[float, int]) -> bool:
     return job.cores <= free[0] and job.memory <= free[1]
 
 
+@pytest.mark.timeout(600)
 @some
 @given(traces(most=40))
 def test_easy_starts_the_same_jobs_as_looking_at_all_of_them(trace: list[TraceJob]) -> None:

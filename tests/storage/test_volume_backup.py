@@ -134,7 +134,9 @@ def test_a_hostile_backup_stays_inside(tree: tuple[Engine, Path], tmp_path: Path
             with pytest.raises(IntegrityError):
                 engine.volumes.restore(io.BytesIO(made.getvalue()), "again")
         engine._context.trash.drain()
-    assert not list(tmp_path.glob("**/volumes/**/evil")) and not (tmp_path / "evil").exists()
+    # What is thrown away goes meanwhile: os.walk passes over it.
+    places = [place for place, _, names in os.walk(tmp_path) if "evil" in names]
+    assert not [place for place in places if "/volumes" in place or place == str(tmp_path)]
 
 
 class _Broken(io.RawIOBase):
