@@ -50,7 +50,12 @@ void relay_ready(struct mux_channel *ch);
 void relay_free_dead(void);
 void relay_greeted(void);
 bool main_is_alive(void);
-void spare_wanted(uint32_t after_ms); /* a launcher that waits for its plan */
+
+/* launchers.c: have a plan carried out (slot -1: none). What has come behind it, `*sent` bytes of
+ * which are passed on, is with the launcher before the process can write. Returns the socket, or
+ * -1 and errno. */
+int launcher_run(int plan, int slot, const uint8_t *data, size_t n, size_t *sent);
+void spare_wanted(uint32_t after_ms); /* a launcher that waits for a plan */
 int spare_timeout_ms(void);           /* until it is to be started; -1: not at all */
 void spare_start(void);               /* if it is time */
 

@@ -15,8 +15,7 @@
 #include "../text.h"
 #include "agent.h"
 
-enum { FD_PLAN = 3, FD_ROOT = 3, TURNS = 4,
-       SPARE_MS = 100 };
+enum { FD_ROOT = 3, TURNS = 4 };
 
 struct relay {
 	struct watch watch; /* of our end of the socket; fd -1: the plan is not here yet */
@@ -292,150 +291,30 @@ static int adopt(struct mux_channel *ch)
 
 /* Starting the process. */
 
-static int pair_up(struct relay *r, int *theirs)
+static void attend(struct relay *r, int fd)
 {
-	int ends[2];
-
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
-		return errno;
-	r->watch = (struct watch){ .ready = socket_ready, .fd = ends[0] };
-	r->reading = true;
-	*theirs = ends[1];
-	watch_again(r);
-	return 0;
-}
-
-static _Noreturn void run_launcher(const int fds[3])
-{
-	char name[] = "hutch-supervisor", reaped[] = "--reaped", *argv[] = { name, reaped, NULL };
-
-	/* The agent's own descriptors are all above these places. */
-	for (int i = 0; i < 3; i++)
-		if (fds[i] >= 0)
-			dup2(fds[i], FD_PLAN + i);
-	execve(the.launcher, argv, the.env);
-	_exit(127);
-}
-
-/* In a function of its own: vfork(2) shares the stack, and nothing here changes after it. */
-static int fork_launcher(const int fds[3])
-{
-	const pid_t pid = vfork();
-
-	if (pid == 0)
-		run_launcher(fds);
-	return pid < 0 ? errno : 0;
-}
-
-static int slot_of(const struct relay *r)
-{
-	return r->ch->kind == MUX_EXEC ? the.main_fd : -1;
-}
-
-/* Start one for this plan; what has come behind the plan is there before it is. Returns how
- * much of that. */
-static size_t start_launcher(struct relay *r, const uint8_t *data, size_t n, int *error)
-{
-	int theirs = -1;
-	ssize_t sent = 0;
-
-	*error = pair_up(r, &theirs);
-	if (*error)
-		return 0;
-	if (n)
-		sent = send(r->watch.fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL);
-	*error = fork_launcher((const int[3]){ r->plan, theirs, slot_of(r) });
-	close(theirs);
-	return sent < 0 ? 0 : (size_t)sent;
-}
-
-/* A launcher that waits for a plan: to start one costs an emulated processor as much as all that
- * it does then. Another is started when there is nothing else to do. */
-
-static int spare = -1; /* our end of its socket */
-static uint64_t spare_due; /* when to start it, ns; 0: not now */
-
-void spare_wanted(uint32_t after_ms)
-{
-	if (spare < 0)
-		spare_due = mono_ns() + after_ms * 1000000u + 1;
-}
-
-int spare_timeout_ms(void)
-{
-	uint64_t now = mono_ns();
-
-	if (!spare_due)
-		return -1;
-	return spare_due <= now ? 0 : (int)((spare_due - now) / 1000000 + 1);
-}
-
-void spare_start(void)
-{
-	int ends[2];
-
-	if (!spare_due || spare_due > mono_ns())
-		return;
-	spare_due = 0;
-	if (spare >= 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
-		return;
-	spare = ends[0];
-	if (fork_launcher((const int[3]){ ends[1], -1, -1 })) {
-		close(spare);
-		spare = -1;
-	}
-	close(ends[1]);
-}
-
-/* Give the plan and its slot to the launcher that waits, and in the same piece what has come
- * behind the plan: an ATTACH must be there before the process writes anything. Returns how much
- * of that went along, or -1 when no launcher waits. */
-static ssize_t hand_over(struct relay *r, const uint8_t *data, size_t n)
-{
-	uint8_t head[FRAME_HEAD] = { FR_PLAN };
-	union { const uint8_t *from; void *to; } rest = { .from = data };
-	struct iovec iov[2] = { { head, sizeof(head) }, { rest.to, n } };
-	_Alignas(struct cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = { 0 };
-	const int fds[2] = { r->plan, slot_of(r) };
-	const size_t len = (fds[1] < 0 ? 1 : 2) * sizeof(int);
-	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = n ? 2 : 1, .msg_control = control,
-			      .msg_controllen = CMSG_SPACE(len) };
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-	const int fd = spare;
-	ssize_t sent;
-
-	if (fd < 0)
-		return -1;
-	spare = -1;
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(len);
-	memcpy(CMSG_DATA(cmsg), fds, len);
-	sent = sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-	if (sent < (ssize_t)sizeof(head)) {
-		close(fd); /* somebody has killed it */
-		return -1;
-	}
 	r->watch = (struct watch){ .ready = socket_ready, .fd = fd };
 	r->reading = true;
 	watch_again(r);
-	return sent - (ssize_t)sizeof(head);
 }
 
 /* The plan is whole; returns how much of what came behind it has been passed on. */
 static size_t launch(struct relay *r, const uint8_t *data, size_t n, int *error)
 {
-	ssize_t sent;
+	const int slot = r->ch->kind == MUX_EXEC ? the.main_fd : -1;
+	size_t sent = 0;
+	int fd;
 
 	*error = r->ch->kind == MUX_EXEC && !main_is_alive() ? ESRCH : 0;
 	if (*error)
 		return 0;
-	sent = hand_over(r, data, n);
-	if (sent < 0)
-		sent = (ssize_t)start_launcher(r, data, n, error);
+	fd = launcher_run(r->plan, slot, data, n, &sent);
+	if (fd < 0)
+		*error = errno;
+	else
+		attend(r, fd);
 	forget_plan(r);
-	spare_wanted(SPARE_MS);
-	return (size_t)sent;
+	return sent;
 }
 
 static _Noreturn void run_files(int stream, int root)
@@ -472,18 +351,20 @@ static int open_root(void)
 
 static int start_files(struct relay *r)
 {
-	int theirs = -1, error, root = open_root();
+	int ends[2], error = 0, root = open_root();
 	pid_t pid;
 
 	if (root < 0)
 		return errno;
-	error = pair_up(r, &theirs);
-	if (!error) {
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) {
+		error = errno;
+	} else {
+		attend(r, ends[0]);
 		pid = fork(); /* small as the agent is, this costs less than another exec */
 		if (pid == 0)
-			run_files(theirs, root);
+			run_files(ends[1], root);
 		error = pid < 0 ? errno : 0;
-		close(theirs);
+		close(ends[1]);
 	}
 	close(root);
 	return error;
