@@ -468,7 +468,7 @@ COMMANDS = {
     ),
     "job output": Command(
         handler=_output,
-        summary="Write the paths that a job was asked to keep into a directory.",
+        summary="Write the paths that a job was asked to keep into a directory, made if missing.",
         arguments="JOB [DIRECTORY]",
         low=1,
         high=2,

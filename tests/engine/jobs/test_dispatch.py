@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from hutch.engine import Engine
+from hutch.engine.context import Context
+from hutch.engine.jobs import attempt
 from hutch.engine.jobs.facade import Job
 from hutch.engine.jobs.records import JobState
+from hutch.engine.start import start
 from hutch.errors import Busy, InvalidArgument, NotFound, WrongState
 from tests.engine.jobs.queues import (
     WAIT_S,
@@ -45,6 +49,22 @@ def test_a_job_runs_and_its_log_and_exit_code_stay(engine: Engine, queue: str) -
         ended = bad.wait(WAIT_S)
     assert (ended.state, ended.exit_code) == (JobState.FAILED, 7)
     assert [(r.stream, r.data) for r in good.logs()] == [(1, b"out\n"), (2, b"err\n")]
+
+
+def test_a_job_that_is_quicker_than_its_dispatcher_ends_after_it_began(
+    engine: Engine, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(context: Context, identifier: str, **options: Any) -> Any:
+        link = start(context, identifier, **options)
+        assert link is not None
+        link.wait()
+        return link
+
+    monkeypatch.setattr(attempt, "start", slowly)
+    with engine.jobs.dispatching():
+        ended = submit(engine, "true").wait(WAIT_S)
+    assert ended.state == JobState.COMPLETED
+    assert 0 < ended.started_ns <= ended.finished_ns
 
 
 def test_its_instance_has_the_limits_that_it_was_scheduled_with(engine: Engine, queue: str) -> None:
@@ -166,9 +186,11 @@ def test_outputs_are_kept_and_a_missing_one_is_named(
         )
         assert job.wait(WAIT_S).state == JobState.COMPLETED
     with pytest.raises(NotFound, match="/nowhere"):
-        job.save_outputs(str(scratch))
-    with open(f"{scratch}/data/x") as file:
+        job.save_outputs(f"{scratch}/not/there/yet")
+    with open(f"{scratch}/not/there/yet/data/x") as file:
         assert file.read() == "5\n"
+    with pytest.raises(InvalidArgument, match="data/x: not a directory"):
+        job.save_outputs(f"{scratch}/not/there/yet/data/x")
 
 
 def test_jobs_of_a_paused_queue_wait(engine: Engine, queue: str) -> None:

@@ -514,13 +514,18 @@ class Dispatcher:
         for instance in ended:
             self._workers.submit(remove_instance, self._context, instance)
 
-    def _end(self, entry: Entry, state: JobState, **changes: object) -> None:
+    def _end(
+        self, entry: Entry, state: JobState, *, finished_ns: int = 0, **changes: object
+    ) -> None:
         """Book the end of a job, and look at those that wait for it."""
         number = entry.record.id
-        changes["finished_ns"] = changes.get("finished_ns") or time.time_ns()
+        # A start is noted when it is heard of: by then a quick program has ended.
+        finished_ns = max(finished_ns or time.time_ns(), entry.record.started_ns)
         if state == JobState.COMPLETED:
             self._queues.learn(entry.record)
-        self._book.change(entry, str(state), state=state, mark=0, **changes)
+        self._book.change(
+            entry, str(state), state=state, mark=0, finished_ns=finished_ns, **changes
+        )
         for waiting in self._book.dependents.pop(number, ()):
             dependent = self._book.entries.get(waiting)
             if dependent is None or number not in (dependent.blockers or ()):

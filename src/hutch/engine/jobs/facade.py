@@ -98,7 +98,8 @@ class Job:
         return b"".join(record.data for record in self.logs() if record.stream == 1)
 
     def save_outputs(self, directory: str | os.PathLike[str]) -> list[str]:
-        """Write the paths it was asked to keep into a directory; return their names there."""
+        """Write the paths it was asked to keep into a directory, made if there is none; return
+        their names there."""
         from hutch.engine.jobs.results import save_outputs
 
         return save_outputs(self._context, self.id, directory)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hutch.engine.context import Context
 from hutch.engine.jobs.attempt import directory_of
 from hutch.engine.jobs.board import load_job
 from hutch.engine.jobs.records import JobRecord
-from hutch.errors import NotFound, WrongState
+from hutch.errors import InvalidArgument, NotFound, WrongState
 
 if TYPE_CHECKING:
     from hutch.process.logfile import LogRecord
@@ -58,17 +59,23 @@ def _wait_begun(context: Context, number: int) -> JobRecord:
 
 
 def save_outputs(context: Context, number: int, directory: str | os.PathLike[str]) -> list[str]:
-    """Unpack what was kept of a job into a directory that exists; return the names there.
+    """Unpack what was kept of a job into a directory, made if there is none; return the names
+    there.
 
-    Raises `WrongState` for a job that is not over, `NotFound` where a path was not there.
+    Raises `WrongState` for a job that is not over, `NotFound` where a path was not there,
+    `InvalidArgument` for what is no directory.
     """
     record = load_job(context, number)
     if not record.state.is_final:
         raise WrongState(f"job {number} is {record.state}: nothing is kept of it yet")
     try:
+        with suppress(FileExistsError):
+            os.makedirs(directory)
         root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
-        raise NotFound(f"{os.fspath(directory)}: {(exc.strerror or '').lower()}") from exc
+        raise InvalidArgument(
+            f"{os.fspath(directory)}: {(exc.strerror or '').lower()}", field="directory"
+        ) from exc
     try:
         return [_unpack(context, record, i, root) for i in range(len(record.outputs))]
     finally:
