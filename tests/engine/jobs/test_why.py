@@ -54,6 +54,14 @@ def test_every_cause_is_told(jobs: Engine) -> None:
         assert wide.why().cause == "over"
 
 
+def test_a_job_that_can_never_run_is_held_and_told_what_helps(jobs: Engine) -> None:
+    with jobs.jobs.dispatching(cores=2, memory=1 << 30):
+        job = submit(jobs, "true", memory="900G")
+        until(is_in(job, JobState.HELD))
+        assert f"job {job.id} needs 900GiB, there are 1GiB" in job.info().reason
+        assert "with less" in job.why().text and "when there is more" in job.why().text
+
+
 def test_an_instance_that_is_in_the_way_is_named(jobs: Engine) -> None:
     cpus = len(jobs.resources.inventory().cpus)
     jobs.resources.configure({"overcommit.cpus": "1"})
@@ -65,6 +73,10 @@ def test_an_instance_that_is_in_the_way_is_named(jobs: Engine) -> None:
             answer = job.why()
             assert answer.cause == "no room" and answer.decision is not None
             assert answer.decision.shortages[0].held[0].name == "web"
+            until(lambda: job.info().reason)
+            job.hold()
+            assert job.why().text == f"it is held: `hutch job release {job.id}`"
+            job.release()
             web.remove(force=True)
             assert job.wait(WAIT_S).state == JobState.COMPLETED
     finally:

@@ -323,7 +323,7 @@ class Dispatcher:
                 self._cancel(entry)
             case RequestKind.HOLD if entry.record.state == JobState.PENDING:
                 self._withdraw(entry)
-                self._book.change(entry, "hold", state=JobState.HELD)
+                self._book.change(entry, "hold", state=JobState.HELD, reason="")
             case RequestKind.RELEASE if entry.record.state == JobState.HELD:
                 self._book.change(
                     entry, "release", state=JobState.PENDING, reason="", eligible_ns=0

@@ -19,6 +19,7 @@ from hutch.engine.jobs.records import META, SPECS, JobRecord, JobSpec, Limits, k
 from hutch.engine.records import RESERVATIONS
 from hutch.errors import InvalidArgument, NotFound
 from hutch.sched import Capacity, Job
+from hutch.units import format_bytes
 
 if TYPE_CHECKING:
     from hutch.resources.admission import Decision
@@ -175,14 +176,17 @@ class Room:
             self._seen = None
             self.whole = _with_devices(self.whole, new)
             self.now = _with_devices(self.now, new)
-        for what, needed, there in (
-            ("cores", job.cores, self.whole.cores),
-            ("memory", job.memory, self.whole.memory or 0),
-        ):
-            if needed > there:
-                raise InvalidArgument(
-                    f"job {job.id} needs {needed:g}, there are {there:g}", field=what
-                )
+        whole = self.whole
+        if job.cores > whole.cores:
+            raise InvalidArgument(
+                f"job {job.id} needs {job.cores:g}, there are {whole.cores:g}", field="cores"
+            )
+        if job.memory > (whole.memory or 0):
+            there = format_bytes(whole.memory or 0)
+            raise InvalidArgument(
+                f"job {job.id} needs {format_bytes(job.memory)}, there are {there}",
+                field="memory",
+            )
         return fits_in(job, self.now)
 
     def explain(self, record: JobRecord) -> Decision | None:

@@ -64,9 +64,7 @@ def why(context: Context, number: int) -> Why:
     if state.is_final:
         return _answer(record, "over", f"it is {state}{_because(record)}")
     if state == JobState.HELD:
-        return _answer(
-            record, "held", f"it is held{_because(record)}: `hutch job release {number}`"
-        )
+        return _answer(record, "held", f"it is held{_because(record)}: {_cure(record)}")
     if state in (JobState.STARTING, JobState.RUNNING):
         return _answer(record, "runs", f"it is {state}")
     with context.store.read() as tx:
@@ -86,6 +84,15 @@ def why(context: Context, number: int) -> Why:
         cause: Cause = "preempted" if state == JobState.PREEMPTED else "no room"
         return _answer(record, cause, f"no room: {decision.explain()}", ahead, decision)
     return _turn(record, queue, active, ahead, decision)
+
+
+def _cure(record: JobRecord) -> str:
+    """Return what helps a job that is held: by somebody who gave no reason, or because it is more
+    than jobs can have."""
+    release = f"`hutch job release {record.id}`"
+    if not record.reason:
+        return release
+    return f"submit it again with less, or {release} when there is more"
 
 
 def _because(record: JobRecord) -> str:
