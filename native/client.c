@@ -295,6 +295,8 @@ static void frame_received(struct supervisor *s, struct client *c)
 		return;
 	}
 	if (type == FR_QUERY) {
+		if (flag & QUERY_LOGGED)
+			stream_drain(s);
 		send_state(s, c);
 		return;
 	}

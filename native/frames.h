@@ -11,6 +11,7 @@ enum frame {
 };
 
 enum { ATTACH_STDIN = 1, ATTACH_STDOUT = 2, ATTACH_STDERR = 4, ATTACH_LOSSLESS = 8 };
+enum { QUERY_LOGGED = 1 };
 
 enum {
 	FRAME_HEAD = 8,

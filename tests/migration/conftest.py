@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from hutch.engine import Engine
+from hutch.engine.lookup import load
+from hutch.engine.migrate_send import Sender
 from hutch.linux.namespaces import CLONE_NEWNET
+from tests.native.boxes import unread, wait_until
 
 HOLD = f"""
 import ctypes, sys
@@ -147,3 +153,36 @@ def killed(argv: list[str], where: str, when: str) -> list[str]:
     """Return a command line of ours that is killed there."""
     at = argv.index("-m")
     return [*argv[:at], "-c", KILLED, where, when, *argv[at + 2 :]]
+
+
+@contextmanager
+def behind(
+    engine: Engine, identifier: str, monkeypatch: pytest.MonkeyPatch, owner: type, step: str
+) -> Iterator[None]:
+    """Have the supervisor of a program that talks do nothing from that step of a migration until
+    a moment after its log is asked for."""
+    record = load(engine._context, identifier)
+    real_step, real_tails = getattr(owner, step), Sender.send_tails
+    assert record.supervisor and record.pid
+    go_on = threading.Timer(1.0, os.kill, (record.supervisor, signal.SIGCONT))
+
+    def stopped_before(self: object) -> object:
+        os.kill(record.supervisor, signal.SIGSTOP)
+        wait_until(lambda: unread(record.pid) > 0, "more output")
+        return real_step(self)
+
+    def tails(self: Sender) -> None:
+        go_on.start()
+        real_tails(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, stopped_before)
+        patch.setattr(Sender, "send_tails", tails)
+        try:
+            yield
+        finally:
+            if go_on.is_alive():
+                go_on.join()
+            else:
+                with suppress(ProcessLookupError):
+                    os.kill(record.supervisor, signal.SIGCONT)

@@ -16,9 +16,10 @@ import pytest
 
 from hutch.drivers.container.saving import HeldContainer
 from hutch.engine import Engine
+from hutch.engine.migrate_send import Sender
 from hutch.errors import HutchError, IntegrityError, Unsupported
 from hutch.migration.layers import SentFiles, take_kept
-from tests.migration.conftest import Other, killed, traces
+from tests.migration.conftest import Other, behind, killed, traces
 from tests.requires import criu_program, requires
 
 pytestmark = [
@@ -118,6 +119,14 @@ def test_a_container_goes_on_at_the_target_without_a_gap(
     # It is stopped and started there as any other.
     target.hutch("stop", "-t", "0", "moved")
     target.hutch("start", "moved")
+
+
+def test_what_it_said_last_comes_along_though_it_is_not_logged_yet(
+    source: Engine, target: Other, moved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with behind(source, moved, monkeypatch, Sender, "send_files_ahead"):
+        source.migrate("moved", target.destination, with_volumes=True)
+    goes_on_there(source, target)
 
 
 def test_a_restore_that_fails_lets_the_source_run_on(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from hutch.plan import flags, ops
 from hutch.process import Gap, Output, Supervisor, read_log
-from tests.native.boxes import WAIT_S, Runner, box, read_until, shell, wait_until
+from tests.native.boxes import (
+    WAIT_S,
+    Runner,
+    box,
+    is_stopped,
+    read_until,
+    shell,
+    unread,
+    wait_until,
+)
 from tests.requires import requires
 
 pytestmark = [requires("root", "busybox", "cc"), pytest.mark.integration]
@@ -212,6 +222,28 @@ def test_a_lossless_client_holds_the_program_back(runner: Runner, rootfs: Path) 
         status, out, _ = supervisor.collect(timeout_s=WAIT_S)
         assert (status.code, len(out)) == (0, 4000000)
         assert (rootfs / "written").exists()
+
+
+def test_what_stands_in_the_pipe_is_logged_on_demand(
+    runner: Runner, rootfs: Path, held: ops.Supervision
+) -> None:
+    # A lossless client that does not read holds the program back: the pipe is full then.
+    with runner.running(box(rootfs, ["cat", "/dev/zero"], held=held)) as lazy:
+        assert lazy.pid is not None
+        pid = lazy.pid
+        with Supervisor.connect(held.directory) as other:
+
+            def is_stuck() -> bool:
+                other.signal(signal.SIGCONT)
+                wait_until(lambda: unread(pid) > 60_000, "the pipe to be full")
+                other.signal(signal.SIGSTOP)
+                wait_until(lambda: is_stopped(pid), "the program to stop")
+                other.query()
+                return unread(pid) > 60_000
+
+            wait_until(is_stuck, "the client's queue to be full")
+            other.query(logged=True)
+            assert unread(pid) == 0
 
 
 def test_output_before_the_exit_is_complete_for_a_lossless_client(

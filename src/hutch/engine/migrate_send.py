@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import IO
 
 import msgspec
@@ -21,13 +22,14 @@ from hutch.engine.migrate_disks import (
 )
 from hutch.engine.migrate_machines import named_model
 from hutch.engine.records import SUSPENDED, InstanceRecord
-from hutch.errors import HutchError
+from hutch.errors import HutchError, OutcomeUnknown
 from hutch.host.processors import host_processor, missing_features
 from hutch.lifecycle import State
 from hutch.migration.layers import SentFiles
 from hutch.migration.messages import Address, Answer, Live, Offer, Stream, VolumeOffer
 from hutch.migration.streams import SentBlocks, pack_ahead, pack_changes, pack_file
 from hutch.migration.wire import Wire
+from hutch.process.supervisor import Supervisor
 from hutch.records import Progress, ProgressEvent
 from hutch.storage.diskchain import ensure_one, is_chain
 from hutch.storage.faults import disk_errors
@@ -200,12 +202,24 @@ class Sender:
         self._logged = {name: self._log(name, 0) for name in self._logs()}
 
     def send_tails(self) -> None:
-        """Send what the log has got since; all of it again where it was rotated meanwhile."""
+        """Send what the log has got since; all of it again where it was rotated meanwhile.
+
+        The program says no more by now; what it has said may still be on its way to the log.
+        """
+        self._settle_log()
         names = self._logs()
         same = {name: os.stat(f"{self._directory()}/{name}").st_ino for name in names}
         grown = same == {name: inode for name, (inode, _) in self._logged.items()}
         for name in names:
             self._log(name, self._logged[name][1] if grown else 0)
+
+    def _settle_log(self) -> None:
+        # A supervisor that has ended has logged everything.
+        with (
+            suppress(FileNotFoundError, ConnectionError, OutcomeUnknown),
+            Supervisor.connect(f"{self._directory()}/run") as link,
+        ):
+            link.query(logged=True)
 
     def _log(self, name: str, start: int) -> tuple[int, int]:
         """Send a log from there to its end; return its inode and where that was."""

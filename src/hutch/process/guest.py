@@ -244,10 +244,10 @@ class Guest:
     def quiesce(self, monitor: int, timeout_s: float = 30.0) -> Iterator[Quiet]:
         """Hold the main process's streams still, so that the machine's state can be saved.
 
-        On entry all it has said has been logged, and nothing is under way to it. `monitor` is
-        the connection to QEMU: where this process is killed within the block, `hutch-vmm` lets
-        the machine go on; left by an exception it does so as well. `WrongState` when the
-        process has ended.
+        On entry all it has said is in the pipes to its supervisor on the host, which may not have
+        logged it yet, and nothing is under way to it. `monitor` is the connection to QEMU: where
+        this process is killed within the block, `hutch-vmm` lets the machine go on; left by an
+        exception it does so as well. `WrongState` when the process has ended.
         """
         deadline = time.monotonic() + timeout_s
         with self._open(_QUIESCE, monitor) as channel:

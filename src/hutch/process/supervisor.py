@@ -418,9 +418,10 @@ class Supervisor:
         """Open the log's path anew, after somebody has moved the file away."""
         self._request(frames.LOG_REOPEN)
 
-    def query(self) -> State:
-        """Ask how far the instance is."""
-        self._send(frames.QUERY)
+    def query(self, *, logged: bool = False) -> State:
+        """Ask how far the instance is; with `logged` the answer comes when all that was in its
+        pipes has been written to the log."""
+        self._send(frames.QUERY, flag=frames.QUERY_LOGGED if logged else 0)
         state = self._until(
             lambda: self._queued(lambda event: isinstance(event, State)),
             _deadline(_ANSWER_S),
