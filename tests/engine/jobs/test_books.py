@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest.mock import ANY
+
 import pytest
 
+from hutch.engine.jobs import attempt
+from hutch.engine.jobs.book import Book, Entry
+from hutch.engine.jobs.dispatcher import Dispatcher
 from hutch.engine.jobs.records import JobRecord, JobState, Selection, Slice
+from hutch.engine.jobs.relief import Relief
 from hutch.engine.jobs.room import fits_in, is_less
+from hutch.errors import Unavailable
 from hutch.sched import Capacity, Job, Phase, create
 
 pytestmark = pytest.mark.unit
@@ -13,6 +21,10 @@ pytestmark = pytest.mark.unit
 
 def job(number: int = 1, **values: object) -> Job:
     return Job(number, number, 0, **values)  # type: ignore[arg-type]
+
+
+def record(**values: Any) -> JobRecord:
+    return JobRecord(id=3, name="x", queue="q", image="i", command=(), submitted_ns=0, **values)
 
 
 def test_a_job_fits_in_what_others_leave_of_everything() -> None:
@@ -77,13 +89,44 @@ def test_equal_jobs_pause_nobody_at_the_times_of_real_clocks() -> None:
         assert [j.id for j in decisions.start] == [1] and not decisions.pause
 
 
+def test_a_suspended_machine_that_finds_no_room_counts_for_no_memory() -> None:
+    dispatcher: Any = object.__new__(Dispatcher)
+    dispatcher._book, dispatcher._relief = Book(ANY), Relief(ANY, ANY)
+    entry = Entry(record(state=JobState.STARTING, memory=100))
+    dispatcher._stay_suspended(entry)
+    assert entry.record.state == JobState.PREEMPTED
+    assert dispatcher._relief._nominal([entry], ()) == 0
+
+
+def test_whoever_waits_for_memory_hears_of_every_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("what nobody has thought of")
+
+    monkeypatch.setattr(attempt, "load", fail)
+    heard: list[attempt.Report] = []
+    attempt.Attempt(ANY, record(attempt=1), heard.append).relieve()
+    assert heard == [attempt.Relieved(3, 1, "", 0, 0)]
+    assert "job 3: its memory stays: what nobody has thought of" in capsys.readouterr().err
+
+
+def test_a_program_that_cannot_be_stopped_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise Unavailable("nobody answers")
+
+    monkeypatch.setattr(attempt, "load", fail)
+    attempt.Attempt(ANY, record(), lambda _: None).stop()
+    assert "job 3 is not stopped: nobody answers" in capsys.readouterr().err
+
+
 def test_a_choice_is_what_jobs_have_in_common() -> None:
-    record = JobRecord(
-        id=3, name="x", queue="q", image="i", command=(), submitted_ns=0, owner="ada", array=2
-    )
-    assert Selection().has(record) and Selection(queue="q", owner="ada", array=2).has(record)
-    assert not Selection(queue="other").has(record)
-    assert not Selection(states=(JobState.HELD,)).has(record)
+    found = record(owner="ada", array=2)
+    assert Selection().has(found) and Selection(queue="q", owner="ada", array=2).has(found)
+    assert not Selection(queue="other").has(found)
+    assert not Selection(states=(JobState.HELD,)).has(found)
 
 
 def test_slices_of_an_older_store_are_read() -> None:

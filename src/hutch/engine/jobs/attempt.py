@@ -173,13 +173,13 @@ class Attempt:
             record = load(self._context, self.instance)
             if record.state == State.PAUSED:
                 groups = self._context.groups.hierarchy.load(record.id).directories
-                before = usage_of(groups)
+                kept = before = usage_of(groups)
                 if self._suspend(record):
-                    then, given = "suspended", before
+                    then, given, kept = "suspended", before, 0
                 else:
                     given = reclaim(groups, before, swap=True)
                     then, kept = "reclaimed" if given else "", usage_of(groups)
-        except (HutchError, OSError) as exc:  # it has ended, or goes on as it is
+        except Exception as exc:  # it has ended, or goes on as it is; who waits for this must hear
             print(f"hutch: job {self._job.id}: its memory stays: {exc}", file=sys.stderr)
         self._report(Relieved(self._job.id, self._job.attempt, then, given, kept))
 
@@ -212,6 +212,8 @@ class Attempt:
                 stopping.stop(self._context, self.instance, timeout_s=timeout_s)
         except (NotFound, WrongState, OutcomeUnknown):
             pass
+        except (HutchError, OSError) as exc:
+            print(f"hutch: job {self._job.id} is not stopped: {exc}", file=sys.stderr)
 
     # ---- the thread -----------------------------------------------------------------------
 

@@ -396,6 +396,7 @@ class Dispatcher:
 
     def _stay_suspended(self, entry: Entry) -> None:
         self._book.change(entry, state=JobState.PREEMPTED)
+        self._relief.paused(entry, 0)
         if entry.job is not None and entry.job.phase == Phase.RUNNING:
             self._queues.put_back(entry.job, self._now())
 
