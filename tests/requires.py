@@ -221,6 +221,17 @@ def _swap() -> str | None:
     return _run("sh", "-c", script)
 
 
+def _no_swap() -> str | None:
+    swaps = Path("/proc/swaps")
+    if swaps.exists() and len(swaps.read_text().splitlines()) > 1:
+        return "the host has swap"
+    return None
+
+
+def _two_cpus() -> str | None:
+    return None if len(os.sched_getaffinity(0)) > 1 else "one processor"
+
+
 def _cgroup_v2_memory() -> str | None:
     controllers = Path("/sys/fs/cgroup/cgroup.controllers")
     if not controllers.exists() or "memory" not in controllers.read_text().split():
@@ -260,6 +271,7 @@ NEEDS: dict[str, Probe] = {
     "netns": _netns,
     "newuidmap": _program("newuidmap"),
     "nftables": _nftables,
+    "no-swap": _no_swap,
     "overlayfs": _overlayfs,
     "ovmf": _file("/usr/share/OVMF/OVMF_CODE_4M.fd"),
     "podman": _program("podman"),
@@ -279,6 +291,7 @@ NEEDS: dict[str, Probe] = {
     "swap": _swap,
     "tar": _program("tar"),
     "tun": _tun,
+    "two-cpus": _two_cpus,
     "userns": _userns,
     "xfs": _file_system("xfs", "mkfs.xfs"),
     "zstd": _program("zstd"),

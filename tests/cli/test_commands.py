@@ -195,7 +195,6 @@ assert msgspec.json.decode(msgspec.json.encode(uuid.UUID(int=7)), type=uuid.UUID
         (["run", "--volume-driver", "nfs", "x"], "only local"),
         (["buildx", "create"], "one builder"),
         (["build", "--allow", "x", "."], "no more rights"),
-        (["build", "--allow", "x", "."], "no more rights"),
         (["login"], "config.json"),
         (["swarm", "init"], "no cluster"),
         (["volume", "update", "x"], "cluster"),

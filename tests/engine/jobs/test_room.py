@@ -73,10 +73,9 @@ def test_an_instance_is_refused_what_a_job_holds(given: Engine) -> None:
         until(lambda: not given.resources.use().holdings)
 
 
+@requires("two-cpus")  # one is always shared
 def test_processors_of_ones_own_are_waited_for(engine: Engine) -> None:
     count = len(engine.resources.inventory().cpus) - 1
-    if not count:
-        pytest.skip("one processor is always shared")
     with engine.jobs.dispatching(cores=4 * count):
         use_policy(engine, "fcfs")
         jobs = [
@@ -138,9 +137,8 @@ def test_memory_of_a_preempted_job_is_taken_back_when_another_needs_it(given: En
     assert ended.slices[-1].then == ""
 
 
+@requires("no-swap")  # what a container has would go there
 def test_where_memory_cannot_be_taken_back_the_other_waits(given: Engine) -> None:
-    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
-        pytest.skip("what a container has would go to swap")
     with given.jobs.dispatching(cores=1):
         use_policy(given, "priority-preemptive")
         command = _writes(100, "/dev/shm/x")

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from hutch.engine.jobs.threads import Threads
+from tests.engine.jobs.queues import until
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +28,8 @@ def test_a_thread_is_used_again_and_more_are_made_as_needed() -> None:
 
     for _ in range(20):
         once()
-    assert len(seen) <= 20
+        until(lambda: threads._idle == 1)
+    assert len(seen) == 1
     barrier = threading.Barrier(4)
 
     def meet() -> None:
