@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound
+from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unavailable
 from hutch.linux import mount as linux
 from hutch.storage.volumes import Volumes
 from hutch.store.database import Store
@@ -168,6 +168,33 @@ def test_a_pool_of_a_directory_elsewhere(volumes: Volumes, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("kind", "size"),
+    [("directory", 0), pytest.param("ext4", 64 * MIB, marks=requires("root", "loop"))],
+)
+def test_a_pool_whose_disk_is_not_mounted_is_told_and_stops_nothing_else(
+    volumes: Volumes, tmp_path: Path, kind: str, size: int
+) -> None:
+    disk, away = tmp_path / "disk", tmp_path / "away"
+    disk.mkdir()
+    volumes.pools.create("p", kind, size=size, source=str(disk))
+    if size:
+        linux.umount2(f"{disk}/mounted", linux.MNT_DETACH)
+    volumes.create("elsewhere")
+    disk.rename(away)
+    for place in ("missing", "empty"):
+        with pytest.raises(Unavailable, match="does not have its files"):
+            volumes.create("data", options={"pool": "p"})
+        assert [(pool.name, pool.mounted) for pool in volumes.pools.list()] == [("p", False)]
+        volumes.reconcile([])
+        assert [volume.name for volume in volumes.list()] == ["elsewhere"]
+        assert disk.exists() == (place == "empty") and _names(disk) == []
+        disk.mkdir(exist_ok=True)
+    disk.rmdir()
+    away.rename(disk)
+    assert volumes.create("data", options={"pool": "p"}).path.startswith(str(disk))
+
+
+@pytest.mark.parametrize(
     ("arguments", "field"),
     [
         ({"name": "../x"}, "name"),
@@ -177,6 +204,7 @@ def test_a_pool_of_a_directory_elsewhere(volumes: Volumes, tmp_path: Path) -> No
         ({"name": "p", "kind": "directory", "size": 64 * MIB}, "size"),
         ({"name": "p", "kind": "qcow2", "reserved": True}, "reserved"),
         ({"name": "p", "source": "relative"}, "source"),
+        ({"name": "p", "source": "/nosuch/disk"}, "source"),
     ],
 )
 def test_bad_pools_are_refused(

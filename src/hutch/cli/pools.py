@@ -115,7 +115,7 @@ COMMANDS = {
             ("kind", "", "text", "KIND", "directory (default), ext4, xfs, btrfs or qcow2"),
             ("reserve", "", "flag", "", "Keep room for all of it on the host's disk"),
             ("size", "", "text", "SIZE", "What it holds: of kinds with a file system"),
-            ("source", "", "text", "DIRECTORY", "Where it is kept: an empty or a new directory"),
+            ("source", "", "text", "DIRECTORY", "Where it is kept: an empty directory"),
         ),
         epilog="ext4, xfs and btrfs are file systems in one file, sparse unless reserved; in a "
         "pool of qcow2 each volume is a disk image. What this host cannot do is told.",

@@ -14,7 +14,14 @@ from contextlib import contextmanager
 
 import msgspec
 
-from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unsupported
+from hutch.errors import (
+    AlreadyExists,
+    Busy,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
 from hutch.records import Records, Transaction
 from hutch.storage.faults import disk_errors
 from hutch.storage.filemounts import unmount_file
@@ -94,10 +101,9 @@ class Pools:
     ) -> Pool:
         """Make a pool; nothing is left of a failure.
 
-        `size` is for kinds with a file system; `source` is an empty directory, or one that is
-        made. With `reserved` the host's disk keeps room for all of it, else what is not
-        written takes none. Raises `AlreadyExists`, `InvalidArgument`, `Unsupported` for what
-        this host lacks, `Exhausted`.
+        `size` is for kinds with a file system; `source` is an empty directory. With `reserved`
+        the host's disk keeps room for all of it, else what is not written takes none. Raises
+        `AlreadyExists`, `InvalidArgument`, `Unsupported` for what this host lacks, `Exhausted`.
         """
         check_name(name)
         checked = _kind(kind)
@@ -111,7 +117,7 @@ class Pools:
                     raise AlreadyExists(f"pool {name}: exists", hint="choose another name")
             home = source or f"{self._pools}/{name}"
             with disk_errors(f"pool {name}"):
-                made = self._claim(name, home, mine=not source)
+                self._claim(name, home, mine=not source)
                 try:
                     quotas = self._fill(checked, home, size, reserved=reserved)
                     record = PoolRecord(
@@ -126,28 +132,33 @@ class Pools:
                         transaction.insert(POOLS, name, record)
                         transaction.event("pool", "create", name, type=checked)
                 except BaseException:
-                    self._erase(home, keep=not made)
+                    self._erase(home, keep=bool(source))
                     raise
         return self.get(name)
 
-    def _claim(self, name: str, home: str, *, mine: bool) -> bool:
-        """Make the directory, or take one that is empty or was left by a creator that was
-        killed; return whether it was made here."""
-        mark = f"{os.path.realpath(self._root)}\n{name}\n".encode()
-        made = not os.path.isdir(home)
-        os.makedirs(home, 0o711, exist_ok=True)
-        if not made:
+    def _claim(self, name: str, home: str, *, mine: bool) -> None:
+        """Take a directory that is empty or was left by a creator that was killed; `mine`, in
+        the root, is made."""
+        mark = os.fsencode(f"{os.path.realpath(self._root)}\n{name}\n")
+        if os.path.isdir(home):
             found = set(os.listdir(home))
             foreign = found - set(_OURS) or _read(f"{home}/{_MARK}") != mark
             if found and foreign and not mine:
                 raise InvalidArgument(f"{home}: is not empty", field="source")
             self._erase(home, keep=True)
+        elif mine:
+            os.makedirs(home, 0o711)
+        else:
+            raise InvalidArgument(
+                f"{home}: no such directory",
+                field="source",
+                hint="mount the disk that it is on, or make it",
+            )
         fd = os.open(f"{home}/{_MARK}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, mark)
         finally:
             os.close(fd)
-        return made or mine
 
     def _fill(self, kind: PoolKind, home: str, size: int, *, reserved: bool) -> bool:
         """Make what is in a pool's directory; return whether its file system has quotas."""
@@ -211,14 +222,15 @@ class Pools:
     def _pool(self, name: str, record: PoolRecord, volumes: tuple[str, ...]) -> Pool:
         base = self._base(name, record)
         fs = file_system(record.kind)
-        mounted = fs is None or os.path.ismount(base)
+        there = self._is_there(name, record)
+        mounted = there and (fs is None or os.path.ismount(base))
         size = used = free = allocated = 0
         if mounted:
             status = os.statvfs(base)
             free = status.f_bavail * status.f_frsize
             size = status.f_blocks * status.f_frsize
             used = size - status.f_bfree * status.f_frsize
-        if fs is not None:
+        if there and fs is not None:
             allocated = os.stat(f"{self._home(name, record)}/{_FILE}").st_blocks * 512
         return Pool(
             name=name,
@@ -242,6 +254,12 @@ class Pools:
         home = self._home(name, record)
         return f"{home}/{_POINT}" if file_system(record.kind) is not None else home
 
+    def _is_there(self, name: str, record: PoolRecord) -> bool:
+        """Tell whether a pool's directory is to be seen, which may be on a disk that is not
+        mounted now."""
+        what = _FILE if file_system(record.kind) is not None else "volumes"
+        return os.path.lexists(f"{self._home(name, record)}/{what}")
+
     # ---- use --------------------------------------------------------------------------
 
     def load(self, name: str) -> tuple[PoolRecord, str]:
@@ -252,8 +270,13 @@ class Pools:
 
     def ensure(self, name: str) -> str:
         """Mount a pool where it is not (after a reboot, say); return the directory that holds
-        `volumes`."""
+        `volumes`. Raises `Unavailable` where its files are not there."""
         record, base = self.load(name)
+        if not self._is_there(name, record):
+            raise Unavailable(
+                f"pool {name}: {self._home(name, record)} does not have its files",
+                hint="mount the disk that it is on",
+            )
         fs = file_system(record.kind)
         if fs is None or os.path.ismount(base):
             return base
