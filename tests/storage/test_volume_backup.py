@@ -13,6 +13,7 @@ import pytest
 
 from hutch.engine import Engine
 from hutch.errors import AlreadyExists, HutchError, IntegrityError, NotFound, Unavailable
+from hutch.storage.volume_backup import BackupHead, pack_backup
 from tests.requires import requires
 
 MIB = 1 << 20
@@ -137,6 +138,25 @@ def test_a_hostile_backup_stays_inside(tree: tuple[Engine, Path], tmp_path: Path
     # What is thrown away goes meanwhile: os.walk passes over it.
     places = [place for place, _, names in os.walk(tmp_path) if "evil" in names]
     assert not [place for place in places if "/volumes" in place or place == str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"type": "none", "o": "bind", "device": "/etc"},
+        {"pool": "theirs"},
+        {"encrypted": "true", "key-file": "/etc/hostname"},
+    ],
+)
+def test_a_hostile_backup_names_nothing_of_the_host(
+    tree: tuple[Engine, Path], options: dict[str, str]
+) -> None:
+    engine, path = tree
+    made = b"".join(pack_backup(str(path), BackupHead(name="x", created_at=0.0, options=options)))
+    with engine:
+        volume = engine.volumes.restore(io.BytesIO(made), encrypted=False)
+        assert volume.options == {} and volume.path == str(engine.root / "volumes/x/_data")
+        _same(path, Path(volume.path))
 
 
 class _Broken(io.RawIOBase):

@@ -179,7 +179,7 @@ class Volumes:
         head = BackupHead(
             name=name,
             created_at=record.created_at,
-            options={k: v for k, v in record.options.items() if k in ("size", "encrypted")},
+            options=_kept(record.options),
             labels=record.labels,
         )
         with self._still(name) as path, _target(target) as write:
@@ -215,7 +215,8 @@ class Volumes:
         with ExitStack() as held:
             stream = held.enter_context(_source(source))
             reader = BackupReader(stream)
-            options = dict(reader.head.options)
+            # What else a backup of a stranger's says may name anything of this host.
+            options = _kept(reader.head.options)
             if pool:
                 options["pool"] = pool
             if size:
@@ -265,6 +266,11 @@ class Volumes:
                 return
             with still(self._volumes.home(name, record), self._quiet(name)) as tree:
                 yield tree
+
+
+def _kept(options: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of a volume that a backup keeps."""
+    return {key: value for key, value in options.items() if key in ("size", "encrypted")}
 
 
 def _key(key: DiskKey | bytes | None) -> DiskKey | None:
