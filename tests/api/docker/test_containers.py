@@ -275,6 +275,26 @@ def test_what_is_not_possible_is_refused_by_name(
     assert answer.message
 
 
+@pytest.mark.parametrize(
+    "mount",
+    [
+        {"Target": {}},
+        {"Target": ["/x"]},
+        {"Target": "/x", "Type": "bind", "Source": "/", "BindOptions": ["rslave"]},
+        {"Target": "/x", "VolumeOptions": {"DriverConfig": "local"}},
+        {"Target": "/x", "VolumeOptions": {"NoSuch": 1}},
+    ],
+    ids=str,
+)
+def test_a_mount_of_the_wrong_shape_is_refused(
+    api: Client, image: str, mount: dict[str, Any]
+) -> None:
+    body = {"Image": image, "HostConfig": {"Mounts": [mount]}}
+    answer = api.ask("POST", "/containers/create", body)
+    assert answer.status == 400, answer
+    assert "Mounts[0]" in answer.message
+
+
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"Image": 5}', b"", b'{"Env": {"a": 1}}'])
 def test_a_body_that_is_no_container_is_refused(api: Client, body: bytes) -> None:
     answer = api.ask("POST", "/containers/create", body, {"Content-Type": "application/json"})

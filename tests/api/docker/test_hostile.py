@@ -22,6 +22,7 @@ from hutch.api.docker.replies import encode
 from hutch.api.docker.requests import Query
 from hutch.api.docker.routes import ROUTES
 from hutch.api.docker.routing import Router, parse_version
+from hutch.api.docker.times import parse_time
 from hutch.errors import InvalidArgument
 from tests.api.docker.conftest import Client, Daemon
 from tests.api.docker.test_containers import create, demultiplex
@@ -221,6 +222,12 @@ def test_any_filters_are_read_or_refused(text: str) -> None:
         Query("filters=" + quote(text)).filters()
     except InvalidArgument:
         pass
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1e400", "1e300", "0001-01-01", "1-1", "x"])
+def test_a_moment_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="since: no time"):
+        parse_time(text, "since")
 
 
 # ---- framing ----------------------------------------------------------------------------------

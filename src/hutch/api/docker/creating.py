@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         EndpointBody,
         HealthBody,
         HostBody,
+        MountBody,
         RateBody,
         ResourceBody,
         RestartBody,
@@ -145,7 +146,7 @@ def _health(given: HealthBody | None) -> dict[str, Any]:
 
 def _storage(body: ContainerBody, host: HostBody) -> dict[str, Any]:
     mounts = [_mount(m, f"HostConfig.Mounts[{i}]") for i, m in enumerate(host.mounts or ())]
-    taken = {mount["target"] for mount in mounts}
+    taken = {mount.target for mount in host.mounts or ()}
     taken.update(_target(bind) for bind in host.binds or ())
     taken.update(host.tmpfs or ())
     anonymous = [path for path in body.volumes or () if path.rstrip("/") not in taken]
@@ -168,18 +169,21 @@ def _target(bind: str) -> str:
     return (parts[1] if len(parts) > 1 else parts[0]).rstrip("/")
 
 
-def _mount(given: dict[str, Any], field: str) -> dict[str, Any]:
+def _mount(given: MountBody, field: str) -> dict[str, Any]:
     """Return one of Docker's mounts as the engine's options of a mount."""
-    kind = given.get("Type", "volume")
-    if kind not in ("bind", "volume", "tmpfs"):
-        raise InvalidArgument(f"type {str(kind)[:20]!r} is not supported", field=f"{field}.Type")
-    found: dict[str, Any] = {"type": kind, "target": given.get("Target", "")}
-    if given.get("Source"):
-        found["source"] = given["Source"]
-    if given.get("ReadOnly"):
+    nested = {
+        "bind": given.bind_options,
+        "volume": given.volume_options,
+        "tmpfs": given.tmpfs_options,
+    }
+    if given.type not in nested:
+        raise InvalidArgument(f"type {given.type[:20]!r} is not supported", field=f"{field}.Type")
+    found: dict[str, Any] = {"type": given.type, "target": given.target}
+    if given.source:
+        found["source"] = given.source
+    if given.read_only:
         found["readonly"] = True
-    nested = given.get({"bind": "BindOptions", "volume": "VolumeOptions"}.get(kind, "TmpfsOptions"))
-    for key, value in _nested(nested or {}, kind, field):
+    for key, value in _nested(nested[given.type] or {}, given.type, field):
         found[key] = value
     return found
 
@@ -192,6 +196,8 @@ def _nested(options: dict[str, Any], kind: str, field: str) -> Iterable[tuple[st
         if value in (None, False, "", 0, {}, []):
             continue
         if key == "DriverConfig":
+            if not isinstance(value, dict):
+                raise InvalidArgument("expected an object", field=f"{field}.{key}")
             yield "volume-driver", value.get("Name") or "local"
             if value.get("Options"):
                 yield "volume-opt", value["Options"]

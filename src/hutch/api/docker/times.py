@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from hutch.errors import InvalidArgument
 from hutch.units import parse_duration
 
 __all__ = ["parse_time", "timestamp"]
+
+_MOST_S = 1e12
 
 
 def timestamp(time_ns: int) -> str:
@@ -23,25 +26,26 @@ def timestamp(time_ns: int) -> str:
 def parse_time(text: str, field: str) -> float:
     """Return seconds since the epoch: of `1700000000.5`, of an RFC 3339 time or date, or of
     the moment that lies a duration such as `10m` or `1h30m` back."""
-    given = text.strip()
     try:
+        found = _seconds(text.strip(), field)
+    except (ValueError, OverflowError, InvalidArgument):
+        raise _bad(text, field) from None
+    if not abs(found) < _MOST_S:  # what is no number is not either
+        raise _bad(text, field)
+    return found
+
+
+def _seconds(given: str, field: str) -> float:
+    with suppress(ValueError):
         return float(given)
-    except ValueError:
-        pass
     if "-" in given[1:]:
         from datetime import datetime
 
-        try:
-            whole, dot, rest = given.partition(".")
-            digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
-            moment = datetime.fromisoformat(whole + rest[len(digits) :] if dot else given)
-        except ValueError:
-            raise _bad(text, field) from None
+        whole, dot, rest = given.partition(".")
+        digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+        moment = datetime.fromisoformat(whole + rest[len(digits) :] if dot else given)
         return moment.timestamp() + (float(f"0.{digits}") if dot and digits else 0.0)
-    try:
-        return time.time() - parse_duration(given, field=field)
-    except InvalidArgument:
-        raise _bad(text, field) from None
+    return time.time() - parse_duration(given, field=field)
 
 
 def _bad(text: str, field: str) -> InvalidArgument:

@@ -85,6 +85,18 @@ class BindingBody(Wire, frozen=True, kw_only=True):
     host_port: str = ""
 
 
+class MountBody(Wire, frozen=True, kw_only=True):
+    """A mount; of its options, those that are not known are refused."""
+
+    type: str = "volume"
+    source: str = ""
+    target: str = ""
+    read_only: bool = False
+    bind_options: dict[str, Any] | None = None
+    volume_options: dict[str, Any] | None = None
+    tmpfs_options: dict[str, Any] | None = None
+
+
 class ResourceBody(Wire, frozen=True, kw_only=True):
     """Limits."""
 
@@ -139,7 +151,7 @@ class HostBody(UpdateBody, frozen=True, kw_only=True):
     auto_remove: bool = False
     volume_driver: str = ""
     volumes_from: list[str] | None = None
-    mounts: list[dict[str, Any]] | None = None
+    mounts: list[MountBody] | None = None
     console_size: list[int] | None = None
     annotations: dict[str, str] | None = None
     cap_add: list[str] | None = None
