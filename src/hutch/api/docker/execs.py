@@ -97,7 +97,11 @@ class Execs:
         for identifier in gone:
             del self._known[identifier]
         if len(self._known) >= _MOST:
-            raise ApiError(500, f"there are {_MOST} of them already")
+            # Whoever made the oldest one that was never started has most likely left.
+            idle = next((e.id for e in self._known.values() if not e.begun), None)
+            if idle is None:
+                raise ApiError(500, f"there are {_MOST} of them already")
+            del self._known[idle]
         self._known[one.id] = one
 
     def get(self, identifier: str) -> Exec:
@@ -166,8 +170,12 @@ async def _start(request: Request) -> Answer:
         )
         return empty(200)
     content = stream_type(tty=one.body.tty, version=request.version)
-    pipe = await request.hijack([("Content-Type", content)])
-    await pipe.send_head()
+    try:
+        pipe = await request.hijack([("Content-Type", content)])
+        await pipe.send_head()
+    except BaseException:
+        one.end(126)  # the client has left before it could begin
+        raise
     await _attached(request.front, one, pipe, rows, columns)
     pipe.write_eof()
     return None

@@ -87,8 +87,8 @@ class Lives:
 
     async def start(self, identifier: str) -> bool:
         """Start an instance; False when it runs already."""
-        clients = self._pending.pop(identifier, [])
         spec = (await self._front.call(load, self._context, identifier)).spec
+        clients = self._pending.pop(identifier, [])
         flags = 0
         if clients:
             flags = attach_flags(
