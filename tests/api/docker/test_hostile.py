@@ -23,6 +23,7 @@ from hutch.api.docker.requests import Query
 from hutch.api.docker.routes import ROUTES
 from hutch.api.docker.routing import Router, parse_version
 from hutch.api.docker.times import parse_time
+from hutch.engine import Engine
 from hutch.errors import InvalidArgument
 from tests.api.docker.conftest import Client, Daemon
 from tests.api.docker.test_containers import create, demultiplex
@@ -132,6 +133,23 @@ def test_an_archive_goes_in_and_comes_out(api: Client, name: str, image: str) ->
     for path, status in (("/tmp/none", 404), ("", 400), ("/tmp/one/two/", 404)):
         found = api.ask("PUT", f"/containers/{name}/archive?path={path}", archive(fill))
         assert found.status in (status, 400), (path, found)
+
+
+def test_an_archive_is_given_to_the_containers_user(
+    api: Client, name: str, image: str, hutch_engine: Engine
+) -> None:
+    create(api, name, image, "true", User="nobody:users")
+    files = hutch_engine.get(name).files
+    files.write("/etc/passwd", "nobody:x:65534:65533::/:/bin/sh\nbroken:x:x:x::/:\n")
+    files.write("/etc/group", "users:x:100:\n")
+    data = archive(lambda tar: add_file(tar, "one"))
+    path = f"/containers/{name}/archive?path=/tmp"
+    assert api.ask("PUT", f"{path}&copyUIDGID=1", data).status == 200
+    assert (files.stat("/tmp/one").uid, files.stat("/tmp/one").gid) == (65534, 100)
+    files.write("/etc/group", "users:x:none:\n")
+    assert api.ask("PUT", f"{path}&copyUIDGID=1", data).status == 400
+    assert api.ask("PUT", path, data).status == 200
+    assert (files.stat("/tmp/one").uid, files.stat("/tmp/one").gid) == (0, 0)
 
 
 def test_a_client_that_leaves_in_the_middle_of_an_archive(

@@ -16,7 +16,8 @@ from hutch.api.docker.replies import Answer, Reply, Stream, encode, json_reply
 from hutch.api.docker.routing import Route
 from hutch.api.docker.times import timestamp
 from hutch.api.docker.wire import ContainerBody
-from hutch.errors import InvalidArgument, NotFound
+from hutch.drivers.users import resolve_user
+from hutch.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ _GO_KINDS = (
 )
 _GO_BITS = ((modes.S_ISUID, 1 << 23), (modes.S_ISGID, 1 << 22), (modes.S_ISVTX, 1 << 20))
 _KINDS = {"C": 0, "A": 1, "D": 2}
-_PASSWD = 1 << 20
+_MAX_USERS = 1 << 20
 
 
 def go_mode(mode: int) -> int:
@@ -144,19 +145,18 @@ def _unpack(instance: Instance, path: str, body: object, owned: bool) -> None:
 
 def _owner(instance: Instance) -> tuple[int, int] | None:
     """Return who the container's program runs as, None for the superuser."""
-    user, _, group = instance.info().spec.process.user.partition(":")
+    user = instance.info().spec.process.user
     if not user:
         return None
-    uid, gid = (int(user), 0) if user.isdigit() else (-1, 0)
-    lines = instance.files.read_text("/etc/passwd", limit=_PASSWD).splitlines()
-    for line in lines:
-        fields = line.split(":")
-        if len(fields) > 3 and (fields[0] == user or fields[2] == user):
-            uid, gid = int(fields[2]), int(fields[3])
-            break
-    if uid < 0:
-        raise InvalidArgument(f"no user {user!r} in the container", field="copyUIDGID")
-    return uid, int(group) if group.isdigit() else gid
+
+    def read(path: str) -> bytes | None:
+        try:
+            return instance.files.read(path, limit=_MAX_USERS)
+        except NotFound:
+            return None
+
+    found = resolve_user(user, (), read, field="copyUIDGID")
+    return found.uid, found.gid
 
 
 # ---- the whole ------------------------------------------------------------------------------
