@@ -202,11 +202,12 @@ class _Server:
         """Read the configuration anew: what does not need a restart is changed."""
         try:
             config = self._reload()
-            self._front.options = config.front_options()
+            options = config.front_options()
             _set_level(config)
         except HutchError as exc:
             self._front.log.error("the configuration stays as it was: %s", exc)
             return
+        self._front.options = options
         self._front.log.info("the configuration was read anew")
 
     async def _finish(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.docker.conftest import Client, Daemon
+from tests.api.docker.conftest import Client, Daemon, until
 
 pytestmark = pytest.mark.requires("root", "overlayfs", "cgroup")
 
@@ -140,10 +140,23 @@ def test_the_configuration_is_read_anew_at_a_signal(configured: tuple[Daemon, Pa
         assert time.monotonic() < deadline
     config.write_text('{"nonsense": 1}')
     daemon.process.send_signal(signal.SIGHUP)
-    while "the configuration stays as it was" not in daemon.log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    _until_refused(daemon, 1)
+    config.write_text('{"labels": ["third=3"], "log-level": "loud"}')
+    daemon.process.send_signal(signal.SIGHUP)
+    _until_refused(daemon, 2)
     assert api.ask("GET", "/info").json["Labels"] == ["second=2"]
+
+
+def _until_refused(daemon: Daemon, times: int) -> None:
+    until(lambda: daemon.log.read_text().count("the configuration stays as it was") >= times)
+
+
+def test_what_has_no_route_is_counted_together(api: Client) -> None:
+    for method in ("MADE", "UP"):
+        assert api.ask(method, "/nothing").status == 404
+    text = api.ask("GET", "/metrics", raw=True).body.decode()
+    assert 'method="unknown",path="unknown",code="404"' in text
+    assert "MADE" not in text
 
 
 def test_metrics_count_what_was_answered(api: Client) -> None:

@@ -33,8 +33,11 @@ class Metrics:
 
     def observe(self, served: Served) -> None:
         """Count an answer. Streams and those that were taken over last as long as they do."""
-        path = served.route.path if served.route else "unknown"
-        self._answers[served.method, path, served.status] += 1
+        # Not the method of what has no route: whoever asks could make up any number of them.
+        method, path = "unknown", "unknown"
+        if served.route is not None:
+            method, path = served.method, served.route.path
+        self._answers[method, path, served.status] += 1
         self._count += 1
         self._seconds += served.seconds
         for bound in _BUCKETS_S:
