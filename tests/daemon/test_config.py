@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,27 @@ def test_a_socket_that_answers_is_not_taken_away(tmp_path: Path) -> None:
     (second,) = open_listeners(f"unix://{path}", group="", tls=None, insecure=False)
     second.close()
     assert not (tmp_path / "s").exists()
+
+
+def test_a_socket_has_no_name_before_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "s")
+    rename = os.rename
+    named: list[str] = []
+
+    def seen(source: str, target: str) -> None:
+        assert os.listdir(tmp_path) == [os.path.basename(source)]
+        assert os.stat(source).st_mode & 0o777 == 0o660
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(source)
+        named.append(target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", seen)
+    (listener,) = open_listeners(f"unix://{path}", group="", tls=None, insecure=False)
+    listener.close()
+    assert named == [path]
 
 
 def test_what_is_no_socket_stays(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 
 import pytest
 
@@ -127,12 +126,6 @@ def test_every_route_says_how_far_it_goes(route: object) -> None:
     assert isinstance(route, Route)
     for text in (route.verdict, *route.options.values()):
         assert re.split(r"[:;, ]", text)[0] in ("works", "differs", "ignored", "refused"), text
-
-
-def test_sockets_have_no_name_before_they_answer(daemon: Daemon) -> None:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(daemon.path)
-    sock.close()
 
 
 def test_versions_below_the_minimum_are_let_in_where_that_is_configured(

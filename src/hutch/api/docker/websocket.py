@@ -71,7 +71,7 @@ class WebSocket:
                 self._gone.set()
 
     async def write(self, data: bytes) -> None:
-        """Send a message; text where it is text, as Docker does."""
+        """Send a binary message, as Docker does."""
         try:
             await self._stream.write(self._protocol.send(BytesMessage(data=data)))
         except LocalProtocolError as exc:
