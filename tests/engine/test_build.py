@@ -546,6 +546,19 @@ def test_what_a_killed_build_leaves_is_swept(build: Builder, unique: str, tmp_pa
     database.close()
 
 
+def test_an_image_that_has_the_label_of_steps_is_no_step(build: Builder, unique: str) -> None:
+    image = build(f"FROM busybox\nLABEL {BUILD_LABEL}={unique}\n")
+    kept = build.engine.create(image, ["true"], **NONE)
+    try:
+        assert kept.info().labels[BUILD_LABEL] == unique
+        build("FROM scratch\nLABEL a=b\n")
+        build.engine.reconcile()
+        assert [info.id for info in build.engine.list(all=True)] == [kept.id]
+    finally:
+        kept.remove(force=True)
+        build.engine.images.remove(image, force=True)
+
+
 def test_a_failure_at_any_event_leaves_nothing(build: Builder, unique: str) -> None:
     """Whatever is told raises in turn: then every step is undone."""
     text = f"FROM busybox\nWORKDIR /w\nCOPY f .\nRUN --mount=type=cache,target=/c echo {unique}\n"

@@ -49,7 +49,13 @@ def sweep(context: Context) -> list[str]:
     removed = []
     for record in all_records(context):
         token = record.spec.labels.get(BUILD_LABEL)
-        if token is None or "/" in token or _is_alive(f"{context.root}/tmp/{token}"):
+        # An image may have the label too, and its instances are no steps.
+        if (
+            token is None
+            or record.image_id
+            or "/" in token
+            or _is_alive(f"{context.root}/tmp/{token}")
+        ):
             continue
         with suppress(Busy, HutchError):
             remove_step(context, record.id)
