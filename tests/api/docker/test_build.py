@@ -77,6 +77,8 @@ def test_what_is_no_build_is_refused_before_it_begins(api: Client) -> None:
         ("/build?version=2", b"x", "application/x-tar", 400),
         ("/build?buildargs=nonsense", b"x", "application/x-tar", 400),
         ("/build?memory=x", b"x", "application/x-tar", 400),
+        ("/build?remote=/etc", b"", "application/x-tar", 400),
+        ("/build?remote=file:///etc", b"", "application/x-tar", 400),
         ("/build", b"x", "text/html", 400),
         ("/session", b"", "application/x-tar", 501),
     ):

@@ -14,6 +14,7 @@ from hutch.api.docker.errors import ApiError, message_of
 from hutch.api.docker.replies import Answer, Stream, encode, json_reply
 from hutch.api.docker.routing import Route
 from hutch.decoding import decode_json
+from hutch.engine.builder.remotes import is_remote
 from hutch.errors import HutchError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ async def _build(request: Request) -> Answer:
     remote = query.text("remote")
     source: Any = remote
     spool: IO[bytes] | None = None
+    if remote and remote != "client-session" and not is_remote(remote):
+        # What it names would be read on the server's own disk.
+        raise ApiError(400, f"remote={remote[:80]}: expected an http or https URL, or a repository")
     if not remote or remote == "client-session":
         content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if content_type not in _TAR_TYPES:
