@@ -366,6 +366,12 @@ def test_git_is_a_context_and_a_source(build: Builder, repository: str, tmp_path
         build.build(f"{repository}#nope")
 
 
+def test_a_scheme_that_is_not_read_is_told(build: Builder, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="file:// is not read") as caught:
+        build.build(f"file://{tmp_path}")
+    assert "http, https, ssh or git" in str(caught.value.hint)
+
+
 def test_git_runs_nothing_and_reads_no_file_of_the_host(build: Builder, tmp_path: Path) -> None:
     for url in ("ext::sh -c 'touch /tmp/x' x.git", f"file://{tmp_path}/x.git", "-oProxy=x.git"):
         with pytest.raises(HutchError):

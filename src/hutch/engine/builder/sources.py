@@ -101,6 +101,13 @@ def _at_hand(build: Build, context: Context, held: ExitStack) -> tuple[str, byte
         path = os.fspath(context)
         if path.startswith(("http://", "https://")) or parse_git(path) is not None:
             return _remote(build, path, held)
+        scheme, mark, _ = path.partition("://")
+        if mark and not os.path.exists(path):
+            raise InvalidArgument(
+                f"{scheme[:20]}:// is not read",
+                field="context",
+                hint="use http, https, ssh or git; name what is on this host by its path",
+            )
         try:
             status = os.stat(path)
         except OSError as error:
