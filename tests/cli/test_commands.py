@@ -185,7 +185,7 @@ assert msgspec.json.decode(msgspec.json.encode(uuid.UUID(int=7)), type=uuid.UUID
     [
         (["create", "--link=db", "x"], "network create"),
         (["container", "run", "--runtime", "runc", "x"], "--isolation"),
-        (["start", "--checkpoint", "c", "x"], "checkpoints"),
+        (["start", "--checkpoint", "c", "x"], "hutch snapshot create"),
         (["image", "save", "--platform", "linux/arm64", "x"], "hutch pull --platform"),
         (["rmi", "--platform", "linux/arm64", "x"], "hutch pull --platform"),
         (["network", "create", "--aux-address", "a=1", "x"], "--ip-range"),
@@ -198,7 +198,7 @@ assert msgspec.json.decode(msgspec.json.encode(uuid.UUID(int=7)), type=uuid.UUID
         (["login"], "config.json"),
         (["swarm", "init"], "no cluster"),
         (["volume", "update", "x"], "cluster"),
-        (["compose", "up"], "hutch run"),
+        (["compose", "up"], "hutch serve --docker"),
     ],
 )
 def test_what_docker_has_and_hutch_has_not_is_refused_with_a_reason(

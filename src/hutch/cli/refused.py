@@ -12,13 +12,13 @@ _BUILDX = "there is one builder, in this program: `hutch build`, `hutch builder 
 _SWARM = "there is no cluster: hutch runs instances on this host"
 _WINDOWS = "is for Windows containers"
 _PLATFORM = "an image here has one platform: choose it with `hutch pull --platform`"
-_CHECKPOINT = "checkpoints are not here yet"
+_CHECKPOINT = "checkpoints are snapshots here: `hutch snapshot create`, or `hutch suspend`"
 _CLUSTER_VOLUME = "is for the volumes of a cluster, which there is not"
 
 _COMMANDS: dict[str, str] = {
     "buildx": _BUILDX,
     "checkpoint": _CHECKPOINT,
-    "compose": "compose files are not here yet: start each service with `hutch run`",
+    "compose": "Compose itself works with `hutch serve --docker unix:///run/hutch.sock`",
     "config": _SWARM,
     "context": "there is no daemon to choose: `--root` or HUTCH_ROOT name the engine",
     "login": "credentials are read from ~/.docker/config.json and its credential helpers: "
