@@ -8,15 +8,23 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hutch.image.apt import Source, acquire_options, distribution_of, load_sources
 
-__all__ = ["ROOT", "environment", "fetch", "host_release", "source", "unpack_qemu"]
+__all__ = ["ROOT", "environment", "fetch", "host_release", "make_from_first", "say", "source"]
+__all__ += ["unpack_qemu"]
 
 ROOT = Path(__file__).parent.parent
 _LOADERS = ("usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu")
+
+
+def say(text: str) -> None:
+    """Tell whoever sets up."""
+    print(text, file=sys.stderr)
 
 
 def host_release() -> Source | None:
@@ -90,6 +98,25 @@ def fetch(wanted: Source, directory: Path, *packages: str, whole: bool = False) 
     debs.mkdir(exist_ok=True)
     _run(["apt-get", "download", "-q", *packages], debs, variables)
     return sorted(debs.glob("*.deb"))
+
+
+def make_from_first(suites: Sequence[str], make: Callable[[Source, Path], None]) -> tuple[str, str]:
+    """Have something made, in a directory that goes away, from the first suite that gives it;
+    return the suite's name, or "" and what was wrong with the last."""
+    problem = "the mirror of the host's apt, which names none of Debian"
+    for suite in suites:
+        wanted = source(suite)
+        if wanted is None:
+            break
+        with tempfile.TemporaryDirectory(prefix="hutch-debian-") as workspace:
+            try:
+                make(wanted, Path(workspace))
+            except (OSError, ValueError, subprocess.CalledProcessError) as exc:
+                said = (getattr(exc, "stderr", None) or str(exc)).strip().splitlines()
+                problem = f"{suite}: {said[-1] if said else 'failed'}"
+                continue
+        return suite, ""
+    return "", problem
 
 
 def unpack_qemu(debs: list[Path], tree: Path) -> None:

@@ -13,12 +13,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.host.criu import load_criu
-from scripts.debian import ROOT, fetch, source
+from hutch.image.apt import Source
+from scripts.debian import ROOT, fetch, make_from_first, say
 
 TREE = ROOT / "build" / "criu"
 PROGRAM = TREE / "criu"
@@ -29,26 +29,12 @@ _MACHINE = f"{os.uname().machine}-linux-gnu"
 def main() -> int:
     if PROGRAM.exists() or works():
         return 0
-    problem = "the mirror of the host's apt, which names none of Debian"
-    for suite in SUITES:
-        wanted = source(suite)
-        if wanted is None:
-            break
-        with tempfile.TemporaryDirectory(prefix="hutch-criu-") as workspace:
-            try:
-                unpack(fetch(wanted, Path(workspace), "criu", whole=True), Path(workspace))
-            except (OSError, subprocess.CalledProcessError) as exc:
-                said = (getattr(exc, "stderr", None) or str(exc)).strip().splitlines()
-                problem = f"{suite}: {said[-1] if said else 'failed'}"
-                continue
+    suite, problem = make_from_first(SUITES, make)
+    if suite:
         say(f"CRIU for the tests of containers' memory: {PROGRAM.relative_to(ROOT)} ({suite})")
-        return 0
-    say(f"no CRIU from {problem}; no tests of containers' memory")
+    else:
+        say(f"no CRIU from {problem}; no tests of containers' memory")
     return 0
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def works() -> bool:
@@ -59,10 +45,10 @@ def works() -> bool:
     return True
 
 
-def unpack(debs: list[Path], workspace: Path) -> None:
+def make(wanted: Source, workspace: Path) -> None:
     """Keep the program and the libraries; move the whole into place at once."""
     made = workspace / "tree"
-    for package in debs:
+    for package in fetch(wanted, workspace, "criu", whole=True):
         subprocess.run(["dpkg-deb", "-x", str(package), str(made)], check=True)
     TREE.parent.mkdir(exist_ok=True)
     beside = TREE.with_name(f".criu-{os.getpid()}")

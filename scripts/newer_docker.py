@@ -12,10 +12,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from scripts.debian import ROOT, fetch, source
+from hutch.image.apt import Source
+from scripts.debian import ROOT, fetch, make_from_first, say
 
 PROGRAM = ROOT / "build" / "docker" / "docker"
 SUITES = ("sid", "forky")
@@ -25,27 +25,12 @@ _WANTED = 28
 def main() -> int:
     if PROGRAM.exists() or version_of("docker") >= _WANTED:
         return 0
-    problem = "the mirror of the host's apt, which names none of Debian"
-    for suite in SUITES:
-        wanted = source(suite)
-        if wanted is None:
-            break
-        with tempfile.TemporaryDirectory(prefix="hutch-docker-") as workspace:
-            try:
-                (package,) = fetch(wanted, Path(workspace), "docker-cli")
-                unpack(package, Path(workspace))
-            except (OSError, ValueError, subprocess.CalledProcessError) as exc:
-                said = (getattr(exc, "stderr", None) or str(exc)).strip().splitlines()
-                problem = f"{suite}: {said[-1] if said else 'failed'}"
-                continue
+    suite, problem = make_from_first(SUITES, make)
+    if suite:
         say(f"Docker's command line for the tests: {PROGRAM.relative_to(ROOT)} ({suite})")
-        return 0
-    say(f"no newer docker from {problem}; the tests of Docker's API use the host's")
+    else:
+        say(f"no newer docker from {problem}; the tests of Docker's API use the host's")
     return 0
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def version_of(program: str) -> int:
@@ -58,8 +43,9 @@ def version_of(program: str) -> int:
     return int(found[1]) if found else 0
 
 
-def unpack(package: Path, workspace: Path) -> None:
+def make(wanted: Source, workspace: Path) -> None:
     """Keep the program, and see that it runs here before it gets its name."""
+    (package,) = fetch(wanted, workspace, "docker-cli")
     subprocess.run(["dpkg-deb", "-x", str(package), str(workspace / "tree")], check=True)
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
     beside = PROGRAM.with_name(f".docker-{os.getpid()}")

@@ -8,14 +8,13 @@ names. Without either this says so and does nothing, and those tests are skipped
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.host.qemu import load_qemu
-from scripts.debian import ROOT, fetch, source, unpack_qemu
+from hutch.image.apt import Source
+from scripts.debian import ROOT, fetch, make_from_first, say, unpack_qemu
 
 TREE = ROOT / "build" / "qemu"
 PROGRAM = TREE / "usr" / "bin" / f"qemu-system-{os.uname().machine}"
@@ -25,24 +24,16 @@ PACKAGES = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabio
 def main() -> int:
     if PROGRAM.exists() or has_new_enough():
         return 0
-    backports = source("backports")
-    if backports is None:
-        say("QEMU is older than 9.0 and apt names no Debian mirror: no tests of live migration")
-        return 0
-    with tempfile.TemporaryDirectory(prefix="hutch-qemu-") as workspace:
-        try:
-            debs = fetch(backports, Path(workspace), *PACKAGES)
-        except subprocess.CalledProcessError as exc:
-            said = (exc.stderr or "").strip().splitlines()[-1:] or [""]
-            say(f"no newer QEMU from {backports.suites[0]}: {said[0]}; no tests of live migration")
-            return 0
-        unpack_qemu(debs, TREE)
-    say(f"QEMU for the tests of live migration: {PROGRAM.relative_to(ROOT)}")
+    suite, problem = make_from_first(("backports",), make)
+    if suite:
+        say(f"QEMU for the tests of live migration: {PROGRAM.relative_to(ROOT)}")
+    else:
+        say(f"QEMU is older than 9.0; no newer one from {problem}; no tests of live migration")
     return 0
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
+def make(wanted: Source, workspace: Path) -> None:
+    unpack_qemu(fetch(wanted, workspace, *PACKAGES), TREE)
 
 
 def has_new_enough() -> bool:
