@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unavailable
+from hutch.errors import AlreadyExists, Busy, Exhausted, InvalidArgument, NotFound, Unavailable
 from hutch.linux import mount as linux
 from hutch.storage.volumes import Volumes
 from hutch.store.database import Store
@@ -107,6 +107,44 @@ def test_a_pool_is_thin_grows_and_survives_a_reboot(
 
 @requires("root", "loop")
 @pytest.mark.integration
+def test_a_pool_is_never_cut_short(
+    volumes: Volumes, hutch_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hutch.storage import limited
+    from hutch.storage.pools import Pools
+
+    volumes.pools.create("p", "ext4", size=64 * MIB, reserved=True)
+    file = hutch_root / "pools/p/pool.raw"
+    genuine = Pools.ensure
+
+    def ensure(self: Pools, name: str) -> str:
+        """Somebody else grows the pool further just before us."""
+        monkeypatch.setattr(Pools, "ensure", genuine)
+        volumes.pools.grow("p", 128 * MIB)
+        return genuine(self, name)
+
+    monkeypatch.setattr(Pools, "ensure", ensure)
+    with pytest.raises(InvalidArgument, match="shrink"):
+        volumes.pools.grow("p", 96 * MIB)
+    assert file.stat().st_size == volumes.pools.get("p").size == 128 * MIB
+
+    def refuse(path: str) -> None:
+        raise Exhausted("full")
+
+    monkeypatch.setattr(limited, "reserve", refuse)
+    with pytest.raises(Exhausted):
+        volumes.pools.grow("p", 192 * MIB)
+    monkeypatch.undo()
+    assert file.stat().st_size == 128 * MIB
+    # Its grower was killed: the file system may have all of the file by now.
+    os.truncate(file, 192 * MIB)
+    with pytest.raises(InvalidArgument, match="shrink"):
+        volumes.pools.grow("p", 160 * MIB)
+    assert volumes.pools.grow("p", 192 * MIB).size == 192 * MIB
+
+
+@requires("root", "loop")
+@pytest.mark.integration
 def test_what_is_deleted_goes_back_to_the_host(volumes: Volumes) -> None:
     volumes.pools.create("p", "ext4", size=128 * MIB)
     path = volumes.create("data", options={"pool": "p"}).path
@@ -134,8 +172,6 @@ def test_a_reserved_pool_has_its_room_on_the_host(volumes: Volumes) -> None:
 @requires("root", "loop")
 @pytest.mark.integration
 def test_a_volume_that_does_not_fit_into_its_pool_is_not_made(volumes: Volumes) -> None:
-    from hutch.errors import Exhausted
-
     volumes.pools.create("p", "ext4", size=96 * MIB)
     if volumes.pools.get("p").limits == "project":
         pytest.skip("with quotas sizes are bounds, not room")

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import msgspec
 
 from hutch.errors import Busy, IntegrityError, InvalidArgument, Unsupported
-from hutch.storage.filemounts import device_of, mount_file, unmount_file
+from hutch.storage.filemounts import device_of, mount_file, unmount_file, wait_detached
 from hutch.storage.volume_records import PoolKind
 
 __all__ = ["KINDS", "FileSystem", "PoolKind", "file_system", "grow_mounted", "make_and_mount"]
@@ -114,8 +114,8 @@ def mount_pool(fs: FileSystem, path: str, point: str, *, quotas: bool, reserved:
 
 
 def grow_mounted(fs: FileSystem, path: str, point: str) -> None:
-    """Let a mounted file system have all of its file, which has grown. Raise `Busy` where it
-    would have to be unmounted and is in use."""
+    """Let a mounted file system have all of its file, which has grown; it may be unmounted then.
+    Raise `Busy` where it would have to be and is in use."""
     from hutch.linux.loop import set_capacity
 
     device = device_of(point)
@@ -129,15 +129,12 @@ def grow_mounted(fs: FileSystem, path: str, point: str) -> None:
             run_tool(("resize2fs",), device, package=fs.package)
         except PermissionError:
             # The kernel asks for CAP_SYS_RESOURCE, which not every root has.
-            _grow_unmounted(path, point, device, fs.package)
+            _grow_unmounted(path, point, fs.package)
 
 
-def _grow_unmounted(path: str, point: str, device: str, package: str) -> None:
-    from hutch.linux.loop import backing_file
-
+def _grow_unmounted(path: str, point: str, package: str) -> None:
     unmount_file(point)
-    if os.path.realpath(path) == backing_file(device):
-        mount_file(path, point, "ext4", "discard", what="pool")
+    if not wait_detached(path, 1.0):
         raise Busy(
             "pool: this process may not grow it while it is in use",
             hint="stop what uses its volumes, or let it have CAP_SYS_RESOURCE",

@@ -17,6 +17,7 @@ import msgspec
 from hutch.errors import (
     AlreadyExists,
     Busy,
+    Exhausted,
     InvalidArgument,
     NotFound,
     Unavailable,
@@ -300,29 +301,40 @@ class Pools:
 
         A smaller size is refused: a file system's blocks are where they are.
         """
-        record, base = self.load(name)
-        fs = file_system(record.kind)
+        fs = file_system(self.load(name)[0].kind)
         if fs is None:
             raise InvalidArgument(
-                f"pool {name}: of kind {record.kind} it has what its disk has", field="size"
-            )
-        size = _size(record.kind, size)
-        if size <= record.size:
-            raise InvalidArgument(
-                f"a pool cannot shrink: it has {record.size} bytes, got {size}", field="size"
+                f"pool {name}: of its kind it has what its disk has", field="size"
             )
         self.ensure(name)
+        try:
+            with self._locked(name), disk_errors(f"pool {name}"):
+                self._grow(name, fs, size)
+        finally:
+            self.ensure(name)
+        return self.get(name)
+
+    def _grow(self, name: str, fs: FileSystem, size: int) -> None:
+        record, base = self.load(name)
+        size = _size(record.kind, size)
         path = f"{self._home(name, record)}/{_FILE}"
-        with self._locked(name), disk_errors(f"pool {name}"):
-            # Where this fails the file system is as it was, in a longer file.
+        # It is longer where who grew it was killed, and its file system may be as long.
+        present = max(record.size, os.stat(path).st_size)
+        if size < present or size == record.size:
+            raise InvalidArgument(
+                f"a pool cannot shrink: it has {present} bytes, got {size}", field="size"
+            )
+        try:
             _lengthen(path, size, reserved=record.reserved)
             grow_mounted(fs, path, base)
-        self.ensure(name)
+        except (Busy, Exhausted):
+            # Nothing has grown but the file.
+            os.truncate(path, present)
+            raise
         with self._records.write() as transaction:
             record = _require(transaction, name)
             transaction.put(POOLS, name, msgspec.structs.replace(record, size=size))
             transaction.event("pool", "grow", name, size=str(size))
-        return self.get(name)
 
     def trim(self, name: str) -> int:
         """Give what a pool does not use back to the host's disk; return the bytes of it."""
