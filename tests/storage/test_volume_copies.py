@@ -230,6 +230,26 @@ def test_a_file_that_is_mounted_elsewhere_is_not_grown(hutch_root: Path) -> None
         clear(volumes)
 
 
+@requires("root", "loop", "fuse", "qemu-img")
+@pytest.mark.integration
+def test_an_image_in_use_is_not_grown_and_goes_on_for_who_uses_it(hutch_root: Path) -> None:
+    volumes = Volumes(hutch_root, Store.open(hutch_root / "hutch.db"))
+    try:
+        volumes.pools.create("p", "qcow2")
+        volumes.create("v", options={"pool": "p", "size": "64M"})
+        with open(f"{volumes.open('v').path}/f", "wb", buffering=0) as file:
+            with pytest.raises(Busy, match="in use"):
+                volumes.grow("v", 96 * MIB)
+            file.write(b"still there")
+            os.fsync(file.fileno())
+        assert Path(volumes.open("v").path, "f").read_bytes() == b"still there"
+        assert volumes.grow("v", 96 * MIB).options["size"] == str(96 * MIB)
+        assert Path(volumes.open("v").path, "f").read_bytes() == b"still there"
+        volumes.close("v")
+    finally:
+        clear(volumes)
+
+
 @quick_forms
 @pytest.mark.integration
 def test_a_copy_that_fails_leaves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hutch.storage.trash import Trash
 
-__all__ = ["Form", "Home", "discard", "ensure", "grow", "is_open", "limit_subvolume", "make"]
-__all__ += ["path_of", "release", "thaw"]
+__all__ = ["Form", "Home", "discard", "ensure", "give_up", "grow", "is_open"]
+__all__ += ["limit_subvolume", "make", "path_of", "release", "thaw"]
 
 
 class Form(StrEnum):
@@ -251,16 +251,22 @@ def _grow_file(home: Home, disks: Disks) -> None:
 
 
 def _closed(home: Home, path: str) -> None:
-    """Unmount a file; raise `Busy` where it is mounted elsewhere still."""
+    """Close a volume whose file system is in the file `path`; raise `Busy` where somebody has
+    it mounted still, for whom it stays as it is."""
     from hutch.errors import Busy
-    from hutch.storage.filemounts import wait_detached
+    from hutch.storage.filemounts import mount_file, unmount_file, wait_detached
 
-    release(home)
+    point = point_of(home.directory)
+    unmount_file(point)
     if not wait_detached(path, 1.0):
-        ensure(home)
+        if home.form == Form.FILE:
+            ensure(home)
+        else:
+            mount_file(path, point, "ext4", "discard")
         raise Busy(
             f"volume {home.name}: is in use", hint="stop the instances that use it to grow it"
         )
+    release(home)
 
 
 def _grow_image(home: Home, key: DiskKey | None) -> None:

@@ -19,14 +19,7 @@ from hutch.storage.snapshots import LIMITED_FILE
 if TYPE_CHECKING:
     from hutch.storage.disks import Disks
 
-__all__ = [
-    "ensure_limited",
-    "give_up_limited",
-    "make_limited",
-    "point_of",
-    "release_limited",
-    "reserve",
-]
+__all__ = ["ensure_limited", "give_up_limited", "make_limited", "point_of", "release_limited"]
 __all__ += ["reserve", "tree_of", "work_of"]
 
 _POINT = "limited"
