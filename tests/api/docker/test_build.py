@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import subprocess
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
+from hutch.api.docker import builds
 from hutch.engine import Engine
+from hutch.engine.builder.events import BuildEvent, BuildProgress
 from hutch.testing import ensure_image
 from tests.api.docker.conftest import Client, Daemon
 from tests.engine.building import context
 from tests.requires import requires
 
-docker: Any = pytest.importorskip("docker")
+docker: Any = import_module("docker")
 
 pytestmark = [
     requires("root", "cgroup", "overlayfs", "seccomp", "busybox"),
@@ -105,6 +110,33 @@ def test_a_client_that_leaves_ends_its_build(
         assert deadline, "the command outlived its client"
         hutch_engine.list(all=True)
         _pause()
+
+
+def test_a_build_waits_for_a_client_that_reads_slowly() -> None:
+    told = 0
+
+    class Builder:
+        """Writes without an end in sight."""
+
+        def build(self, source: object, *, progress: BuildProgress, **options: object) -> Any:
+            nonlocal told
+            progress(BuildEvent(kind="start", step=1, text="RUN yes"))
+            for _ in range(5000):
+                progress(BuildEvent(kind="output", step=1, data=b"y\n"))
+                told += 1
+            return SimpleNamespace(id="sha256:0")
+
+    async def read() -> int:
+        front = SimpleNamespace(engine=Builder(), call_slow=asyncio.to_thread)
+        request: Any = SimpleNamespace(front=front)
+        most = lines = 0
+        async for _ in builds._narrated(request, "", None, {}, False):
+            lines += 1
+            most = max(most, told - lines)
+        assert lines > 5000
+        return most
+
+    assert asyncio.run(read()) < 100
 
 
 def _pause() -> None:

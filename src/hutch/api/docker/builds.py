@@ -26,6 +26,8 @@ __all__ = ["ROUTES", "Narrator"]
 T = TypeVar("T")
 
 _MAX_CONTEXT = 64 << 30
+_AHEAD = 64  # events that wait for a client
+_LOOK_S = 0.5
 _TAR_TYPES = ("application/x-tar", "application/tar", "application/octet-stream", "")
 _LIMITS = {
     "memory": "memory",
@@ -164,14 +166,20 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
 async def _narrated(
     request: Request, source: Any, spool: IO[bytes] | None, options: dict[str, Any], quiet: bool
 ) -> AsyncIterator[bytes]:
-    """Build in a thread and yield its lines; a client that leaves ends the build."""
+    """Build in a thread and yield its lines; a client that leaves ends the build, and one that
+    does not read makes it wait."""
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[BuildEvent | None] = asyncio.Queue()
     stop = threading.Event()
     engine = request.front.engine
 
+    room = threading.Semaphore(_AHEAD)
+
     def tell(event: BuildEvent) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
+        while not stop.is_set():
+            if room.acquire(timeout=_LOOK_S):
+                loop.call_soon_threadsafe(events.put_nowait, event)
+                return
 
     def work() -> str:
         try:
@@ -183,6 +191,7 @@ async def _narrated(
     narrator = Narrator(quiet=quiet)
     try:
         while (event := await events.get()) is not None:
+            room.release()
             for line in narrator.lines(event):
                 yield encode(line) + b"\r\n"
         try:
