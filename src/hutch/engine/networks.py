@@ -95,14 +95,22 @@ class Networks:
         """Remove a network that nobody uses; raise `Busy` otherwise."""
         self._networks.remove(name_or_id)
 
-    def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> Names:
-        """Remove the user-defined networks that no instance names; return their names."""
+    def prune(
+        self,
+        filters: Mapping[str, Sequence[str]] | None = None,
+        *,
+        spare: Callable[[NetworkRecord], bool] | None = None,
+    ) -> Names:
+        """Remove the user-defined networks that no instance names, but for those to `spare`;
+        return their names."""
         wanted: set[str] = set()
         for record in all_records(self._context):
             wanted.update(attachment.name for attachment in record.spec.networks)
         removed = []
         for network in self._networks.list(filters):
             if network.name in wanted or not network.bridge or network.name == "bridge":
+                continue
+            if spare is not None and spare(network):
                 continue
             try:
                 self._networks.remove(network.name)

@@ -97,11 +97,15 @@ class Volumes:
         self._volumes.remove(name, force=force)
 
     def prune(
-        self, *, all_volumes: bool = False, filters: Mapping[str, Sequence[str]] | None = None
+        self,
+        *,
+        all_volumes: bool = False,
+        filters: Mapping[str, Sequence[str]] | None = None,
+        spare: Callable[[Volume], bool] | None = None,
     ) -> tuple[Sequence[str], int]:
-        """Remove unused anonymous volumes (with `all_volumes`, named ones too); return
-        their names and the bytes given back."""
-        return self._volumes.prune(all_volumes=all_volumes, filters=filters)
+        """Remove unused anonymous volumes (with `all_volumes`, named ones too) but for those
+        to `spare`; return their names and the bytes given back."""
+        return self._volumes.prune(all_volumes=all_volumes, filters=filters, spare=spare)
 
     def open(self, name: str, *, key: Key | None = None) -> Volume:
         """Make a volume's files accessible on the host, until `close` or the end of the last

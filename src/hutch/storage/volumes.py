@@ -258,19 +258,24 @@ class Volumes(Openings):
             self._trash.discard(f"{self._volumes}/{name}")
 
     def prune(
-        self, *, all_volumes: bool = False, filters: Filters | None = None
+        self,
+        *,
+        all_volumes: bool = False,
+        filters: Filters | None = None,
+        spare: Callable[[Volume], bool] | None = None,
     ) -> tuple[Sequence[str], int]:
-        """Remove volumes that no instance uses: the anonymous ones, or all.
+        """Remove volumes that no instance uses: the anonymous ones, or all, but for those to
+        `spare`.
 
         Returns the names and the bytes freed.
         """
         removed: list[str] = []
         freed = 0
         for volume in self.list(filters):
-            if not (all_volumes or volume.anonymous):
+            if not (all_volumes or volume.anonymous) or (spare is not None and spare(volume)):
                 continue
-            size = 0 if is_foreign(volume.options) else self.usage(volume.name).bytes
             with suppress(Busy, NotFound):
+                size = 0 if is_foreign(volume.options) else self.usage(volume.name).bytes
                 self.remove(volume.name)
                 removed.append(volume.name)
                 freed += size

@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -190,6 +191,28 @@ def test_prune_takes_named_volumes_only_when_all_are_meant(api: Client, volume: 
     assert some["VolumesDeleted"] is None
     every = api.ask("POST", f"/volumes/prune?{filters(label=label, all=['true'])}").json
     assert every["VolumesDeleted"] == [volume]
+
+
+def test_prune_counts_no_bytes_of_what_is_the_hosts(
+    api: Client, volume: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    options = {"type": "none", "o": "bind", "device": str(tmp_path)}
+    body = {"Name": volume, "Labels": {"prune": volume}, "DriverOpts": options}
+    assert api.ask("POST", "/volumes/create", body).status == 201
+    chosen = {"label": [f"prune={volume}"], "all": ["true"]}
+    kept = api.ask("POST", f"/volumes/prune?{filters(**chosen, **{'label!': ['prune']})}").json
+    assert kept == {"VolumesDeleted": None, "SpaceReclaimed": 0}
+    gone = api.ask("POST", f"/volumes/prune?{filters(**chosen, **{'label!': ['other']})}").json
+    assert gone == {"VolumesDeleted": [volume], "SpaceReclaimed": 0}
+    assert (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("kind", ["containers", "networks", "volumes"])
+def test_a_prune_is_refused_before_it_looks(api: Client, kind: str) -> None:
+    for wrong in ({"until": ["nonsense"]}, {"nonsense": ["x"]}):
+        query = filters(label=["of-nobody"], **wrong)
+        assert api.ask("POST", f"/{kind}/prune?{query}").status == 400, wrong
 
 
 # ---- events -------------------------------------------------------------------------------

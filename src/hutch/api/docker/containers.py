@@ -14,10 +14,10 @@ from hutch.api.docker.creating import (
 )
 from hutch.api.docker.errors import ApiError, message_of
 from hutch.api.docker.naming import find_container
+from hutch.api.docker.pruning import Spared
 from hutch.api.docker.replies import Answer, empty, json_reply
 from hutch.api.docker.routing import Route
 from hutch.api.docker.shapes import container_summary, inspect_container
-from hutch.api.docker.times import parse_time
 from hutch.api.docker.wire import ContainerBody, UpdateBody
 from hutch.engine import Instance
 from hutch.errors import AlreadyExists, Busy, HutchError, InvalidArgument, NotFound, WrongState
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hutch.api.docker.requests import Request
     from hutch.engine.results import DiskSize, InstanceInfo
 
-__all__ = ["ROUTES", "find_info", "network_ids"]
+__all__ = ["ROUTES", "find_info", "network_ids", "size_of"]
 
 _FILTERS = frozenset(
     """ancestor before exited expose health id isolation is-task label name network publish
@@ -123,7 +123,7 @@ def _summaries(
     if limit > 0:
         infos = infos[:limit]
     ids = network_ids(front)
-    return [container_summary(info, _size(front, info) if size else None, ids) for info in infos]
+    return [container_summary(info, size_of(front, info) if size else None, ids) for info in infos]
 
 
 def _matching(front: Front, filters: dict[str, list[str]], everything: bool) -> list[InstanceInfo]:
@@ -166,7 +166,8 @@ def _pattern(value: str) -> re.Pattern[str]:
         raise ApiError(400, f"invalid filter 'name={value[:80]}': {exc}") from exc
 
 
-def _size(front: Front, info: InstanceInfo) -> DiskSize | None:
+def size_of(front: Front, info: InstanceInfo) -> DiskSize | None:
+    """Return what a container takes on disk, None where that cannot be told any more."""
     try:
         return front.engine.get(info.id).disk_size()
     except HutchError:
@@ -198,7 +199,7 @@ def _describe(front: Front, instance: Instance, size: bool) -> dict[str, Any]:
     info = instance.info()
     return inspect_container(
         info,
-        size=_size(front, info) if size else None,
+        size=size_of(front, info) if size else None,
         network_ids=network_ids(front),
         execs=front.execs.of(info.id),
         volumes_of_image=_image_volumes(front, info),
@@ -268,22 +269,20 @@ async def _remove(request: Request) -> Answer:
 
 async def _prune(request: Request) -> Answer:
     filters = request.query.filters()
-    for key in filters:
-        if key not in ("until", "label", "label!"):
-            raise ApiError(400, f"invalid filter '{key}'")
     report = await request.front.call_slow(_pruned, request.front, filters)
     request.front.journal.poke()
     return json_reply(report)
 
 
 def _pruned(front: Front, filters: dict[str, list[str]]) -> dict[str, Any]:
+    spared = Spared(filters)
     wanted = {"label": filters["label"]} if filters.get("label") else {}
     removed = []
     space = 0
     for info in front.engine.list(all=True, filters=wanted):
-        if info.state in _STAYS or not _is_prunable(info, filters):
+        if info.state in _STAYS or spared(info.labels, info.created_ns / 1e9):
             continue
-        size = _size(front, info)
+        size = size_of(front, info)
         try:
             front.engine.get(info.id).remove()
         except (Busy, NotFound, WrongState):
@@ -291,17 +290,6 @@ def _pruned(front: Front, filters: dict[str, list[str]]) -> dict[str, Any]:
         removed.append(info.id)
         space += size.writable if size is not None else 0
     return {"ContainersDeleted": removed or None, "SpaceReclaimed": space}
-
-
-def _is_prunable(info: InstanceInfo, filters: dict[str, list[str]]) -> bool:
-    for value in filters.get("until", ()):
-        if info.created_ns > parse_time(value, "until") * 1e9:
-            return False
-    for value in filters.get("label!", ()):
-        name, equals, content = value.partition("=")
-        if name in info.labels and (not equals or info.labels[name] == content):
-            return False
-    return True
 
 
 ROUTES = (

@@ -10,9 +10,10 @@ import msgspec
 from hutch.api.docker.creating import attachment_options
 from hutch.api.docker.errors import ApiError
 from hutch.api.docker.naming import find_container
+from hutch.api.docker.pruning import Spared
 from hutch.api.docker.replies import Answer, empty, json_reply
 from hutch.api.docker.routing import Route
-from hutch.api.docker.times import parse_time, timestamp
+from hutch.api.docker.times import timestamp
 from hutch.api.docker.wire import EndpointBody, Wire
 from hutch.errors import (
     AlreadyExists,
@@ -307,28 +308,11 @@ async def _prune(request: Request) -> Answer:
 
 
 def _pruned(front: Front, filters: dict[str, list[str]]) -> list[str]:
-    for key in filters:
-        if key not in ("label", "label!", "until"):
-            raise ApiError(400, f"invalid filter '{key}'")
-    before = [parse_time(value, "filters.until") for value in filters.get("until", ())]
-    unwanted = filters.get("label!", [])
+    spared = Spared(filters)
     wanted = {"label": filters["label"]} if filters.get("label") else None
-    networks = front.engine.networks
-    if not before and not unwanted:
-        return networks.prune(wanted)
-    removed = []
-    for network in networks.list(wanted):
-        if any(network.created_ns / 1e9 > moment for moment in before):
-            continue
-        if any(_has_label(network, label) for label in unwanted):
-            continue
-        removed += [n for n in networks.prune({"id": [network.id]}) if n == network.name]
-    return removed
-
-
-def _has_label(network: NetworkRecord, text: str) -> bool:
-    key, equals, value = text.partition("=")
-    return key in network.labels and (not equals or network.labels[key] == value)
+    return front.engine.networks.prune(
+        wanted, spare=lambda network: spared(network.labels, network.created_ns / 1e9)
+    )
 
 
 # ---- join and leave -----------------------------------------------------------------------

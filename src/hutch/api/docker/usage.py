@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hutch.api.docker.containers import network_ids
+from hutch.api.docker.containers import network_ids, size_of
 from hutch.api.docker.errors import ApiError
 from hutch.api.docker.images import image_summary, shared_sizes
 from hutch.api.docker.replies import Answer, json_reply
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hutch.api.docker.requests import Request
     from hutch.api.docker.routing import Version
     from hutch.engine.builder.facade import BuildCacheItem
-    from hutch.engine.results import DiskSize, InstanceInfo
+    from hutch.engine.results import InstanceInfo
 
 __all__ = ["ROUTES", "cache_json"]
 
@@ -43,7 +43,7 @@ def _usage(front: Front, wanted: frozenset[str], version: Version) -> dict[str, 
     if "container" in wanted:
         ids = network_ids(front)
         found["Containers"] = [
-            container_summary(info, _size(front, info), ids) for info in instances
+            container_summary(info, size_of(front, info), ids) for info in instances
         ]
     if "volume" in wanted:
         found["Volumes"] = _volumes(front)
@@ -53,13 +53,6 @@ def _usage(front: Front, wanted: frozenset[str], version: Version) -> dict[str, 
         if version < (1, 42):
             found["BuilderSize"] = sum(item.size for item in items)
     return found
-
-
-def _size(front: Front, info: InstanceInfo) -> DiskSize | None:
-    try:
-        return front.engine.get(info.id).disk_size()
-    except HutchError:
-        return None
 
 
 def _images(front: Front, instances: list[InstanceInfo], version: Version) -> dict[str, Any]:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hutch.api.docker.errors import ApiError
+from hutch.api.docker.pruning import Spared
 from hutch.api.docker.replies import Answer, empty, json_reply
 from hutch.api.docker.routing import Route
-from hutch.api.docker.times import parse_time, timestamp
+from hutch.api.docker.times import timestamp
 from hutch.api.docker.wire import Wire
 from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, Unsupported
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hutch.api.docker.front import Front
     from hutch.api.docker.requests import Request
     from hutch.storage.volumes import Volume
@@ -125,9 +128,6 @@ def _removed(front: Front, name: str, force: bool) -> None:
 
 async def _prune(request: Request) -> Answer:
     filters = request.query.filters()
-    for key in filters:
-        if key not in ("all", "label", "label!", "until"):
-            raise ApiError(400, f"invalid filter '{key}'")
     everything = any(value.lower() in ("1", "true") for value in filters.get("all", ()))
     call = functools.partial(
         _pruned, request.front, filters, everything or request.version < (1, 42)
@@ -136,35 +136,16 @@ async def _prune(request: Request) -> Answer:
     return json_reply({"VolumesDeleted": names or None, "SpaceReclaimed": freed})
 
 
-def _pruned(front: Front, filters: dict[str, list[str]], everything: bool) -> tuple[list[str], int]:
-    volumes = front.engine.volumes
+def _pruned(
+    front: Front, filters: dict[str, list[str]], everything: bool
+) -> tuple[Sequence[str], int]:
+    spared = Spared(filters, "all")
     wanted = {"label": filters["label"]} if filters.get("label") else None
-    unwanted = filters.get("label!", [])
-    before = [parse_time(value, "filters.until") for value in filters.get("until", ())]
-    if not unwanted and not before:
-        names, freed = volumes.prune(all_volumes=everything, filters=wanted)
-        return list(names), freed
-    removed: list[str] = []
-    total = 0
-    for volume in volumes.list({**(wanted or {}), "dangling": ["true"]}):
-        spared = any(_has_label(volume, label) for label in unwanted)
-        if spared or any(volume.created_at > moment for moment in before):
-            continue
-        if not (everything or volume.anonymous):
-            continue
-        freed = front.engine.context.volumes.usage(volume.name).bytes
-        try:
-            volumes.remove(volume.name)
-        except (Busy, NotFound):
-            continue
-        removed.append(volume.name)
-        total += freed
-    return removed, total
-
-
-def _has_label(volume: Volume, text: str) -> bool:
-    key, equals, value = text.partition("=")
-    return key in volume.labels and (not equals or volume.labels[key] == value)
+    return front.engine.volumes.prune(
+        all_volumes=everything,
+        filters=wanted,
+        spare=lambda volume: spared(volume.labels, volume.created_at),
+    )
 
 
 ROUTES = (

@@ -1,0 +1,28 @@
+"""What the filters of a prune keep: `until` and `label!`, which only prunes have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hutch.api.docker.errors import ApiError
+from hutch.api.docker.times import parse_time
+
+__all__ = ["Spared"]
+
+
+class Spared:
+    """Tells what is not to be pruned. Raises for filters other than these, `label` and `more`."""
+
+    def __init__(self, filters: Mapping[str, Sequence[str]], *more: str) -> None:
+        for key in filters:
+            if key not in ("label", "label!", "until", *more):
+                raise ApiError(400, f"invalid filter '{key}'")
+        self._before = [parse_time(text, "filters.until") for text in filters.get("until", ())]
+        self._labels = [text.partition("=") for text in filters.get("label!", ())]
+
+    def __call__(self, labels: Mapping[str, str], created_s: float) -> bool:
+        """Tell whether what has these labels, and was made then, stays."""
+        return any(created_s > moment for moment in self._before) or any(
+            key in labels and (not equals or labels[key] == value)
+            for key, equals, value in self._labels
+        )
