@@ -253,6 +253,7 @@ NEEDS: dict[str, Probe] = {
     "docker-registry": _program("docker-registry"),
     "docker": _program("docker"),
     "dockerd": _program("dockerd"),
+    "docker-schema": _file(str(Path(__file__).parent.parent / "build/clients/swagger.yaml")),
     "fs-verity": _fs_verity,
     "fuse": _fuse,
     "fuse-overlayfs": _program("fuse-overlayfs"),

@@ -16,7 +16,9 @@ from tests.api.docker.conftest import Client
 from tests.clients.conftest import load
 from tests.requires import requires
 
-pytestmark = requires("root", "overlayfs", "cgroup", "netns", "nftables", "busybox")
+pytestmark = requires(
+    *("root", "overlayfs", "cgroup", "netns", "nftables", "busybox", "docker-schema")
+)
 
 _SCHEMA = Path(__file__).parents[2] / "build/clients/swagger.yaml"
 _PARAMETER = re.compile(r"\{\w+(\.\.\.)?\}")
@@ -42,8 +44,6 @@ def go(node: Any, name: str = "") -> Any:
 @pytest.fixture(scope="module")
 def schema() -> Any:
     """The description, with what Go makes of it."""
-    if not _SCHEMA.exists():
-        pytest.skip("Docker's description of its API could not be fetched")
     described = yaml.load(_SCHEMA.read_bytes(), yaml.CSafeLoader)
     assert described["info"]["version"] == show(NEWEST)
     return go(described)
