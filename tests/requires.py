@@ -228,6 +228,33 @@ def _no_swap() -> str | None:
     return None
 
 
+def _huge_pages() -> str | None:
+    """Ask for what a machine of 256 MiB takes, and give it back."""
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    try:
+        before = int(pool.read_text())
+        pool.write_text(str(before + 136))
+    except OSError as exc:
+        return f"{pool}: {exc.strerror}"
+    try:
+        met = int(pool.read_text()) >= before + 136
+    finally:
+        pool.write_text(str(before))
+    return None if met else "the host has no memory in pieces that large"
+
+
+def _idle_ksm() -> str | None:
+    run = Path("/sys/kernel/mm/ksm/run")
+    if not run.exists():
+        return "this kernel merges no pages"
+    return "the host merges pages already" if run.read_text().strip() == "1" else None
+
+
+def _zram() -> str | None:
+    size = Path("/sys/block/zram0/disksize")
+    return None if size.exists() and size.read_text().strip() == "0" else "no zram device is free"
+
+
 def _two_cpus() -> str | None:
     return None if len(os.sched_getaffinity(0)) > 1 else "one processor"
 
@@ -239,6 +266,15 @@ def _cgroup_v2_memory() -> str | None:
     return None
 
 
+def _cgroup_v2_hugetlb() -> str | None:
+    """The controller that a hybrid layout most often leaves to version 2."""
+    for base in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
+        controllers = Path(base, "cgroup.controllers")
+        if controllers.exists() and "hugetlb" in controllers.read_text().split():
+            return None
+    return "no controller is left for version 2"
+
+
 NEEDS: dict[str, Probe] = {
     "apt-mirror": _apt_mirror,
     "bwrap": _program("bwrap"),
@@ -247,7 +283,9 @@ NEEDS: dict[str, Probe] = {
     "cc": _program("cc"),
     "cgroup": _cgroup,
     "criu": _criu,
+    "cgroup-v2-hugetlb": _cgroup_v2_hugetlb,
     "cgroup-v2-memory": _cgroup_v2_memory,
+    "containers-common": _file("/usr/share/containers/seccomp.json"),
     "crun": _program("crun"),
     "dig": _program("dig"),
     "docker-registry": _program("docker-registry"),
@@ -258,6 +296,8 @@ NEEDS: dict[str, Probe] = {
     "fuse": _fuse,
     "fuse-overlayfs": _program("fuse-overlayfs"),
     "grub": _file("/usr/lib/grub/i386-pc/boot.img"),
+    "huge-pages": _huge_pages,
+    "idle-ksm": _idle_ksm,
     "idmapped-mounts": _idmapped_mounts,
     "kvm": _kvm,
     "erofs": _erofs,
@@ -295,6 +335,7 @@ NEEDS: dict[str, Probe] = {
     "two-cpus": _two_cpus,
     "userns": _userns,
     "xfs": _file_system("xfs", "mkfs.xfs"),
+    "zram": _zram,
     "zstd": _program("zstd"),
 }
 

@@ -367,11 +367,10 @@ class TestOnTheKernel:
         group.remove()
         assert hybrid.list_groups() == []
 
+    @requires("cgroup-v2-hugetlb")
     def test_processes_make_room_when_a_delegated_group_gets_controllers(
         self, parent: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if "hugetlb" not in (UNIFIED / "cgroup.controllers").read_text():
-            pytest.skip("no controller is left for version 2")
         monkeypatch.setattr(v2, "_SWITCHED", ("hugetlb",))
         control = UNIFIED / "cgroup.subtree_control"
         before = control.read_text().split()
