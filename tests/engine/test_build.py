@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -23,7 +24,8 @@ import pytest
 from hutch import aio
 from hutch.dockerfile import SourceError, StepFailed
 from hutch.engine import Engine
-from hutch.engine.builder.build import Cancelled
+from hutch.engine.builder.build import Build, Cancelled
+from hutch.engine.builder.cachedirs import CacheDirectories
 from hutch.engine.builder.leftovers import BUILD_LABEL
 from hutch.errors import Exhausted, HutchError, InvalidArgument, NotFound, Unsupported
 from tests.engine.building import Builder, context, kinds
@@ -287,6 +289,60 @@ def test_caches_keep_their_content_and_sharing(build: Builder, unique: str) -> N
     assert build.output() == "1\n"
     build(text.format(u=unique, more=",ro,sharing=locked", do="touch /c/x 2>&1 || true"), **NONE)
     assert "Read-only" in build.output()
+
+
+def test_caches_are_taken_in_one_order_and_once_and_after_stages(
+    build: Builder, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise two commands wait for each other's, or one for its own, for ever."""
+    taken: list[str] = []
+    use, stage = CacheDirectories.use, Build.stage_files
+
+    def noted(self: CacheDirectories, identifier: str, *rest: Any) -> Any:
+        assert identifier not in taken, "it is held already"
+        taken.append(identifier)
+        return use(self, identifier, *rest)
+
+    def waited(self: Build, name: str) -> Any:
+        taken.append(name)
+        return stage(self, name)
+
+    monkeypatch.setattr(CacheDirectories, "use", noted)
+    monkeypatch.setattr(Build, "stage_files", waited)
+    one, two = f"{unique}-1", f"{unique}-2"
+    build(
+        "FROM busybox AS s\nRUN mkdir /d && touch /d/there\nFROM busybox\n"
+        f"RUN --mount=type=cache,id={two},target=/2,sharing=locked "
+        f"--mount=type=cache,id={one},target=/1,sharing=locked,from=s,source=/d "
+        f"--mount=type=cache,id={two},target=/again touch /2/x && ls /1 /again\n",
+        **NONE,
+    )
+    assert list(dict.fromkeys(taken)) == ["s", one, two]
+    assert {"x", "there"} <= set(build.output().split())
+
+
+def test_a_cache_that_is_pruned_while_it_is_taken_is_made_anew(
+    engine: Engine, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directories = CacheDirectories(engine._context)
+
+    def use() -> Any:
+        return directories.use(unique, "locked", lambda: None, lambda _path: None)
+
+    with use():
+        (cache,) = [one for one in directories.all() if one.id == unique]
+    flock = fcntl.flock
+
+    def late(fd: int, kind: int) -> None:
+        monkeypatch.undo()
+        assert directories.remove(cache.key)
+        flock(fd, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with use():
+        assert [one.in_use for one in directories.all() if one.id == unique] == [True]
+        assert not directories.remove(cache.key)
+    assert directories.remove(cache.key)
 
 
 def test_files_of_context_and_stages_are_mounted_and_not_kept(build: Builder, unique: str) -> None:

@@ -10,13 +10,15 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from hutch.decoding import decode_json
+from hutch.errors import Busy
+from hutch.linux.locks import lock_file
 from hutch.storage.faults import disk_errors
 from hutch.storage.snapshots import measure
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheDirectories", "CacheDirectory"]
 
-_PAUSE_S = 0.05
+_LOCK_WAIT_S = 0.2
 _MAX_PRIVATE = 64
 
 
@@ -68,35 +70,34 @@ class CacheDirectories:
         """
         for number in range(_MAX_PRIVATE):
             key = sha256(f"{identifier}\0{number}".encode()).hexdigest()[:32]
-            fd = self._open(key)
-            try:
-                if sharing == "private":
-                    if not _lock(fd, fcntl.LOCK_EX):
-                        continue
-                else:
-                    kind = fcntl.LOCK_EX if sharing == "locked" else fcntl.LOCK_SH
-                    while not _lock(fd, kind):
-                        check()
-                        time.sleep(_PAUSE_S)
+            with ExitStack() as held:
+                fd = self._hold(held, key, sharing, check)
+                if fd is None:
+                    continue
                 self._ensure(key, identifier, fill)
                 os.utime(fd)
                 yield f"{self._path}/{key}/data"
                 return
-            finally:
-                os.close(fd)
         raise AssertionError("more private caches at once than there can be steps")
 
-    def _open(self, key: str) -> int:
+    def _hold(
+        self, held: ExitStack, key: str, sharing: str, check: Callable[[], None]
+    ) -> int | None:
+        """Lock a directory and return the descriptor; None for a private one that is taken."""
         directory = f"{self._path}/{key}"
+        exclusive, wait_s = sharing != "shared", 0 if sharing == "private" else _LOCK_WAIT_S
         with disk_errors("build cache"):
             while True:
                 os.makedirs(directory, 0o700, exist_ok=True)
+                lock = lock_file(f"{directory}/lock", exclusive=exclusive, timeout_s=wait_s)
                 try:
-                    return os.open(
-                        f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-                    )
+                    return held.enter_context(lock)
                 except FileNotFoundError:
                     continue  # a prune was faster
+                except Busy:
+                    if sharing == "private":
+                        return None
+                    check()
 
     def _ensure(self, key: str, identifier: str, fill: Callable[[str], None]) -> None:
         """Make the directory of a cache; several that share it may do so at once."""
@@ -161,7 +162,7 @@ class CacheDirectories:
         """Remove a directory that nobody uses; return whether it is gone."""
         try:
             fd = os.open(f"{self._path}/{key}/lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return self._context.trash.discard(f"{self._path}/{key}")
         try:
             return _lock(fd, fcntl.LOCK_EX) and self._context.trash.discard(f"{self._path}/{key}")

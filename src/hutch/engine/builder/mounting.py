@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class Mounting:
         self._machine = machine
         self._held = ExitStack()
         self._agents = 0
+        self._caches: dict[RunMount | str, str] = {}
         self.mounts: list[LaunchMount] = []
         self.spec_mounts: list[dict[str, Any]] = []
         self.env: dict[str, str] = {}
@@ -45,8 +47,24 @@ class Mounting:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def add(self, mount: RunMount) -> None:
-        """Prepare one mount."""
+    def add(self, mounts: Sequence[RunMount]) -> None:
+        """Prepare the mounts of a command.
+
+        Its caches are taken before, in an order that all commands have: two that wait for each
+        other's would do so for ever, as would one for a cache of its own, or for a stage that
+        waits for the cache.
+        """
+        caches = [mount for mount in mounts if mount.type == "cache"]
+        for mount in caches:
+            if mount.from_:
+                self._build.stage_files(mount.from_)
+        locked = {mount.id for mount in caches if mount.sharing == "locked"}
+        for mount in sorted(caches, key=lambda one: (one.id, one.sharing == "private")):
+            self._take(mount, "locked" if mount.id in locked else "shared")
+        for mount in mounts:
+            self._add(mount)
+
+    def _add(self, mount: RunMount) -> None:
         match mount.type:
             case "cache":
                 self._cache(mount)
@@ -74,11 +92,20 @@ class Mounting:
 
     # ---- kinds ------------------------------------------------------------------------
 
+    def _take(self, mount: RunMount, sharing: str) -> None:
+        """Hold the directory of a cache: a private one for this mount, others once an id."""
+        own = mount.sharing == "private"
+        name = mount if own else mount.id
+        if name not in self._caches:
+            directories = CacheDirectories(self._build.context)
+            self._caches[name] = self._held.enter_context(
+                directories.use(
+                    mount.id, "private" if own else sharing, self._build.check, self._fill(mount)
+                )
+            )
+
     def _cache(self, mount: RunMount) -> None:
-        directories = CacheDirectories(self._build.context)
-        path = self._held.enter_context(
-            directories.use(mount.id, mount.sharing, self._build.check, self._fill(mount))
-        )
+        path = self._caches[mount if mount.sharing == "private" else mount.id]
         self._place(LaunchMount(source=path, target=mount.target, read_only=mount.read_only))
 
     def _fill(self, mount: RunMount) -> Any:

@@ -101,8 +101,7 @@ class RunStep:
 
         with ExitStack() as held:
             mounting = held.enter_context(Mounting(self._build, machine=self._isolation() == "vm"))
-            for mount in self._mounts:
-                mounting.add(mount)
+            mounting.add(self._mounts)
             if self._script is not None:
                 mounting.add_script(*self._script)
             record = self._create(mounting)
