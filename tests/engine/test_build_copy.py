@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import http.server
 import io
@@ -16,7 +17,15 @@ import pytest
 
 from hutch.dockerfile import SourceError
 from hutch.engine import Engine
-from hutch.errors import HutchError, IntegrityError, InvalidArgument, NotFound, Unavailable
+from hutch.engine.builder import fetching
+from hutch.errors import (
+    Exhausted,
+    HutchError,
+    IntegrityError,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from tests.engine.building import Builder, context
 from tests.requires import requires
 
@@ -100,6 +109,13 @@ def test_what_cannot_be_copied_is_refused_at_its_line(
         build.tree(f"FROM scratch\n{text}\n", FILES)
     assert message in caught.value.message
     assert ">>>" in str(getattr(caught.value, "excerpt", ""))
+
+
+def test_a_linked_layer_has_the_owner_that_its_own_image_knows(build: Builder) -> None:
+    text = (
+        "FROM scratch\nCOPY <<passwd /etc/\nme:x:{n}:{n}::/:\npasswd\nCOPY --link --chown=me a /f\n"
+    )
+    assert [build.tree(text.format(n=n), FILES)["f"].uid for n in (7, 8)] == [7, 8]
 
 
 def test_owners_modes_and_times(build: Builder) -> None:
@@ -311,6 +327,22 @@ def test_add_fetches_urls_and_checks_them(build: Builder, server: str) -> None:
         build.tree(f"FROM scratch\nADD {server}/gone /d/\n")
     with pytest.raises(SourceError, match="--checksum"):
         build.tree(f"FROM scratch\nADD --checksum=md5:0 {server}/file.txt /d/\n")
+
+
+def test_names_that_look_like_patterns_are_names(build: Builder, server: str) -> None:
+    found = build.tree(f"FROM scratch\nADD {server}/a%5B1%5D.txt /d/\nCOPY <<*.x /d/\ntext\n*.x\n")
+    assert {"d/a[1].txt", "d/*.x"} <= set(found)
+
+
+def test_a_download_that_fills_the_disk_is_told_as_that(
+    build: Builder, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(fetching, "new_hash", full)
+    with pytest.raises(Exhausted, match="no space left"):
+        build.tree(f"FROM scratch\nADD {server}/file.txt /d/\n")
 
 
 def _git(place: Path, *words: str) -> str:

@@ -92,12 +92,19 @@ class CopyStep:
         return [
             ("sources", "\0".join(copy.sources)),
             ("destination", self._destination()),
-            ("chown", copy.chown),
+            ("chown", self._owner_in_key()),
             ("chmod", copy.chmod),
             ("exclude", "\0".join(copy.exclude)),
             ("flags", f"{copy.add} {copy.link} {copy.parents} {copy.unpack} {copy.keep_git_dir}"),
             ("epoch", "" if epoch is None else str(int(epoch))),
         ]
+
+    def _owner_in_key(self) -> str:
+        """Return --chown as the key has it. A layer of --link may go upon any image, and each
+        has numbers of its own for a name."""
+        if not (self._copy.link and self._copy.chown):
+            return self._copy.chown
+        return str(self._chown(self._state))
 
     def _destination(self) -> str:
         """Return the destination as an absolute path; its last slash stays."""
@@ -163,14 +170,10 @@ class CopyStep:
         from hutch.engine.builder.fetching import fetch_source
 
         tree, is_tree = fetch_source(self._build, text, self._copy, self._held)
-        (source,) = tree.find(".")
         if is_tree:
-            self._origins.append(_Origin(tree=tree, sources=[source]))
+            self._origins.append(_Origin(tree=tree, sources=tree.find(".")))
             return
-        names = tree.merged.names(b"", source.found.layers)
-        self._origins.append(
-            _Origin(tree=tree, sources=[s for n in names for s in tree.find(os.fsdecode(n))])
-        )
+        self._origins.append(_Origin(tree=tree, sources=tree.top()))
 
     def _documents(self) -> None:
         directory = self._held.enter_context(self._build.scratch("documents"))
@@ -185,8 +188,7 @@ class CopyStep:
             os.utime(path, (epoch or 0, epoch or 0))
         merged = self._held.enter_context(Merged([directory]))
         tree = Tree(merged)
-        found = [tree.find(document.name)[0] for document in self._copy.heredocs]
-        self._origins.append(_Origin(tree=tree, sources=found))
+        self._origins.append(_Origin(tree=tree, sources=tree.top()))
 
     # ---- where they go ----------------------------------------------------------------
 

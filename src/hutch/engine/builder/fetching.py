@@ -85,7 +85,7 @@ def download(build: Build, url: str, directory: str, *, checksum: str = "") -> s
 
     try:
         return _download(build, url, directory, checksum)
-    except (HTTPError, OSError) as error:
+    except HTTPError as error:
         raise Unavailable(f"{_shown(url)}: {_reason(error)}") from error
 
 

@@ -74,6 +74,15 @@ class Tree:
             for where, found in [self._resolve(name, written)]
         ]
 
+    def top(self) -> list[Source]:
+        """Return what is at the top, whatever it is called."""
+        layers = self.merged.root().layers
+        return [
+            Source(name, name, found)
+            for name in self.merged.names(b"", layers)
+            if (found := self.merged.lookup(b"", layers, name)) is not None
+        ]
+
     def _resolve(self, path: bytes, written: str) -> tuple[bytes, Found]:
         try:
             where, found = self.merged.resolve(path)
