@@ -23,7 +23,7 @@ CASES = [
     (["a/**/b"], ["a/b", "a/x/b", "a/x/y/b"], ["ab", "a/xb"]),
     (["**/*.md"], ["x.md", "a/b/x.md"], ["x.mdx"]),
     (["[a-c]x"], ["ax", "cx"], ["dx"]),
-    (["[^a-c]x"], ["dx"], ["ax"]),
+    (["[^a-c]x"], ["dx"], ["ax", "d/x", "/x"]),
     ([r"a\*"], ["a*"], ["ab"]),
     (["*.md", "!README.md"], ["x.md"], ["README.md"]),
     (["*.md", "!README*.md", "README-x.md"], ["README-x.md", "y.md"], ["README.md", "README-y.md"]),
@@ -31,6 +31,11 @@ CASES = [
     (["a", "!a/b", "a/b/c"], ["a/b/c"], ["a/b", "a/b/d"]),
     (["."], [], ["a"]),
     (["a.b"], ["a.b"], ["axb"]),
+    (["a*b*c"], ["abc", "axbxbxc", "abcbc"], ["ab/c", "acb"]),
+    (["a[^b]c"], ["adc"], ["a/c"]),
+    (["**/a*/**/b"], ["ax/b", "x/a/y/z/b"], ["xa/b", "a/xb"]),
+    (["a**b*c"], ["axbyc", "a/b/xbyc"], ["axb/c"]),
+    (["x**/y"], ["xy", "xa/y", "x/a/y"], ["xay", "x/ay"]),
     (["a+b(c)"], ["a+b(c)"], ["aab(c)"]),
 ]
 
@@ -54,6 +59,19 @@ def test_only_directories_that_may_hold_kept_files_are_looked_into() -> None:
     assert rule.may_keep_beneath("node") and rule.may_keep_beneath("node/keep")
     assert not rule.may_keep_beneath("x") and not rule.may_keep_beneath("node/other")
     assert Ignore(["a", "!**/b"]).may_keep_beneath("a")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("*a" * 20 + "*b", "a" * 250),
+        ("**/a/" * 10 + "b", "a/" * 120 + "a"),
+        ("a**" * 10 + "c", "ab" * 99),
+    ],
+)
+def test_no_pattern_takes_long_on_any_path(pattern: str, path: str) -> None:
+    """One that tried every way would take years."""
+    assert not Ignore([pattern]).ignores(path)
 
 
 @pytest.mark.parametrize("pattern", ["[a", "a\\", "!", "*" * 60 + "?*" * 60])

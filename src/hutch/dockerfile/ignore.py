@@ -12,6 +12,9 @@ __all__ = ["Ignore", "compile_pattern", "read_ignore"]
 
 _MAX_PATTERNS = 10_000
 _MAX_STARS = 24
+_MAX_INNER = 3
+_STAR, _ANY, _DIRECTORIES = "[^/]*", ".*", "(?:.*/)?"
+_LAZY = {_ANY: ".*?", _DIRECTORIES: "(?:[^/]*/)*?"}
 
 
 def read_ignore(data: bytes, name: str = ".dockerignore") -> Ignore:
@@ -95,13 +98,11 @@ def compile_pattern(pattern: str, field: str = "pattern") -> re.Pattern[str]:
                 at += 1
                 if pattern[at : at + 1] == "/":
                     at += 1
-                    parts.append("(?:.*/)?")
-                elif at >= len(pattern):
-                    parts.append(".*")
+                    parts.append(_DIRECTORIES)
                 else:
-                    parts.append("(?:.*/)?[^/]*")
-            elif parts[-1:] != ["[^/]*"]:
-                parts.append("[^/]*")
+                    parts.append(_ANY)
+            elif parts[-1:] != [_STAR]:
+                parts.append(_STAR)
         elif char == "?":
             parts.append("[^/]")
         elif char == "[":
@@ -115,9 +116,54 @@ def compile_pattern(pattern: str, field: str = "pattern") -> re.Pattern[str]:
         else:
             parts.append(re.escape(char))
     try:
-        return re.compile("".join(parts), re.DOTALL)
+        return re.compile("|".join(_whole(parts, field)), re.DOTALL)
     except re.error as error:
         raise InvalidArgument(f"bad pattern {pattern[:80]!r}: {error}", field=field) from None
+
+
+def _whole(parts: list[str], field: str, inner: int = 0) -> list[str]:
+    """Return expressions of which one has to fit: `x**/y` is `xy`, or `x`, anything and `/y`."""
+    for at, part in enumerate(parts):
+        if part == _DIRECTORIES and at and parts[at - 1] not in ("/", _DIRECTORIES):
+            if inner >= _MAX_INNER:
+                raise InvalidArgument(
+                    f"'**/' stands within a name more than {_MAX_INNER} times", field=field
+                )
+            before, after = parts[:at], parts[at + 1 :]
+            return [
+                *_whole([*before, *after], field, inner + 1),
+                *_whole([*before, _ANY, "/", *after], field, inner + 1),
+            ]
+    return [_joined(parts)]
+
+
+def _joined(parts: list[str]) -> str:
+    """Put a pattern together so that no path takes long, whoever wrote either: of what stands
+    before a `*` or `**` the first place that fits does as well as any later one, and nothing
+    is tried twice (`(?>…)`)."""
+    groups: list[tuple[str, list[str]]] = [("", [])]
+    for part in parts:
+        if part in _LAZY:
+            groups.append((part, []))
+        else:
+            groups[-1][1].append(part)
+    *others, (wide, last) = groups
+    return "".join(
+        [f"(?>{_LAZY.get(w, '')}{_group(group, True)})" for w, group in others]
+        + [wide, _group(last, False)]
+    )
+
+
+def _group(parts: list[str], lazy: bool) -> str:
+    """Return what has no `**` in it; the last `*` goes as far as it can but where it is lazy."""
+    text, rest = "", parts
+    while _STAR in rest:
+        at = rest.index(_STAR)
+        text, rest = text + "".join(rest[:at]), rest[at + 1 :]
+        end = rest.index(_STAR) if _STAR in rest else len(rest)
+        chunk, rest = "".join(rest[:end]), rest[end:]
+        text += f"(?>[^/]*?{chunk})" if rest or lazy else f"{_STAR}{chunk}"
+    return text + "".join(rest)
 
 
 def _set(pattern: str, at: int, field: str) -> tuple[str, int]:
@@ -134,7 +180,7 @@ def _set(pattern: str, at: int, field: str) -> tuple[str, int]:
         end += 1
     if end >= len(pattern):
         raise InvalidArgument(f"'[' is not closed in {pattern[:80]!r}", field=field)
-    return f"[{'^' if pattern[at] == '^' else ''}{inner}]", end + 1
+    return f"[{'^/' if pattern[at] == '^' else ''}{inner}]", end + 1
 
 
 def has_wildcard(path: str) -> bool:
