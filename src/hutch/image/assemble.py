@@ -21,6 +21,7 @@ from hutch.oci.types import Descriptor, MediaType
 from hutch.storage.compression import CHUNK, Readable, compress, decompress, detect
 from hutch.storage.content import Blob, ContentStore, NewBlob
 from hutch.storage.layers import Layer, Layers
+from hutch.storage.streams import Rewound
 
 __all__ = ["StoredLayer", "now_text", "open_archive", "store_image", "store_layer"]
 
@@ -98,7 +99,7 @@ class _Tee:
         self._plain: Iterator[bytes] | None = None
         self._pressed: _Press | None = None
         if kind not in ("gzip", "zstd"):
-            self._plain = decompress(_Again(self._head, stream))
+            self._plain = decompress(Rewound(self._head, stream))
             self._pressed = _Press(blob)
 
     def read(self, size: int, /) -> bytes:
@@ -132,20 +133,6 @@ class _Tee:
             self._closed = True
         if self._pressed is not None:
             self._pressed.stop()
-
-
-class _Again:
-    """A stream with its first bytes put back."""
-
-    def __init__(self, head: bytes, stream: Readable) -> None:
-        self._head = head
-        self._stream = stream
-
-    def read(self, size: int, /) -> bytes:
-        if self._head:
-            data, self._head = self._head[:size], self._head[size:]
-            return data
-        return self._stream.read(size)
 
 
 class _Press:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ from hutch.storage.leases import Leases
 from hutch.storage.owners import Owners
 from hutch.storage.pack import pack_diff
 from hutch.storage.snapshots import OverlayAssets
+from hutch.storage.streams import ChunkStream
 
 __all__ = ["commit_image", "oci_media_type"]
 
@@ -71,7 +72,7 @@ def commit_image(
         made = store_layer(
             content,
             layers,
-            _Chunks(pack_diff(assets.upper, skip=skip, owners=owners)),
+            ChunkStream(pack_diff(assets.upper, skip=skip, owners=owners)),
             parent_chain_id=parent,
             report=report,
         )
@@ -143,20 +144,3 @@ def oci_media_type(media_type: str) -> str:
         "zstd": MediaType.OCI_LAYER_ZSTD,
     }
     return kinds[LAYER_COMPRESSION[media_type]]
-
-
-class _Chunks:
-    """A stream out of chunks, small ones joined."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-
-    def read(self, size: int, /) -> bytes:
-        parts: list[bytes] = []
-        length = 0
-        for chunk in self._chunks:
-            parts.append(chunk)
-            length += len(chunk)
-            if length >= size:
-                break
-        return b"".join(parts)

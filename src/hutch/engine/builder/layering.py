@@ -18,6 +18,7 @@ from hutch.storage.leases import Lease
 from hutch.storage.overlay import Found, Merged
 from hutch.storage.pack import Attributes, Packer, pack_diff
 from hutch.storage.snapshots import OverlayAssets
+from hutch.storage.streams import ChunkStream
 from hutch.storage.tarstream import DIR
 from hutch.storage.tarwrite import END, header
 
@@ -174,7 +175,7 @@ def commit_tar(
         made = store_layer(
             context.content,
             context.layers,
-            _Chunks(chunks),
+            ChunkStream(chunks),
             parent_chain_id=chain_ids[-1] if chain_ids else "",
         )
     finally:
@@ -269,23 +270,6 @@ def _close(chunks: Iterator[bytes]) -> None:
             time.sleep(0.01)
 
 
-class _Chunks:
-    """A stream out of chunks, small ones joined."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-
-    def read(self, size: int, /) -> bytes:
-        parts: list[bytes] = []
-        length = 0
-        for chunk in self._chunks:
-            parts.append(chunk)
-            length += len(chunk)
-            if length >= size:
-                break
-        return b"".join(parts)
-
-
 def extract_chunks(
     chunks: Iterator[bytes], directory: str, *, owner: tuple[int, int] | None = None
 ) -> None:
@@ -294,7 +278,7 @@ def extract_chunks(
 
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        tree.extract(fd, "/", _Chunks(chunks), owner=owner)
+        tree.extract(fd, "/", ChunkStream(chunks), owner=owner)
     finally:
         _close(chunks)
         os.close(fd)

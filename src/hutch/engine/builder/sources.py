@@ -21,6 +21,7 @@ from hutch.engine.builder.tree import Digests, Tree, clean
 from hutch.errors import HutchError, InvalidArgument, NotFound
 from hutch.image.assemble import open_archive
 from hutch.storage.overlay import Merged
+from hutch.storage.streams import Rewound
 
 if TYPE_CHECKING:
     from hutch.engine.builder.build import Build
@@ -144,7 +145,7 @@ def _stream(build: Build, stream: BinaryIO, held: ExitStack) -> tuple[str, bytes
     if not head:
         raise InvalidArgument("is empty", field="context")
     directory = held.enter_context(build.scratch("context"))
-    again = _Again(head, stream)
+    again = Rewound(head, stream)
     if not looks_like_tar(head):
         text = bytearray()
         while data := again.read(1 << 16):
@@ -154,20 +155,6 @@ def _stream(build: Build, stream: BinaryIO, held: ExitStack) -> tuple[str, bytes
         return directory, bytes(text)
     unpack_file(again, directory, "context")
     return directory, None
-
-
-class _Again:
-    """A stream with its first bytes put back."""
-
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        self._head = head
-        self._stream = stream
-
-    def read(self, size: int, /) -> bytes:
-        if self._head:
-            data, self._head = self._head[:size], self._head[size:]
-            return data
-        return self._stream.read(size)
 
 
 # ---- the Dockerfile and what it ignores ---------------------------------------------------
