@@ -75,6 +75,11 @@ def test_checks_are_told_without_a_build(cli: Cli, tmp_path: Path) -> None:
         "StageNameCasing:",
         "WorkdirRelativePath:",
     }
+    done = cli("build", "--check", "-", input=b"FROM a\nMAINTAINER x\n")
+    assert done.returncode == 1 and b"Dockerfile:2: MaintainerDeprecated" in done.stdout
+    (tmp_path / "Dockerfile").rename(tmp_path / "Containerfile")
+    assert b"Containerfile:1: FromAsCasing" in cli("build", "--check", str(tmp_path)).stdout
+    assert b"is no directory" in cli("build", "--check", "https://x.invalid/x.git").stderr
     (tmp_path / "Dockerfile").write_text("# check=error=true\nFROM busybox\nMAINTAINER x\n")
     assert b"MaintainerDeprecated" in cli("build", str(tmp_path)).stderr
     (tmp_path / "Dockerfile").write_text("# check=skip=all\nFROM busybox\nMAINTAINER x\n")

@@ -32,10 +32,15 @@ _RENAMED = {
     "tag": "tags", "build_arg": "build_args", "label": "labels", "secret": "secrets",
     "ulimit": "ulimits", "build_context": "contexts",
 }  # fmt: skip
+_CHECKED = "name the directory, or give a Dockerfile on stdin"
 
 
 def _build(invocation: Invocation) -> int:
     options = invocation.options
+    for name in ("provenance", "sbom"):
+        value = options.get(name, "false").lower()
+        if value not in ("false", "0"):
+            warn(f"--{name}={value}: attestations are not made")
     mode = _mode(invocation)
     given, source = _inputs(invocation)
     outputs = list(options.get("output", ()))
@@ -133,16 +138,21 @@ def _call(options: dict[str, Any]) -> str:
 
 def _check(source: Any, given: dict[str, Any]) -> int:
     """Parse the Dockerfile and tell what is amiss, building nothing."""
+    from hutch.dockerfile.lines import MAX_BYTES
     from hutch.dockerfile.lint import check_dockerfile
     from hutch.dockerfile.parse import parse_dockerfile
+    from hutch.engine.builder.archives import looks_like_tar
+    from hutch.engine.builder.sources import read_dockerfile
 
-    data = given.get("dockerfile_data")
-    name = given.get("dockerfile") or "Dockerfile"
-    if data is None:
-        beside = not given.get("dockerfile") and isinstance(source, str)
-        path = os.path.join(source, name) if beside else name
-        with open(path, "rb") as file:
-            data = file.read(8 << 20)
+    name, data = given.get("dockerfile") or "Dockerfile", given.get("dockerfile_data")
+    if data is None and not isinstance(source, str):
+        data = source.read(MAX_BYTES + 1)
+        if looks_like_tar(data[:512]):
+            raise UsageError("--check: an archive is not looked into", hint=_CHECKED, exit_code=1)
+    elif data is None:
+        if not os.path.isdir(source):
+            raise UsageError(f"--check: {source}: is no directory", hint=_CHECKED, exit_code=1)
+        name, data = read_dockerfile(source, given.get("dockerfile"))
     dockerfile = parse_dockerfile(data, name)
     found = check_dockerfile(dockerfile)
     for one in found:
@@ -315,22 +325,8 @@ _COMMAND = Command(
 )
 
 
-def _no_attestations(command: Command) -> Command:
-    handler = command.handler
-
-    def checked(invocation: Invocation) -> int:
-        for name in ("provenance", "sbom"):
-            value = invocation.options.get(name, "false").lower()
-            if value not in ("false", "0"):
-                warn(f"--{name}={value}: attestations are not made")
-        return handler(invocation)
-
-    command.handler = checked
-    return command
-
-
 COMMANDS = {
-    "build": _no_attestations(_COMMAND),
+    "build": _COMMAND,
     "image build": _COMMAND,
     "builder build": _COMMAND,
     "builder du": Command(

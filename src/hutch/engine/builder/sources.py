@@ -26,7 +26,7 @@ from hutch.storage.streams import Rewound
 if TYPE_CHECKING:
     from hutch.engine.builder.build import Build
 
-__all__ = ["BuildSource", "Context", "open_source"]
+__all__ = ["BuildSource", "Context", "open_source", "read_dockerfile"]
 
 _NAMES = ("Dockerfile", "Containerfile", "dockerfile")
 _IGNORES = (".dockerignore", ".containerignore")
@@ -158,6 +158,12 @@ def _stream(build: Build, stream: BinaryIO, held: ExitStack) -> tuple[str, bytes
 
 
 # ---- the Dockerfile and what it ignores ---------------------------------------------------
+
+
+def read_dockerfile(directory: str, given: str | None) -> tuple[str, bytes]:
+    """Return the name and content of the Dockerfile of a directory of this host."""
+    with Merged([directory]) as merged:
+        return _dockerfile(Tree(merged), given, directory)
 
 
 def _dockerfile(tree: Tree, given: str | None, directory: str) -> tuple[str, bytes]:
