@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from hutch.errors import Busy
 from hutch.linux import locks
-from hutch.linux.locks import lock_file
+from hutch.linux.locks import is_locked, lock_file
 
 SOURCE = str(Path(locks.__file__).parents[2])
 
@@ -110,3 +111,26 @@ def test_a_link_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError), lock_file(tmp_path / "lock"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_is_seen_from_outside(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    with lock_file(path):
+        assert is_locked(path)
+        (tmp_path / "link").symlink_to("lock")
+        assert not is_locked(tmp_path / "link")
+    assert not is_locked(path)
+    assert not is_locked(path / "below")
+    assert not is_locked(tmp_path / ("n" * 300))
+
+
+def test_what_cannot_be_looked_at_is_not_called_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("hutch.linux.locks.os.open", refuse)
+    with pytest.raises(OSError, match="too many"):
+        is_locked(tmp_path)

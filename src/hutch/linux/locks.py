@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -11,8 +12,9 @@ from contextlib import contextmanager
 
 from hutch.errors import Busy
 
-__all__ = ["lock_file", "lock_holder"]
+__all__ = ["is_locked", "lock_file", "lock_holder"]
 
+_NOBODYS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 _FLOCK = "hh4xqqi4x"  # struct flock: type, whence, start, length, pid
 
 
@@ -45,6 +47,27 @@ def lock_file(
         # Not by closing alone: a child being spawned may hold a copy for a moment.
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
+
+
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a process holds flock(2) on a file or a directory.
+
+    What is not there, or is a link, is nobody's. True at this moment only, and for this moment
+    who asks holds the lock.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno in _NOBODYS:
+            return False
+        raise
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def lock_holder(fd: int) -> int:

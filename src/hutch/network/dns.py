@@ -125,7 +125,9 @@ class NameServers:
 
     def _ensure_running(self, network: NetworkRecord) -> None:
         directory = self._directory / network.id
-        if _is_locked(directory / "lock"):
+        from hutch.linux.locks import is_locked
+
+        if is_locked(directory / "lock"):
             return
         from hutch.process.run import run_command
 
@@ -173,20 +175,3 @@ class NameServers:
             return [entry.name for entry in os.scandir(self._directory) if entry.is_dir()]
         except FileNotFoundError:
             return []
-
-
-def _is_locked(path: Path) -> bool:
-    """Tell whether a server holds its lock."""
-    import fcntl
-
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from hutch.errors import Busy, Exhausted, HutchError, NotFound, Unavailable
+from hutch.linux.locks import is_locked
 
 if TYPE_CHECKING:
     from hutch.engine.context import Context
@@ -54,7 +55,7 @@ def sweep(context: Context) -> list[str]:
             token is None
             or record.image_id
             or "/" in token
-            or _is_alive(f"{context.root}/tmp/{token}")
+            or is_locked(f"{context.root}/tmp/{token}")
         ):
             continue
         with suppress(Busy, HutchError):
@@ -62,21 +63,6 @@ def sweep(context: Context) -> list[str]:
             removed.append(record.id)
     _sweep_memory()
     return removed
-
-
-def _is_alive(path: str) -> bool:
-    """Tell whether a process holds a directory's lock."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 @contextmanager
@@ -130,7 +116,7 @@ def _sweep_memory() -> None:
                 continue
             with suppress(OSError):
                 status = os.stat(path, follow_symlinks=False)
-                if status.st_uid == os.geteuid() and not _is_alive(path):
+                if status.st_uid == os.geteuid() and not is_locked(path):
                     _remove(path)
 
 
