@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, cast
 
 from hutch.errors import IntegrityError, InvalidArgument
+from hutch.storage.streams import Rewound
 
 __all__ = ["CHUNK", "Readable", "compress", "decompress", "detect"]
 
@@ -49,7 +50,7 @@ def decompress(stream: Readable) -> Iterator[bytes]:
     `IntegrityError` for a damaged or truncated stream.
     """
     head = _at_least(stream, 6)
-    source = _Prefixed(head, stream)
+    source = Rewound(head, stream)
     name = detect(head)
     if name == "gzip":
         yield from _gunzip(source)
@@ -67,21 +68,6 @@ def _at_least(stream: Readable, size: int) -> bytes:
     while len(head) < size and (more := stream.read(_INPUT)):
         head += more
     return head
-
-
-class _Prefixed:
-    """A stream with bytes put back in front of it."""
-
-    def __init__(self, head: bytes, stream: Readable) -> None:
-        self._head = head
-        self._stream = stream
-
-    def read(self, size: int = -1, /) -> bytes:
-        if self._head:
-            data = self._head if size < 0 else self._head[:size]
-            self._head = self._head[len(data) :]
-            return data
-        return self._stream.read(size)
 
 
 def _members(source: Readable, new: Callable[[], Any], errors: Any, name: str) -> Iterator[bytes]:

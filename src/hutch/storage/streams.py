@@ -36,9 +36,10 @@ class Rewound:
         self._head = head
         self._stream = stream
 
-    def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; nothing at the end."""
+    def read(self, size: int = -1, /) -> bytes:
+        """Return at most `size` bytes, as many as there are below 0; nothing at the end."""
         if self._head:
-            data, self._head = self._head[:size], self._head[size:]
+            data = self._head if size < 0 else self._head[:size]
+            self._head = self._head[len(data) :]
             return data
         return self._stream.read(size)
