@@ -571,7 +571,11 @@ def test_a_cancelled_task_ends_its_build(engine: Engine, unique: str) -> None:
     assert engine.list(all=True) == []
 
 
-def test_what_a_killed_build_leaves_is_swept(build: Builder, unique: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reconciled", [False, True])
+def test_a_command_ends_with_the_process_that_builds(
+    build: Builder, unique: str, tmp_path: Path, reconciled: bool
+) -> None:
+    """Its supervisor sees to it, and what the build kept goes too; or whoever comes first."""
     engine = build.engine
     (tmp_path / "Dockerfile").write_text(
         f"FROM busybox\nRUN --mount=type=secret,id=s echo {unique}; sleep 1000\n"
@@ -593,10 +597,10 @@ def test_what_a_killed_build_leaves_is_swept(build: Builder, unique: str, tmp_pa
         process.kill()
         if process.stderr is not None:
             process.stderr.close()
-    _wait(lambda: engine.list(all=True))
-    engine.reconcile()
-    assert engine.list(all=True) == []
-    assert not _in_memory(unique.encode())
+    if reconciled:
+        engine.reconcile()
+    _wait(lambda: not engine.list(all=True))
+    _wait(lambda: not _in_memory(unique.encode()))
     with sqlite3.connect(engine.root / "hutch.db") as database:
         assert BUILD_LABEL not in "".join(database.iterdump())
     database.close()

@@ -89,10 +89,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     `endpoints`, and empty for a container. With `saved` the program is not started: it goes
     on, with the memory that it had; so it does with `arrival`, and its network cards stay
     unplugged until `Movable.plug_in`. `before_go` is called when a saved container is back and
-    nothing of it runs yet; what it raises undoes the start. `host_devices` are the addresses of
-    PCI devices that a virtual machine gets whole. `memory` is a
-    virtual machine's memory that was made ahead, open. `progress` is told of work that takes
-    seconds.
+    nothing of it runs yet; what it raises undoes the start. Without `linger` the program is
+    killed when the starter's link ends, the starter's death included. `host_devices` are the
+    addresses of PCI devices that a virtual machine gets whole. `memory` is a virtual machine's
+    memory that was made ahead, open. `progress` is told of work that takes seconds.
     """
 
     id: str
@@ -119,6 +119,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     attach_network: Callable[[int, Sequence[int]], None] | None = None
     exit_command: tuple[str, ...] = ()
     exit_command_always: bool = False
+    linger: bool = True
     attach: int = 0
     rows: int = 0
     columns: int = 0

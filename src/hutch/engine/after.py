@@ -6,6 +6,7 @@ import time
 
 import msgspec
 
+from hutch.engine.builder.leftovers import is_step, sweep
 from hutch.engine.context import Context
 from hutch.engine.finish import finish
 from hutch.engine.jobs.records import LABEL
@@ -49,6 +50,9 @@ class Again(msgspec.Struct, frozen=True):
 def settle_exit(context: Context, identifier: str) -> Again | None:
     """Book an exit; return what its restart policy wants, which is announced already."""
     record = finish(context, identifier)
+    if record is not None and is_step(record):
+        sweep(context)  # its build would have kept the link: it is gone, with all that it held
+        return None
     if record is not None and LABEL in record.spec.labels:
         # Its dispatcher would have kept the link: it is gone, and somebody waits for the next.
         from hutch.engine.jobs.board import ensure_dispatcher

@@ -229,6 +229,7 @@ def _supervision(launch: Launch) -> Supervision:
         stdin_open=spec.process.stdin,
         stdin_once=spec.process.stdin_once,
         tty=spec.process.tty,
+        linger=launch.linger,
         exit_command=launch.exit_command,
         exit_command_always=launch.exit_command_always,
         name="hutch-supervisor",

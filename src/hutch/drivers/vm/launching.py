@@ -621,6 +621,7 @@ def supervision(launch: Launch, health: HealthProbe | None) -> Supervision:
         stdin_open=spec.process.stdin,
         stdin_once=spec.process.stdin_once,
         tty=spec.process.tty,
+        linger=launch.linger,
         exit_command=launch.exit_command,
         exit_command_always=launch.exit_command_always,
         health=health,

@@ -13,8 +13,9 @@ from hutch.linux.locks import is_locked
 
 if TYPE_CHECKING:
     from hutch.engine.context import Context
+    from hutch.engine.records import InstanceRecord
 
-__all__ = ["BUILD_LABEL", "memory_directory", "remove_step", "sweep"]
+__all__ = ["BUILD_LABEL", "is_step", "memory_directory", "remove_step", "sweep"]
 
 BUILD_LABEL = "hutch.build"
 """The label of the instances of steps: the scratch directory of the build they belong to."""
@@ -43,20 +44,21 @@ def remove_step(context: Context, identifier: str) -> None:
             remove(context, identifier, force=True, remove_volumes=True)
 
 
+def is_step(record: InstanceRecord) -> bool:
+    """Tell whether an instance is the step of a build. An image may have the label too, and
+    its instances are no steps."""
+    token = record.spec.labels.get(BUILD_LABEL)
+    return token is not None and "/" not in token and not record.image_id
+
+
 def sweep(context: Context) -> list[str]:
     """Remove the steps of builds whose process is gone; return their identifiers."""
     from hutch.engine.lookup import all_records
 
     removed = []
     for record in all_records(context):
-        token = record.spec.labels.get(BUILD_LABEL)
-        # An image may have the label too, and its instances are no steps.
-        if (
-            token is None
-            or record.image_id
-            or "/" in token
-            or is_locked(f"{context.root}/tmp/{token}")
-        ):
+        token = record.spec.labels.get(BUILD_LABEL, "")
+        if not is_step(record) or is_locked(f"{context.root}/tmp/{token}"):
             continue
         with suppress(Busy, HutchError):
             remove_step(context, record.id)

@@ -163,7 +163,8 @@ class RunStep:
         from hutch.process.frames import Output
 
         def adjust(launch: Launch) -> Launch:
-            """Add what no record is to hold: mounts of this build, and secrets."""
+            """Add what no record is to hold: mounts of this build, secrets, and that the
+            command ends with the process that builds."""
             process = launch.spec.process
             extra = {**self._proxies, **mounting.env}
             env = (*process.env, *(f"{name}={value}" for name, value in extra.items()))
@@ -171,7 +172,7 @@ class RunStep:
                 launch.spec, process=msgspec.structs.replace(process, env=env)
             )
             return msgspec.structs.replace(
-                launch, spec=spec, mounts=(*launch.mounts, *mounting.mounts)
+                launch, spec=spec, mounts=(*launch.mounts, *mounting.mounts), linger=False
             )
 
         build = self._build
