@@ -14,6 +14,7 @@ __all__ = ["attached_device", "backing_file", "held_device", "loop_device", "set
 _GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A
 _SET_CAPACITY = 0x4C07
+_GET_STATUS = 0x4C05
 _AUTOCLEAR = 4
 _ATTEMPTS = 64
 # struct loop_config: fd, block size, struct loop_info64, eight reserved words.
@@ -55,11 +56,29 @@ def _attach(fd: int) -> tuple[int, str]:
 def attached_device(path: str) -> str:
     """Return the block device that is made of a file already, "" for none. A second one would
     let two file systems write to the same blocks."""
-    wanted = os.path.realpath(path)
     for name in os.listdir("/sys/block"):
-        if name.startswith("loop") and backing_file(name) == wanted:
+        if name.startswith("loop") and _is_behind(path, name):
             return f"/dev/{name}"
     return ""
+
+
+def _is_behind(path: str, device: str) -> bool:
+    """Tell whether a block device is made of a file, and not of another one that has the same
+    path elsewhere: in a container, say, or beneath a mount."""
+    if backing_file(device) != os.path.realpath(path):
+        return False
+    try:
+        status = os.stat(path)
+        fd = os.open(f"/dev/{os.path.basename(device)}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True  # of a file whose server was killed nothing is told
+    try:
+        found = fcntl.ioctl(fd, _GET_STATUS, bytes(struct.calcsize(_INFO)))
+        return struct.unpack(_INFO, found)[:2] == (status.st_dev, status.st_ino)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -77,7 +96,7 @@ def held_device(path: str) -> Iterator[str]:
         return
     try:
         # It may have gone and be another file's by now.
-        yield device if backing_file(device) == os.path.realpath(path) else ""
+        yield device if _is_behind(path, device) else ""
     finally:
         os.close(fd)
 
