@@ -329,7 +329,7 @@ def test_layers_that_a_power_cut_took_are_there_at_the_next_start(
             synced = Path(layers.path(chain_id)).parent / "synced"
             synced.unlink(missing_ok=True)
         with monkeypatch.context() as patch:
-            patch.setattr("hutch.storage.layers._boot_id", lambda: "another boot")
+            patch.setattr("hutch.storage.layers.boot_id", lambda: "another boot")
             assert set(layers.reconcile()) >= set(image.chain_ids)
         assert not any(layers.has(chain_id) for chain_id in image.chain_ids)
         box.start()

@@ -368,7 +368,7 @@ def test_a_disk_not_safe_before_a_reboot_is_made_again(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored.disks.ensure(stored.one)
-    monkeypatch.setattr(rootdisk, "_boot_id", lambda: "another")
+    monkeypatch.setattr(rootdisk, "boot_id", lambda: "another")
     assert stored.disks.reconcile() == (stored.one[-1],)
     stored.disks.ensure(stored.one)
     assert stored.disks.sync() == 1

@@ -292,7 +292,7 @@ def test_saved_machines_outlive_a_reboot_of_the_host(
     for entry in run.iterdir():
         entry.unlink()
     for module in (layers, rootdisk):
-        monkeypatch.setattr(module, "_boot_id", lambda: "another boot")
+        monkeypatch.setattr(module, "boot_id", lambda: "another boot")
     monkeypatch.setattr(context, "boot_id", lambda: "another boot")
     with Engine(engine.root) as again:
         again.reconcile()

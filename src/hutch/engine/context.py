@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.errors import Denied, Exhausted, Unavailable
+from hutch.host.facts import boot_id
 from hutch.store import Store
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from hutch.storage.trash import Trash
     from hutch.storage.volumes import Volumes
 
-__all__ = ["BootRecord", "Context", "boot_id", "default_root"]
+__all__ = ["BootRecord", "Context", "default_root"]
 
 _SUBDIRECTORIES = ("instances", "cache", "locks")
 
@@ -48,12 +49,6 @@ def default_root() -> Path:
         return Path("/var/lib/hutch")
     data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return Path(data) / "hutch"
-
-
-def boot_id() -> str:
-    """Return the identifier of this boot of the host."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
 
 
 class BootRecord(msgspec.Struct, frozen=True, kw_only=True):

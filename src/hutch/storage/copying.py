@@ -1,4 +1,4 @@
-"""Copy a writable layer as it is: owners, links, holes, whiteouts, extended attributes."""
+"""Copy a tree of files as it is: owners, links, holes, whiteouts, extended attributes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from hutch.errors import Exhausted, HutchError
 
 __all__ = ["copy_tree"]
+
+_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 def copy_tree(source: str, target: str) -> None:
@@ -21,7 +23,8 @@ def copy_tree(source: str, target: str) -> None:
     argv = ["cp", "--archive", "--reflink=auto", "--sparse=auto", "--no-target-directory"]
     done = run_command([*argv, "--", source, target], env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["cp failed"]
-        if "No space left" in said[0]:
-            raise Exhausted(f"copy of {source}: {said[0]}", hint="free disk space and retry")
-        raise HutchError(f"copy of {source}: {said[0]}")
+        said = done.stderr.decode(errors="replace")
+        reason = (said.strip().splitlines() or ["cp failed"])[-1]
+        if any(text in said for text in _FULL):
+            raise Exhausted(f"copy of {source}: {reason}", hint="free disk space and retry")
+        raise HutchError(f"copy of {source}: {reason}")

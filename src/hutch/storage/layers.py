@@ -14,6 +14,7 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.errors import IntegrityError, NotFound
+from hutch.host.facts import boot_id
 from hutch.records import Records
 from hutch.storage.faults import disk_errors
 from hutch.storage.trash import Trash
@@ -157,7 +158,7 @@ class Layers:
             parent=parent,
             size=result.size,
             entries=result.entries,
-            boot_id=_boot_id(),
+            boot_id=boot_id(),
             xattrs=result.has_xattrs,
         )
         if result.implicit and parent:
@@ -288,7 +289,7 @@ class Layers:
         """
         from hutch.storage.locking import try_file_lock
 
-        boot_id = _boot_id()
+        boot = boot_id()
         removed = []
         for directory in self._directories():
             name = os.path.basename(directory)
@@ -296,7 +297,7 @@ class Layers:
                 layer = self.get(name)
             except IntegrityError:
                 layer = None
-            unsafe = layer is not None and layer.boot_id != boot_id
+            unsafe = layer is not None and layer.boot_id != boot
             broken = layer is None or (unsafe and not os.path.exists(f"{directory}/synced"))
             if broken and self._trash.discard(directory):
                 removed.append(f"sha256:{name}")
@@ -351,8 +352,3 @@ def _write(path: str, data: bytes) -> None:
         os.write(fd, data)
     finally:
         os.close(fd)
-
-
-def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-        return file.read().strip().decode()

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 import msgspec
 
 from hutch.errors import Exhausted
+from hutch.host.facts import boot_id
 from hutch.ids import new_id
 from hutch.records import Records, Transaction
 
@@ -75,7 +76,7 @@ class Leases:
         record = LeaseRecord(
             pid=os.getpid(),
             started=started(os.getpid()) or 0,
-            boot_id=_boot_id(),
+            boot_id=boot_id(),
             since=time.time(),
             expires_at=time.time() + ttl_s,
             references=references,
@@ -103,8 +104,8 @@ class Leases:
         """Return the leases in force."""
         with self._records.read() as transaction:
             items = transaction.items(LEASES, LeaseRecord)
-        now, boot_id = time.time(), _boot_id()
-        return [record for _, record in items if _in_force(record, now, boot_id)]
+        now, boot = time.time(), boot_id()
+        return [record for _, record in items if _in_force(record, now, boot)]
 
 
 def leased(transaction: Transaction) -> tuple[set[str], float]:
@@ -112,9 +113,9 @@ def leased(transaction: Transaction) -> tuple[set[str], float]:
     epoch); drop those that have ended (a write transaction)."""
     found: set[str] = set()
     since = float("inf")
-    now, boot_id = time.time(), _boot_id()
+    now, boot = time.time(), boot_id()
     for key, record in transaction.items(LEASES, LeaseRecord):
-        if _in_force(record, now, boot_id):
+        if _in_force(record, now, boot):
             found.update(record.references)
             since = min(since, record.since)
         else:
@@ -122,8 +123,8 @@ def leased(transaction: Transaction) -> tuple[set[str], float]:
     return found, since
 
 
-def _in_force(record: LeaseRecord, now: float, boot_id: str) -> bool:
-    if record.expires_at <= now or record.boot_id != boot_id:
+def _in_force(record: LeaseRecord, now: float, boot: str) -> bool:
+    if record.expires_at <= now or record.boot_id != boot:
         return False
     return started(record.pid) == record.started
 
@@ -137,8 +138,3 @@ def started(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] == b"Z" else int(fields[19])
-
-
-def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-        return file.read().strip().decode()

@@ -16,6 +16,7 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.errors import IntegrityError, Unsupported
+from hutch.host.facts import boot_id
 from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.faults import disk_errors
 from hutch.storage.layers import Layers
@@ -169,7 +170,7 @@ class RootDisks:
             disk = RootDisk(
                 chain_id=maker.chain_id,
                 size=os.stat(target).st_size,
-                boot_id=_boot_id(),
+                boot_id=boot_id(),
                 sha256=seal.sha256,
                 verity=seal.verity,
                 stamp=seal.stamp,
@@ -214,7 +215,7 @@ class RootDisks:
         """
         from hutch.storage.locking import try_file_lock
 
-        boot_id = _boot_id()
+        boot = boot_id()
         removed = []
         for name in self._names():
             place = f"{self._directory}/{name}"
@@ -225,7 +226,7 @@ class RootDisks:
                             self._trash.discard(place)
                 continue
             disk = self.get(name)
-            unsafe = disk is not None and disk.boot_id != boot_id
+            unsafe = disk is not None and disk.boot_id != boot
             broken = disk is None or (unsafe and not os.path.exists(f"{place}/synced"))
             if broken and self._trash.discard(place):
                 removed.append(f"sha256:{name}")
@@ -324,8 +325,3 @@ def _write(path: str, data: bytes) -> None:
         os.write(fd, data)
     finally:
         os.close(fd)
-
-
-def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-        return file.read().strip().decode()

@@ -11,9 +11,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import msgspec
 
-from hutch.errors import AlreadyExists, IntegrityError, NotFound, Unsupported
+from hutch.errors import AlreadyExists, NotFound
 from hutch.records import Records
 from hutch.storage import homes
+from hutch.storage.copying import copy_tree
 from hutch.storage.faults import disk_errors
 from hutch.storage.filemounts import frozen
 from hutch.storage.homes import Form, Home
@@ -36,7 +37,6 @@ __all__ = ["VolumeCopies", "VolumeSnapshot", "still"]
 
 Quiet = Callable[[], AbstractContextManager[None]]
 Copy = Callable[[str], object]
-_ENV = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class VolumeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +173,7 @@ class VolumeCopies:
             _copy_file(home, f"{place}/{LIMITED_FILE}", copy)
             return
         with quiet():
-            _copy_tree(homes.path_of(home), f"{place}/_data")
+            copy_tree(homes.path_of(home), f"{place}/_data")
 
     def _take_inside(self, home: Home, record: VolumeRecord, name: str) -> None:
         from hutch.storage.diskimages import change_snapshot
@@ -247,7 +247,7 @@ class VolumeCopies:
         else:
             homes.make(made, self._volumes.disks)
             with nullcontext() if snapshot else quiet():
-                _copy_tree(f"{place}/_data", homes.path_of(made))
+                copy_tree(f"{place}/_data", homes.path_of(made))
 
     def _build_image(self, home: Home, record: VolumeRecord, made: Home, snapshot: str) -> None:
         from hutch.storage.diskimages import change_snapshot
@@ -315,30 +315,6 @@ def _inside(path: str) -> list[str]:
 def _btrfs_snapshot(source: str, target: str, *, read_only: bool) -> None:
     flags = ("-r",) if read_only else ()
     run_tool(("btrfs", "subvolume", "snapshot", *flags, source), target, package="btrfs-progs")
-
-
-def _copy_tree(source: str, target: str) -> None:
-    """Copy a tree as it is: owners, times, attributes, links, holes; blocks are shared where
-    the file system can."""
-    import errno
-
-    from hutch.host.programs import find_program
-    from hutch.process.run import run_command
-
-    program = find_program("cp")
-    if program is None:
-        raise Unsupported("volume: cp is not installed", hint="apt-get install coreutils")
-    words = ["-a", "--reflink=auto", "--sparse=auto", "-T", "--", source, target]
-    done = run_command([program, *words], env=_ENV)
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace")
-        for text, number in (
-            ("No space left on device", errno.ENOSPC),
-            ("Disk quota exceeded", errno.EDQUOT),
-        ):
-            if text in said:
-                raise OSError(number, os.strerror(number), target)
-        raise IntegrityError(f"{source}: {said.strip().splitlines()[-1] if said else 'cp failed'}")
 
 
 def _missing(volume: str, name: str) -> NotFound:

@@ -11,6 +11,7 @@ from functools import cached_property
 import msgspec
 
 from hutch.errors import HutchError, NotFound, Unsupported, WrongState
+from hutch.host.facts import boot_id
 from hutch.records import Records, Transaction
 from hutch.storage import homes
 from hutch.storage.diskkeys import DiskKey, read_key
@@ -161,7 +162,7 @@ class Openings:
         if home.form != Form.IMAGE:
             homes.ensure(home)
             return
-        opening = VolumeOpening(boot_id=_boot_id())
+        opening = VolumeOpening(boot_id=boot_id())
         with self._records.write() as transaction:
             fresh = transaction.get(VOLUME_OPENINGS, f"{name}/{user}", VolumeOpening) != opening
             transaction.put(VOLUME_OPENINGS, f"{name}/{user}", opening)
@@ -197,12 +198,12 @@ class Openings:
 
     def _close(self, name: str, record: VolumeRecord, user: str, *, by_hand: bool = True) -> None:
         """Close it for one; with `by_hand` what was opened so counts for nothing."""
-        boot_id = _boot_id()
+        boot = boot_id()
         with self._records.write() as transaction:
             transaction.delete(VOLUME_OPENINGS, f"{name}/{user}")
             left = transaction.items(VOLUME_OPENINGS, VolumeOpening, f"{name}/")
             spared = f"{name}/{BY_HAND}" if by_hand else ""
-            if any(o.boot_id == boot_id and key != spared for key, o in left):
+            if any(o.boot_id == boot and key != spared for key, o in left):
                 return
             for key, _ in left:
                 transaction.delete(VOLUME_OPENINGS, key)
@@ -231,12 +232,12 @@ class Openings:
 
     def reconcile_openings(self, live: Collection[str]) -> None:
         """Close what is open for none of `live` any more, or was before a reboot."""
-        boot_id = _boot_id()
+        boot = boot_id()
         with self._records.read() as transaction:
             found = transaction.items(VOLUME_OPENINGS, VolumeOpening)
         for key, opening in found:
             name, _, user = key.partition("/")
-            if opening.boot_id != boot_id or user not in {*live, BY_HAND}:
+            if opening.boot_id != boot or user not in {*live, BY_HAND}:
                 with suppress(HutchError, OSError):
                     self.close(name, user)
 
@@ -258,8 +259,3 @@ def require(transaction: Transaction, name: str) -> VolumeRecord:
     if record is None:
         raise NotFound(f"volume {name}: not found", hint=f"hutch volume create {name}")
     return record
-
-
-def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
