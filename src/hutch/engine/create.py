@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -29,6 +29,9 @@ from hutch.spec.defaults import ImageDefaults
 from hutch.spec.model import InstanceSpec
 from hutch.storage.diskkeys import DiskKey
 from hutch.storage.faults import disk_errors
+
+if TYPE_CHECKING:
+    from hutch.image.registry_config import Credentials
 
 __all__ = ["check_references", "create", "ensure_image", "insert_record", "layer_size", "lock_new"]
 
@@ -56,9 +59,10 @@ def ensure_image(
     *,
     pull: str = "missing",
     platform: str | None = None,
+    credentials: Credentials | None = None,
     progress: Progress = silent,
 ) -> ImageRecord:
-    """Return the image, pulled when the policy says so."""
+    """Return the image, pulled when the policy says so; `credentials` are for that."""
     if pull not in _PULL_POLICIES:
         raise InvalidArgument(
             f"expected one of {', '.join(_PULL_POLICIES)}, got {pull!r}", field="pull"
@@ -73,7 +77,9 @@ def ensure_image(
                 raise
     from hutch.engine.images import pull_image
 
-    return pull_image(context, reference, platform=platform, progress=progress)
+    return pull_image(
+        context, reference, platform=platform, credentials=credentials, progress=progress
+    )
 
 
 def image_defaults(image: ImageRecord) -> ImageDefaults:

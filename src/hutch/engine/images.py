@@ -56,10 +56,31 @@ def image_users(transaction: Transaction, image_id: str) -> Iterator[ImageUser]:
 
 
 def pull_image(
-    context: Context, reference: str, *, platform: str | None, progress: Progress
+    context: Context,
+    reference: str,
+    *,
+    platform: str | None,
+    credentials: Credentials | None = None,
+    progress: Progress,
 ) -> ImageRecord:
     """Pull an image and return its record."""
-    return Images(context).pull(reference, platform=platform, progress=progress).record
+    images = Images(context)
+    return images.pull(
+        reference, platform=platform, credentials=credentials, progress=progress
+    ).record
+
+
+def registry_config(
+    context: Context, reference: str, credentials: Credentials | None
+) -> RegistryConfig:
+    """Return how to reach registries, with credentials for that of a reference."""
+    from hutch.oci.reference import parse
+
+    config = context.registry
+    if credentials is None:
+        return config
+    known = config.credentials | {parse(reference).domain: credentials}
+    return msgspec.structs.replace(config, credentials=known)
 
 
 # A method named `list` hides the type from the annotations after it.
@@ -165,14 +186,7 @@ class Images:
         return search(term, self._context.registry, limit=limit)
 
     def _config(self, reference: str, credentials: Credentials | None) -> RegistryConfig:
-        """Return how to reach registries, with credentials for that of a reference."""
-        from hutch.oci.reference import parse
-
-        config = self._context.registry
-        if credentials is None:
-            return config
-        known = config.credentials | {parse(reference).domain: credentials}
-        return msgspec.structs.replace(config, credentials=known)
+        return registry_config(self._context, reference, credentials)
 
     def tag(self, source: str, target: str) -> None:
         """Give an image another name."""

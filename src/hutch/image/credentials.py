@@ -18,7 +18,7 @@ from hutch.decoding import decode_json
 from hutch.errors import Denied, InvalidArgument, Unsupported
 from hutch.image.registry_config import Credentials, RegistryConfig
 
-__all__ = ["default_auth_files", "find_credentials"]
+__all__ = ["default_auth_files", "find_credentials", "registry_of"]
 
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io")
 _MAX_FILE = 4 << 20
@@ -107,6 +107,12 @@ def _keys(registry: str, repository: str) -> list[str]:
         keys.append(f"{registry}/{path}")
         path = path.rpartition("/")[0]
     return [*keys, registry]
+
+
+def registry_of(key: str) -> str:
+    """Return the domain of the registry that a key of `auths` means."""
+    normal = _normal(key)
+    return "docker.io" if normal in _HUB_KEYS else normal
 
 
 def _normal(key: str) -> str:

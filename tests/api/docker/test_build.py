@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -18,9 +19,11 @@ import pytest
 from hutch.api.docker import builds
 from hutch.engine import Engine
 from hutch.engine.builder.events import BuildEvent, BuildProgress
+from hutch.image.registry_config import Credentials
 from hutch.testing import ensure_image
 from tests.api.docker.conftest import Client, Daemon
 from tests.engine.building import context
+from tests.image.registries import HTPASSWD, PASSWORD, USER, running_registry
 from tests.requires import requires
 
 docker: Any = import_module("docker")
@@ -82,6 +85,8 @@ def test_what_is_no_build_is_refused_before_it_begins(api: Client) -> None:
         ("/build?version=2", b"x", "application/x-tar", 400),
         ("/build?buildargs=nonsense", b"x", "application/x-tar", 400),
         ("/build?memory=x", b"x", "application/x-tar", 400),
+        ('/build?outputs=[{"Type":"local"}]', b"x", "application/x-tar", 400),
+        ('/build?outputs=[{"Type":"image","Attrs":{"push":"true"}}]', b"x", "", 400),
         ("/build?remote=/etc", b"", "application/x-tar", 400),
         ("/build?remote=file:///etc", b"", "application/x-tar", 400),
         ("/build", b"x", "text/html", 400),
@@ -179,3 +184,29 @@ def test_the_docker_command_builds(daemon: Daemon, tmp_path: Path, unique: str) 
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Successfully tagged" in done.stdout and "Step 1/5 : FROM busybox AS one" in done.stdout
+
+
+@requires("docker-registry")
+def test_a_base_image_is_pulled_with_what_the_client_has(
+    api: Client, daemon: Daemon, hutch_engine: Engine, unique: str, tmp_path: Path
+) -> None:
+    htpasswd = tmp_path / "htpasswd"
+    htpasswd.write_text(HTPASSWD)
+    auth = f"auth:\n  htpasswd: {{realm: test, path: {htpasswd}}}\n"
+    with running_registry(tmp_path / "registry", auth=auth) as host:
+        base = f"{host}/base:{unique}"
+        hutch_engine.images.tag("busybox", base)
+        hutch_engine.images.push(base, credentials=Credentials(username=USER, password=PASSWORD))
+        hutch_engine.images.remove(base)
+        body = context({"Dockerfile": f"FROM {base}\nLABEL a={unique}\n"})
+        headers = {"Content-Type": "application/x-tar"}
+        assert b"authentication" in api.ask("POST", "/build", body, headers).body
+        given = {f"https://{host}/v1/": {"username": USER, "password": PASSWORD}, "other": {}}
+        config = base64.urlsafe_b64encode(json.dumps(given).encode()).decode()
+        done = api.ask("POST", "/build", body, {**headers, "X-Registry-Config": config})
+        assert b"Successfully built" in done.body, done.body
+        hutch_engine.images.remove(base, force=True)
+        bad = api.ask("POST", "/build", body, {**headers, "X-Registry-Config": "?"})
+        assert bad.status == 400
+    log = daemon.log.read_text()
+    assert PASSWORD not in log and config not in log

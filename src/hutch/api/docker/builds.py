@@ -20,6 +20,7 @@ from hutch.errors import HutchError, InvalidArgument
 if TYPE_CHECKING:
     from hutch.api.docker.requests import Query, Request
     from hutch.engine.builder.events import BuildEvent
+    from hutch.image.registry_config import Credentials
 
 __all__ = ["ROUTES", "Narrator"]
 
@@ -118,6 +119,7 @@ async def _build(request: Request) -> Answer:
     if query.text("version", "1") == "2":
         raise ApiError(400, "BuildKit's interface is not served: set DOCKER_BUILDKIT=0")
     options = _options(query)
+    options["credentials"] = _credentials(request)
     remote = query.text("remote")
     source: Any = remote
     spool: IO[bytes] | None = None
@@ -249,6 +251,7 @@ def _options(query: Query) -> dict[str, Any]:
         "pull": query.flag("pull"),
         "squash": query.flag("squash"),
     }
+    _check_outputs(query)
     arguments = _json(query, "buildargs", dict[str, str | None])
     options["build_args"] = {n: v for n, v in (arguments or {}).items() if v is not None}
     options["labels"] = _json(query, "labels", dict[str, str]) or {}
@@ -273,6 +276,38 @@ def _options(query: Query) -> dict[str, Any]:
     if query.text("isolation") in ("vm", "container"):
         options["isolation"] = query.text("isolation")
     return options
+
+
+class _Output(msgspec.Struct, kw_only=True, rename="pascal"):
+    type: str = ""
+    attrs: dict[str, str] | None = None
+
+
+def _check_outputs(query: Query) -> None:
+    """Refuse what is to go elsewhere than to the images: only a session could carry it."""
+    outputs = _json(query, "outputs", list[_Output]) or []
+    if len(outputs) > 1:
+        raise ApiError(400, "multiple outputs are not supported")
+    for output in outputs:
+        if output.type not in ("", "image", "docker", "moby") or output.attrs:
+            shown = ",".join(
+                f"{k}={v}" for k, v in {"type": output.type, **(output.attrs or {})}.items()
+            )
+            raise ApiError(400, f"outputs: {shown[:80]}: the image is made here; export or push it")
+
+
+def _credentials(request: Request) -> dict[str, Credentials]:
+    """Return what X-Registry-Config has, by registry."""
+    from hutch.api.docker.transfers import registry_credentials
+    from hutch.image.credentials import registry_of
+
+    given = request.auth_config("x-registry-config")
+    found = {
+        registry_of(key): registry_credentials(value)
+        for key, value in given.items()
+        if isinstance(value, dict)
+    }
+    return {registry: one for registry, one in found.items() if one is not None}
 
 
 def _json(query: Query, name: str, kind: type[T]) -> T | None:
@@ -350,11 +385,11 @@ _BUILD_OPTIONS = {
     "platform": "works: the host's, others are refused",
     "target": "works",
     "ulimits": "works",
-    "outputs": "ignored: the image is made",
+    "outputs": "refused but for an image without attributes: the image is made",
     "isolation": "works: container or vm",
     "version": "refused: 2, BuildKit's own interface",
     "Content-Type": "works",
-    "X-Registry-Config": "ignored: credentials are those of the server",
+    "X-Registry-Config": "works; for other registries the daemon's own credentials are used",
 }
 
 ROUTES = (

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from hutch.engine.builder.options import BuildOptions, Secret, parse_secret, parse_ssh
 from hutch.errors import InvalidArgument
+from hutch.image.registry_config import Credentials
 from hutch.spec.parse import mapping, strings
 
 __all__ = ["BuildArguments", "read_options"]
@@ -26,7 +27,8 @@ class BuildArguments(TypedDict, total=False):
     """All that may be asked of a build beside its context and Dockerfile.
 
     A secret is `{"name": bytes}`, or what `--secret` takes; `ssh` is what `--ssh` takes.
-    `source_date_epoch` in seconds makes builds reproducible. The rest are limits of the
+    `source_date_epoch` in seconds makes builds reproducible. `credentials` by registry
+    (`docker.io`, `host:port`) go before those that are configured. The rest are limits of the
     commands, as `run` has them.
     """
 
@@ -49,6 +51,7 @@ class BuildArguments(TypedDict, total=False):
     cache_to: Sequence[str] | str | None
     source_date_epoch: int | float | None
     parallel: int | None
+    credentials: Mapping[str, Credentials] | None
     cpu_period: int | str | None
     cpu_quota: int | str | None
     cpu_shares: int | None
@@ -125,6 +128,8 @@ def _others(name: str, value: Any) -> dict[str, Any]:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InvalidArgument(f"expected seconds, got {value!r}", field=name)
             return {"epoch_s": float(value)}
+        case "credentials":
+            return {"credentials": _credentials(value)}
         case "parallel":
             if not isinstance(value, int) or not 1 <= value <= 64:
                 raise InvalidArgument(f"expected 1 to 64, got {value!r}", field=name)
@@ -135,6 +140,17 @@ def _others(name: str, value: Any) -> dict[str, Any]:
     raise InvalidArgument(
         "no such option", field=name, hint=f"did you mean {near[0]}?" if near else None
     )
+
+
+def _credentials(value: Any) -> dict[str, Credentials]:
+    found = dict(value)
+    for registry, one in found.items():
+        if not isinstance(one, Credentials):
+            raise InvalidArgument(
+                f"expected Credentials, got {type(one).__name__}",
+                field=f"credentials[{str(registry)!r}]",
+            )
+    return found
 
 
 def _secrets(value: Any) -> dict[str, Secret]:

@@ -29,6 +29,7 @@ from hutch.engine.builder.stages import Stages
 from hutch.errors import HutchError, NotFound
 from hutch.image.records import ImageRecord
 from hutch.oci.platform import host_platform
+from hutch.oci.reference import parse
 from hutch.records import ProgressEvent
 from hutch.storage.faults import disk_errors
 from hutch.storage.scratch import scratch_directory
@@ -36,6 +37,7 @@ from hutch.storage.scratch import scratch_directory
 if TYPE_CHECKING:
     from hutch.engine.builder.remotecache import RemoteCache
     from hutch.engine.context import Context
+    from hutch.image.registry_config import Credentials
     from hutch.process.supervisor import Supervisor
     from hutch.storage.leases import Lease
 
@@ -304,8 +306,14 @@ class Build:
             reference,
             pull="always" if self.options.pull else "missing",
             platform=platform or self.options.platform or None,
+            credentials=self.credentials(reference),
             progress=report,
         )
+
+    def credentials(self, reference: str) -> Credentials | None:
+        """Return what was given for the registry of a reference."""
+        given = self.options.credentials
+        return given.get(parse(reference).domain) if given else None
 
     def check_platform(self, platform: str) -> None:
         """Refuse the platform of a FROM that this host does not run."""

@@ -146,7 +146,7 @@ def _push(build: Build, names: Sequence[str]) -> None:
     if not names:
         raise InvalidArgument("a push needs a name: --tag, or name=…", field="output")
     for name in names:
-        Images(build.context).push(name)
+        Images(build.context).push(name, credentials=build.credentials(name))
 
 
 # ---- the cache as a whole -----------------------------------------------------------------

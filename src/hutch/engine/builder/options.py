@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from hutch.errors import InvalidArgument, Unsupported
+from hutch.image.registry_config import Credentials
 from hutch.oci.platform import host_platform, parse_platform
 from hutch.oci.reference import parse
 
@@ -49,7 +50,8 @@ class Secret(msgspec.Struct, frozen=True, kw_only=True):
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     """One build. `epoch_s` is SOURCE_DATE_EPOCH: files are no younger than that, and the image
-    was made then. `run` are limits of the steps, as `create` takes them."""
+    was made then. `run` are limits of the steps, as `create` takes them; `credentials` are by
+    registry."""
 
     dockerfile: str = ""
     tags: tuple[str, ...] = ()
@@ -72,6 +74,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     isolation: str = "container"
     epoch_s: float | None = None
     run: dict[str, Any] = {}
+    credentials: dict[str, Credentials] = {}
     parallel: int = 0
 
 

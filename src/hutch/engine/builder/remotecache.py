@@ -27,6 +27,7 @@ from hutch.storage.layers import chain_id_of
 if TYPE_CHECKING:
     from hutch.engine.builder.build import Build
     from hutch.engine.builder.events import Step
+    from hutch.image.registry_config import RegistryConfig
 
 __all__ = ["INLINE", "RemoteCache", "export_cache", "inline_entries"]
 
@@ -99,7 +100,7 @@ class RemoteCache:
         local = context.images.find(name)
         if local is not None:
             return _of_image(context.content.read(local.id))
-        with Repository(reference, context.registry) as repository:
+        with Repository(reference, _config(self._build, name)) as repository:
             fetched = repository.manifest(reference.target)
             manifest = decode_json(fetched.data, dict[str, Any])
             config = _descriptor(manifest.get("config"))
@@ -120,7 +121,7 @@ class RemoteCache:
         with content.writer(entry.digest, entry.size, timeout_s=600) as writer:
             if writer.complete:
                 return
-            with Repository(reference, self._build.context.registry) as repository:
+            with Repository(reference, _config(self._build, name)) as repository:
                 for chunk in repository.blob(blob, writer.offset):
                     self._build.check()
                     writer.write(chunk)
@@ -152,6 +153,12 @@ def _descriptor(value: object) -> Descriptor:
         return msgspec.convert(value, Descriptor)
     except msgspec.ValidationError as error:
         raise NotFound(f"cache: not a manifest: {error}") from None
+
+
+def _config(build: Build, name: str) -> RegistryConfig:
+    from hutch.engine.images import registry_config
+
+    return registry_config(build.context, name, build.credentials(name))
 
 
 def _of_image(data: bytes) -> dict[str, Entry]:
@@ -230,9 +237,8 @@ def export_cache(build: Build, text: str) -> None:
         ],
     }
     reference = parse(name, field="cache_to")
-    with Repository(
-        reference, build.context.registry, actions="pull,push", mirrors=False
-    ) as repository:
+    reach = _config(build, name)
+    with Repository(reference, reach, actions="pull,push", mirrors=False) as repository:
         for digest, size in [*((d, e.size) for d, e in layers.items()), (config, len(data))]:
             build.check()
 
