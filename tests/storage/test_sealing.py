@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import pytest
 from hutch.errors import IntegrityError
 from hutch.storage import sealing
 from hutch.storage.filemounts import mount_file, unmount_file
-from hutch.storage.sealing import Seal, check_seal, make_seal
+from hutch.storage.sealing import Seal, check_seal, is_as_sealed, make_seal
 from tests.requires import requires
 
+PIECE = 4 << 20
 CONTENT = b"one block of many " * 40_000
 
 
@@ -37,7 +39,7 @@ def test_a_file_that_nobody_touched_is_not_read(
     def fail(_: int) -> str:
         raise AssertionError("it was read")
 
-    monkeypatch.setattr(sealing, "_sha256", fail)
+    monkeypatch.setattr(sealing, "_pieces", fail)
     assert check(file, seal) == seal
 
 
@@ -58,10 +60,52 @@ def test_a_file_that_was_touched_only_gets_a_new_stamp(file: Path) -> None:
     seal = make_seal(str(file))
     os.utime(file)
     again = check(file, seal)
-    assert again.sha256 == seal.sha256 and again.stamp != seal.stamp
+    assert again.pieces == seal.pieces and again.stamp != seal.stamp
     assert check(file, again) == again
-    unstamped = Seal(sha256=seal.sha256)
+    unstamped = Seal(pieces=seal.pieces)
     assert check(file, unstamped).stamp == again.stamp
+
+
+def test_a_seal_of_the_whole_files_digest_still_counts(file: Path) -> None:
+    seal = Seal(sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert check(file, seal).stamp and is_as_sealed(str(file), seal)
+    with open(file, "ab") as changed:
+        changed.write(b"X")
+    assert not is_as_sealed(str(file), seal)
+    with pytest.raises(IntegrityError):
+        check(file, seal)
+
+
+@pytest.mark.parametrize("at", [0, PIECE - 1, PIECE, 2 * PIECE, 2 * PIECE + 4])
+def test_a_byte_of_any_piece_counts(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(b"piece" * (2 * PIECE // 5 + 2))
+    seal = make_seal(str(path))
+    assert is_as_sealed(str(path), seal)
+    with open(path, "r+b") as changed:
+        changed.seek(at)
+        changed.write(b"X")
+    assert not is_as_sealed(str(path), seal)
+
+
+def test_pieces_that_change_places_count(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(b"a" * PIECE + b"b" * PIECE)
+    seal = make_seal(str(path))
+    path.write_bytes(b"b" * PIECE + b"a" * PIECE)
+    assert not is_as_sealed(str(path), seal)
+
+
+def test_one_processor_makes_the_same_seal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(os.urandom(3 * PIECE + 5))
+    seal = make_seal(str(path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert make_seal(str(path)).pieces == seal.pieces
+    content = path.read_bytes()
+    pieces = (content[at : at + PIECE] for at in range(0, len(content), PIECE))
+    whole = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
+    assert seal.pieces == hashlib.sha256(whole).hexdigest()
 
 
 @pytest.fixture

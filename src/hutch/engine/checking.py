@@ -17,6 +17,7 @@ from hutch.engine.results import CheckReport, Damage
 from hutch.errors import Busy, HutchError
 from hutch.lifecycle import State
 from hutch.records import Progress, ProgressEvent, silent
+from hutch.storage.sealing import Seal, is_as_sealed
 from hutch.storage.snapshots import QCOW2_FILE
 
 __all__ = ["check"]
@@ -25,12 +26,13 @@ _AT_REST = (State.CREATED, State.EXITED, State.SUSPENDED)
 
 
 class _Item(msgspec.Struct, frozen=True, kw_only=True):
-    """Something to be read: its name, file and SHA-256 in hexadecimal."""
+    """Something to be read: its name and file, its SHA-256 in hexadecimal, or its seal."""
 
     kind: str
     name: str
     path: Path
-    sha256: str
+    sha256: str = ""
+    seal: Seal | None = None
 
 
 def check(context: Context, *, repair: bool = False, progress: Progress = silent) -> CheckReport:
@@ -65,9 +67,8 @@ def _items(context: Context) -> Iterator[_Item]:
         digest = blob.digest.removeprefix("sha256:")
         yield _Item(kind="blob", name=blob.digest, path=path, sha256=digest)
     for disk in context.rootdisks.list():
-        if disk.sha256:
-            path = Path(context.rootdisks.path((disk.chain_id,)))
-            yield _Item(kind="root disk", name=disk.chain_id, path=path, sha256=disk.sha256)
+        path = Path(context.rootdisks.path((disk.chain_id,)))
+        yield _Item(kind="root disk", name=disk.chain_id, path=path, seal=disk.seal)
     for kernel in context.kernels.list():
         path = context.kernels.vmlinux(kernel)
         yield _Item(kind="kernel", name=kernel.id, path=path, sha256=kernel.vmlinux_sha256)
@@ -76,6 +77,8 @@ def _items(context: Context) -> Iterator[_Item]:
 def _differs(item: _Item) -> str | None:
     """Return what is wrong with a file, "" for nothing, None where it has gone meanwhile."""
     try:
+        if item.seal is not None:
+            return "" if is_as_sealed(str(item.path), item.seal) else "its content has changed"
         with open(item.path, "rb", buffering=0) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:

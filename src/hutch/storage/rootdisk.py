@@ -20,6 +20,7 @@ from hutch.host.facts import boot_id
 from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.faults import disk_errors
 from hutch.storage.layers import Layers
+from hutch.storage.sealing import Seal
 from hutch.storage.trash import Trash
 
 TYPE_CHECKING = False
@@ -37,15 +38,21 @@ _TIMEOUT_S = 3600.0
 
 
 class RootDisk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A root disk; `size` and `sha256` are those of the file, `boot_id` the boot of the host
-    it was made in; `verity` and `stamp` are those of its seal."""
+    """A root disk; `size` is that of the file, `boot_id` the boot of the host it was made in;
+    the others are its seal."""
 
     chain_id: str
     size: int
     boot_id: str
     sha256: str = ""
+    pieces: str = ""
     verity: str = ""
     stamp: str = ""
+
+    @property
+    def seal(self) -> Seal:
+        """How the file was when it was made."""
+        return Seal(sha256=self.sha256, pieces=self.pieces, verity=self.verity, stamp=self.stamp)
 
 
 def disk_key(chain_ids: Sequence[str]) -> str:
@@ -136,12 +143,12 @@ class RootDisks:
 
     def _require_intact(self, chain_id: str, path: str) -> None:
         """Check a disk's seal; one that was touched, and is as it was, gets a new one."""
-        from hutch.storage.sealing import Seal, check_seal
+        from hutch.storage.sealing import check_seal
 
         disk = self.get(chain_id)
         if disk is None:
             return
-        seal = Seal(sha256=disk.sha256, verity=disk.verity, stamp=disk.stamp)
+        seal = disk.seal
         with disk_errors(f"root disk {chain_id}"):
             try:
                 hint = "hutch system check --repair"
@@ -171,7 +178,7 @@ class RootDisks:
                 chain_id=maker.chain_id,
                 size=os.stat(target).st_size,
                 boot_id=boot_id(),
-                sha256=seal.sha256,
+                pieces=seal.pieces,
                 verity=seal.verity,
                 stamp=seal.stamp,
             )
