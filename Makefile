@@ -1,7 +1,7 @@
 # The front door of the checkout. Every target works from a fresh clone.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test soak check bench nested-kvm nested-vfio qemu-versions guest-kernels guest-suite docker-clients docs clean
+.PHONY: help setup demo test soak check bench nested-kvm nested-vfio qemu-versions guest-kernels cloud-image guest-suite docker-clients docs clean
 
 help:
 	@echo 'make setup   system packages, .venv and the native build (quick when up to date)'
@@ -14,6 +14,7 @@ help:
 	@echo 'make nested-vfio  devices given to machines, in one that emulates an IOMMU'
 	@echo 'make qemu-versions   tests of machines with other versions of QEMU'
 	@echo 'make guest-kernels   the same with other kernels in the guests'
+	@echo 'make cloud-image   a cloud image with cloud-init, started twice and reached by SSH'
 	@echo 'make guest-suite  tests on a kernel with cgroup v2, quotas and fs-verity, in a machine'
 	@echo 'make docker-clients  tests of the Docker API with real clients'
 	@echo 'make docs    the reference pages made from the code'
@@ -47,6 +48,9 @@ qemu-versions: setup
 
 guest-kernels: setup
 	@$(PY) -m scripts.versions kernels $(ARGS)
+
+cloud-image: setup
+	@$(PY) -m scripts.cloud_image
 
 guest-suite: setup
 	@$(PY) scripts/guest_suite.py $(ARGS)
