@@ -110,6 +110,22 @@ def test_limits_are_changed_in_the_kernel(engine: Engine) -> None:
         assert inside("pids/pids.max") == "9"
 
 
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/blkio").is_dir(), reason="needs cgroup v1")
+@pytest.mark.parametrize("later", [["{}:0"], []], ids=["by zero", "by its absence"])
+def test_a_rate_of_a_device_is_lifted_while_it_runs(engine: Engine, later: list[str]) -> None:
+    nodes = (Path("/dev", entry.name) for entry in sorted(Path("/sys/block").iterdir()))
+    device = next(node for node in nodes if node.is_block_device())
+    with start(engine, "sleep 1000", device_write_bps=[f"{device}:1mb"]) as box:
+
+        def limits() -> str:
+            shown = "/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device"
+            return box.exec(["cat", shown]).text.strip()
+
+        assert limits().endswith(f" {1 << 20}")
+        box.update(device_write_bps=[one.format(device) for one in later])
+        assert limits() == ""
+
+
 def test_a_hundred_programs_at_once_in_one_instance(engine: Engine) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

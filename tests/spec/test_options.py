@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hutch.errors import InvalidArgument
-from hutch.spec.limits import parse_device, parse_ulimits, read_resources
+from hutch.spec.limits import lifted, parse_device, parse_ulimits, read_resources
 from hutch.spec.model import (
     BindMount,
     DeviceNode,
@@ -276,6 +276,18 @@ def test_resources_take_text_and_numbers() -> None:
     assert (resources.pids, resources.cpuset_cpus) == (0, "0-1,3")
     assert resources.device_read_bps == (Throttle(path="/dev/sda", rate=1 << 20),)
     assert resources.device_write_iops == (Throttle(path="/dev/sda", rate=5),)
+
+
+def test_a_rate_that_is_no_longer_named_is_lifted() -> None:
+    before = read_resources({"device_read_bps": ["/dev/sda:1mb", "/dev/sdb:2mb"], "memory": "1g"})
+    after = read_resources({"device_read_bps": ["/dev/sdb:0"], "memory": "2g"})
+    told = lifted(before, after)
+    assert told.device_read_bps == (
+        Throttle(path="/dev/sdb", rate=0),
+        Throttle(path="/dev/sda", rate=0),
+    )
+    assert told.memory == 2 << 30
+    assert lifted(after, after) is after
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def test_a_machine_from_start_to_its_disk_in_a_file(
 ) -> None:
     disk = sector_disk(tmp_path / "mine.raw")
     name = hutch.out(
-        "vm", "run", "-d", "--name", "box", "--memory", "128m", "--network", "none", str(disk)
+        *("vm", "run", "-d", "--name", "box", "--memory", "128m", "--network", "none"),
+        *("--device-write-bps", "disk:8m", str(disk)),
     )
     assert len(name.strip()) == 64
     (row,) = json.loads(hutch.out("ps", "-o", "json"))
@@ -74,6 +75,9 @@ def test_a_machine_from_start_to_its_disk_in_a_file(
     console.type(b"\x1d")
     assert console.wait() == 0
     console = _on_the_console(terminal, b"y")
+    hutch.out("update", "--device-write-bps", "disk:9m", "box")
+    rates = hutch.out("inspect", "-f", "{{json .HostConfig.BlkioDeviceWriteBps}}", "box")
+    assert json.loads(rates) == [{"Path": "disk", "Rate": 9 << 20}]
     hutch.out("stop", "box")
     console.expect(b"off")
     assert console.wait() == 0
@@ -105,6 +109,19 @@ def test_disks_are_made_looked_at_converted_and_grown(hutch: Cli, tmp_path: Path
     assert "vmdk, 16" in hutch.out("vm", "disk", "convert", "-q", made, other)
     refused = hutch("vm", "disk", "resize", made, "1M")
     assert b"a disk cannot shrink" in refused.stderr
+    assert b"size: must be at least a byte" in hutch("vm", "disk", "create", other, "0").stderr
+    assert b"is no regular file" in hutch("vm", "disk", "info", str(tmp_path)).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [("a.raw", "raw"), ("a.vmdk", "vmdk"), ("a.vhd", "vpc"), ("a", "qcow2")]
+)
+def test_a_disk_is_of_the_format_that_its_name_says(
+    hutch: Cli, tmp_path: Path, name: str, format: str
+) -> None:
+    made = str(tmp_path / name)
+    hutch.out("vm", "disk", "create", made, "8M")
+    assert disk_info(made).format == format
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,10 @@ def _show(invocation: Invocation, image: DiskImage) -> int:
 
 
 def _disk_create(invocation: Invocation) -> int:
-    from hutch.storage.diskimages import create_disk
+    from hutch.storage.diskimages import create_disk, format_of
 
     path, size = invocation.arguments
-    format = invocation.options.get("format", "qcow2")
+    format = invocation.options.get("format") or format_of(path, otherwise="qcow2")
     key = _disk_key(invocation, "key", new=True)
     made = create_disk(path, parse_bytes(size, field="size"), format=format, key=key)
     return _show(invocation, made)
@@ -141,7 +141,8 @@ def _disk_resize(invocation: Invocation) -> int:
     return _show(invocation, resized)
 
 
-_FORMAT = ("format", "", "text", "FORMAT", "raw, qcow2, luks, vmdk, vhdx, vpc or vdi")
+_FORMATS = "raw, qcow2, luks, vmdk, vhdx, vpc or vdi"
+_FORMAT = ("format", "", "text", "FORMAT", _FORMATS)
 _KEY = ("key", "", "text", KEY_VALUE, "Its key: FILE, fd:N, env:NAME or prompt")
 
 COMMANDS = {
@@ -214,7 +215,10 @@ COMMANDS = {
         arguments="FILE SIZE",
         low=2,
         high=2,
-        options=(_FORMAT, _KEY),
+        options=(
+            ("format", "", "text", "FORMAT", f"{_FORMATS} (as its name ends, else qcow2)"),
+            _KEY,
+        ),
         examples=(
             "hutch vm disk create data.qcow2 20G",
             "hutch vm disk create --key prompt secret.qcow2 20G",

@@ -19,6 +19,7 @@ from hutch.errors import AlreadyExists, HutchError, InvalidArgument, Unsupported
 from hutch.lifecycle import State
 from hutch.spec.build import check_name
 from hutch.spec.build import update as update_spec
+from hutch.spec.limits import lifted
 from hutch.spec.model import InstanceSpec, Resources
 
 __all__ = ["rename", "update"]
@@ -73,11 +74,12 @@ def _store(context: Context, identifier: str, spec: InstanceSpec) -> None:
 def _update_running(driver: Driver, record: InstanceRecord, resources: Resources) -> None:
     """Change what runs; where only some of it succeeds, as a guest that does not let all its
     memory go, it has its former limits again."""
+    before = record.spec.resources
     try:
-        driver.update(record.id, resources)
+        driver.update(record.id, lifted(before, resources))
     except BaseException:
         with suppress(HutchError):
-            driver.update(record.id, record.spec.resources)
+            driver.update(record.id, lifted(resources, before))
         raise
 
 

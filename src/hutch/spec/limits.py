@@ -14,6 +14,7 @@ __all__ = [
     "RATES",
     "RESOURCE_OPTIONS",
     "is_machine_disk",
+    "lifted",
     "machine_disks",
     "parse_device",
     "parse_device_rules",
@@ -178,11 +179,25 @@ def _throttle(value: Any, field: str, bytes_: bool) -> Throttle:
                 "expected DEVICE:RATE", field=field, hint="for example /dev/sda:10mb"
             )
         amount = parse_bytes(rate, field=field) if bytes_ else integer(rate, field)
-    of_machine = is_machine_disk(path)
     return Throttle(
-        path=path if of_machine else absolute_path(path, field),
-        rate=integer(amount, field, low=0 if of_machine else 1, high=_MAX_LIMIT),
+        path=path if is_machine_disk(path) else absolute_path(path, field),
+        rate=integer(amount, field, low=0, high=_MAX_LIMIT),
     )
+
+
+def lifted(before: Resources, after: Resources) -> Resources:
+    """Return `after` with a rate of 0, which is none, for each device limited only `before`:
+    what is not named the kernel leaves as it is."""
+    from msgspec.structs import replace
+
+    changes = {}
+    for field in RATES:
+        named = {throttle.path for throttle in getattr(after, field)}
+        gone = [t.path for t in getattr(before, field) if t.path not in named]
+        if gone:
+            freed = tuple(Throttle(path=path, rate=0) for path in gone)
+            changes[field] = getattr(after, field) + freed
+    return replace(after, **changes) if changes else after
 
 
 def is_machine_disk(name: str) -> bool:

@@ -138,10 +138,10 @@ def require_whole(image: DiskImage, *, field: str) -> DiskImage:
     return image
 
 
-def format_of(path: str) -> DiskFormat:
-    """Return the format that a file's name ends in, raw where it says nothing."""
-    ending = path.rpartition(".")[2].lower()
-    return _checked(_ENDINGS.get(ending, ending if ending in FORMATS else "raw"))
+def format_of(path: str, *, otherwise: DiskFormat = "raw") -> DiskFormat:
+    """Return the format that a file's name ends in, `otherwise` where it says nothing."""
+    ending = os.path.basename(path).rpartition(".")[2].lower()
+    return _checked(_ENDINGS.get(ending, ending if ending in FORMATS else otherwise))
 
 
 def stamp_of(path: str) -> str:
@@ -165,6 +165,8 @@ def create_disk(
     """Make an empty disk, or with `base` a qcow2 that keeps what differs from that disk,
     which must stay as it is. With `key` it is encrypted, which qcow2 and luks can be. Nothing
     is left of a failure."""
+    if size < 1:
+        raise InvalidArgument(f"must be at least a byte, got {size}", field="size")
     final = os.path.abspath(target)
     partial = f"{final}.part{os.urandom(4).hex()}"
     command = ["create", "-q", "-f", _checked(format)]
@@ -478,8 +480,10 @@ def _require() -> str:
 def _existing(path: str) -> str:
     """Return the absolute path, which qemu-img cannot take for an address (`nbd:…`)."""
     full = os.path.abspath(path)
-    if not os.path.isfile(full):
+    if not os.path.exists(full):
         raise NotFound(f"disk {full}: no such file")
+    if not os.path.isfile(full):
+        raise InvalidArgument(f"disk {full}: is no regular file", field="disk")
     return full
 
 
