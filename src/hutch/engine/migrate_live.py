@@ -50,7 +50,7 @@ _MAX_DOWNTIME_S = 2000
 
 class LiveOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to copy a machine while it runs. `downtime_s` is how long it may stand still,
-    `timeout_s` how long its memory may take until then, None for as long as it takes."""
+    `timeout_s` how long disk and memory may take until then, None for as long as it takes."""
 
     streams: Streams = Streams()
     downtime_s: float = 0.3
@@ -175,6 +175,7 @@ class _Journey:
         self._pumps: list[Pump] = []
         self._token = ""
         self._unacked: int | None = None
+        self._began = 0.0
         self._stopped = 0.0
         self._passes = 0
         self._whole = True
@@ -195,6 +196,7 @@ class _Journey:
     # ---- while it runs ------------------------------------------------------------------
 
     def copy_disk(self) -> None:
+        self._began = time.monotonic()
         self._departure.mirror(self._channel("disk", None))
         while True:
             done, total = self._departure.mirrored()
@@ -202,17 +204,20 @@ class _Journey:
             if done == total:
                 return
             self._listen()
+            self._check_time("the disk of {} is not copied", "allow more --bandwidth or --timeout")
 
     def copy_memory(self) -> None:
         """Copy it until little is left, then hold the streams still and let it be stopped."""
         if not self._departure.waits:
             self._unacked = self._departure.hold_streams()
         self._begin()
-        began = time.monotonic()
         while not self._is_near(state := self._departure.copying()):
             self._show(state)
             self._listen()
-            self._check_time(began)
+            self._check_time(
+                "the memory of {} changes faster than it is copied: not done",
+                "allow a longer --downtime or more --bandwidth, or use --post-copy",
+            )
 
     def _begin(self) -> None:
         """Open the stream of the memory, or the several that QEMU opens itself."""
@@ -243,14 +248,11 @@ class _Journey:
             return True
         return state.remaining <= max(_LITTLE, int(state.rate * self._options.downtime_s))
 
-    def _check_time(self, began: float) -> None:
+    def _check_time(self, problem: str, hint: str) -> None:
         limit = self._options.timeout_s
-        if limit is not None and time.monotonic() - began > limit:
-            raise OperationTimeout(
-                f"the memory of {self._sender.record.name} changes faster than it is copied: "
-                f"not done in {limit:g} s",
-                hint="allow a longer --downtime or more --bandwidth, or use --post-copy",
-            )
+        if limit is not None and time.monotonic() - self._began > limit:
+            name = self._sender.record.name
+            raise OperationTimeout(f"{problem.format(name)} in {limit:g} s", hint=hint)
 
     def _show(self, state: CopyState) -> None:
         slowed = f", slowed by {state.throttle} %" if state.throttle else ""
