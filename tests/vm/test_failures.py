@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hutch.drivers.vm import boot, driver, launching, sandbox, templates
+from hutch.drivers.vm import arguments, boot, driver, launching, sandbox, templates
 from hutch.drivers.vm.driver import VmDriver
 from hutch.drivers.vm.host import find_host
 from hutch.drivers.vm.launching import MachineLauncher
@@ -60,7 +60,7 @@ STEPS: list[tuple[object, str]] = [
     (launching, "setup_request"),
     (boot, "listen_at"),
     (boot, "make_skeleton"),
-    (launching, "machine_argv"),
+    (arguments, "machine_argv"),
     (boot, "encode_config"),
     (boot, "compile_sandbox"),
     (Launcher, "start"),

@@ -14,6 +14,7 @@ import msgspec
 from hutch.drivers.base import Launch, LaunchMount
 from hutch.drivers.confinement import Confinement, apparmor, environment
 from hutch.drivers.limits import resolve_devices
+from hutch.drivers.supervision import instance_supervision
 from hutch.drivers.users import LayeredReader, resolve_user
 from hutch.errors import NotFound
 from hutch.linux.cgroup import Group, Hierarchy
@@ -24,7 +25,7 @@ from hutch.plan.assets import (
     NamespaceAsset,
     RootAsset,
 )
-from hutch.plan.ops import Idmap, Supervision
+from hutch.plan.ops import Idmap
 from hutch.process.launcher import Launcher
 from hutch.spec.model import InstanceSpec
 
@@ -103,7 +104,7 @@ class AssetBuilder:
             ),
             user=user,
             env=environment(spec.process, user, hostname=spec.hostname),
-            supervision=_supervision(launch),
+            supervision=instance_supervision(launch),
             cgroup_files=cgroup_files,
             cgroup_slot=cgroup_slot,
             cgroup_v1=_v1_mounts(group),
@@ -217,20 +218,3 @@ def _v1_mounts(group: Group | None) -> tuple[tuple[str, str], ...]:
         if name and directory.startswith("/sys/fs/cgroup/")
     }
     return tuple((hierarchy, directory) for directory, hierarchy in found.items())
-
-
-def _supervision(launch: Launch) -> Supervision:
-    spec = launch.spec
-    return Supervision(
-        directory=f"{launch.directory}/run",
-        log_path="" if spec.logs.driver == "none" else f"{launch.directory}/log",
-        log_max_bytes=spec.logs.max_bytes,
-        log_max_files=spec.logs.max_files,
-        stdin_open=spec.process.stdin,
-        stdin_once=spec.process.stdin_once,
-        tty=spec.process.tty,
-        linger=launch.linger,
-        exit_command=launch.exit_command,
-        exit_command_always=launch.exit_command_always,
-        name="hutch-supervisor",
-    )

@@ -15,11 +15,12 @@ import msgspec
 
 from hutch.drivers import failures
 from hutch.drivers.base import Launch, SavedState, Started
+from hutch.drivers.supervision import instance_supervision
 from hutch.drivers.vm.boot import QMP_SOCKET, Booted, BootRequest, Ports, boot
 from hutch.drivers.vm.cards import is_user_network, network_cards
 from hutch.drivers.vm.diskkeys import DISK_KEY, secrets
 from hutch.drivers.vm.host import find_host
-from hutch.drivers.vm.launching import MachineLauncher, supervision
+from hutch.drivers.vm.launching import MachineLauncher
 from hutch.drivers.vm.limits import group_limits, memory_of
 from hutch.drivers.vm.machine import (
     ROOT_PORTS,
@@ -215,7 +216,7 @@ def _boot(
             qemu=host.qemu,
             directory=f"{launch.directory}/run",
             logs=launch.directory,
-            supervision=supervision(launch, None),
+            supervision=instance_supervision(launch),
             argv=argv,
             config=MonitorConfig(
                 argv=(),

@@ -14,11 +14,12 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.drivers.base import Launch, LaunchMount
-from hutch.drivers.vm.backing import pooled_memory, private_memory, resumed_memory, share_devices
+from hutch.drivers.supervision import instance_supervision
+from hutch.drivers.vm.arguments import instance_argv
 from hutch.drivers.vm.boot import Booted, BootRequest, Ports, boot
-from hutch.drivers.vm.cards import is_user_network, network_cards
+from hutch.drivers.vm.cards import is_user_network
 from hutch.drivers.vm.console import begin_logs
-from hutch.drivers.vm.diskkeys import DISK_KEY, secrets, writable_files, writable_size
+from hutch.drivers.vm.diskkeys import writable_size
 from hutch.drivers.vm.host import find_host, require_qemu
 from hutch.drivers.vm.images import ImageRequest, ImageTemplates, image_request, most_kept
 from hutch.drivers.vm.initramfs import Programs, ensure_initramfs
@@ -26,7 +27,6 @@ from hutch.drivers.vm.kernels import Kernels
 from hutch.drivers.vm.machine import (
     Host,
     MachineRecord,
-    machine_argv,
     machine_type,
     save_record,
     shape_of,
@@ -39,12 +39,10 @@ from hutch.drivers.vm.making import (
     Parts,
     TemplateMaker,
     disk_cache,
-    instance_disks,
-    kernel_paths,
     resume,
 )
 from hutch.drivers.vm.passing import Passed
-from hutch.drivers.vm.placeholders import seen_size, stub_kernel
+from hutch.drivers.vm.placeholders import seen_size
 from hutch.drivers.vm.sandbox import Descriptors, Sandbox, choose_sandbox
 from hutch.drivers.vm.setup import (
     bare_setup,
@@ -57,7 +55,7 @@ from hutch.drivers.vm.shares import TAG, ShareServer, plug, serve, shared
 from hutch.drivers.vm.state import Loaded, opened, twin_setup
 from hutch.drivers.vm.templates import Template, Templates
 from hutch.drivers.vm.tpm import TpmServer, serve_tpm
-from hutch.drivers.vm.volumes import plug_volumes, volume_disks, volumes
+from hutch.drivers.vm.volumes import plug_volumes, volumes
 from hutch.errors import (
     Busy,
     HutchError,
@@ -72,7 +70,7 @@ from hutch.linux.cgroup import Group
 from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.guest import SetupOp
-from hutch.plan.machine.model import MICROVM, Memory, Shape
+from hutch.plan.machine.model import MICROVM, Shape
 from hutch.plan.ops import Exec, HealthProbe, Plan, SetsidTty, Supervision
 from hutch.plan.vm import GUEST_SHARES
 from hutch.plan.wire import encode
@@ -86,7 +84,7 @@ from hutch.storage.disks import Disks
 if TYPE_CHECKING:
     from hutch.qmp import Monitor
 
-__all__ = ["MachineLauncher", "MachineStart", "supervision"]
+__all__ = ["MachineLauncher", "MachineStart"]
 
 # The least that a guest whose program has ended gets to write out its file systems.
 _PUT_AWAY_S = 10.0
@@ -242,13 +240,15 @@ class MachineLauncher:
                 qemu=parts.host.qemu,
                 directory=f"{launch.directory}/run",
                 logs=launch.directory,
-                supervision=supervision(launch, health),
-                argv=self._arguments(
+                supervision=instance_supervision(launch, health),
+                argv=instance_argv(
+                    self._kernels,
+                    self.sandbox,
                     parts,
                     launch,
                     template,
-                    taps.taps if taps else (),
-                    shares,
+                    taps=taps.taps if taps else (),
+                    shares=shares,
                     tpm=tpm,
                     loaded=loaded,
                     arriving=launch.arrival is not None,
@@ -308,9 +308,8 @@ class MachineLauncher:
             names = [field.name for field in msgspec.structs.fields(Ports)]
             ports = Ports(**{name: descriptors.add(placeholder()) for name in names})
             planned = Passed(planned=launch.host_devices)
-            return tuple(
-                self._arguments(parts, launch, None, (), passed=planned)(ports, descriptors)
-            )
+            argv = instance_argv(self._kernels, self.sandbox, parts, launch, None, passed=planned)
+            return tuple(argv(ports, descriptors))
 
     def start_bare(
         self, launch: Launch, directory: str, group: Group, held: ExitStack
@@ -337,7 +336,7 @@ class MachineLauncher:
                 directory=directory,
                 logs=directory,
                 supervision=Supervision(linger=False, name="hutch-supervisor"),
-                argv=self._arguments(parts, launch, template, ()),
+                argv=instance_argv(self._kernels, self.sandbox, parts, launch, template),
                 config=MonitorConfig(
                     argv=(),
                     setup=setup_request(setup),
@@ -350,76 +349,6 @@ class MachineLauncher:
             ),
         )
         return booted, template
-
-    def _arguments(
-        self,
-        parts: Parts,
-        launch: Launch,
-        template: Template | None,
-        taps: Sequence[int] = (),
-        shares: ShareServer | None = None,
-        *,
-        tpm: TpmServer | None = None,
-        loaded: Loaded | None = None,
-        arriving: bool = False,
-        passed: Passed | None = None,
-    ) -> Callable[[Ports, Descriptors], Sequence[str]]:
-        """Return what makes QEMU's argument list for an instance's disks and network;
-        `loaded` is the saved state that it will go on from; `arriving` that it comes from
-        another host."""
-        goes_on = loaded is not None or arriving
-        resumed = template is not None or goes_on
-
-        def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
-            memory = Memory(kind="memfd" if shares else "plain")
-            if template is not None:
-                memory = resumed_memory(template, parts.shape, shares, descriptors)
-            elif launch.memory >= 0 and not goes_on:
-                memory = pooled_memory(launch.memory, descriptors)
-            elif loaded is not None and loaded.memory >= 0:
-                memory = private_memory(loaded.memory, descriptors)
-            return machine_argv(
-                parts.host,
-                ports,
-                name=launch.id[:12],
-                shape=parts.shape,
-                memory=memory,
-                kernel=self._kernel(parts, descriptors, resumed=resumed, tpm=tpm is not None),
-                secrets=secrets(launch, descriptors),
-                disks=instance_disks(
-                    launch.root_disk,
-                    writable_files(launch),
-                    descriptors,
-                    cache=disk_cache(launch),
-                    aio=launch.spec.machine.disk_aio or "threads",
-                    key=DISK_KEY if launch.spec.machine.disk_key else "",
-                ),
-                nics=network_cards(launch.endpoints, taps, descriptors),
-                shares=share_devices(shares, descriptors) if template is None else (),
-                volumes=volume_disks(launch, descriptors) if template is None else (),
-                tpm=tpm.device(descriptors) if tpm else None,
-                passed=(passed or Passed()).pieces(parts.host.version, self.sandbox, descriptors),
-                incoming=resumed,
-                # A machine that was saved while it ran would run before its cards are
-                # unplugged.
-                paused=goes_on,
-                plugged=parts.plugged,
-            )
-
-        return argv
-
-    def _kernel(
-        self, parts: Parts, descriptors: Descriptors, *, resumed: bool, tpm: bool
-    ) -> tuple[str, str]:
-        """Return kernel and initramfs. With a TPM the kernel is the one with a loader of its
-        own: QEMU's for ELF files puts the initramfs where the firmware has the tables of ACPI,
-        which with a TPM's log among them take more than QEMU keeps free."""
-        if tpm:
-            loading = self._kernels.vmlinuz(parts.kernel)
-            return kernel_paths(msgspec.structs.replace(parts, vmlinux=loading), descriptors)
-        if resumed:
-            return stub_kernel(descriptors), ""
-        return kernel_paths(parts, descriptors)
 
     def _record(self, parts: Parts, template: Template | None, user: ResolvedUser) -> MachineRecord:
         return MachineRecord(
@@ -609,21 +538,3 @@ def _files(launch: Launch) -> list[tuple[str, bytes]]:
             with open(mount.source, "rb") as file:
                 found.append((os.path.basename(mount.target), file.read()))
     return found
-
-
-def supervision(launch: Launch, health: HealthProbe | None) -> Supervision:
-    spec = launch.spec
-    return Supervision(
-        directory=f"{launch.directory}/run",
-        log_path="" if spec.logs.driver == "none" else f"{launch.directory}/log",
-        log_max_bytes=spec.logs.max_bytes,
-        log_max_files=spec.logs.max_files,
-        stdin_open=spec.process.stdin,
-        stdin_once=spec.process.stdin_once,
-        tty=spec.process.tty,
-        linger=launch.linger,
-        exit_command=launch.exit_command,
-        exit_command_always=launch.exit_command_always,
-        health=health,
-        name="hutch-supervisor",
-    )
