@@ -40,14 +40,13 @@ static int put_away(const char *path)
 /* The volumes that are disks, by their numbers, and what is written beside them. */
 static int put_all_away(const char **what)
 {
-	int failed = 0;
+	int failed = 0, error;
 	char path[64];
 
 	sync();
 	*what = writable;
 	for (uint32_t i = 0; i < VOLUMES; i++) {
 		struct text t = text_in(path, sizeof(path));
-		int error;
 		text_add(&t, volumes);
 		text_add_num(&t, i);
 		error = put_away(path);
@@ -56,7 +55,12 @@ static int put_all_away(const char **what)
 			*what = volumes;
 		}
 	}
-	return failed ? failed : put_away(writable);
+	error = put_away(writable);
+	if (error) {
+		failed = error;
+		*what = writable;
+	}
+	return failed;
 }
 
 int shut_down(uint32_t flags, const char **what)
