@@ -42,21 +42,26 @@ int op_attach(struct launch *l, struct reader *r)
 	return result < 0 ? fail(error) : 0;
 }
 
+/* Away from the places that are about to be taken. */
+static int out_of_the_way(int fd)
+{
+	return fcntl(fd, F_DUPFD, FD_WORK + 1);
+}
+
 static _Noreturn void become_criu(char **argv, char **env, int talk)
 {
-	int null = open("/dev/null", O_RDWR), network = open("/proc/self/ns/net", O_RDONLY);
+	int null = out_of_the_way(open("/dev/null", O_RDWR));
+	int network = out_of_the_way(open("/proc/self/ns/net", O_RDONLY));
+
+	talk = out_of_the_way(talk);
 
 	for (int fd = 0; fd < 3; fd++)
 		if (dup2(fd, FD_STREAMS + fd) < 0)
 			_exit(126);
-	if (null < 0 || network < 0 || dup2(network, FD_NETWORK) < 0)
+	if (null < 0 || dup2(network, FD_NETWORK) < 0 || dup2(talk, FD_TALK) < 0)
 		_exit(126);
 	for (int fd = 0; fd < 3; fd++)
 		dup2(null, fd);
-	if (talk == FD_TALK)
-		fcntl(talk, F_SETFD, 0);
-	else if (dup2(talk, FD_TALK) < 0)
-		_exit(126);
 	sys_close_range(FD_NETWORK + 1, ~0U, 0);
 	sys_close_range(FD_TALK + 1, FD_STREAMS - 1, 0);
 	execve(argv[0], argv, env);
