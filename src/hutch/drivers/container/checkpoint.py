@@ -212,7 +212,10 @@ def _null(pids: Iterable[int], mounts: list[_Mount]) -> str:
 def _has_terminal(supervisor: int) -> bool:
     """Tell whether a supervisor holds a terminal instead of pipes."""
     for entry in os.scandir(f"/proc/{supervisor}/fd"):
-        status = os.stat(entry.path)
+        try:
+            status = os.stat(entry.path)
+        except FileNotFoundError:
+            continue  # a client that has just left
         if stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) in _UNIX98:
             return True
     return False
