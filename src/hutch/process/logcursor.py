@@ -61,10 +61,7 @@ class LogCursor:
         newer = next_file(self._path, self._files[0] if self._files else None)
         if newer is None:
             return False
-        if not self._files:
-            self._files.append(newer)
-            return True
-        # What was written between the last read and the rotation comes first.
+        # What was written between the last read and the rotation comes before it.
         self._files.append(newer)
         return True
 
