@@ -163,6 +163,7 @@ def test_usage_errors_have_dockers_exit_codes(capsys: pytest.CaptureFixture[str]
     assert run(["rm"]) == 1
     assert run(["nosuch"]) == 1
     assert run(["-o", "yaml", "ps"]) == 125
+    assert run(["migrate", "--parallel", "nan", "box", "unix:///nowhere"]) == 125
     assert "hutch rm INSTANCE [INSTANCE...]" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -383,6 +384,7 @@ def test_a_link_that_breaks_in_post_copy_loses_the_machine_and_keeps_its_disk(
         ({"parallel": 99}, "parallel"),
         ({"downtime_s": 0}, "downtime"),
         ({"timeout_s": -1}, "timeout"),
+        ({"timeout_s": math.nan}, "timeout"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

@@ -37,7 +37,7 @@ def _migrate(invocation: Invocation) -> int:
             downtime_s=_number(invocation, "downtime", 300) / 1000,
             timeout_s=_number(invocation, "timeout", 0) or None,
             post_copy=invocation.flag("post_copy"),
-            parallel=int(_number(invocation, "parallel", 0)),
+            parallel=invocation.options.get("parallel") or 0,
             compress=invocation.flag("compress"),
             progress=progress,
         )
@@ -114,7 +114,7 @@ COMMANDS = {
             ("bandwidth", "", "text", "BYTES", "Send at most so much a second (10M)"),
             ("compress", "", "flag", "", "Compress the memory of a machine that runs"),
             ("downtime", "", "text", "MS", "How long a machine may stand still (300)"),
-            ("parallel", "", "text", "N", "Send the memory of a machine that runs by N streams"),
+            ("parallel", "", "int", "N", "Send the memory of a machine that runs by N streams"),
             ("post-copy", "", "flag", "", "Let it run there before all of its memory is there"),
             ("timeout", "", "text", "SECONDS", "Leave a machine here that is not copied by then"),
             ("claim", "", "flag", "", "Keep what a migration left here; the other side is lost"),

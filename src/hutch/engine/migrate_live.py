@@ -86,7 +86,7 @@ def check_streams(streams: Streams, downtime_s: float, timeout_s: float | None) 
             f"expected more than 0 and at most {_MAX_DOWNTIME_S} s, got {downtime_s:g}",
             field="downtime",
         )
-    if timeout_s is not None and timeout_s <= 0:
+    if timeout_s is not None and not timeout_s > 0:
         raise InvalidArgument(f"expected more than 0 s, got {timeout_s:g}", field="timeout")
 
 
