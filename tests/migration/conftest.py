@@ -149,6 +149,14 @@ def traces(engine: Engine) -> list[str]:
     return found + [name for name in os.listdir(engine.root / "locks") if name != "boot"]
 
 
+def die_migrating(source: Engine, target: Other, where: str, when: str, *options: str) -> None:
+    """Migrate `moved` by a process that is killed there."""
+    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
+    command = killed([*here, "migrate", *options, "moved", target.destination], where, when)
+    done = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    assert done.returncode == -signal.SIGKILL, (where, when, done.stderr.decode())
+
+
 def killed(argv: list[str], where: str, when: str) -> list[str]:
     """Return a command line of ours that is killed there."""
     at = argv.index("-m")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from hutch.engine import Engine
 from hutch.engine.migrate_send import Sender
 from hutch.errors import HutchError, IntegrityError, Unsupported
 from hutch.migration.layers import SentFiles, take_kept
-from tests.migration.conftest import Other, behind, killed, traces
+from tests.migration.conftest import Other, behind, die_migrating, killed, traces
 from tests.requires import criu_program, requires
 
 pytestmark = [
@@ -162,12 +160,7 @@ SOURCE = [
 def test_a_source_that_is_killed_leaves_one_container(
     source: Engine, target: Other, moved: str, where: str, when: str, winner: str
 ) -> None:
-    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
-    command = ["migrate", "--with-volumes", "moved", target.destination]
-    done = subprocess.run(
-        killed([*here, *command], where, when), capture_output=True, timeout=100, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    die_migrating(source, target, where, when, "--with-volumes")
     settle(source, target)
     (goes_on_here if winner == "source" else goes_on_there)(source, target)
 

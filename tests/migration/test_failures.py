@@ -16,7 +16,7 @@ from hutch.engine import Engine
 from hutch.engine import migrate as migrating
 from hutch.errors import HutchError, OutcomeUnknown, WrongState
 from hutch.migration.wire import Wire
-from tests.migration.conftest import Other, killed, traces
+from tests.migration.conftest import Other, die_migrating, killed, traces
 from tests.requires import requires
 
 pytestmark = [
@@ -96,12 +96,7 @@ def some(points: list[tuple[str, str, str]]) -> list[Any]:
 def test_a_source_that_is_killed_leaves_one_instance(
     source: Engine, target: Other, moved: str, where: str, when: str, winner: str
 ) -> None:
-    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
-    command = ["migrate", "--with-volumes", "moved", target.destination]
-    done = subprocess.run(
-        killed([*here, *command], where, when), capture_output=True, timeout=100, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    die_migrating(source, target, where, when, "--with-volumes")
     here_states, there_states = settle(source, target)
     assert (winner == "source") == bool(here_states)
     finish(source, target, here_states, there_states)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +18,7 @@ from hutch.migration.records import MigrationRecord
 from hutch.migration.wire import Wire
 from hutch.qmp.migration import set_parameters
 from hutch.records import ProgressEvent
-from tests.migration.conftest import Other, killed
+from tests.migration.conftest import Other, die_migrating
 from tests.migration.test_failures import once_killed
 from tests.migration.test_machines import until_more
 from tests.requires import live_qemu, requires
@@ -188,12 +185,8 @@ PARTS = [pytest.param(0, id="some"), pytest.param(1, id="others", marks=pytest.m
 def test_a_source_that_is_killed_before_the_target_may_run_it_goes_on(
     source: Engine, target: Other, moved: str, part: int
 ) -> None:
-    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
     for name, when in AT_THE_SOURCE[part]:
-        where = f"hutch.engine.migrate_live:{name}"
-        command = killed([*here, "migrate", "moved", target.destination], where, when)
-        done = subprocess.run(command, capture_output=True, timeout=100, check=False)
-        assert done.returncode == -signal.SIGKILL, (name, when, done.stderr.decode())
+        die_migrating(source, target, f"hutch.engine.migrate_live:{name}", when)
         target.hutch("system", "reconcile")
         source.reconcile()
         goes_on_here(source, target)
@@ -204,11 +197,7 @@ def test_a_source_that_is_killed_when_the_target_runs_it_has_nothing(
     source: Engine, target: Other, moved: str
 ) -> None:
     before = len(said(source))
-    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
-    where = "hutch.engine.migrate:complete"
-    command = killed([*here, "migrate", "moved", target.destination], where, "before")
-    done = subprocess.run(command, capture_output=True, timeout=100, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    die_migrating(source, target, "hutch.engine.migrate:complete", "before")
     assert source.get("moved").info().state == "migrating"
     source.reconcile()
     goes_on_there(source, target, before)

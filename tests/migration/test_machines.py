@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from hutch.engine.session import Session
 from hutch.errors import WrongState
 from hutch.process import Output
 from hutch.storage.snapshots import DISK_FILE
-from tests.migration.conftest import Other, killed
+from tests.migration.conftest import Other, die_migrating
 from tests.requires import requires
 from tests.vm.bootdisks import sector_disk
 
@@ -157,10 +154,7 @@ def test_a_machine_runs_on_at_the_target_and_here_after_a_failure_and_a_kill(
             source.migrate("moved", target.destination)
     assert box.info().state == "running"
     assert json.loads(target.hutch("-o", "json", "ps", "-a")) == []
-    here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
-    command = killed([*here, "migrate", "moved", target.destination], DECIDE, "before")
-    done_with = subprocess.run(command, capture_output=True, timeout=100, check=False)
-    assert done_with.returncode == -signal.SIGKILL, done_with.stderr.decode()
+    die_migrating(source, target, DECIDE, "before")
     assert box.info().state == "migrating"
     source.reconcile()
     assert box.info().state == "running"

@@ -19,8 +19,8 @@ from hutch.engine.context import Context
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load
 from hutch.engine.migrate_land import activate_running, kept
-from hutch.engine.migrate_live import LiveResult, decide
-from hutch.engine.migrate_send import Sender
+from hutch.engine.migrate_live import LiveResult, decide, sending
+from hutch.engine.migrate_send import Sender, addresses_of
 from hutch.engine.migrate_settle import put
 from hutch.engine.records import SUSPENDED, InstanceRecord
 from hutch.engine.saved import require_running
@@ -31,7 +31,7 @@ from hutch.host.criu import load_criu
 from hutch.lifecycle import State
 from hutch.migration import messages as say
 from hutch.migration.links import Destination
-from hutch.migration.records import MigrationRecord, Phase, Role
+from hutch.migration.records import MigrationRecord
 from hutch.migration.wire import Wire
 from hutch.records import ProgressEvent
 from hutch.storage.faults import disk_errors
@@ -46,19 +46,10 @@ _LEAVING = ".leaving"
 
 def offer_criu(context: Context, record: InstanceRecord) -> say.Criu:
     """Return what the target must know of a container that comes with its memory."""
-    endpoints = context.networks.endpoints(record.id) if record.endpoints else ()
     return say.Criu(
         version=load_criu(context.root / "cache").version,
         kernel=os.uname().release,
-        addresses=tuple(
-            say.Address(
-                network=endpoint.network,
-                ipv4=endpoint.ipv4,
-                ipv6=next((a.address for a in endpoint.addresses if ":" in a.address), ""),
-                mac=endpoint.mac,
-            )
-            for endpoint in endpoints
-        ),
+        addresses=addresses_of(context, record),
     )
 
 
@@ -72,7 +63,7 @@ def move_container(
     with ExitStack() as stack:
         stack.enter_context(instance_lock(context, identifier))
         record = require_running(context, identifier, "migration")
-        migration = put(context, _migration(record, there, token))
+        migration = put(context, sending(record, there, token))
         sender.send_logs()
         sender.send_files_ahead()
         context.trash.discard(str(leaving))
@@ -116,22 +107,6 @@ def _commit(
         passes=1,
         post_copied=False,
         lost=lost,
-    )
-
-
-def _migration(record: InstanceRecord, there: Destination, token: str) -> MigrationRecord:
-    return MigrationRecord(
-        token=token,
-        role=Role.SOURCE,
-        phase=Phase.SENDING,
-        instance=record.id,
-        name=record.name,
-        destination=there.text,
-        previous=State.RUNNING,
-        resume=True,
-        live=True,
-        cards=len(record.endpoints),
-        isolation=record.spec.isolation,
     )
 
 

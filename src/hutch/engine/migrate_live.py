@@ -34,7 +34,7 @@ from hutch.migration.records import MigrationRecord, Phase, Role
 from hutch.migration.wire import Wire
 from hutch.records import ProgressEvent
 
-__all__ = ["LiveOptions", "LiveResult", "check_streams", "decide", "move_live"]
+__all__ = ["LiveOptions", "LiveResult", "check_streams", "decide", "move_live", "sending"]
 
 _LINK_S = 60.0
 _POLL_S = 0.02
@@ -115,7 +115,7 @@ def move_live(
                 downtime_s=options.downtime_s,
             )
         )
-        migration = put(context, _migration(record, there, token, cards))
+        migration = put(context, sending(record, there, token))
         journey = _Journey(there, wire, sender, departure, options, stack)
         arrived = journey.prepare(record, token)
         journey.copy_disk()
@@ -126,9 +126,8 @@ def move_live(
         return journey.commit(arrived, migration)
 
 
-def _migration(
-    record: InstanceRecord, there: Destination, token: str, cards: int
-) -> MigrationRecord:
+def sending(record: InstanceRecord, there: Destination, token: str) -> MigrationRecord:
+    """Return what is written down of an instance that goes while it runs, at the source."""
     return MigrationRecord(
         token=token,
         role=Role.SOURCE,
@@ -139,7 +138,8 @@ def _migration(
         previous=State.RUNNING,
         resume=True,
         live=True,
-        cards=cards,
+        cards=len(record.endpoints),
+        isolation=record.spec.isolation,
     )
 
 

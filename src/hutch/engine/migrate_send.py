@@ -36,7 +36,7 @@ from hutch.storage.faults import disk_errors
 from hutch.storage.pack import pack_diff, pack_directory
 from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE, measure
 
-__all__ = ["Sender"]
+__all__ = ["Sender", "addresses_of"]
 
 _PIECE = 256 << 10
 _LIVE = (State.STARTING, State.RUNNING, State.PAUSED)
@@ -117,19 +117,10 @@ class Sender:
         assert machine is not None  # it runs
         model = named_model(machine.cpu)
         lacking = missing_features(machine.qemu, machine.accelerator, model) if model else ()
-        endpoints = context.networks.endpoints(record.id) if record.endpoints else ()
         return Live(
             streams=streams,
             disk_size=os.stat(f"{self._directory()}/{DISK_FILE}").st_size,
-            addresses=tuple(
-                Address(
-                    network=endpoint.network,
-                    ipv4=endpoint.ipv4,
-                    ipv6=next((a.address for a in endpoint.addresses if ":" in a.address), ""),
-                    mac=endpoint.mac,
-                )
-                for endpoint in endpoints
-            ),
+            addresses=addresses_of(context, record),
             machine=context.machines.describe(record.id).decode(),
             accelerator=machine.accelerator,
             cpu=machine.cpu,
@@ -325,6 +316,20 @@ class Sender:
             done += len(piece)
             self.progress(ProgressEvent(item=item, phase=phase, done=done))
             yield piece
+
+
+def addresses_of(context: Context, record: InstanceRecord) -> tuple[Address, ...]:
+    """Return where a running instance is in its networks."""
+    endpoints = context.networks.endpoints(record.id) if record.endpoints else ()
+    return tuple(
+        Address(
+            network=endpoint.network,
+            ipv4=endpoint.ipv4,
+            ipv6=next((a.address for a in endpoint.addresses if ":" in a.address), ""),
+            mac=endpoint.mac,
+        )
+        for endpoint in endpoints
+    )
 
 
 def _base_size(record: InstanceRecord) -> int:
