@@ -28,6 +28,7 @@ from hutch.engine.builder.build import Build, Cancelled
 from hutch.engine.builder.cachedirs import CacheDirectories
 from hutch.engine.builder.leftovers import BUILD_LABEL
 from hutch.errors import Exhausted, HutchError, InvalidArgument, NotFound, Unsupported
+from hutch.storage import gc
 from tests.engine.building import Builder, context, kinds
 from tests.requires import requires
 
@@ -617,6 +618,26 @@ def test_an_image_that_has_the_label_of_steps_is_no_step(build: Builder, unique:
     finally:
         kept.remove(force=True)
         build.engine.images.remove(image, force=True)
+
+
+def test_what_is_pruned_while_it_is_found_is_made_anew(
+    build: Builder, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that are found are held together, once something needs them."""
+    engine = build.engine
+    text = f"FROM busybox\nRUN echo {unique} > /f\nRUN echo more >> /f\n"
+    engine.images.remove(build(text, **NONE), force=True)
+    build.events = []
+    monkeypatch.setattr(gc, "_CLOCK_S", -3600.0)  # what was made just now is old
+
+    def progress(event: Any) -> None:
+        build.events.append(event)
+        if kinds(build, "RUN") == ["cached", "cached"]:
+            engine.prune_build_cache(all_entries=True)
+
+    image = engine.build(context({"Dockerfile": text}), progress=progress, network="none").id
+    assert kinds(build, "RUN") == ["cached", "cached", "done", "done"]
+    assert engine.run(image, ["cat", "/f"], **NONE).text == f"{unique}\nmore\n"
 
 
 def test_a_failure_at_any_event_leaves_nothing(build: Builder, unique: str) -> None:

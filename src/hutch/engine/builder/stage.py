@@ -23,7 +23,7 @@ from hutch.engine.builder.copying import CopyStep
 from hutch.engine.builder.events import Step
 from hutch.engine.builder.layering import Placing, commit_tar
 from hutch.engine.builder.running import RunStep
-from hutch.errors import HutchError
+from hutch.errors import HutchError, Unavailable
 from hutch.image.assemble import now_text
 from hutch.image.records import ImageRecord, LayerRecord
 from hutch.oci.platform import host_platform
@@ -129,6 +129,10 @@ def _seconds(text: str) -> float:
         return 0.0
 
 
+class _Pruned(Unavailable):
+    """What the cache had for a step went before the build held it."""
+
+
 def build_stage(build: Build, plan: StagePlan) -> StageState:
     """Build a stage and return what it came to; errors are located in the Dockerfile."""
     return _StageBuilder(build, plan).run()
@@ -141,18 +145,29 @@ class _StageBuilder:
         self._plan = plan
         self._escape = build.dockerfile.directives.escape
         self._label = plan.stage.name or f"stage-{plan.stage.index}"
-        self._total = 1 + len(plan.stage.instructions)
-        self._number = 0
+        self._at_once = False
         self._no_cache = build.options.no_cache or (self._label in build.options.no_cache_filter)
         self._state: StageState
 
     def run(self) -> StageState:
+        try:
+            return self._through()
+        except _Pruned:
+            # What was found a moment ago is gone. Now it is not found, or held at once.
+            self._at_once = True
+            return self._through()
+
+    def _through(self) -> StageState:
+        self._number = 0
+        self._total = 1 + len(self._stage.instructions)
+        self._taken: list[LayerRecord] = []
         self._state = self._located(self._stage.base, self._base)
         triggers = self._located(self._stage.base, self._parse_triggers)
         self._total += len(triggers)
         for instruction in (*triggers, *self._stage.instructions):
             self._build.check()
             self._located(instruction, partial(self._step, instruction))
+        self._hold()
         for name in sorted(self._state.scope.missing):
             self._build.reporter.warn(f"stage {self._label}: variable ${name} is not set")
         return self._state
@@ -243,6 +258,7 @@ class _StageBuilder:
     def _directory(self, line: str, step: Step) -> LayerRecord | None:
         """Make the directory of a WORKDIR where the image has none."""
         state, build = self._state, self._build
+        self._hold()
         names = [
             name.encode("utf-8", "surrogateescape") for name in state.workdir.split("/") if name
         ]
@@ -281,6 +297,8 @@ class _StageBuilder:
         names = [*expanded.sources, *(f"<<{h.name}" for h in expanded.heredocs)]
         flags = "".join(f"{flag} " for flag in instruction.statement.flags)
         line = f"{keyword} {flags}{' '.join(names)} {expanded.destination}"
+        if expanded.link and expanded.chown:
+            self._hold()  # its key has the owner's number, which the image knows
         with CopyStep(self._build, self._state, expanded) as copy:
             self._layer("copy", line, step, copy.quick_key(), copy.key, copy.make)
 
@@ -337,6 +355,7 @@ class _StageBuilder:
                 self._take(key, found, line, step)
                 return
             created_s = build.now_s if build.options.epoch_s is not None else time.time()
+            self._hold()
             layer = make()
             record = CacheRecord(
                 description=line[:500],
@@ -355,7 +374,26 @@ class _StageBuilder:
         assert found.layer is not None
         layer = found.layer
         self._build.used(key, found)
-        self._build.lease.add(layer.digest, layer.chain_id)
-        self._build.context.layers.settle((*self._state.chain_ids, layer.chain_id))
+        self._taken.append(layer)
         self._state.note(line, layer=layer, created_s=found.created_at)
+        if self._at_once:
+            self._hold()
         step.cached(layer.digest)
+
+    def _hold(self) -> None:
+        """Hold what came from the cache, before anything looks into it: in one transaction, as
+        one for each step takes longer than all else that a build does whose steps are found.
+
+        Raises `_Pruned` where somebody was faster.
+        """
+        taken, self._taken = self._taken, []
+        if not taken:
+            return
+        build = self._build
+        build.lease.add(*(name for layer in taken for name in (layer.digest, layer.chain_id)))
+        for layer in taken:
+            if not (
+                build.context.content.has(layer.digest) and build.context.layers.has(layer.chain_id)
+            ):
+                raise _Pruned("the build cache was pruned meanwhile", hint="build again")
+        build.context.layers.settle(self._state.chain_ids)
