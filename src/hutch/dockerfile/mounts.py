@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import posixpath
 from collections.abc import Callable
 
@@ -102,6 +101,8 @@ def parse_mount(
 
 
 def _fields(text: str) -> dict[str, str]:
+    import csv
+
     try:
         rows = list(csv.reader([text], strict=True))
     except csv.Error as error:

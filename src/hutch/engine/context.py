@@ -15,13 +15,17 @@ from hutch.host.facts import boot_id
 from hutch.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hutch.drivers.base import Driver
     from hutch.drivers.vm.driver import VmDriver
     from hutch.drivers.vm.kernels import Kernels
     from hutch.image.catalog import Images as ImageCatalog
+    from hutch.image.catalog import ImageUser
     from hutch.image.registry_config import RegistryConfig
     from hutch.network import Networks
     from hutch.process.launcher import Launcher
+    from hutch.records import Transaction
     from hutch.resources.groups import InstanceGroups
     from hutch.resources.memory_pool import MemoryPool
     from hutch.storage.content import ContentStore
@@ -174,10 +178,9 @@ class Context:
     @cached_property
     def images(self) -> ImageCatalog:
         """The images of the root."""
-        from hutch.engine.images import image_users
         from hutch.image.catalog import Images
 
-        return Images(self.store, users=image_users)
+        return Images(self.store, users=_image_users)
 
     @cached_property
     def networks(self) -> Networks:
@@ -267,6 +270,12 @@ class Context:
             "_exited",
             identifier,
         )
+
+
+def _image_users(transaction: Transaction, image_id: str) -> Iterator[ImageUser]:
+    from hutch.engine.images import image_users
+
+    return image_users(transaction, image_id)
 
 
 def _storage_error(path: Path, exc: OSError) -> Exception:

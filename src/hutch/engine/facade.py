@@ -9,21 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.engine.builder.events import BuildProgress, no_progress
 from hutch.engine.context import Context
-from hutch.engine.create import create
-from hutch.engine.instance import Instance
-from hutch.engine.lookup import find_id, load
-from hutch.engine.results import (
-    CheckReport,
-    CommandError,
-    Completed,
-    DiskUsage,
-    Event,
-    GcReport,
-    InstanceInfo,
-    PruneReport,
-    ReconcileReport,
-    SystemInfo,
-)
 from hutch.records import Progress, silent
 
 if TYPE_CHECKING:
@@ -36,12 +21,24 @@ if TYPE_CHECKING:
     from hutch.engine.builder.sources import Context as BuildContext
     from hutch.engine.disk_machines import Machines
     from hutch.engine.images import Images
+    from hutch.engine.instance import Instance
     from hutch.engine.jobs.facade import Jobs, Queues
     from hutch.engine.kernels import Kernels
     from hutch.engine.migrate import Migrated
     from hutch.engine.networks import Networks
     from hutch.engine.pools import Pools
     from hutch.engine.resources import Resources
+    from hutch.engine.results import (
+        CheckReport,
+        Completed,
+        DiskUsage,
+        Event,
+        GcReport,
+        InstanceInfo,
+        PruneReport,
+        ReconcileReport,
+        SystemInfo,
+    )
     from hutch.engine.snapshots import Snapshots
     from hutch.engine.volumes import Volumes
     from hutch.image.registry_config import RegistryConfig
@@ -124,6 +121,7 @@ class Engine:
             options=dict(options),
         )
         if check and completed.exit_code != 0:
+            from hutch.engine.results import CommandError
             from hutch.engine.session import join_command
 
             raise CommandError(completed, join_command(command or image))
@@ -184,6 +182,9 @@ class Engine:
         progress: Progress,
         options: dict[str, Any],
     ) -> Instance:
+        from hutch.engine.create import create
+        from hutch.engine.instance import Instance
+
         record = create(
             self._context,
             image,
@@ -215,6 +216,9 @@ class Engine:
 
     def get(self, name_or_id: str) -> Instance:
         """Return the handle of an instance by name, identifier or unique prefix of it."""
+        from hutch.engine.instance import Instance
+        from hutch.engine.lookup import find_id, load
+
         identifier = find_id(self._context, name_or_id)
         return Instance(self._context, identifier, load(self._context, identifier).name)
 
@@ -228,6 +232,7 @@ class Engine:
 
     def plan(self, name_or_id: str) -> Plan:
         """Return what a start of the instance would execute; nothing is done."""
+        from hutch.engine.lookup import find_id
         from hutch.engine.start import plan
 
         return plan(self._context, find_id(self._context, name_or_id))
@@ -235,6 +240,7 @@ class Engine:
     def machine_arguments(self, name_or_id: str) -> tuple[str, ...]:
         """Return QEMU's argument list for a virtual machine that boots by itself; of its
         network, which only a start makes, nothing is in it. Empty for a container."""
+        from hutch.engine.lookup import find_id
         from hutch.engine.start import machine_arguments
 
         return machine_arguments(self._context, find_id(self._context, name_or_id))
@@ -284,6 +290,7 @@ class Engine:
         bytes a second.
         """
         from hutch.drivers.moving import Streams
+        from hutch.engine.lookup import find_id
         from hutch.engine.migrate import LiveOptions, migrate
         from hutch.engine.migrate_live import check_streams
         from hutch.units import parse_bytes
@@ -333,6 +340,7 @@ class Engine:
     def claim_migration(self, name_or_id: str) -> Instance:
         """Make an instance that a migration left inert this root's, without asking the other
         side: for when that is lost for good."""
+        from hutch.engine.instance import Instance
         from hutch.engine.migrate_settle import claim
 
         record = claim(self._context, name_or_id)
