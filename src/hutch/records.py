@@ -52,7 +52,7 @@ class Transaction(Protocol):
         """Return how many records a table has."""
         ...
 
-    def event(self, kind: str, action: str, subject: str, **attributes: str) -> None:
+    def event(self, kind: str, action: str, subject: str, /, **attributes: str) -> None:
         """Append an event (`image`, `pull`, `debian:bookworm`) to the journal."""
         ...
 

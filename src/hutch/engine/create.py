@@ -311,7 +311,9 @@ def insert_record(context: Context, record: InstanceRecord) -> InstanceRecord:
                     context.kernels.note(tx, record.id, record.spec.machine.kernel)
                 if record.image_id and tx.get(IMAGES, record.image_id, ImageRecord) is None:
                     raise NotFound(f"image {record.image_name}: was removed meanwhile")
-                tx.event("container", "create", record.id, name=name, image=record.image_name)
+                # With the labels: whoever reads of it when it is gone finds them nowhere else.
+                attributes = {**record.spec.labels, "name": name, "image": record.image_name}
+                tx.event("container", "create", record.id, **attributes)
         except AlreadyExists:
             if record.name:
                 holder = load(context, find_id(context, name))

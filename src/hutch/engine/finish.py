@@ -19,7 +19,7 @@ from hutch.engine.context import Context
 from hutch.engine.gc import note_use
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in
-from hutch.engine.mounts import close_volumes, release_mounts
+from hutch.engine.mounts import close_volumes, note_volumes, release_mounts
 from hutch.engine.records import INSTANCES, NAMES, RESERVATIONS, SUSPENDED, InstanceRecord
 from hutch.errors import Busy, Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
@@ -101,6 +101,7 @@ def _book_start(context: Context, record: InstanceRecord) -> InstanceRecord:
             generation=record.generation + 1,
         )
         tx.put(INSTANCES, record.id, updated)
+        note_volumes(tx, updated, "mount")
         tx.event("container", "start", record.id, name=record.name, image=record.image_name)
     return updated
 
@@ -298,6 +299,7 @@ def _died(tx: Transaction, record: InstanceRecord) -> None:
     if record.oom_killed:
         tx.event("container", "oom", record.id, **attributes)
     tx.event("container", "die", record.id, exitCode=str(record.exit_code), **attributes)
+    note_volumes(tx, record, "unmount")
 
 
 def _unlink(path: str) -> None:

@@ -14,10 +14,11 @@ from hutch.errors import Busy, InvalidArgument, NotFound
 from hutch.ids import new_id
 from hutch.image.records import ImageRecord
 from hutch.lifecycle import State
+from hutch.records import Transaction
 from hutch.spec.model import BindMount, InstanceSpec, Mount, VolumeMount
 
 __all__ = ["claim_disk", "close_volumes", "name_disks", "open_volumes", "release_mounts"]
-__all__ += ["resolve_mounts"]
+__all__ += ["note_volumes", "resolve_mounts"]
 
 _HOLDING = (State.STARTING, State.RUNNING, State.PAUSED, State.SUSPENDED)
 
@@ -43,6 +44,16 @@ def resolve_mounts(
             context.volumes.acquire(mount.name, identifier)
             undo.callback(context.volumes.release, mount.name, identifier)
     return tuple(found.values())
+
+
+def note_volumes(tx: Transaction, record: InstanceRecord, action: str) -> None:
+    """Put into the journal that an instance's volumes are mounted, or are not any more."""
+    for mount in record.mounts:
+        if mount.type == "volume":
+            attributes = {"container": record.id, "destination": mount.target}
+            attributes["read/write"] = "false" if mount.read_only else "true"
+            attributes["propagation"] = ""
+            tx.event("volume", action, mount.name, **attributes)
 
 
 def name_disks(context: Context, spec: InstanceSpec) -> InstanceSpec:

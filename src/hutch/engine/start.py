@@ -18,7 +18,7 @@ from hutch.engine.etc import write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in, require_settled
-from hutch.engine.mounts import open_volumes
+from hutch.engine.mounts import note_volumes, open_volumes
 from hutch.engine.records import INSTANCES, SUSPENDED, InstanceRecord, ResolvedMount
 from hutch.engine.reserve import follow_settled, reserve_at_start
 from hutch.errors import HutchError, InvalidArgument, NotFound, Unsupported, WrongState
@@ -223,6 +223,8 @@ def _write(
         present = load_in(tx, record.id)
         updated = msgspec.structs.replace(present, **changes)
         tx.put(INSTANCES, record.id, updated)
+        if event == "start":
+            note_volumes(tx, updated, "mount")
         if event:
             tx.event("container", event, record.id, name=present.name, image=present.image_name)
     return updated

@@ -143,7 +143,12 @@ def _clock(seconds: float) -> str:
 def _ps(pids: Sequence[int], ps_args: Sequence[str]) -> ProcessTable:
     from hutch.process.run import run_command
 
-    done = run_command(["ps", *ps_args], timeout_s=10)
+    # Asked for them by number, ps shows those of other users and terminals too. Some options
+    # do not go with that (`f`).
+    chosen = f"-q{','.join(map(str, pids))}"
+    done = run_command(["ps", *ps_args, chosen], timeout_s=10)
+    if done.returncode != 0:
+        done = run_command(["ps", *ps_args], timeout_s=10)
     if done.returncode != 0:
         message = done.stderr.decode("utf-8", "replace").strip()
         raise InvalidArgument(f"ps: {message}", field="ps_args")

@@ -112,7 +112,8 @@ def _as_run(settings: dict[str, Any], process: ProcessSpec, base: ImageRecord) -
         settings["Cmd"] = list(process.argv)
     settings["Env"] = list(process.env)
     settings["User"] = process.user
-    settings["WorkingDir"] = process.cwd
+    if process.cwd != "/" or settings.get("WorkingDir"):
+        settings["WorkingDir"] = process.cwd
 
 
 def _document(content: ContentStore, base: ImageRecord) -> dict[str, Any]:

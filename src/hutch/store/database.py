@@ -110,7 +110,7 @@ class StoreTransaction:
         ).fetchone()
         return int(row[0])
 
-    def event(self, kind: str, action: str, subject: str, **attributes: str) -> None:
+    def event(self, kind: str, action: str, subject: str, /, **attributes: str) -> None:
         """Append an event to the journal."""
         self._connection.execute(
             "INSERT INTO events (time_ns, kind, action, subject, attributes)"

@@ -73,10 +73,16 @@ def test_failures_are_told_in_the_stream(api: Client, unique: str) -> None:
     message = f"The command '/bin/sh -c echo {unique}; exit 3' returned a non-zero code: 3"
     assert status == 200
     assert lines[-1] == {"errorDetail": {"code": 3, "message": message}, "error": message}
-    _, lines = ask(api, context({"Dockerfile": "FROM busybox\nBAD x\n"}))
-    assert "unknown instruction 'BAD'" in lines[-1]["error"]
-    _, lines = ask(api, context({"Dockerfile": "FROM busybox\n", "../x": "y"}))
-    assert "leaves the root" in lines[-1]["error"]
+
+
+def test_failures_before_the_first_step_are_answered_with_a_status(api: Client) -> None:
+    for files, expected, message in (
+        ({"Dockerfile": "FROM busybox\nBAD x\n"}, 400, "unknown instruction 'BAD'"),
+        ({"Dockerfile": "FROM busybox\n", "../x": "y"}, 500, "leaves the root"),
+        ({"other": ""}, 400, "no Dockerfile"),
+    ):
+        status, lines = ask(api, context(files))
+        assert status == expected and message in lines[0]["message"], lines
 
 
 def test_what_is_no_build_is_refused_before_it_begins(api: Client) -> None:

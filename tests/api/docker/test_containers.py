@@ -531,7 +531,7 @@ def test_what_clients_do_is_in_the_journal(
         events = hutch_engine.events(since=0, follow=False)
         return {e.action for e in events if e.attributes.get("name") == name}
 
-    wanted = {"create", "start", "exec_create: true", "exec_start: true", "exec_die"}
+    wanted = {"create", "start", "exec_create: true ", "exec_start: true ", "exec_die"}
     until(lambda: told() >= wanted | {"top", "archive-path"})
     api.ask("DELETE", f"/containers/{name}?force=1")
     until(lambda: told() >= {"die", "destroy"})

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from hutch.api.docker.errors import ApiError, message_of
+from hutch.api.docker.pruning import note_prune
 from hutch.api.docker.replies import Answer, Stream, encode, json_reply
 from hutch.api.docker.routing import Route
 from hutch.decoding import decode_json
 from hutch.engine.builder.remotes import is_remote
-from hutch.errors import HutchError, InvalidArgument
+from hutch.errors import HutchError, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from hutch.api.docker.requests import Query, Request
@@ -56,7 +57,7 @@ class Narrator:
     def lines(self, event: BuildEvent) -> list[dict[str, Any]]:
         """Return what is to be sent now."""
         if event.kind == "image":
-            return [{"aux": {"ID": event.digest}}]
+            return [] if self._quiet else [{"aux": {"ID": event.digest}}]
         if event.kind == "warning":
             return self._said(f"[Warning] {event.text}\n")
         if event.kind == "done" and event.total:
@@ -131,11 +132,32 @@ async def _build(request: Request) -> Answer:
         if content_type not in _TAR_TYPES:
             raise ApiError(400, f"Content-Type {content_type[:80]}: expected application/x-tar")
         spool = source = await _spool(request)
-    return Stream(
-        _narrated(request, source, spool, options, query.flag("q")),
-        content_type="application/json",
-        tells_errors=True,
-    )
+    lines = _narrated(request, source, spool, options, query.flag("q"))
+    # What fails before there is anything to tell is answered with a status.
+    try:
+        first = await anext(lines)
+    except NotFound as exc:
+        raise ApiError(400, message_of(exc)) from exc
+    return Stream(_Resumed(first, lines), content_type="application/json", tells_errors=True)
+
+
+class _Resumed:
+    """A stream of which the first line was taken."""
+
+    def __init__(self, first: bytes, lines: AsyncGenerator[bytes, None]) -> None:
+        self._first = first
+        self._lines = lines
+
+    def __aiter__(self) -> _Resumed:
+        return self
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, b""
+        return first or await anext(self._lines)
+
+    async def aclose(self) -> None:
+        """End the build, even where nobody reads of it any more."""
+        await self._lines.aclose()
 
 
 async def _spool(request: Request) -> IO[bytes]:
@@ -167,7 +189,7 @@ def _write(file: IO[bytes], chunk: bytes) -> None:
 
 async def _narrated(
     request: Request, source: Any, spool: IO[bytes] | None, options: dict[str, Any], quiet: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Build in a thread and yield its lines; a client that leaves ends the build, and one that
     does not read makes it wait."""
     loop = asyncio.get_running_loop()
@@ -191,14 +213,18 @@ async def _narrated(
 
     task = asyncio.ensure_future(request.front.call_slow(work))
     narrator = Narrator(quiet=quiet)
+    told = False
     try:
         while (event := await events.get()) is not None:
             room.release()
             for line in narrator.lines(event):
+                told = True
                 yield encode(line) + b"\r\n"
         try:
             image = await asyncio.shield(task)
         except HutchError as error:
+            if not told:
+                raise
             yield encode(_failure(error)) + b"\r\n"
             return
         for line in _ending(image, options.get("tags", ()), quiet):
@@ -342,6 +368,8 @@ async def _prune(request: Request) -> Answer:
     )
     report = await request.front.call_slow(call)
     gone = [name[:25] for name in (*report.records, *report.mounts)]
+    await request.front.call(note_prune, request.front, "builder", report.reclaimed)
+    request.front.journal.poke()
     return json_reply({"CachesDeleted": gone or None, "SpaceReclaimed": report.reclaimed})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hutch.api.docker.creating import (
@@ -14,7 +15,7 @@ from hutch.api.docker.creating import (
 )
 from hutch.api.docker.errors import ApiError, message_of
 from hutch.api.docker.naming import find_container
-from hutch.api.docker.pruning import Spared
+from hutch.api.docker.pruning import Spared, note_prune
 from hutch.api.docker.replies import Answer, empty, json_reply
 from hutch.api.docker.routing import Route
 from hutch.api.docker.shapes import container_summary, inspect_container
@@ -38,7 +39,13 @@ _STAYS = (
     *(State.STARTING, State.RUNNING, State.PAUSED, State.RESTARTING),
     *(State.SUSPENDED, State.MIGRATING),
 )
-_STATUSES = frozenset({"created", "restarting", "running", "removing", "paused", "exited", "dead"})
+_VALUES: dict[str, Callable[[str], bool]] = {
+    "status": frozenset(
+        "created restarting running removing paused exited dead".split()
+    ).__contains__,
+    "health": frozenset("starting healthy unhealthy none".split()).__contains__,
+    "exited": lambda value: value.removeprefix("-").isdecimal(),
+}
 
 
 # ---- create -------------------------------------------------------------------------------
@@ -131,10 +138,10 @@ def _matching(front: Front, filters: dict[str, list[str]], everything: bool) -> 
     for key, values in filters.items():
         if key not in _FILTERS:
             raise ApiError(400, f"invalid filter '{key}'")
-        if key == "status":
-            for value in values:
-                if value not in _STATUSES:
-                    raise ApiError(400, f"invalid filter 'status={value}'")
+        known = _VALUES.get(key)
+        for value in values:
+            if known is not None and not known(value):
+                raise ApiError(400, f"invalid filter '{key}={value[:80]}'")
     wanted = {key: values for key, values in filters.items() if values}
     if any(_is_true(value) for value in wanted.pop("is-task", ())):
         return []
@@ -253,10 +260,13 @@ async def _remove(request: Request) -> Answer:
         raise ApiError(400, "links are not supported")
     info = await request.front.call(instance.info)
     if info.state in (State.RUNNING, State.PAUSED, State.RESTARTING) and not query.flag("force"):
+        cure = (
+            " and must be unpaused first"
+            if info.state == State.PAUSED
+            else ": stop the container before removing or force remove"
+        )
         raise ApiError(
-            409,
-            f'cannot remove container "/{info.name}": container is {info.state}: '
-            "stop the container before removing or force remove",
+            409, f'cannot remove container "/{info.name}": container is {info.state}{cure}'
         )
     try:
         await request.front.call_slow(
@@ -289,6 +299,7 @@ def _pruned(front: Front, filters: dict[str, list[str]]) -> dict[str, Any]:
             continue
         removed.append(info.id)
         space += size.writable if size is not None else 0
+    note_prune(front, "container", space)
     return {"ContainersDeleted": removed or None, "SpaceReclaimed": space}
 
 

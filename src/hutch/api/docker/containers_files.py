@@ -17,7 +17,7 @@ from hutch.api.docker.routing import Route
 from hutch.api.docker.times import timestamp
 from hutch.api.docker.wire import ContainerBody
 from hutch.drivers.users import resolve_user
-from hutch.errors import NotFound
+from hutch.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,9 +100,11 @@ def _find(instance: Instance, path: str) -> Stat:
     try:
         return instance.files.stat(path, follow=_follows(path))
     except NotFound:
-        raise ApiError(
-            404, f"Could not find the file {path} in container {instance.name}"
-        ) from None
+        raise _not_there(instance, path) from None
+
+
+def _not_there(instance: Instance, path: str) -> ApiError:
+    return ApiError(404, f"Could not find the file {path} in container {instance.name}")
 
 
 async def _stat_path(request: Request) -> Answer:
@@ -137,7 +139,12 @@ async def _copy_in(request: Request) -> Answer:
 
 
 def _unpack(instance: Instance, path: str, body: object, owned: bool) -> None:
-    found = _find(instance, path if path.endswith("/") else path + "/")
+    try:
+        found = instance.files.stat(path if path.endswith("/") else path + "/", follow=True)
+    except NotFound:
+        raise _not_there(instance, path) from None
+    except InvalidArgument:
+        raise ApiError(400, "extraction point is not a directory") from None
     if not found.is_dir:
         raise ApiError(400, "extraction point is not a directory")
     instance.files.copy_in_tar(path, body, owner=_owner(instance) if owned else None)

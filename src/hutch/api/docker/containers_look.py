@@ -99,7 +99,7 @@ def _read(instance: Instance) -> dict[str, Any]:
         raise
     except HutchError:
         instance.info()  # it is there still
-        return found
+        return found | {"read": found["preread"]}
     return found | {
         "pids_stats": {"current": stats.pids.current, "limit": stats.pids.limit or 2**64 - 1},
         "cpu_stats": _cpu(stats),

@@ -30,7 +30,7 @@ STATUS: dict[type[errors.HutchError], int] = {
 
 
 # What we call an instance, Docker's users know as a container.
-_INSTANCE = re.compile(r"\binstance(?=:? ['\w])")
+_INSTANCE = re.compile(r"(?<!exec )\binstance(?=:? ['\w])")
 
 
 class ApiError(errors.HutchError):

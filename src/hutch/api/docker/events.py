@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ROUTES"]
 
-_KINDS = ("container", "image", "network", "volume")
+_KINDS = ("builder", "container", "image", "network", "volume")
+_IMAGES = frozenset("create delete import load mount prune pull push save tag untag".split())
 _FILTERS = frozenset(
     """config container daemon event image label network node plugin scope secret service type
     volume""".split()
@@ -71,13 +72,27 @@ class Translator:
 
     def tell(self, row: EventRow) -> Told | None:
         """Return the event, None for one of a kind that Docker has not."""
-        if row.kind not in _KINDS:
+        if row.kind not in _KINDS or (row.kind == "image" and row.action not in _IMAGES):
             return None
+        if row.action == "prune":
+            return self._prune(row)
         change = getattr(self, f"_{row.kind}")
         told: Told = change(row)
         return told
 
+    def _prune(self, row: EventRow) -> Told:
+        return Told(
+            kind=row.kind,
+            action=row.action,
+            id=row.subject,
+            attributes=row.attributes,
+            time_ns=row.time_ns,
+        )
+
     def _container(self, row: EventRow) -> Told:
+        if row.action == "create":
+            own = ("name", "image")
+            self._keep(row.subject, {k: v for k, v in row.attributes.items() if k not in own})
         attributes = {**self._labels_of(row.subject), **row.attributes}
         if "oldName" in attributes:
             attributes["oldName"] = f"/{attributes['oldName'].removeprefix('/')}"
@@ -98,10 +113,13 @@ class Translator:
                 found = load(self._front.engine.context, identifier).spec.labels
             except HutchError:
                 return {}  # it is gone, and nobody knows them any more
-            if len(self._labels) >= _KNOWN:
-                self._labels.pop(next(iter(self._labels)))
-            self._labels[identifier] = found
+            self._keep(identifier, found)
         return found
+
+    def _keep(self, identifier: str, labels: dict[str, str]) -> None:
+        if len(self._labels) >= _KNOWN:
+            self._labels.pop(next(iter(self._labels)))
+        self._labels[identifier] = labels
 
     def _image(self, row: EventRow) -> Told:
         identifier, name = row.subject, row.attributes.get("name", row.subject)
@@ -313,9 +331,7 @@ ROUTES = (
         path="/events",
         handler=_events,
         summary="Tell what happens, and what happened, also through other processes",
-        verdict="differs: without `mount` and `unmount` of volumes, `prune`, and `resize`, `top` "
-        "and the like of containers; a container that is gone when its past events are read has "
-        "no labels in them",
+        verdict="differs: without `resize`, `top` and the like of containers",
         options={"since": "works", "until": "works", "filters": "works"},
     ),
 )

@@ -131,7 +131,8 @@ async def _create(request: Request) -> Answer:
         raise ApiError(400, "No exec command specified")
     info = await request.front.call(instance.info)
     if info.state == State.PAUSED:
-        raise ApiError(409, f"Container {info.id} is paused, unpause the container before exec")
+        named = request.params["id"]
+        raise ApiError(409, f"Container {named} is paused, unpause the container before exec")
     if info.state == State.RESTARTING:
         raise ApiError(
             409, f"Container {info.id} is restarting, wait until the container is running"
@@ -141,9 +142,15 @@ async def _create(request: Request) -> Answer:
     _keys(body)
     made = Exec(info.id, body)
     request.front.execs.add(made)
-    await request.front.call(instance.note, f"exec_create: {' '.join(body.cmd)}", execID=made.id)
+    await request.front.call(instance.note, f"exec_create: {_line(body)}", execID=made.id)
     request.front.journal.poke()
     return json_reply({"Id": made.id}, 201)
+
+
+def _line(body: ExecBody) -> str:
+    """Return the program and its arguments as Docker's events have them."""
+    words = body.cmd or [""]
+    return f"{words[0]} {' '.join(words[1:])}"
 
 
 def _keys(body: ExecBody) -> bytes:
@@ -201,7 +208,7 @@ async def _attached(front: Front, one: Exec, pipe: Hijacked, rows: int, columns:
         # The connection is a stream already: that is where Docker tells it too.
         text = f"{exc}\r\n".encode()
         try:
-            await pipe.write(text if body.tty else frame(2, text))
+            await pipe.write(text if body.tty else frame(1, text))
         except Gone:
             pass
         return
@@ -236,9 +243,8 @@ async def _launch(front: Front, one: Exec, flags: int, rows: int, columns: int) 
         one.end(_code_of(exc))
         raise
     one.running, one.pid = True, link.pid or 0
-    line = " ".join(body.cmd or [])
     with suppress(NotFound):
-        front.note(front.engine.get(one.container), f"exec_start: {line}", execID=one.id)
+        front.note(front.engine.get(one.container), f"exec_start: {_line(body)}", execID=one.id)
     return link
 
 
@@ -293,15 +299,15 @@ async def _inspect(request: Request) -> Answer:
             "entrypoint": words[0],
             "arguments": words[1:],
             "privileged": body.privileged,
-            "user": body.user,
+            **({"user": body.user} if body.user else {}),
         },
         "OpenStdin": body.attach_stdin,
         "OpenStderr": body.attach_stderr,
         "OpenStdout": body.attach_stdout,
-        "CanRemove": one.ended_at is not None,
+        "CanRemove": False,
         "ContainerID": one.container,
         "DetachKeys": body.detach_keys,
-        "Pid": one.pid if one.running else 0,
+        "Pid": one.pid,
     }
     return json_reply(found)
 

@@ -19,12 +19,14 @@ MASKED = (
     *("/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"),
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_LEFT_OUT = frozenset("Annotations Init Mounts StorageOpt Sysctls Tmpfs".split())  # when empty
 
 
 def host_config(info: InstanceInfo) -> dict[str, Any]:
     """Return the HostConfig of an instance."""
     spec = info.spec
-    return _resources(spec) | _storage(info) | _network(spec) | _isolation(spec) | _life(spec)
+    found = _resources(spec) | _storage(info) | _network(spec) | _isolation(spec) | _life(spec)
+    return {name: value for name, value in found.items() if value or name not in _LEFT_OUT}
 
 
 def _rates(throttles: tuple[Throttle, ...]) -> list[dict[str, Any]] | None:
@@ -120,12 +122,12 @@ def _storage(info: InstanceInfo) -> dict[str, Any]:
                 mounts.append(_volume_mount(mount))
     return {
         "Binds": binds or None,
-        **({"Mounts": mounts} if mounts else {}),
-        **({"Tmpfs": tmpfs} if tmpfs else {}),
+        "Mounts": mounts,
+        "Tmpfs": tmpfs,
         "VolumesFrom": list(info.spec.volumes_from) or None,
         "VolumeDriver": "",
         "ReadonlyRootfs": info.spec.read_only,
-        "StorageOpt": info.spec.storage_options or None,
+        "StorageOpt": info.spec.storage_options,
         "ShmSize": info.spec.shm_size,
         "ContainerIDFile": "",
     }
@@ -223,7 +225,7 @@ def _isolation(spec: InstanceSpec) -> dict[str, Any]:
         "SecurityOpt": options or None,
         "UTSMode": spec.uts_mode,
         "UsernsMode": spec.userns,
-        "Sysctls": spec.sysctls or None,
+        "Sysctls": spec.sysctls,
         "Runtime": "hutch-vm" if spec.isolation == "vm" else "hutch",
         "Isolation": "",
         "MaskedPaths": list(MASKED if masked is None else masked) or None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hutch.api.docker.errors import ApiError
+from hutch.api.docker.pruning import note_prune
 from hutch.api.docker.replies import Answer, empty, json_reply
 from hutch.api.docker.routing import Route
 from hutch.decoding import decode_json
@@ -70,10 +71,9 @@ async def _list(request: Request) -> Answer:
 def _summaries(
     front: Front, filters: dict[str, list[str]], shared: bool, version: Version
 ) -> list[dict[str, Any]]:
-    try:
-        records = front.engine.images.list(filters)
-    except NotFound as exc:
-        raise ApiError(404, exc.message) from None
+    for name in (*filters.get("before", ()), *filters.get("since", ())):
+        find_image(front, name)
+    records = front.engine.images.list(filters)
     sizes = shared_sizes(front.engine.images.list()) if shared else {}
     return [
         image_summary(record, version=version, shared=sizes.get(record.id, -1))
@@ -137,7 +137,7 @@ def _describe(front: Front, name: str, version: Version) -> dict[str, Any]:
         "RepoTags": _tags(record),
         "RepoDigests": _digests(record),
         "Parent": "",
-        "Comment": record.comment,
+        "Comment": record.comment or (record.history[-1].comment if record.history else ""),
         "Created": record.created or "0001-01-01T00:00:00Z",
         "DockerVersion": str(made.get("docker_version", "")),
         "Author": record.author,
@@ -255,7 +255,7 @@ def _delete(front: Front, name: str, force: bool) -> list[dict[str, str]]:
     except NotFound:
         raise no_such_image(name) from None
     except Busy as exc:
-        raise ApiError(409, _conflict(front, record, name, exc)) from None
+        raise ApiError(409, _conflict(front, record, name, exc, force=force)) from None
     told = [{"Untagged": text} for text in removed.untagged]
     told += [{"Deleted": text} for text in removed.deleted]
     if removed.deleted:
@@ -264,7 +264,7 @@ def _delete(front: Front, name: str, force: bool) -> list[dict[str, str]]:
     return told
 
 
-def _conflict(front: Front, record: ImageRecord, name: str, exc: Busy) -> str:
+def _conflict(front: Front, record: ImageRecord, name: str, exc: Busy, *, force: bool) -> str:
     """Tell in Docker's words who stands in the way."""
     users = front.engine.images.users(record.id)
     short = record.id.removeprefix("sha256:")[:12]
@@ -278,19 +278,19 @@ def _conflict(front: Front, record: ImageRecord, name: str, exc: Busy) -> str:
         return f"conflict: {exc.message}"
     running = next((user for user in users if user.running), None)
     who = (running or users[0]).name
+    if not by_id and not force:
+        return (
+            f'conflict: unable to remove repository reference "{name}" (must force) - container '
+            f"{users[0].name} is using its referenced image {short}"
+        )
     if running is not None:
         return (
             f"conflict: unable to delete {name} (cannot be forced) - image is being used by "
             f"running container {who}"
         )
-    if by_id:
-        return (
-            f"conflict: unable to delete {short} (must be forced) - image is being used by "
-            f"stopped container {who}"
-        )
     return (
-        f'conflict: unable to remove repository reference "{name}" (must force) - container '
-        f"{who} is using its referenced image {short}"
+        f"conflict: unable to delete {short} (must be forced) - image is being used by "
+        f"stopped container {who}"
     )
 
 
@@ -308,6 +308,7 @@ def _pruned(front: Front, filters: dict[str, list[str]]) -> dict[str, Any]:
     pruned = front.engine.images.prune(all_images=every, filters=filters)
     told = [{"Untagged": text} for text in pruned.untagged]
     told += [{"Deleted": text} for text in pruned.deleted]
+    note_prune(front, "image", pruned.reclaimed)
     return {"ImagesDeleted": told or None, "SpaceReclaimed": pruned.reclaimed}
 
 

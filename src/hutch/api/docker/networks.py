@@ -10,7 +10,7 @@ import msgspec
 from hutch.api.docker.creating import attachment_options
 from hutch.api.docker.errors import ApiError
 from hutch.api.docker.naming import find_container
-from hutch.api.docker.pruning import Spared
+from hutch.api.docker.pruning import Spared, note_prune
 from hutch.api.docker.replies import Answer, empty, json_reply
 from hutch.api.docker.routing import Route
 from hutch.api.docker.times import timestamp
@@ -119,6 +119,9 @@ def _listed(front: Front, filters: dict[str, list[str]]) -> list[dict[str, Any]]
     for key in filters:
         if key not in _FILTERS:
             raise ApiError(400, f"invalid filter '{key}'")
+    for value in filters.get("type", ()):
+        if value not in ("builtin", "custom"):
+            raise ApiError(400, f"invalid filter 'type={value[:80]}'")
     wanted = {key: values for key, values in filters.items() if values}
     return [network_json(network, {}) for network in front.engine.networks.list(wanted)]
 
@@ -310,9 +313,11 @@ async def _prune(request: Request) -> Answer:
 def _pruned(front: Front, filters: dict[str, list[str]]) -> list[str]:
     spared = Spared(filters)
     wanted = {"label": filters["label"]} if filters.get("label") else None
-    return front.engine.networks.prune(
+    gone = front.engine.networks.prune(
         wanted, spare=lambda network: spared(network.labels, network.created_ns / 1e9)
     )
+    note_prune(front, "network", 0)
+    return gone
 
 
 # ---- join and leave -----------------------------------------------------------------------

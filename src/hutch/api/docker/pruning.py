@@ -1,13 +1,17 @@
-"""What the filters of a prune keep: `until` and `label!`, which only prunes have."""
+"""What the filters of a prune keep: `until` and `label!`, which only prunes have. Its event."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from hutch.api.docker.errors import ApiError
 from hutch.api.docker.times import parse_time
 
-__all__ = ["Spared"]
+if TYPE_CHECKING:
+    from hutch.api.docker.front import Front
+
+__all__ = ["Spared", "note_prune"]
 
 
 class Spared:
@@ -26,3 +30,9 @@ class Spared:
             key in labels and (not equals or labels[key] == value)
             for key, equals, value in self._labels
         )
+
+
+def note_prune(front: Front, kind: str, reclaimed: int) -> None:
+    """Put into the journal that what nobody used was removed, and the bytes it had taken."""
+    with front.engine.context.store.write() as tx:
+        tx.event(kind, "prune", "", reclaimed=str(reclaimed))

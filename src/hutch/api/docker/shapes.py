@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from hutch.api.docker.hostconfig import host_config
 from hutch.api.docker.times import timestamp
 from hutch.lifecycle import State
+from hutch.spec.model import VolumeMount
 
 if TYPE_CHECKING:
     from hutch.engine.results import DiskSize, InstanceInfo, MountInfo
     from hutch.network.model import Endpoint
+    from hutch.spec.model import InstanceSpec
 
 __all__ = ["container_summary", "health_json", "inspect_container", "status_word"]
 
@@ -21,6 +23,7 @@ _WORDS = {
     State.MIGRATING: "exited",
 }
 _LIVE = (State.RUNNING, State.PAUSED)
+_WATCHED = (*_LIVE, State.STARTING, State.RESTARTING)
 
 
 def status_word(state: State) -> str:
@@ -51,7 +54,8 @@ def container_summary(
         "Mounts": [_mount(mount) for mount in info.mounts if mount.type != "tmpfs"],
     }
     if size is not None:
-        entry |= {"SizeRw": size.writable, "SizeRootFs": size.total}
+        entry |= {"SizeRw": size.writable} if size.writable else {}
+        entry["SizeRootFs"] = size.total
     return entry
 
 
@@ -79,7 +83,7 @@ def _ports(info: InstanceInfo) -> list[dict[str, Any]]:
                     "Type": protocol,
                 }
             )
-    if info.state in _LIVE:
+    if info.state in _LIVE and info.endpoints:
         for port in info.spec.exposed:
             number, _, protocol = port.partition("/")
             if (int(number), protocol) not in seen:
@@ -162,7 +166,7 @@ def inspect_container(
 
 def health_json(info: InstanceInfo) -> dict[str, Any] | None:
     """Return what the health check says, None without one."""
-    if info.health is None:
+    if info.health is None or info.state == State.CREATED:
         return None
     log = []
     for probe in info.health.log:
@@ -175,7 +179,8 @@ def health_json(info: InstanceInfo) -> dict[str, Any] | None:
             }
         )
     return {
-        "Status": info.health.status,
+        # Nobody looks after it any more: it is not well, as Docker has it.
+        "Status": info.health.status if info.state in _WATCHED else "unhealthy",
         "FailingStreak": info.health.failing_streak,
         "Log": log,
     }
@@ -223,7 +228,7 @@ def _config(info: InstanceInfo, volumes_of_image: tuple[str, ...]) -> dict[str, 
         "Env": list(process.env),
         "Cmd": list(spec.command) or None,
         "Image": info.image,
-        "Volumes": {path: {} for path in volumes_of_image} or None,
+        "Volumes": {path: {} for path in (*volumes_of_image, *_anonymous(spec))} or None,
         "WorkingDir": process.cwd if process.cwd != "/" else "",
         "Entrypoint": list(spec.entrypoint) or None,
         "OnBuild": None,
@@ -236,14 +241,19 @@ def _config(info: InstanceInfo, volumes_of_image: tuple[str, ...]) -> dict[str, 
     if spec.health is not None:
         health = spec.health
         command = list(health.command)
-        found["Healthcheck"] = {
+        told = {
             "Test": _test(command),
             "Interval": int(health.interval_s * 1e9),
             "Timeout": int(health.timeout_s * 1e9),
             "StartPeriod": int(health.start_period_s * 1e9),
             "Retries": health.retries,
         }
+        found["Healthcheck"] = {name: value for name, value in told.items() if value}
     return found
+
+
+def _anonymous(spec: InstanceSpec) -> list[str]:
+    return [m.target for m in spec.mounts if isinstance(m, VolumeMount) and not m.name]
 
 
 def _test(command: list[str]) -> list[str]:
@@ -317,7 +327,7 @@ def _network_settings(info: InstanceInfo, network_ids: dict[str, str]) -> dict[s
     networks = endpoints(info, network_ids)
     default = networks.get("bridge", {})
     ports: dict[str, Any] = {}
-    if info.state in _LIVE:
+    if info.state in _LIVE and info.endpoints:
         ports = dict.fromkeys(_exposed(info))
         ports |= _published(info)
     copied = (

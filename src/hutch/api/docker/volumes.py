@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hutch.api.docker.errors import ApiError
-from hutch.api.docker.pruning import Spared
+from hutch.api.docker.pruning import Spared, note_prune
 from hutch.api.docker.replies import Answer, empty, json_reply
 from hutch.api.docker.routing import Route
 from hutch.api.docker.times import timestamp
@@ -91,7 +91,9 @@ async def _create(request: Request) -> Answer:
         volume = await front.call_slow(call)
     except Unsupported:
         raise ApiError(
-            404, f'error looking up volume plugin {body.driver}: plugin "{body.driver}" not found'
+            404,
+            f"create {body.name}: error looking up volume plugin {body.driver}: "
+            f'plugin "{body.driver}" not found',
         ) from None
     except AlreadyExists as exc:
         raise ApiError(409, f"create {body.name}: {exc.message}") from None
@@ -133,6 +135,7 @@ async def _prune(request: Request) -> Answer:
         _pruned, request.front, filters, everything or request.version < (1, 42)
     )
     names, freed = await request.front.call_slow(call)
+    request.front.journal.poke()
     return json_reply({"VolumesDeleted": names or None, "SpaceReclaimed": freed})
 
 
@@ -141,11 +144,13 @@ def _pruned(
 ) -> tuple[Sequence[str], int]:
     spared = Spared(filters, "all")
     wanted = {"label": filters["label"]} if filters.get("label") else None
-    return front.engine.volumes.prune(
+    names, freed = front.engine.volumes.prune(
         all_volumes=everything,
         filters=wanted,
         spare=lambda volume: spared(volume.labels, volume.created_at),
     )
+    note_prune(front, "volume", freed)
+    return names, freed
 
 
 ROUTES = (
