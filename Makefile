@@ -1,7 +1,7 @@
 # The front door of the checkout. Every target works from a fresh clone.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test soak check bench nested-kvm nested-vfio qemu-versions guest-kernels cloud-image guest-suite docker-clients docs clean
+.PHONY: help setup demo test soak check bench nested-kvm nested-vfio qemu-versions guest-kernels cloud-image guest-suite docker-clients compare-docker docs clean
 
 help:
 	@echo 'make setup   system packages, .venv and the native build (quick when up to date)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make cloud-image   a cloud image with cloud-init, started twice and reached by SSH'
 	@echo 'make guest-suite  tests on a kernel with cgroup v2, quotas and fs-verity, in a machine'
 	@echo 'make docker-clients  tests of the Docker API with real clients'
+	@echo 'make compare-docker  one scenario against Debian'"'"'s dockerd and against hutch'
 	@echo 'make docs    the reference pages made from the code'
 
 setup:
@@ -57,6 +58,9 @@ guest-suite: setup
 
 docker-clients: setup
 	@$(PY) -m scripts.docker_clients $(ARGS)
+
+compare-docker: setup
+	@$(PY) -m scripts.compare_docker
 
 docs: setup
 	@$(PY) scripts/docs.py

@@ -201,6 +201,13 @@ Each endpoint and each of its options *works* as in Docker, *differs* (and how),
 has no meaning in Docker either. Paths may begin with `/v{newest}`.
 """
 
+DOCKER_DIFFERENCES = """## What differs from Docker 20.10 in one scenario
+
+`make compare-docker` asks Debian's dockerd and hutch the same some 330 things, over HTTP and by
+the docker command, and fails for any difference that `scripts/docker_differences.py` does not
+name. Those that it names, in the order of the API:
+"""
+
 
 def docker_page() -> str:
     """Return the reference of Docker's API, from the table of routes."""
@@ -219,7 +226,14 @@ def docker_page() -> str:
                 rows = ["| option | |", "|---|---|"]
                 rows += [f"| `{name}` | {how} |" for name, how in route.options.items()]
                 parts.append("\n".join(rows) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, DOCKER_DIFFERENCES, *_differences()])
+
+
+def _differences() -> list[str]:
+    from scripts.docker_differences import NAMED
+
+    reasons = dict.fromkeys(name.why for name in NAMED)
+    return [f"- {why[0].upper()}{why[1:]}." if why[0] != "`" else f"- {why}." for why in reasons]
 
 
 def pages() -> dict[Path, str]:
