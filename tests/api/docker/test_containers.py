@@ -252,10 +252,20 @@ def test_inspection_tells_what_was_asked(api: Client, name: str, image: str) -> 
     assert found["Name"] == f"/{name}"
 
 
+def test_a_group_beneath_docker_s_is_passed_over_with_a_warning(api: Client, image: str) -> None:
+    """As buildx asks for one; it has no limits of its own."""
+    host = {"CgroupParent": "/docker/buildx", "Privileged": True}
+    made = api.ask("POST", "/containers/create", {"Image": image, "HostConfig": host})
+    assert made.status == 201
+    assert made.json["Warnings"] == ["CgroupParent /docker/buildx: groups are the engine's own"]
+    api.ask("DELETE", f"/containers/{made.json['Id']}")
+
+
 @pytest.mark.parametrize(
     "host",
     [
         {"CgroupParent": "/elsewhere"},
+        {"CgroupParent": "/dockers"},
         {"Links": ["a:b"]},
         {"MaskedPaths": ["/proc/kcore"]},
         {"SecurityOpt": ["label=type:x"]},

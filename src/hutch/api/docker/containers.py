@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hutch.api.docker.creating import (
-    link_warnings,
+    create_warnings,
     options_of,
     resource_options,
     restart_text,
@@ -76,7 +76,7 @@ async def _create(request: Request) -> Answer:
     except AlreadyExists as exc:
         raise await _conflict(request, name, exc) from exc
     front.journal.poke()
-    return json_reply({"Id": str(instance.id), "Warnings": link_warnings(body)}, 201)
+    return json_reply({"Id": str(instance.id), "Warnings": create_warnings(body)}, 201)
 
 
 def _missing(image: str, exc: NotFound) -> HutchError:
@@ -342,7 +342,9 @@ ROUTES = (
             "HostConfig.BlkioWeightDevice, CpuRealtimePeriod, CpuRealtimeRuntime": "refused: no "
             "such limits",
             "HostConfig.PidsLimit, OomKillDisable, OomScoreAdj, Ulimits, Sysctls": "works",
-            "HostConfig.CgroupParent, Cgroup": "refused: groups are the engine's own",
+            "HostConfig.CgroupParent": "differs: one beneath /docker is passed over with a "
+            "warning, others are refused",
+            "HostConfig.Cgroup": "refused: groups are the engine's own",
             "HostConfig.Devices, DeviceCgroupRules": "works",
             "HostConfig.DeviceRequests": "works for `cdi` and the capability `gpu`",
             "HostConfig.CapAdd, CapDrop, Privileged, GroupAdd, ReadonlyRootfs": "works",

@@ -50,10 +50,13 @@ def options_of(body: ContainerBody, defaults: FrontOptions) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+_GROUP = "/docker"
+
+
 def _refuse(host: HostBody) -> None:
     """Refuse what is not possible and would not be noticed otherwise."""
     refused = (
-        ("CgroupParent", host.cgroup_parent, "groups are hutch's own; limits are per container"),
+        ("CgroupParent", _foreign_group(host), "groups are hutch's own; limits are per container"),
         ("Cgroup", host.cgroup, "a container has a group of its own"),
         (
             "Links",
@@ -77,11 +80,29 @@ def _refuse(host: HostBody) -> None:
         )
 
 
-def link_warnings(body: ContainerBody) -> list[str]:
+def _foreign_group(host: HostBody) -> str:
+    """Return the group that a container is to be beneath, "" where that is Docker's own: buildx
+    asks for one there, which has no limits unless somebody gives it some."""
+    parent = host.cgroup_parent
+    return "" if parent == _GROUP or parent.startswith(f"{_GROUP}/") else parent
+
+
+def create_warnings(body: ContainerBody) -> list[str]:
+    """Tell of what is passed over."""
+    host = body.host_config
+    if host is None:
+        return []
+    told = _link_warnings(host)
+    if host.cgroup_parent:
+        told.append(f"CgroupParent {host.cgroup_parent[:80]}: groups are the engine's own")
+    return told
+
+
+def _link_warnings(host: HostBody) -> list[str]:
     """Tell of links that give a container another name than it has: on a network of one's own
     only its own name and aliases are resolved."""
     told = []
-    for link in (body.host_config.links if body.host_config is not None else None) or ():
+    for link in host.links or ():
         name, _, alias = link.partition(":")
         if alias and alias.rpartition("/")[2] != name.rpartition("/")[2]:
             told.append(f"link {link[:200]}: the container is found as {name[:100]} only")
