@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -113,6 +114,24 @@ def test_a_hole_gives_the_blocks_back_and_reads_as_zeros(tmp_path: Path) -> None
     assert after.st_blocks < before
     assert after.st_size == 1 << 20
     assert path.read_bytes()[: 1 << 19].count(0) == 1 << 19
+
+
+def test_directories_in_one_are_spread_where_the_file_system_can(tmp_path: Path) -> None:
+    kind = subprocess.run(
+        ["stat", "-f", "-c", "%T", str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout
+    try:
+        files.set_topdir(tmp_path)
+    except OSError as exc:
+        assert "ext" not in kind, exc
+        return
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        flags = fcntl.ioctl(fd, files.FS_IOC_GETFLAGS, bytes(8))
+    finally:
+        os.close(fd)
+    assert int.from_bytes(flags[:4], "little") & files.FS_TOPDIR_FL
+    (tmp_path / "made").mkdir()  # as before
 
 
 def test_a_sealed_memfd_cannot_be_changed() -> None:
