@@ -66,6 +66,7 @@ class Context:
 
     def __init__(self, root: str | Path | None, registry: RegistryConfig | None = None) -> None:
         self.root = Path(os.path.abspath(root if root is not None else default_root()))
+        self._instances = self.root / "instances"
         self._registry = registry
         self.rootless = os.geteuid() != 0
         try:
@@ -257,7 +258,7 @@ class Context:
 
     def directory(self, identifier: str) -> Path:
         """Return an instance's own directory."""
-        return self.root / "instances" / identifier
+        return self._instances / identifier
 
     def exit_command(self, identifier: str) -> tuple[str, ...]:
         """Return the command a supervisor runs when nobody is left to hear of the exit."""

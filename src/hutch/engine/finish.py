@@ -38,7 +38,9 @@ from hutch.storage.snapshots import is_limited
 __all__ = [
     "CUT_SHORT",
     "dispose",
+    "erase_ended",
     "finish",
+    "has_ended",
     "refresh",
     "refresh_locked",
     "remove_locked",
@@ -167,14 +169,30 @@ def _finish_and_remove(context: Context, record: InstanceRecord) -> InstanceReco
     if record.state in _LIVE:
         if _is_running(context, record):
             return record
-        seen = _observe(context, record)
-        if seen.state == State.SUSPENDED:
-            return _book_exit(context, record)
-        record = seen
-        _erase(context, record, died=True)
-    elif record.state == State.EXITED:
+        return erase_ended(context, record) or _book_exit(context, record)
+    if record.state == State.EXITED:
         _erase(context, record)
     return record
+
+
+def erase_ended(
+    context: Context, record: InstanceRecord, *, remove_volumes: bool = True
+) -> InstanceRecord | None:
+    """Remove an instance whose program has ended, which nobody has booked: one transaction does
+    both. Return how it ended, None for one that is suspended and stays. The lock is held.
+
+    Cut short, it leaves a record without a directory, which `reconcile` drops.
+    """
+    seen = _observe(context, record)
+    if seen.state == State.SUSPENDED:
+        return None
+    _erase(context, seen, died=True, remove_volumes=remove_volumes)
+    return seen
+
+
+def has_ended(context: Context, record: InstanceRecord) -> bool:
+    """Tell whether the program of an instance has ended and nobody has booked that."""
+    return record.state in _LIVE and not _is_running(context, record)
 
 
 def _observe(context: Context, record: InstanceRecord) -> InstanceRecord:

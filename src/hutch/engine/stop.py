@@ -9,7 +9,15 @@ import msgspec
 
 from hutch.drivers.base import Guests
 from hutch.engine.context import Context
-from hutch.engine.finish import finish, refresh, refresh_locked, remove_locked, with_room
+from hutch.engine.finish import (
+    erase_ended,
+    finish,
+    has_ended,
+    refresh,
+    refresh_locked,
+    remove_locked,
+    with_room,
+)
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load, load_in, require_settled
 from hutch.engine.records import INSTANCES, InstanceRecord
@@ -281,7 +289,11 @@ def remove_ended(context: Context, identifier: str, *, remove_volumes: bool) -> 
     look where it has, else as `remove` with `force`."""
     try:
         with instance_lock(context, identifier):
-            _remove_ended(context, identifier, remove_volumes=remove_volumes)
+            record = load(context, identifier)
+            if not has_ended(context, record) or not erase_ended(
+                context, record, remove_volumes=remove_volumes
+            ):
+                _remove_ended(context, identifier, remove_volumes=remove_volumes)
     except (WrongState, Exhausted):
         remove(context, identifier, force=True, remove_volumes=remove_volumes)
 

@@ -1,7 +1,7 @@
 """Records and the event journal over SQLite in WAL mode; the only home of sqlite3.
 
-Each thread has its own connection. Writers queue on SQLite's own lock (BEGIN IMMEDIATE),
-across threads and processes.
+Each thread has its own connection. Writers of several processes queue on SQLite's own lock
+(BEGIN IMMEDIATE), those of one process before that on a lock of theirs.
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ class Store:
         self._current = threading.local()
         self._idle: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
+        # Who finds SQLite's lock taken sleeps and looks again: among threads there is better.
+        self._turn = threading.Lock()
         self._closed = False
         self._reserve = Reserve(path)
 
@@ -223,7 +225,7 @@ class Store:
         if outer is not None:
             yield StoreTransaction(outer)
             return
-        with self._connection() as connection:
+        with self._in_turn(), self._connection() as connection:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._with_room(lambda: connection.execute("BEGIN IMMEDIATE"))
             self._current.connection = connection
@@ -236,6 +238,16 @@ class Store:
                 raise
             finally:
                 self._current.connection = None
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Be the only writer of this process; wait as long for that as for another process."""
+        if not self._turn.acquire(timeout=_BUSY_TIMEOUT_S):
+            raise _held_by_another(self._path)
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def events(self, after: int = 0, limit: int = 1000) -> list[EventRow]:
         """Return up to `limit` events with a sequence number above `after`, oldest first."""
@@ -290,14 +302,16 @@ def _is_full(exc: sqlite3.OperationalError) -> bool:
     return "full" in str(exc) or "disk I/O" in str(exc)
 
 
+def _held_by_another(path: Path) -> Unavailable:
+    return Unavailable(f"{path}: another process has held the store for {_BUSY_TIMEOUT_S:.0f} s")
+
+
 def _translate(path: Path, exc: sqlite3.OperationalError) -> HutchError:
     text = str(exc)
     if "full" in text:
         return Exhausted(f"{path}: no space left for the store", hint="free disk space and retry")
     if "locked" in text or "busy" in text:
-        return Unavailable(
-            f"{path}: another process has held the store for {_BUSY_TIMEOUT_S:.0f} s"
-        )
+        return _held_by_another(path)
     if "readonly" in text or "read-only" in text or "unable to open" in text:
         return Unavailable(
             f"{path}: cannot be written ({text})",

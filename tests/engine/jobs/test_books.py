@@ -106,7 +106,11 @@ def test_whoever_waits_for_memory_hears_of_every_failure(
 
     monkeypatch.setattr(attempt, "load", fail)
     heard: list[attempt.Report] = []
-    attempt.Attempt(ANY, record(attempt=1), heard.append).relieve()
+
+    def hear(report: attempt.Report, *, wake: bool = True) -> None:
+        heard.append(report)
+
+    attempt.Attempt(ANY, record(attempt=1), hear).relieve()
     assert heard == [attempt.Relieved(3, 1, "", 0, 0)]
     assert "job 3: its memory stays: what nobody has thought of" in capsys.readouterr().err
 
@@ -118,7 +122,7 @@ def test_a_program_that_cannot_be_stopped_is_named(
         raise Unavailable("nobody answers")
 
     monkeypatch.setattr(attempt, "load", fail)
-    attempt.Attempt(ANY, record(), lambda _: None).stop()
+    attempt.Attempt(ANY, record(), lambda *_, **__: None).stop()
     assert "job 3 is not stopped: nobody answers" in capsys.readouterr().err
 
 

@@ -13,8 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hutch.engine import Engine
+from hutch.engine import Engine, finish
+from hutch.engine.context import Context
 from hutch.engine.jobs.records import ACTIVE, JobRecord, JobState, key_of
+from hutch.engine.records import INSTANCES, InstanceRecord
+from hutch.errors import HutchError
 from tests.engine.jobs.queues import WAIT_S, cancel_all, until
 from tests.requires import requires
 
@@ -66,6 +69,29 @@ def test_a_job_outlives_its_dispatcher_and_is_taken_up(
     ended = job.wait(WAIT_S)
     assert (ended.state, ended.attempt) == (JobState.COMPLETED, 1)
     assert job.output() == b"begun\nended\n"
+
+
+def _records(engine: Engine) -> list[object]:
+    with engine._context.store.read() as tx:
+        return [record for _, record in tx.items(INSTANCES, InstanceRecord)]
+
+
+def test_a_removal_that_was_cut_short_is_ended_by_the_next_dispatcher(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = finish.dispose
+
+    def cut_short(context: Context, identifier: str) -> None:
+        real(context, identifier)
+        raise HutchError("as if killed between the files and the record")
+
+    with monkeypatch.context() as patch, engine.jobs.dispatching():
+        patch.setattr(finish, "dispose", cut_short)
+        job = engine.jobs.submit("busybox", ["true"], network="none")
+        assert job.wait(WAIT_S).state == JobState.COMPLETED
+    assert len(_records(engine)) == 1 and not list((engine.root / "instances").iterdir())
+    with engine.jobs.dispatching():
+        until(lambda: not _records(engine))
 
 
 def test_a_job_that_ended_without_a_dispatcher_is_booked_by_the_next(

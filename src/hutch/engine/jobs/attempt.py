@@ -10,8 +10,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -31,28 +33,32 @@ from hutch.engine.jobs.records import (
 )
 from hutch.engine.jobs.threads import Threads
 from hutch.engine.lookup import load
-from hutch.engine.records import NAMES, InstanceRecord, NameRecord
+from hutch.engine.records import NAMES, SUSPENDED, InstanceRecord, NameRecord
 from hutch.engine.start import start
 from hutch.errors import (
     AlreadyExists,
     HutchError,
     InternalError,
     NotFound,
+    OperationTimeout,
     OutcomeUnknown,
     WrongState,
 )
 from hutch.image.records import IMAGES, ImageRecord
 from hutch.lifecycle import State
 from hutch.linux.cgroup.reclaim import reclaim, usage_of
+from hutch.process.frames import ExitStatus
 from hutch.process.supervisor import Supervisor, attach_flags
 from hutch.resources.admission import NoRoom
 from hutch.spec.model import InstanceSpec
 
-__all__ = ["Attempt", "Ended", "Failed", "Refused", "Relieved", "Report", "Started"]
-__all__ += ["directory_of", "remove_instance"]
+__all__ = ["Attempt", "Ended", "Failed", "Hear", "Refused", "Relieved", "Report"]
+__all__ += ["Started", "directory_of", "remove_instance", "remove_instances"]
 
 # A link without any stream: it hears of the exit, and is in nobody's way.
 _POLL_S = 0.002
+# The dispatcher hears of a start later by that; a quantum is longer.
+_QUICK_S = 0.02
 _WATCH = attach_flags(stdin=False, stdout=False, stderr=False, lossless=True)
 
 
@@ -109,6 +115,13 @@ class Relieved(msgspec.Struct, frozen=True):
 Report = Started | Ended | Failed | Refused | Relieved
 
 
+class Hear(Protocol):
+    """Who is told of an attempt, from its thread."""
+
+    def __call__(self, report: Report, *, wake: bool = True) -> None:
+        """Take a report; unless `wake`, another follows at once."""
+
+
 def directory_of(context: Context, number: int) -> Path:
     """Return where what is kept of a job lies; it need not exist."""
     return context.root / "jobs" / key_of(number)
@@ -122,7 +135,7 @@ class Attempt:
         self,
         context: Context,
         job: JobRecord,
-        report: Callable[[Report], None],
+        report: Hear,
         *,
         identifier: str = "",
     ) -> None:
@@ -296,15 +309,42 @@ class Attempt:
             if link is None:
                 continue
             with link:
-                job = self._job
-                self._report(Started(job.id, job.attempt, self.instance, time.time_ns()))
-                try:
-                    link.wait()
-                except OutcomeUnknown:
-                    pass
+                status = self._watch(link)
+                if status is not None and self._goes_at_once():
+                    return self._ended(status)
                 booked = finish(self._context, self.instance)
             if booked is None:
                 return self._lost("its instance was removed")
+
+    def _watch(self, link: Supervisor) -> ExitStatus | None:
+        """Report the start, wait for the end and return it; None where nobody knows it. Of a
+        quick program both are reported at once."""
+        job = self._job
+        started = Started(job.id, job.attempt, self.instance, time.time_ns())
+        status = None
+        with suppress(OutcomeUnknown):
+            try:
+                status = link.wait(timeout_s=_QUICK_S)
+            except OperationTimeout:
+                self._report(started)
+                return link.wait()
+        self._report(started, wake=False)
+        return status
+
+    def _goes_at_once(self) -> bool:
+        """Tell whether nothing need be known of the instance but how its program ended: the
+        end is booked with its removal. One that somebody has suspended is to be started again."""
+        job = self._job
+        return (
+            job.isolation == "container"
+            and not job.outputs
+            and not os.path.exists(self._context.directory(self.instance) / SUSPENDED)
+        )
+
+    def _ended(self, status: ExitStatus) -> Ended:
+        job = self._job
+        oom = self._context.driver("container").oom_kills(self.instance) > 0
+        return Ended(job.id, job.attempt, status.code, status.time_ns, oom)
 
     def _link(self, record: InstanceRecord) -> Supervisor | None:
         """Start it, or join the program that runs; None where it has ended just now."""
@@ -350,6 +390,12 @@ class Attempt:
             reason = f"its outputs are in instance {name_of_instance(job)} still: {exc}"
             return msgspec.structs.replace(end, kept=False, reason=reason)
         return end
+
+
+def remove_instances(context: Context, identifiers: Sequence[str]) -> None:
+    """Remove several, one after the other."""
+    for identifier in identifiers:
+        remove_instance(context, identifier)
 
 
 def remove_instance(context: Context, identifier: str) -> None:

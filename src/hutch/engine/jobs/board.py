@@ -28,8 +28,8 @@ from hutch.errors import OperationTimeout, WrongState
 from hutch.ids import new_id
 from hutch.records import Transaction
 
-__all__ = ["count_jobs", "ensure_dispatcher", "has_work", "list_jobs", "load_job", "prune"]
-__all__ += ["request", "request_all"]
+__all__ = ["count_jobs", "ensure_dispatcher", "has_work", "list_jobs", "load_ended"]
+__all__ += ["load_job", "prune", "request", "request_all"]
 
 _ANSWER_S = 30.0
 _POLL_S = 0.005
@@ -49,6 +49,12 @@ def load_job(context: Context, number: int) -> JobRecord:
     """Return a job's record; raise `NotFound`."""
     with context.store.read() as tx:
         return find_job(tx, number)
+
+
+def load_ended(context: Context, number: int) -> JobRecord | None:
+    """Return the record of a job that is over, None for any other."""
+    with context.store.read() as tx:
+        return tx.get(DONE, key_of(number), JobRecord)
 
 
 def list_jobs(

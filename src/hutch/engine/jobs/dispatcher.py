@@ -23,7 +23,7 @@ from hutch.engine.jobs.attempt import (
     Relieved,
     Report,
     Started,
-    remove_instance,
+    remove_instances,
 )
 from hutch.engine.jobs.book import Book, Entry, unmet
 from hutch.engine.jobs.policies import QueuePolicy, sched_job
@@ -356,10 +356,10 @@ class Dispatcher:
 
     # ---- what attempts report -------------------------------------------------------------
 
-    def _hear(self, report: Report) -> None:
+    def _hear(self, report: Report, *, wake: bool = True) -> None:
         """Take a report, from a thread of an attempt."""
         self._reports.append(report)
-        if self._wakeup is not None:
+        if wake and self._wakeup is not None:
             self._wakeup.wake()
 
     def _take_reports(self) -> None:
@@ -512,8 +512,8 @@ class Dispatcher:
     def _remove_ended(self) -> None:
         """Remove instances whose end is on disk."""
         ended, self._ended_instances = self._ended_instances, []
-        for instance in ended:
-            self._workers.submit(remove_instance, self._context, instance)
+        if ended:
+            self._workers.submit(remove_instances, self._context, ended)
 
     def _end(
         self, entry: Entry, state: JobState, *, finished_ns: int = 0, **changes: object

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "Jobs", "Queues"]
 
 _POLL_FIRST_S, _POLL_MOST_S = 0.005, 0.25
+_ENSURE_S = 1.0  # so often who waits sees to it that there is a dispatcher
 
 
 class Chosen(TypedDict, total=False):
@@ -54,14 +56,19 @@ class Job:
         """Wait for its end and return its record; raise `OperationTimeout` after `timeout`
         seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _POLL_FIRST_S
+        pause, ensured = _POLL_FIRST_S, -math.inf
         while True:
-            record = self.info()
-            if record.state.is_final:
+            record = board.load_ended(self._context, self.id)
+            if record is not None:
                 return record
-            if deadline is not None and time.monotonic() >= deadline:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
                 raise OperationTimeout(f"job {self.id} has not ended after {timeout:g} s")
-            board.ensure_dispatcher(self._context)
+            if now - ensured >= _ENSURE_S:
+                ensured = now
+                if self.info().state.is_final:  # or it is gone: NotFound
+                    continue
+                board.ensure_dispatcher(self._context)
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_MOST_S)
 

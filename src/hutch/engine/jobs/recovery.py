@@ -71,6 +71,7 @@ def remove_leftovers(context: Context) -> None:
     cut_short = False
     for instance in _leftovers(context):
         cut_short |= instance.state == State.REMOVING
+        cut_short |= not context.directory(instance.id).exists()
         remove_instance(context, instance.id)
     if cut_short:
         from hutch.engine.reconcile import reconcile

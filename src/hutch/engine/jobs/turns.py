@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from hutch.engine.context import Context
-from hutch.engine.jobs.attempt import Attempt, Report
+from hutch.engine.jobs.attempt import Attempt, Hear
 from hutch.engine.jobs.book import Book, Entry
 from hutch.engine.jobs.policies import QueuePolicy
 from hutch.engine.jobs.records import JobState
@@ -46,7 +46,7 @@ class Turns:
         self,
         parts: Parts,
         *,
-        hear: Callable[[Report], None],
+        hear: Hear,
         refuse: Callable[[Entry, Decision], None],
         now: Callable[[], float],
     ) -> None:
