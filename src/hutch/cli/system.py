@@ -155,6 +155,35 @@ def _prune(invocation: Invocation) -> int:
     return 0
 
 
+def _reset(invocation: Invocation) -> int:
+    import os
+
+    from hutch.cli.progress import pull_progress
+    from hutch.engine.context import default_root
+    from hutch.engine.reset import is_root
+    from hutch.errors import NotFound
+
+    root = os.path.abspath(invocation.root or default_root())
+    if not is_root(root):
+        raise NotFound(f"{root}: is no root of hutch", hint="name one with --root or HUTCH_ROOT")
+    engine = invocation.engine
+    info, volumes, pools = engine.info(), len(engine.volumes.list()), len(engine.pools.list())
+    parts = [f"{info.instances} instances ({info.running} running)", f"{info.images} images"]
+    parts += [f"{volumes} volumes with their data", f"{pools} pools"]
+    warning = f"This ends and removes everything in {root}: {', '.join(parts)}, networks, "
+    if not confirm(invocation, warning + "snapshots, jobs, kernels and templates."):
+        return 1
+    with pull_progress(quiet=invocation.json) as progress:
+        report = engine.reset(progress=progress)
+    if invocation.json:
+        print_json(report)
+        return 0
+    for name in report.kept:
+        print(f"Kept: {report.root}/{name}")
+    print(f"Removed: {report.root}")
+    return 0
+
+
 def _gc(invocation: Invocation) -> int:
     from hutch.units import parse_duration
 
@@ -329,6 +358,16 @@ COMMANDS = {
             ("volumes", "", "flag", "", "Anonymous volumes as well"),
         ),
         examples=("hutch system prune -f",),
+    ),
+    "system reset": Command(
+        handler=_reset,
+        summary="Give the root up: end and remove everything in it and made for it.",
+        options=(("force", "f", "flag", "", "Do not ask"),),
+        epilog="Instances are killed; images, volumes, pools, networks, snapshots, jobs and "
+        "kernels go, and with them mounts, bridges, packet rules and control groups of this "
+        "root. registries.json and certificates in tls/ are kept. Interrupted, it goes on when "
+        "it is asked for again.",
+        examples=("hutch system reset", "hutch --root /tmp/try system reset -f"),
     ),
     "system gc": Command(
         handler=_gc,

@@ -142,6 +142,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "system memory": ("memory", "Show who has the memory; take it back"),
     "system configure": ("resources", "Show or change how the host is given out"),
     "system events": ("system", "Show what happens, as it happens"),
+    "system reset": ("system", "Give the root up: end and remove everything in it"),
     "system gc": ("system", "Free what nothing names; images by age and by watermark"),
     "system check": ("system", "Read what the root holds against its digests"),
     "system reconcile": ("system", "Put the records right after a crash"),

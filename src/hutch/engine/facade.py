@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         InstanceInfo,
         PruneReport,
         ReconcileReport,
+        ResetReport,
         SystemInfo,
     )
     from hutch.engine.snapshots import Snapshots
@@ -473,6 +474,20 @@ class Engine:
         from hutch.engine.system import prune
 
         return prune(self._context, all_images=all_images, volumes=volumes, filters=filters)
+
+    def reset(self, *, progress: Progress = silent) -> ResetReport:
+        """Give the root up: end and remove all instances, images, volumes, pools, networks,
+        machines' templates, kernels and records in it, what it has made of the host (mounts,
+        bridges, packet rules, control groups), and its directory. The engine is closed then.
+
+        Interrupted it goes on when called again. Raises `Busy` while a daemon or somebody's
+        dispatcher works on the root or something in it stays mounted, `InvalidArgument` for
+        a directory with files that are not hutch's. A pool's part on another disk that is
+        not there is left.
+        """
+        from hutch.engine.reset import reset
+
+        return reset(self._context, progress=progress)
 
     def build_cache(self) -> Sequence[BuildCacheItem]:
         """Describe the build cache, what was used last first."""

@@ -24,6 +24,7 @@ __all__ = [
     "PruneReport",
     "GcReport",
     "ReconcileReport",
+    "ResetReport",
     "SystemInfo",
     "UsageRow",
 ]
@@ -247,6 +248,19 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     checked: int
     damaged: tuple[Damage, ...] = ()
     repaired: tuple[str, ...] = ()
+
+
+class ResetReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was removed with a root, by name, and how many images; `kept` are the files in its
+    directory that are not hutch's, for which it stays."""
+
+    root: str
+    instances: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    images: int = 0
+    kept: tuple[str, ...] = ()
 
 
 class SystemInfo(msgspec.Struct, frozen=True, kw_only=True):
