@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from hutch.errors import InvalidArgument
 from hutch.sched import Job
-from hutch.sched.estimators import create_estimator, raised
+from hutch.sched.estimators import create_estimator, doubled, raised
 from hutch.sched.workload import TraceJob
 from tests.sched.traces import jobs, record, run
 
@@ -62,6 +63,29 @@ def test_a_prediction_that_was_too_short_is_raised_step_by_step() -> None:
         job.corrections += 1
     assert steps == [160, 460, 1360, 3000]
     assert raised(job, 3000) == 3000 + 3600
+
+
+def test_an_estimate_that_was_too_short_is_doubled() -> None:
+    job = ran()
+    job.limit = 1000
+    assert [doubled(job, now) for now in (0, 0.02, 5, 300, 600, 1000)] == [
+        0.1, pytest.approx(0.12), 10, 600, 1000, 2000,
+    ]  # fmt: skip
+
+
+def test_no_correction_is_lost_to_rounding() -> None:
+    trace = [
+        msgspec.structs.replace(job, submit=job.submit / 7, runtime=0.4, estimate=0.3)
+        for job in jobs(*((n, 1) for n in range(1, 400)))
+    ]
+    ended = record("fcfs", trace, cores=400, estimator=create_estimator("user")).jobs
+    assert {job.corrections for job in ended.values()} == {1}
+
+
+def test_a_job_a_little_longer_than_foretold_does_not_end_last() -> None:
+    trace = jobs((0, 1.1), *((0.5, 2) for _ in range(20)), estimate=(1.0,) + 20 * (2.0,))
+    seen = record("srtf", trace, estimator=create_estimator("user")).jobs
+    assert seen[1].finish == pytest.approx(1.1)
 
 
 def test_the_simulator_corrects_while_a_job_runs() -> None:

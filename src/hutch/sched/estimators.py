@@ -24,9 +24,11 @@ __all__ = [
     "Question",
     "UserEstimate",
     "create_estimator",
+    "doubled",
     "raised",
 ]
 
+_LEAST_STEP_S = 0.1
 _MINUTES = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 3000, 6000)
 """Steps of Tsafrir, Etsion and Feitelson, "Backfilling using system-generated predictions
 rather than user runtime estimates", IEEE TPDS 18(6), 2007: 1 minute up to 100 hours."""
@@ -71,17 +73,29 @@ def raised(job: Job, ran: float) -> float:
     return min(ran + step, job.limit) if ran < job.limit else ran + step
 
 
-class _Stepwise:
-    """Corrections by steps; learns nothing."""
+def doubled(job: Job, ran: float) -> float:
+    """Return the next estimate of a job that outlived the last: twice what it has run, so that
+    it is expected to take as long again. While the job is below its limit, the estimate is
+    never above it.
+
+    A step of a minute would put a job behind all others that was to take a second and took
+    longer by a tenth.
+    """
+    estimate = ran + max(ran, _LEAST_STEP_S)
+    return min(estimate, job.limit) if ran < job.limit else estimate
+
+
+class _Doubling:
+    """Corrections that are of the size of the job; learns nothing."""
 
     def correct(self, job: Job, ran: float) -> float:
-        return raised(job, ran)
+        return doubled(job, ran)
 
     def learn(self, job: Job, runtime: float) -> None:
         pass
 
 
-class UserEstimate(_Stepwise):
+class UserEstimate(_Doubling):
     """The user's word, unknown where there is none."""
 
     name: ClassVar[str] = "user"
@@ -91,7 +105,7 @@ class UserEstimate(_Stepwise):
         return math.inf if job.estimate is None else job.estimate
 
 
-class Exact(_Stepwise):
+class Exact(_Doubling):
     """The true run time, which only a trace knows: what no prediction can beat."""
 
     name: ClassVar[str] = "exact"
@@ -102,7 +116,7 @@ class Exact(_Stepwise):
         return runtime
 
 
-class Average(_Stepwise):
+class Average(_Doubling):
     """Exponential average of what jobs with the same key ran: τ' = α t + (1 − α) τ.
 
     Before the first, the user's estimate or `initial`. The key is the job's own, or else its
@@ -135,7 +149,7 @@ class Average(_Stepwise):
             self._averages[key] = self.alpha * runtime + (1 - self.alpha) * before
 
 
-class LastTwo(_Stepwise):
+class LastTwo:
     """The mean of the last two run times of the same user, or of the same key (`by_key`).
 
     Before there are any, the user's estimate or `initial`. Source: see the steps above.
@@ -158,6 +172,9 @@ class LastTwo(_Stepwise):
         if last:
             return min(sum(last) / len(last), limit)
         return self.initial if job.estimate is None else limit
+
+    def correct(self, job: Job, ran: float) -> float:
+        return raised(job, ran)
 
     def learn(self, job: Job, runtime: float) -> None:
         key = job.key if self.by_key else job.user

@@ -230,8 +230,10 @@ class _Run:
             if job.phase is not Phase.RUNNING:
                 continue
             ran = job.served_at(now)
-            if ran < job.estimate:  # it was paused meanwhile; its own alarm is on its way
-                continue
+            # The alarm is a sum and this a difference: they may be apart by the last digits.
+            if ran < job.estimate - 4 * math.ulp(now):
+                continue  # it was paused meanwhile; its own alarm is on its way
+            ran = max(ran, job.estimate)
             estimate = self.estimator.correct(job, ran)
             if estimate <= job.estimate:
                 continue

@@ -13,7 +13,7 @@ from hutch.sched.queues import MultiLevel, QueueSpec
 
 __all__ = ["QueuePolicy", "build_policy", "sched_job"]
 
-_LEAST_STEP_S = 1.0
+_LEAST_STEP_S = 0.01  # so that a job's timer does not go off all the time
 
 
 def sched_job(record: JobRecord) -> Job:
