@@ -157,6 +157,7 @@ def test_unset_limits_are_left_by_an_update(make: Callable[[Limits], V1Group]) -
         (Limits(cpus=1, cpu_quota_us=5000), "cpus"),
         (Limits(memory=0), "memory"),
         (Limits(memory=-2), "memory"),
+        (Limits(memory_min=1 << 20), "memory_min"),
         (Limits(memory=64, memory_swap=32), "memory_swap"),
         (Limits(memory_swappiness=101), "memory_swappiness"),
         (Limits(pids=0), "pids"),

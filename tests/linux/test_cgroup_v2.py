@@ -26,6 +26,7 @@ _FILES = {
     "cpuset.mems": "",
     "memory.max": "max",
     "memory.low": "0",
+    "memory.min": "0",
     "memory.swap.max": "max",
     "pids.max": "max",
     "io.max": "",
@@ -76,6 +77,7 @@ def written(group: V2Group, name: str) -> str:
         (Limits(memory=64 * MiB), "memory.max", str(64 * MiB)),
         (Limits(memory=-1), "memory.max", "max"),
         (Limits(memory_reservation=MiB), "memory.low", str(MiB)),
+        (Limits(memory_min=MiB), "memory.min", str(MiB)),
         (Limits(memory=64 * MiB, memory_swap=80 * MiB), "memory.swap.max", str(16 * MiB)),
         (Limits(memory=64 * MiB, memory_swap=64 * MiB), "memory.swap.max", "0"),
         (Limits(memory=64 * MiB, memory_swap=-1), "memory.swap.max", "max"),
@@ -95,7 +97,12 @@ def test_each_limit_has_its_file_and_form(
     assert written(group, name).startswith(text)
 
 
-def test_the_groups_above_have_what_those_beneath_were_promised(base: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "file"), [("memory_reservation", "memory.low"), ("memory_min", "memory.min")]
+)
+def test_the_groups_above_have_what_those_beneath_were_promised(
+    base: Path, field: str, file: str
+) -> None:
     owner = V2Hierarchy(str(base), "above/hutch")
     (base / "above/hutch").mkdir(parents=True)
     for place in ("above", "above/hutch"):
@@ -103,13 +110,13 @@ def test_the_groups_above_have_what_those_beneath_were_promised(base: Path) -> N
     for name in ("a", "b"):
         (base / "above/hutch" / name).mkdir()
         look_like_a_group(base / "above/hutch" / name)
-        owner.load(name).update(Limits(memory_reservation=16 * MiB))
+        owner.load(name).update(Limits(**{field: 16 * MiB}))  # type: ignore[arg-type]
     for place in ("above", "above/hutch"):
-        assert (base / place / "memory.low").read_text() == str(32 * MiB)
-    assert (base / "memory.low").read_text() == "0"
+        assert (base / place / file).read_text() == str(32 * MiB)
+    assert (base / file).read_text() == "0"
     # Of as many digits: these files keep what was longer.
-    owner.load("a").update(Limits(memory_reservation=10 * MiB))
-    assert (base / "above/memory.low").read_text() == str(26 * MiB)
+    owner.load("a").update(Limits(**{field: 10 * MiB}))  # type: ignore[arg-type]
+    assert (base / "above" / file).read_text() == str(26 * MiB)
 
 
 def test_a_memory_update_keeps_the_total_of_memory_and_swap(group: V2Group) -> None:

@@ -127,6 +127,7 @@ def test_memory_is_the_reservation_else_the_limit() -> None:
     assert needs().memory == 0
     assert needs(memory="1G").memory == GIB
     assert needs(memory="1G", memory_reservation="256M").memory == 256 << 20
+    assert needs(memory="1G", memory_reservation="64M", memory_min="128M").memory == 128 << 20
 
 
 def test_a_machine_needs_its_memory_and_qemus() -> None:

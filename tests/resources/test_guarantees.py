@@ -55,6 +55,21 @@ def test_pressure_from_outside_spares_what_was_promised(small: Engine) -> None:
     assert (parent / "memory.low").read_text().strip() == "0"
 
 
+def test_a_strict_promise_is_kept_though_another_is_killed_for_it(small: Engine) -> None:
+    """With `memory.low` the kernel takes from the protected before it kills; not with `min`."""
+    kept = start(small, "kept", files(60), memory_min="80M")
+    parent = Path(small._context.groups.hierarchy.parent[""])
+    assert (parent / "memory.min").read_text().strip() == str(80 * MIB)
+    before = usage(small, "kept")
+    hog = start(small, "hog")
+    grow = "x=$(head -c 160000000 /dev/zero | tr '\\0' x); echo ${#x}"
+    assert hog.exec(["sh", "-c", grow]).text.strip() != "160000000"
+    assert usage(small, "kept") > before - 4 * MIB
+    assert kept.exec(["echo", "here"]).text == "here\n"
+    kept.update(memory_min="6M")
+    assert (parent / "memory.min").read_text().strip() == str(6 * MIB)
+
+
 def test_the_ladder_takes_as_much_as_is_missing(small: Engine) -> None:
     ladder(small, "cache")
     start(small, "kept", files(40), memory_reservation="64M")

@@ -144,6 +144,8 @@ def test_none_means_not_given() -> None:
         ({"memory": "64m", "memory_swap": "32m"}, "memory_swap"),
         ({"memory_swap": "32m"}, "memory_swap"),
         ({"memory": "64m", "memory_reservation": "128m"}, "memory_reservation"),
+        ({"memory": "64m", "memory_min": "128m"}, "memory_min"),
+        ({"memory_min": "1m"}, "memory_min"),
         ({"cpus": 1, "cpu_quota": 50_000}, "cpus"),
         ({"oom_kill_disable": True}, "oom_kill_disable"),
         ({"uts": "host", "hostname": "a"}, "hostname"),

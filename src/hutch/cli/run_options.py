@@ -23,6 +23,7 @@ RESOURCES: tuple[Option, ...] = (
     ("device-write-bps", "", "list", "DEVICE:RATE", "Limit writing, bytes a second"),
     ("device-write-iops", "", "list", "DEVICE:RATE", "Limit writing, operations a second"),
     ("memory", "m", "text", "SIZE", "Memory limit, such as 512m"),
+    ("memory-min", "", "text", "SIZE", "Memory never taken back, whoever grows (cgroup v2)"),
     ("memory-reservation", "", "text", "SIZE", "Memory kept under pressure"),
     ("memory-swap", "", "text", "SIZE", "Memory plus swap; -1 for no limit"),
     ("pids-limit", "", "int", "NUMBER", "Number of processes; -1 for no limit"),

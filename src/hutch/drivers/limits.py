@@ -29,6 +29,7 @@ def limits(resources: Resources, devices: tuple[DeviceRule, ...] | None = None) 
         cpuset_mems=r.cpuset_mems or None,
         memory=r.memory or None,
         memory_reservation=r.memory_reservation or None,
+        memory_min=r.memory_min or None,
         memory_swap=r.memory_swap,
         memory_swappiness=r.memory_swappiness,
         oom_kill_disable=r.oom_kill_disable or None,

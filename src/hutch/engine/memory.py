@@ -211,7 +211,7 @@ def _member(
         usage=had.usage,
         cache=had.cache,
         working_set=working,
-        guarantee=spec.resources.memory_reservation,
+        guarantee=spec.resources.guarantee,
         limit=had.limit,
         balloon=guest,
         idle_s=idle_s,

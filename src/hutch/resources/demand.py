@@ -65,7 +65,7 @@ def demand_of(spec: InstanceSpec, settings: Settings) -> Demand:
     """
     resources, placement = spec.resources, spec.placement
     is_machine = spec.isolation == "vm"
-    memory = resources.memory_reservation or resources.memory
+    memory = resources.guarantee or resources.memory
     huge = _huge(spec)
     if is_machine:
         # Huge pages and the pool are counted by themselves: they are no other's already.

@@ -26,8 +26,8 @@ __all__ = [
 MIN_MEMORY = 6 << 20
 RESOURCE_OPTIONS = frozenset(
     """blkio_weight cpu_period cpu_quota cpu_shares cpus cpuset_cpus cpuset_mems device_read_bps
-    device_read_iops device_write_bps device_write_iops memory memory_reservation memory_swap
-    memory_swappiness oom_kill_disable pids_limit""".split()
+    device_read_iops device_write_bps device_write_iops memory memory_min memory_reservation
+    memory_swap memory_swappiness oom_kill_disable pids_limit""".split()
 )
 RATES = ("device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops")
 _ULIMITS = frozenset(
@@ -70,14 +70,15 @@ def read_resources(given: Mapping[str, Any], base: Resources | None = None) -> R
 
 
 def _check_memory(resources: Resources) -> None:
-    memory, swap, reserved = resources.memory, resources.memory_swap, resources.memory_reservation
-    for field, size in (("memory", memory), ("memory_reservation", reserved)):
+    memory, swap = resources.memory, resources.memory_swap
+    for field in ("memory", "memory_reservation", "memory_min"):
+        size = getattr(resources, field)
         if size and size < MIN_MEMORY:
             raise InvalidArgument(f"must be at least 6M, got {size} bytes", field=field)
-    if memory and reserved > memory:
-        raise InvalidArgument(
-            f"must not be more than the memory limit of {memory} bytes", field="memory_reservation"
-        )
+        if memory and size > memory:
+            raise InvalidArgument(
+                f"must not be more than the memory limit of {memory} bytes", field=field
+            )
     if swap is not None and swap > 0:
         if not memory:
             raise InvalidArgument(
@@ -227,6 +228,7 @@ _RESOURCES: dict[str, tuple[str, Any]] = {
     "device_write_bps": ("device_write_bps", _throttles(True)),
     "device_write_iops": ("device_write_iops", _throttles(False)),
     "memory": ("memory", _size),
+    "memory_min": ("memory_min", _size),
     "memory_reservation": ("memory_reservation", _size),
     "memory_swap": ("memory_swap", _swap),
     "memory_swappiness": ("memory_swappiness", _swappiness),

@@ -149,6 +149,7 @@ class Resources(Value, frozen=True, kw_only=True, omit_defaults=True):
     cpuset_mems: str = ""
     memory: int = 0
     memory_reservation: int = 0
+    memory_min: int = 0
     memory_swap: int | None = None
     memory_swappiness: int | None = None
     oom_kill_disable: bool = False
@@ -158,6 +159,11 @@ class Resources(Value, frozen=True, kw_only=True, omit_defaults=True):
     device_write_bps: tuple[Throttle, ...] = ()
     device_read_iops: tuple[Throttle, ...] = ()
     device_write_iops: tuple[Throttle, ...] = ()
+
+    @property
+    def guarantee(self) -> int:
+        """What is promised of memory, in bytes, strictly (`memory_min`) or not."""
+        return max(self.memory_reservation, self.memory_min)
 
 
 class Placement(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -55,6 +55,7 @@ class UpdateOptions(TypedDict, total=False):
     device_write_iops: Throttles | None
     disk: Size | None
     memory: Size | None
+    memory_min: Size | None
     memory_reservation: Size | None
     memory_swap: Size | None
     memory_swappiness: int | None

@@ -60,6 +60,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     cpuset_mems: str | None = None
     memory: int | None = None
     memory_reservation: int | None = None
+    memory_min: int | None = None
     memory_swap: int | None = None
     memory_swappiness: int | None = None
     oom_kill_disable: bool | None = None
@@ -101,6 +102,7 @@ CONTROLLER: dict[str, str] = {
     "cpuset_mems": "cpuset",
     "memory": "memory",
     "memory_reservation": "memory",
+    "memory_min": "memory",
     "memory_swap": "memory",
     "memory_swappiness": "memory",
     "oom_kill_disable": "memory",
@@ -174,6 +176,7 @@ def validate(limits: Limits) -> None:
         if value != UNLIMITED:
             _at_least(name, value, low)
     _at_least("memory_reservation", limits.memory_reservation, 0)
+    _at_least("memory_min", limits.memory_min, 0)
     _within("memory_swappiness", limits.memory_swappiness, 0, 100)
     _within("blkio_weight", limits.blkio_weight, 10, 1000)
     _check_swap(limits)

@@ -61,6 +61,11 @@ def _cpu(directory: str, limits: Limits, fresh: bool) -> None:
 
 
 def _memory(directory: str, limits: Limits, fresh: bool) -> None:
+    if limits.memory_min:
+        raise Unsupported(
+            "memory_min: version 1 of control groups has nothing that holds against others' growth",
+            hint="use memory_reservation, or boot with systemd.unified_cgroup_hierarchy=1",
+        )
     _memory_and_swap(directory, limits, fresh)
     if limits.memory_reservation is not None:
         value = str(limits.memory_reservation)

@@ -22,6 +22,7 @@ _BUILT_IN = frozenset({"freezer", "cpuacct"})
 _SWITCHED = ("cpu", "memory", "pids", "io", "cpuset")
 _HOST_LEAF = "hutch.host"
 _SETTLES = 8
+_PROMISES = ("memory.low", "memory.min")
 _MOST_LOW = 1 << 62
 
 _HINT = (
@@ -96,7 +97,7 @@ class V2Hierarchy:
         group = V2Group(self, identifier, path)
         try:
             apply_limits(path, limits, fresh=True, devices=self._enforces_devices)
-            if limits.memory_reservation:
+            if limits.memory_reservation or limits.memory_min:
                 self.settle_protection()
         except BaseException:
             group.remove()
@@ -105,18 +106,12 @@ class V2Hierarchy:
 
     def settle_protection(self) -> None:
         """Give the groups above what their children were promised: what a group has of
-        `memory.low` counts only as far as those above it have it too (cgroup-v2.rst)."""
+        `memory.low` and `memory.min` counts only as far as those above it have it too
+        (cgroup-v2.rst)."""
         path = self._root
         while path != self._base:
-            # Another process may do the same: done when nothing has changed meanwhile.
-            for _ in range(_SETTLES):
-                promised = _promised(path)
-                if files.read_int(f"{path}/memory.low", 0) == promised:
-                    break
-                try:
-                    files.write_text(f"{path}/memory.low", str(promised))
-                except FileNotFoundError:
-                    return  # no memory controller, or the last one here has just gone
+            if not all(_settle(path, name) for name in _PROMISES):
+                return
             path = os.path.dirname(path)
 
     def check(self, limits: Limits) -> None:
@@ -239,7 +234,7 @@ class V2Group:
         self._owner.check(limits)
         devices = self._owner.enforces_devices()
         apply_limits(self._path, limits, fresh=False, devices=devices)
-        if limits.memory_reservation is not None:
+        if limits.memory_reservation is not None or limits.memory_min is not None:
             self._owner.settle_protection()
 
     def stats(self) -> Stats:
@@ -338,7 +333,21 @@ class V2Group:
             self._owner.settle_protection()
 
 
-def _promised(path: str) -> int:
+def _settle(path: str, name: str) -> bool:
+    """Give one group what its children have of a promise; False where it cannot have any."""
+    # Another process may do the same: done when nothing has changed meanwhile.
+    for _ in range(_SETTLES):
+        promised = _promised(path, name)
+        if files.read_int(f"{path}/{name}", 0) == promised:
+            break
+        try:
+            files.write_text(f"{path}/{name}", str(promised))
+        except FileNotFoundError:
+            return False  # no memory controller, or the last one here has just gone
+    return True
+
+
+def _promised(path: str, promise: str) -> int:
     """Return what the groups in one were promised together, in bytes."""
-    found = (files.read_int(f"{path}/{name}/memory.low", 0) for name in files.child_names(path))
+    found = (files.read_int(f"{path}/{name}/{promise}", 0) for name in files.child_names(path))
     return min(sum(size or 0 for size in found), _MOST_LOW)

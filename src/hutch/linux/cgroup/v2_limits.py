@@ -80,6 +80,8 @@ def _memory(directory: str, limits: Limits, fresh: bool) -> None:
     if limits.memory_reservation is not None:
         value = str(limits.memory_reservation)
         files.write_value(directory, "memory.low", value, "memory_reservation")
+    if limits.memory_min is not None:
+        files.write_value(directory, "memory.min", str(limits.memory_min), "memory_min")
 
 
 def _swap(directory: str, limits: Limits, fresh: bool) -> int | None:
