@@ -1,5 +1,6 @@
 """Run the tests with real clients of Docker's API: docker-py, aiodocker, Testcontainers, Compose,
-skopeo, podman. What they need beside the host's packages is kept in build/clients.
+skopeo, podman; Schemathesis asks what Docker's description allows. What they need beside the
+host's packages is kept in build/clients and build/schemathesis.
 
 A target of its own (nightly): it fetches packages, and bootstraps a PostgreSQL.
 """
@@ -21,9 +22,12 @@ WANTED = (
     "aiodocker==0.27.0",
     "docker==7.2.0",
     "jsonschema==4.26.0",
+    "opentelemetry-exporter-otlp-proto-http==1.45.2",
     "pg8000==1.31.5",
     "testcontainers==4.15.0",
 )
+# By itself: it needs libraries that the tests have in other versions.
+FUZZER = ROOT / "build" / "schemathesis"
 PROGRAMS = {"docker-compose": "docker-compose", "podman": "podman", "skopeo": "skopeo"}
 
 
@@ -42,13 +46,18 @@ def install() -> None:
     if missing:
         command = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing]
         subprocess.run(command, check=True, stdout=sys.stderr)
-    stamp = CLIENTS / ".wanted"
-    if stamp.exists() and stamp.read_text() == "\n".join(WANTED):
+    _keep(CLIENTS, WANTED)
+    _keep(FUZZER, ("schemathesis==4.32.5",))
+
+
+def _keep(directory: Path, wanted: tuple[str, ...]) -> None:
+    stamp = directory / ".wanted"
+    if stamp.exists() and stamp.read_text() == "\n".join(wanted):
         return
-    shutil.rmtree(CLIENTS, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(CLIENTS), *WANTED]
+    shutil.rmtree(directory, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(directory), *wanted]
     subprocess.run(pip, check=True, stdout=sys.stderr)
-    stamp.write_text("\n".join(WANTED))
+    stamp.write_text("\n".join(wanted))
 
 
 def fetch_schema() -> None:

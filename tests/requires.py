@@ -292,6 +292,7 @@ NEEDS: dict[str, Probe] = {
     "docker": _program("docker"),
     "dockerd": _program("dockerd"),
     "docker-schema": _file(str(Path(__file__).parent.parent / "build/clients/swagger.yaml")),
+    "schemathesis": _file(str(Path(__file__).parent.parent / "build/schemathesis/.wanted")),
     "fs-verity": _fs_verity,
     "fuse": _fuse,
     "fuse-overlayfs": _program("fuse-overlayfs"),
