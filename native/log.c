@@ -55,6 +55,7 @@ static void rotate(struct log *log)
 
 static void put(struct log *log, struct iovec *iov, int count, size_t total)
 {
+	struct stat st;
 	ssize_t done;
 
 	if (!count)
@@ -64,9 +65,10 @@ static void put(struct log *log, struct iovec *iov, int count, size_t total)
 	done = writev(log->fd, iov, count);
 	if (done >= 0 && (size_t)done == total)
 		log->size += total;
-	else if (done > 0)
-		/* The disk is full: no half record may stay. */
-		(void)!ftruncate(log->fd, (off_t)log->size);
+	else if (done > 0 && fstat(log->fd, &st) == 0)
+		/* The disk is full: no half record may stay. Before it may stand what we have not
+		 * written, the end of a log that came from another host. */
+		(void)!ftruncate(log->fd, st.st_size - done);
 }
 
 struct batch {

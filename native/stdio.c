@@ -5,6 +5,8 @@
 #include "supervisor.h"
 #include "text.h"
 
+enum { TERMINAL_MOST = 1 << 20 };
+
 static char chunk[CHUNK];
 
 static int pipe_for(int *ours, int *theirs, bool we_read)
@@ -71,22 +73,22 @@ static void stream_end(struct supervisor *s, int index)
 	s->streams[index] = -1;
 }
 
-/* Read once; false when there is nothing more now. */
-static bool read_some(struct supervisor *s, int index)
+/* Read once: how much that was, 0 when there is nothing more now. */
+static size_t read_some(struct supervisor *s, int index)
 {
-	ssize_t n = read(s->streams[index], chunk, sizeof(chunk));
+	ssize_t n;
 
+	do
+		n = read(s->streams[index], chunk, sizeof(chunk));
+	while (n < 0 && errno == EINTR);
 	if (n > 0) {
 		log_write(&s->log, index + 1, now_ns(), chunk, (size_t)n);
 		tell_output(s, index + 1, chunk, (size_t)n);
-		return true;
+		return (size_t)n;
 	}
-	if (n < 0 && errno == EINTR)
-		return true;
-	if (n < 0 && errno == EAGAIN)
-		return false;
-	stream_end(s, index); /* end of file; EIO from a terminal whose other side is gone */
-	return false;
+	if (n == 0 || errno != EAGAIN)
+		stream_end(s, index); /* end of file; EIO from a terminal whose other side is gone */
+	return 0;
 }
 
 void stream_read(struct supervisor *s, int index)
@@ -97,16 +99,21 @@ void stream_read(struct supervisor *s, int index)
 }
 
 /* Take what the process left in its pipes, whatever the clients do. What others write to
- * them from now on is read as before. */
+ * them from now on is read as before. A terminal counts only the 4 kB that it gives at once:
+ * what it has behind them is read until there is no more, or too much to be of before. */
 void stream_drain(struct supervisor *s)
 {
 	for (int index = 0; index < 2; index++) {
 		int left = 0;
 		if (s->streams[index] < 0 || ioctl(s->streams[index], FIONREAD, &left) < 0)
 			continue;
-		for (left += CHUNK; left > 0 && s->streams[index] >= 0; left -= CHUNK)
-			if (!read_some(s, index))
+		left += s->plan.flags & HOLD_TTY ? TERMINAL_MOST : CHUNK;
+		while (left > 0 && s->streams[index] >= 0) {
+			size_t n = read_some(s, index);
+			if (!n)
 				break;
+			left -= (int)n;
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,32 @@ def test_what_stands_in_the_pipe_is_logged_on_demand(
             assert unread(pid) == 0
 
 
+def test_what_a_terminal_holds_is_logged_on_demand(
+    runner: Runner, rootfs: Path, run_dir: Path
+) -> None:
+    held = ops.Supervision(directory=str(run_dir), log_path=str(run_dir / "log"), tty=True)
+    log = run_dir / "log"
+    sizes = [0]
+
+    def is_held_back() -> bool:
+        time.sleep(0.1)
+        sizes.append(log.stat().st_size)
+        return sizes[-1] == sizes[-2] > 200_000
+
+    # As above; a terminal holds three times as much as it gives at once.
+    with (
+        runner.running(box(rootfs, ["yes"], held=held, tty=True)) as lazy,
+        Supervisor.connect(held.directory) as other,
+    ):
+        wait_until(is_held_back, "the client's queue to be full")
+        other.signal(signal.SIGSTOP)
+        wait_until(lambda: is_stopped(lazy.pid or 0), "the program to stop")
+        other.query(logged=True)
+        size = log.stat().st_size
+        other.query(logged=True)
+        assert log.stat().st_size == size
+
+
 def test_output_before_the_exit_is_complete_for_a_lossless_client(
     runner: Runner, rootfs: Path, held: ops.Supervision
 ) -> None:
@@ -403,12 +430,21 @@ def test_a_full_disk_cuts_no_record_and_no_output(
 
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(run_dir)], check=True)
     try:
-        held = ops.Supervision(directory=str(run_dir), log_path=str(run_dir / "log"))
-        script = "i=0; while [ $i -lt 4000 ]; do echo this is line $i; i=$((i+1)); done"
-        status, out, _ = runner.run(shell(rootfs, script, held=held))
+        held = ops.Supervision(
+            directory=str(run_dir), log_path=str(run_dir / "log"), stdin_open=True
+        )
+        script = "read go; i=0; while [ $i -lt 4000 ]; do echo this is line $i; i=$((i+1)); done"
+        before = b"1700000000000000000 o of another host\n" * 500
+        with runner.start(shell(rootfs, script, held=held)) as supervisor:
+            supervisor.wait_started(WAIT_S)
+            # As a migration does with what the log has got at the source meanwhile.
+            (run_dir / "log").write_bytes(before)
+            status, out, _ = supervisor.collect(b"go\n", timeout_s=WAIT_S)
         lines = [b"this is line %d\n" % n for n in range(4000)]
         assert (status.code, out) == (0, b"".join(lines))
         kept = [record.data for record in read_log(held.log_path)]
+        assert kept[:500] == [b"of another host\n"] * 500
+        del kept[:500]
         assert 0 < len(kept) < 4000
         # A busy supervisor reads several lines at once, the last of them perhaps in part.
         text = b"\n" + b"".join(lines)
