@@ -18,7 +18,7 @@ from hutch.migration.records import MigrationRecord
 from hutch.migration.wire import Wire
 from hutch.qmp.migration import set_parameters
 from hutch.records import ProgressEvent
-from tests.migration.conftest import Other, die_migrating
+from tests.migration.conftest import Other, behind, die_migrating
 from tests.migration.test_failures import once_killed
 from tests.migration.test_machines import until_more
 from tests.requires import live_qemu, requires
@@ -157,10 +157,12 @@ def test_a_machine_goes_on_at_the_target_without_a_gap(
 
 
 def test_memory_goes_by_several_streams_compressed(
-    source: Engine, target: Other, moved: str
+    source: Engine, target: Other, moved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And what it has said comes along, though it is not logged yet when it stands still."""
     before = len(said(source))
-    done = source.migrate("moved", target.destination, parallel=2, compress=True)
+    with behind(source, moved, monkeypatch, migrate_live._Journey, "copy_disk"):
+        done = source.migrate("moved", target.destination, parallel=2, compress=True)
     assert (done.way, done.problem) == ("pre-copy", "")
     goes_on_there(source, target, before)
     end(target)

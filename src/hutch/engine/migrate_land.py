@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -64,6 +65,9 @@ def land(context: Context, wire: Wire, migration: MigrationRecord, live: say.Liv
             endpoints=tuple(endpoint.network for endpoint in endpoints),
         )
         problem = _plug_in(driver, migration)
+        with suppress(HutchError, OSError):  # it may have ended already
+            # What came along has made the log longer than its supervisor knows.
+            started.supervisor.log_reopen()
     wire.send(say.Committed(problem=problem, resumed_s=taking.resumed_s))
     if live.streams.post_copy:
         _wait_for_memory(context, wire, record)

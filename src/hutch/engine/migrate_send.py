@@ -39,6 +39,8 @@ from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE, measure
 __all__ = ["Sender", "addresses_of"]
 
 _PIECE = 256 << 10
+# A record of a log begins with the time in ns.
+_RECORD_HEAD = 20
 _LIVE = (State.STARTING, State.RUNNING, State.PAUSED)
 
 
@@ -58,7 +60,7 @@ class Sender:
         self.references: tuple[str, ...] = ()
         self._ahead: SentBlocks | None = None
         self._files: SentFiles | None = None
-        self._logged: dict[str, tuple[int, int]] = {}
+        self._logged: dict[str, tuple[bytes, int]] = {}
 
     def prepare(
         self, token: str, *, with_volumes: bool, streams: Streams | None = None
@@ -199,8 +201,8 @@ class Sender:
         """
         self._settle_log()
         names = self._logs()
-        same = {name: os.stat(f"{self._directory()}/{name}").st_ino for name in names}
-        grown = same == {name: inode for name, (inode, _) in self._logged.items()}
+        same = {name: self._identity(name) for name in names}
+        grown = same == {name: identity for name, (identity, _) in self._logged.items()}
         for name in names:
             self._log(name, self._logged[name][1] if grown else 0)
 
@@ -212,16 +214,26 @@ class Sender:
         ):
             link.query(logged=True)
 
-    def _log(self, name: str, start: int) -> tuple[int, int]:
-        """Send a log from there to its end; return its inode and where that was."""
+    def _open_log(self, name: str) -> IO[bytes]:
         fd = os.open(f"{self._directory()}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with open(fd, "rb", buffering=0) as file:
-            status = os.fstat(fd)
+        return open(fd, "rb", buffering=0)
+
+    def _identity(self, name: str) -> bytes:
+        """Return what tells a log from all others: its first record, which begins with the time.
+        A new file may well have the inode of one that was removed."""
+        with self._open_log(name) as file:
+            return file.read(_RECORD_HEAD)
+
+    def _log(self, name: str, start: int) -> tuple[bytes, int]:
+        """Send a log from there to its end; return its identity and where that was."""
+        with self._open_log(name) as file:
+            status = os.fstat(file.fileno())
+            identity = file.read(_RECORD_HEAD)
             file.seek(start)
             pieces = iter(lambda: file.read(min(_PIECE, status.st_size - file.tell())), b"")
             if status.st_size > start or start == 0:
                 self._stream(Stream(kind="tail", name=name, size=start), pieces)
-        return status.st_ino, status.st_size
+        return identity, status.st_size
 
     def _logs(self) -> list[str]:
         names = sorted(os.listdir(self._directory()))
