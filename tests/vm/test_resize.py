@@ -115,6 +115,7 @@ def test_memory_that_is_used_is_not_taken(box: Instance) -> None:
     assert box.info().spec.resources.memory == 256 * MIB
 
 
+@pytest.mark.versions
 def test_it_keeps_what_it_got_wherever_it_goes_on(box: Instance, engine: Engine) -> None:
     box.update(cpus=2, memory="768M")
     before = shape(box)

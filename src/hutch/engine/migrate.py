@@ -142,8 +142,10 @@ def _why_not_live(context: Context, record: InstanceRecord) -> str:
     if record.spec.machine.from_disk is not None:
         return "it starts from a disk of its own"
     if machine.plugged > 0:
-        # QEMU 10 ends when it copies an emulated machine with such memory.
         return "memory was plugged into it while it ran"
+    if machine.accelerator == "tcg" and machine.shape is not None and machine.shape.numa:
+        # Emulated, the writes to other blocks than the first are missed: `misses_writes`.
+        return "it is emulated, and its memory is on several nodes"
     if is_chain(context.directory(record.id)):
         return "it shares its disk with its twins"
     if record.spec.machine.disk_key is not None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "connect_cards", "fork_machine", "load_machine", "opened", "receive_machine"]
 __all__ += ["STATE_FILE", "Saved", "check_movable", "immovable", "save_disk", "save_machine"]
 __all__ += ["twin_setup"]
-__all__ += ["check_devices", "write_record", "write_state"]
+__all__ += ["check_devices", "misses_writes", "write_record", "write_state"]
 
 STATE_FILE, _RECORD = "state", "saved.json"
 # How long the memory is written while the machine runs and dirties it; then it is stopped.
@@ -52,7 +52,7 @@ _OWN_FEW = 16 << 20
 # More than this is not copied while the machine stands still, if QEMU can do it otherwise.
 _OWN_MOST = 1 << 30
 # Memory that is not the guest's, and in every QEMU of the same command line the same.
-_FIRMWARE = ("/rom@", "pc.bios", "pc.rom")
+_FIRMWARE = ("/rom@", "pc.bios", "pc.rom", "system.flash")
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,7 +207,7 @@ def _is_whole(monitor: Monitor, machine: MachineRecord, source: Source) -> bool:
     from hutch.qmp.memory import list_memory
 
     blocks = list_memory(monitor)
-    others = [name for name in blocks if not name.startswith(_FIRMWARE) and name[-4:] != ".rom"]
+    others = [name for name in blocks if not _is_firmware(name)]
     if others != [BLOCK] or blocks[BLOCK] != source.size:
         return False
     live = machine.accelerator != "tcg" or monitor.version.sees_emulated_writes
@@ -284,10 +284,28 @@ def write_state(monitor: Monitor, fd: int, *, emulated: bool) -> None:
     from hutch.qmp.machine import stop
     from hutch.qmp.migration import save_state, set_parameters
 
-    if emulated and not monitor.version.sees_emulated_writes:
+    if emulated and misses_writes(monitor):
         stop(monitor)
     set_parameters(monitor, max_bandwidth=0, downtime_limit=_PAUSE_MS)
     save_state(monitor, fd, ignore_shared=False, patience_s=_PATIENCE_S)
+
+
+def misses_writes(monitor: Monitor) -> bool:
+    """Tell whether a QEMU that emulates would miss what the guest writes to its memory while that
+    is copied: all of it before 9.0, and what is in other blocks than the first up to now. When it
+    has looked for what was written to one of those, it lets the processors know of the addresses
+    that this would have in the first (QEMU's `physical_memory_sync_dirty_bitmap`), and ends by an
+    assertion where the first is smaller."""
+    from hutch.qmp.memory import list_memory
+
+    if not monitor.version.sees_emulated_writes:
+        return True
+    names = [name for name in list_memory(monitor) if not _is_firmware(name)]
+    return len(names) > 1
+
+
+def _is_firmware(name: str) -> bool:
+    return name.startswith(_FIRMWARE) or name.endswith(".rom")
 
 
 def write_record(target: str, saved: Saved) -> None:
