@@ -118,6 +118,11 @@ class Departure(Protocol):
         it has not taken."""
         ...
 
+    def allow(self) -> None:
+        """Let it be stopped when what is left can be sent in the time it may stand still. To be
+        called before the target's answers come through."""
+        ...
+
     def wait_stopped(self, timeout_s: float) -> bool:
         """Wait until it is stopped for the last of its memory, which the other side must
         allow for by its answers; False when the time is up."""

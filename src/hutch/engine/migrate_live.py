@@ -279,6 +279,7 @@ class _Journey:
             self._unacked = departure.hold_streams()
         self._sender.send_tails()
         self._tell("switching over", 0, 0)
+        departure.allow()
         if self._options.streams.post_copy:
             departure.hurry()
         self._gate.set()

@@ -47,6 +47,11 @@ WRITABLE = node_name(1)
 _SWITCH_S = 60.0
 # What is sent while it stands still is to be no more than its devices.
 _POST_COPY_MS = 10
+# QEMU looks anew for what was written when less is left than it sends in the time allowed. If it
+# may not stop the machine then, as its answers are held back, an emulated processor is not told
+# where that finds only pages that are still to be sent, and what it writes to them after that is
+# lost (`physical_memory_sync_dirty_bitmap`): until then it is to look when all is sent.
+_HELD_MS = 1
 # Capabilities that must be said either way: a machine may have them on from its own loading.
 COPYING_CAPABILITIES = ("multifd", "postcopy-ram", "switchover-ack", "return-path")
 _OURS = (*COPYING_CAPABILITIES, "auto-converge", "pause-before-switchover", "x-ignore-shared")
@@ -91,8 +96,8 @@ def departing(
         if streams.channels:
             _check_parallel(monitor, directory)
         drop_mirror(monitor, WRITABLE)  # of a copy that was cut short
-        copied = Departing(monitor, directory, streams, bandwidth)
-        _prepare(monitor, streams, bandwidth, downtime_s)
+        copied = Departing(monitor, directory, streams, bandwidth, downtime_s)
+        _prepare(monitor, streams, bandwidth, copied.downtime_ms)
         with ExitStack() as held:
             copied.held = held
             try:
@@ -122,14 +127,14 @@ def _check_parallel(monitor: Monitor, directory: str) -> None:
     require_own_network(directory)
 
 
-def _prepare(monitor: Monitor, streams: Streams, bandwidth: int, downtime_s: float) -> None:
+def _prepare(monitor: Monitor, streams: Streams, bandwidth: int, downtime_ms: int) -> None:
     on = [*wanted_capabilities(monitor.version, streams), "auto-converge"]
     on.append("pause-before-switchover")
     set_capabilities(monitor, on, off=[name for name in _OURS if name not in on])
     set_parameters(
         monitor,
         max_bandwidth=bandwidth,
-        downtime_limit=_POST_COPY_MS if streams.post_copy else max(1, int(downtime_s * 1000)),
+        downtime_limit=_HELD_MS if monitor.version.waits_for_switchover else downtime_ms,
         **stream_parameters(streams),
     )
     if streams.post_copy:
@@ -139,8 +144,16 @@ def _prepare(monitor: Monitor, streams: Streams, bandwidth: int, downtime_s: flo
 class Departing:
     """See `hutch.drivers.moving.Departure`."""
 
-    def __init__(self, monitor: Monitor, directory: str, streams: Streams, bandwidth: int) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        directory: str,
+        streams: Streams,
+        bandwidth: int,
+        downtime_s: float,
+    ) -> None:
         self.waits = monitor.version.waits_for_switchover
+        self.downtime_ms = _POST_COPY_MS if streams.post_copy else max(1, int(downtime_s * 1000))
         self.held: ExitStack
         self._monitor = monitor
         self._directory = directory
@@ -198,6 +211,10 @@ class Departing:
         quiet = Guest(f"{self._directory}/run").quiesce(self._monitor.fileno())
         self._quiet = self.held.enter_context(quiet)
         return self._quiet.unacked
+
+    def allow(self) -> None:
+        if self.waits:
+            set_parameters(self._monitor, downtime_limit=self.downtime_ms)
 
     def wait_stopped(self, timeout_s: float) -> bool:
         try:
