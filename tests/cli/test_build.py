@@ -56,6 +56,7 @@ def test_a_mistake_is_shown_where_it_stands(cli: Cli, unique: str) -> None:
     assert done.returncode == 9
     assert b"Dockerfile:2: the command" in done.stderr
     assert f">>> RUN echo {unique}; exit 9".encode() in done.stderr
+    assert b"note:" not in done.stderr
     wrong = cli("build", "-q", "-", input=b"FROM busybox\nCOPPY a b\n")
     assert wrong.returncode == 1 and b"did you mean COPY?" in wrong.stderr
     quiet = cli("build", "-q", "-", input=f"FROM busybox\nRUN echo why-{unique}; false\n".encode())

@@ -402,6 +402,8 @@ def test_a_scheme_that_is_not_read_is_told(build: Builder, tmp_path: Path) -> No
     with pytest.raises(InvalidArgument, match="file:// is not read") as caught:
         build.build(f"file://{tmp_path}")
     assert "http, https, ssh or git" in str(caught.value.hint)
+    with pytest.raises(HutchError, match="Dockerfile:2: ftp:// is not read"):
+        build("FROM scratch\nADD ftp://x.invalid/y /y\n")
 
 
 def test_git_runs_nothing_and_reads_no_file_of_the_host(build: Builder, tmp_path: Path) -> None:

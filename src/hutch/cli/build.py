@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hutch.cli.build_progress import MODES, shown_build
@@ -58,30 +57,15 @@ def _build(invocation: Invocation) -> int:
         return _check(source, given)
     result: BuildResult | None = None
     with shown_build(mode) as progress:
-        result = _located(
-            lambda: invocation.engine.build(
-                source,
-                outputs=outputs,
-                stream=stream,
-                progress=progress,
-                **given,
-                **_arguments(options),
-            )
+        result = invocation.engine.build(
+            source,
+            outputs=outputs,
+            stream=stream,
+            progress=progress,
+            **given,
+            **_arguments(options),
         )
     return _tell(invocation, mode, result)
-
-
-def _located(act: Callable[[], BuildResult]) -> BuildResult:
-    """Build; an error's excerpt is written before the error is told."""
-    from hutch.errors import HutchError
-
-    try:
-        return act()
-    except HutchError as error:
-        shown = getattr(error, "excerpt", "")
-        if shown:
-            error.add_note(f"\n{shown}")
-        raise
 
 
 def _mode(invocation: Invocation) -> str:

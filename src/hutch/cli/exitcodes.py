@@ -61,6 +61,8 @@ def report(exc: BaseException, *, run_like: bool = False) -> int:
         print(f"hutch: {message}", file=sys.stderr)
         if hint:
             print(f"hint: {hint}", file=sys.stderr)
+        if excerpt := getattr(exc, "excerpt", ""):
+            print(excerpt.rstrip("\n"), file=sys.stderr)
         for note in getattr(exc, "__notes__", ()):
             print(f"note: {note}", file=sys.stderr)
     except OSError:

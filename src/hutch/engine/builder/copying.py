@@ -18,9 +18,9 @@ from hutch.dockerfile.modes import parse_mode
 from hutch.dockerfile.source import SourceError
 from hutch.engine.builder.archives import unpack_archive
 from hutch.engine.builder.layering import Chosen, Placing, commit_tar, pack_chosen
-from hutch.engine.builder.remotes import is_remote
+from hutch.engine.builder.remotes import is_remote, refuse_scheme
 from hutch.engine.builder.tree import Item, Source, Tree, clean
-from hutch.errors import HutchError
+from hutch.errors import HutchError, NotFound
 from hutch.image.records import LayerRecord
 from hutch.storage.overlay import Merged
 from hutch.storage.pack import Attributes
@@ -141,7 +141,12 @@ class CopyStep:
         if self._copy.parents:
             before, dot, after = text.rpartition("/./")
             pivot, rest = (before, after) if dot else ("", text)
-        found = tree.find(f"{pivot}/{rest}" if pivot else rest)
+        try:
+            found = tree.find(f"{pivot}/{rest}" if pivot else rest)
+        except NotFound:
+            if self._copy.add:
+                refuse_scheme(text)
+            raise
         archives = self._copy.add and self._copy.unpack is not False
         plain: list[Source] = []
         for source in found:

@@ -8,7 +8,7 @@ import msgspec
 
 from hutch.errors import InvalidArgument
 
-__all__ = ["GitSource", "is_remote", "parse_git"]
+__all__ = ["GitSource", "is_remote", "parse_git", "refuse_scheme"]
 
 _GIT_SCHEMES = ("git://", "ssh://", "git@", "git+ssh://")
 _GIT_HTTP = re.compile(r"https?://[^#]*\.git(?:/)?(?:#.*)?$")
@@ -37,3 +37,14 @@ def parse_git(text: str) -> GitSource | None:
     if ref and (_REF.fullmatch(ref) is None or ".." in ref):
         raise InvalidArgument(f"not a name in a repository: {ref[:60]!r}", field="context")
     return GitSource(url=url, ref=ref, directory=directory)
+
+
+def refuse_scheme(text: str, field: str | None = None) -> None:
+    """Raise `InvalidArgument` for a URL that is none of those that are fetched."""
+    scheme, mark, _ = text.partition("://")
+    if mark and scheme.isascii() and scheme.replace("+", "").isalnum():
+        raise InvalidArgument(
+            f"{scheme[:20]}:// is not read",
+            field=field,
+            hint="use http, https, ssh or git; name what is on this host by its path",
+        )

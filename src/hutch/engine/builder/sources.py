@@ -16,7 +16,7 @@ from hutch.dockerfile.ignore import Ignore, read_ignore
 from hutch.dockerfile.keys import content_key
 from hutch.dockerfile.lines import MAX_BYTES
 from hutch.engine.builder.archives import looks_like_tar, unpack_file
-from hutch.engine.builder.remotes import parse_git
+from hutch.engine.builder.remotes import parse_git, refuse_scheme
 from hutch.engine.builder.tree import Digests, Tree, clean
 from hutch.errors import HutchError, InvalidArgument, NotFound
 from hutch.image.assemble import open_archive
@@ -102,13 +102,8 @@ def _at_hand(build: Build, context: Context, held: ExitStack) -> tuple[str, byte
         path = os.fspath(context)
         if path.startswith(("http://", "https://")) or parse_git(path) is not None:
             return _remote(build, path, held)
-        scheme, mark, _ = path.partition("://")
-        if mark and not os.path.exists(path):
-            raise InvalidArgument(
-                f"{scheme[:20]}:// is not read",
-                field="context",
-                hint="use http, https, ssh or git; name what is on this host by its path",
-            )
+        if not os.path.exists(path):
+            refuse_scheme(path, "context")
         try:
             status = os.stat(path)
         except OSError as error:
