@@ -28,6 +28,7 @@ from hutch.engine.builder.build import Build, Cancelled
 from hutch.engine.builder.cachedirs import CacheDirectories
 from hutch.engine.builder.leftovers import BUILD_LABEL
 from hutch.errors import Exhausted, HutchError, InvalidArgument, NotFound, Unsupported
+from hutch.spec.process import DEFAULT_PATH
 from hutch.storage import gc
 from tests.engine.building import Builder, context, kinds
 from tests.requires import requires
@@ -638,6 +639,11 @@ def test_what_is_pruned_while_it_is_found_is_made_anew(
     image = engine.build(context({"Dockerfile": text}), progress=progress, network="none").id
     assert kinds(build, "RUN") == ["cached", "cached", "done", "done"]
     assert engine.run(image, ["cat", "/f"], **NONE).text == f"{unique}\nmore\n"
+
+
+def test_an_image_from_scratch_has_a_path(build: Builder) -> None:
+    config = build.engine.images.get(build("FROM scratch\nENV PATH=$PATH:/z\n")).config
+    assert config.env == (f"{DEFAULT_PATH}:/z",)
 
 
 def test_a_failure_at_any_event_leaves_nothing(build: Builder, unique: str) -> None:

@@ -130,18 +130,18 @@ def test_owners_modes_and_times(build: Builder) -> None:
     assert told["numbers"][:3] == (3, 3, 0o601)
     assert told["named"][:3] == (7, 8, 0o644)
     assert told["tree/x"][:3] == (7, 9, 0o700)
-    assert told["tree"][:3] == (7, 9, 0o711)
+    assert told["tree"][:3] == (7, 9, 0o755)  # made for what is copied into it
     assert told["made"][:3] == (5, 6, 0o755)
 
 
 def test_a_directory_that_is_there_keeps_its_attributes(build: Builder) -> None:
     found = build.tree(
-        "FROM scratch AS one\nCOPY --chown=1:2 --chmod=701 dir /d\n"
-        "FROM one\nCOPY dir /d\nCOPY a /d/\n",
+        "FROM scratch AS one\nCOPY --chown=1:2 --chmod=701 --parents dir /\n"
+        "FROM one\nCOPY dir /dir\nCOPY a /dir/\n",
         FILES,
     )
-    assert (found["d"].uid, found["d"].gid, found["d"].mode) == (1, 2, 0o701)
-    assert (found["d/x"].uid, found["d/x"].mode) == (0, 0o644)
+    assert (found["dir"].uid, found["dir"].gid, found["dir"].mode) == (1, 2, 0o701)
+    assert (found["dir/x"].uid, found["dir/x"].mode) == (0, 0o644)
 
 
 def test_a_link_in_the_image_is_followed_inside_it(build: Builder) -> None:
@@ -327,6 +327,30 @@ def test_add_fetches_urls_and_checks_them(build: Builder, server: str) -> None:
         build.tree(f"FROM scratch\nADD {server}/gone /d/\n")
     with pytest.raises(SourceError, match="--checksum"):
         build.tree(f"FROM scratch\nADD --checksum=md5:0 {server}/file.txt /d/\n")
+
+
+def test_where_the_content_of_a_directory_goes_is_made_anew(build: Builder, tmp_path: Path) -> None:
+    """A context that only its owner may enter makes no image that nobody else can use."""
+    (tmp_path / "d").mkdir(0o700)
+    (tmp_path / "d" / "f").write_text("x")
+    (tmp_path / "Dockerfile").write_text(
+        "FROM scratch\nCOPY . /all/\nCOPY d /one\nCOPY --parents d /two/\n"
+    )
+    tmp_path.chmod(0o700)
+    build.build(tmp_path, outputs=["-"], stream=(out := io.BytesIO()))
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+        modes = {entry.name.strip("./"): entry.mode for entry in archive}
+    assert (modes["all"], modes["one"]) == (0o755, 0o755)
+    assert (modes["all/d"], modes["two/d"]) == (0o700, 0o700)
+
+
+def test_a_workdir_belongs_to_the_user(build: Builder) -> None:
+    found = build.tree(
+        "FROM scratch\nCOPY <<passwd /etc/\nme:x:7:8::/:\npasswd\nWORKDIR /a\nUSER me\n"
+        "WORKDIR /a/b/c\nUSER 5:6\nWORKDIR /d\nUSER unknown\nWORKDIR /e\n"
+    )
+    owners = [(found[name].uid, found[name].gid) for name in ("a", "a/b", "a/b/c", "d", "e")]
+    assert owners == [(0, 0), (7, 8), (7, 8), (5, 6), (0, 0)]
 
 
 def test_names_that_look_like_patterns_are_names(build: Builder, server: str) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hutch.engine.builder.build import Build
     from hutch.engine.builder.stage import StageState
 
-__all__ = ["CopyStep"]
+__all__ = ["CopyStep", "owner_of"]
 
 
 class _Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +80,8 @@ class CopyStep:
         for number, origin in enumerate(self._origins):
             for chosen in self._chosen(origin):
                 name = f"{number}:{os.fsdecode(chosen.name)}"
-                parts.append((name, origin.tree.digest(chosen.item)))
+                content = "directory" if chosen.plain else origin.tree.digest(chosen.item)
+                parts.append((name, content))
         return step_key("copy", self._parent(), parts)
 
     def _parent(self) -> str:
@@ -211,7 +212,9 @@ class CopyStep:
                     name = base
                 if not item.relative and not directory and self._leaves(source.name):
                     continue
-                yield Chosen(name=name, item=item, tree=origin.tree)
+                # Where the content of a directory goes is made, and has nothing of the source.
+                plain = directory and not item.relative and not self._copy.parents
+                yield Chosen(name=name, item=item, tree=origin.tree, plain=plain)
 
     def _base_of(
         self, origin: _Origin, source: Source, destination: bytes | None, directory: bool
@@ -316,8 +319,6 @@ class CopyStep:
 
     def _chown(self, state: StageState) -> tuple[int, int] | None:
         """Return the owner that --chown names, looked up in the image."""
-        from hutch.drivers.users import LayeredReader, resolve_user
-
         text = self._copy.chown
         if not text:
             return None
@@ -326,12 +327,20 @@ class CopyStep:
             user = "0"
         if not group and user.isascii() and user.isdigit():
             group = user
-        reader = LayeredReader(self._build.context.layers.lower(state.chain_ids))
-        try:
-            found = resolve_user(f"{user}:{group}" if group else user, (), reader)
-        except HutchError as error:
-            raise SourceError(f"--chown={text[:60]}: {error.message}", hint=error.hint) from None
-        return found.uid, found.gid
+        named = f"{user}:{group}" if group else user
+        return owner_of(self._build, state, named, f"--chown={text[:60]}")
+
+
+def owner_of(build: Build, state: StageState, user: str, what: str) -> tuple[int, int]:
+    """Return the numbers of a user (`name[:group]`), looked up in the image so far."""
+    from hutch.drivers.users import LayeredReader, resolve_user
+
+    reader = LayeredReader(build.context.layers.lower(state.chain_ids))
+    try:
+        found = resolve_user(user, (), reader)
+    except HutchError as error:
+        raise SourceError(f"{what}: {error.message}", hint=error.hint) from None
+    return found.uid, found.gid
 
 
 def _join(prefix: bytes, name: bytes) -> bytes:

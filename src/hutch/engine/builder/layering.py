@@ -34,11 +34,13 @@ _TRIES = 1000
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """A file or directory with the path it is to have in the layer. `tree` is where it is."""
+    """A file or directory with the path it is to have in the layer. `tree` is where it is. With
+    `plain` it is a directory that is made like those above it, whatever it is there."""
 
     name: bytes
     item: Item
     tree: Tree
+    plain: bool = False
 
 
 class Placing:
@@ -122,6 +124,9 @@ def pack_chosen(
             there.add(one.name)
             if before is not None:
                 continue
+            if one.plain:
+                yield _made_directory(one.name, made)
+                continue
         elif not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
             raise InvalidArgument(
                 f"{os.fsdecode(one.item.path)}: is neither a file, a directory nor a link"
@@ -146,10 +151,12 @@ def _parents(name: bytes, placing: Placing, made: Attributes, there: set[bytes])
             before = placing.what(parent)
             _refuse_clash(parent, True, before)
             if before is None:
-                yield header(
-                    parent + b"/", DIR, mode=made.mode, uid=made.uid, gid=made.gid, mtime=made.mtime
-                )
+                yield _made_directory(parent, made)
         at = name.find(b"/", at + 1)
+
+
+def _made_directory(name: bytes, made: Attributes) -> bytes:
+    return header(name + b"/", DIR, mode=made.mode, uid=made.uid, gid=made.gid, mtime=made.mtime)
 
 
 def _refuse_clash(name: bytes, directory: bool, before: Found | None) -> None:

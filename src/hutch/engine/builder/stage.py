@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy as copying
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from hutch.dockerfile.scopes import Scope
 from hutch.dockerfile.source import SourceError
 from hutch.dockerfile.stages import StagePlan
 from hutch.engine.builder.cache import CacheRecord
-from hutch.engine.builder.copying import CopyStep
+from hutch.engine.builder.copying import CopyStep, owner_of
 from hutch.engine.builder.events import Step
 from hutch.engine.builder.layering import Placing, commit_tar
 from hutch.engine.builder.running import RunStep
@@ -27,6 +28,7 @@ from hutch.errors import HutchError, Unavailable
 from hutch.image.assemble import now_text
 from hutch.image.records import ImageRecord, LayerRecord
 from hutch.oci.platform import host_platform
+from hutch.spec.process import DEFAULT_PATH
 from hutch.storage.overlay import Merged
 from hutch.storage.tarstream import DIR
 from hutch.storage.tarwrite import END, header
@@ -199,6 +201,8 @@ class _StageBuilder:
         state = StageState(Scope(build.arguments, self._escape), build.options.epoch_s)
         step = self._begin(self._from())
         if plan.image.lower() == "scratch":
+            state.config = {"Env": [DEFAULT_PATH], "WorkingDir": "/"}
+            state.scope.env = environment(state.config)
             step.end()
             return state
         try:
@@ -256,7 +260,7 @@ class _StageBuilder:
         step.end()
 
     def _directory(self, line: str, step: Step) -> LayerRecord | None:
-        """Make the directory of a WORKDIR where the image has none."""
+        """Make the directory of a WORKDIR where the image has none; it belongs to the user."""
         state, build = self._state, self._build
         self._hold()
         names = [
@@ -276,14 +280,21 @@ class _StageBuilder:
                 if placing.what(path := b"/".join(parts[:count])) is None
             ]
 
+        user = str(state.config.get("User") or "")
+
         def make() -> LayerRecord:
+            uid, gid = 0, 0
+            with suppress(SourceError):  # a user that the image does not know yet
+                uid, gid = owner_of(build, state, user, "WORKDIR")
             chunks = (
-                header(path + b"/", DIR, mode=0o755, mtime=int(build.now_s)) for path in missing
+                header(path + b"/", DIR, mode=0o755, uid=uid, gid=gid, mtime=int(build.now_s))
+                for path in missing
             )
             return commit_tar(build.context, iter((*chunks, END)), state.chain_ids, build.lease)
 
         epoch = "" if build.options.epoch_s is None else str(int(build.options.epoch_s))
-        key = step_key("workdir", state.chain_id, [("path", state.workdir), ("epoch", epoch)])
+        said = [("path", state.workdir), ("user", user), ("epoch", epoch)]
+        key = step_key("workdir", state.chain_id, said)
         self._layer("workdir", line, step, "", lambda: key, make)
         return state.layers[-1]
 
