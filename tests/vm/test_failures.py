@@ -7,17 +7,27 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from hutch.drivers.failures import machine_failures
 from hutch.drivers.vm import arguments, boot, driver, launching, sandbox, templates
 from hutch.drivers.vm.driver import VmDriver
 from hutch.drivers.vm.host import find_host
 from hutch.drivers.vm.launching import MachineLauncher
 from hutch.drivers.vm.setup import machine_setup
 from hutch.engine import Engine, create, machines, start
-from hutch.errors import HutchError, NotFound, Unavailable, Unsupported
+from hutch.errors import (
+    Exhausted,
+    HutchError,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+from hutch.process.errors import MachineFailed
 from hutch.process.launcher import Launcher
 from hutch.process.records import read_pid
 from hutch.process.supervisor import Supervisor
@@ -239,6 +249,53 @@ def test_a_kill_at_any_stage_of_a_start_is_told_and_leaves_nothing(
         patch.setattr(owner, name, killed)
         with pytest.raises(HutchError):
             engine.run("busybox", ["sleep", "100"], **SMALL)
+
+
+def test_of_a_qemu_that_ended_before_its_resume_the_reason_is_told(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = MachineLauncher.resume
+
+    def killed(*given: Any, **named: Any) -> None:
+        (directory,) = (engine.root / "instances").iterdir()
+        _kill_qemu(engine, directory.name)
+        real(*given, **named)
+
+    with nothing_left(engine), monkeypatch.context() as patch:
+        patch.setattr(MachineLauncher, "resume", killed)
+        with pytest.raises(Unavailable, match=r"start of .*qemu was killed by signal 9"):
+            engine.run("busybox", ["true"], **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"cpu_model": "NoSuch"}, InvalidArgument, "cpu_model: this QEMU has no model 'NoSuch'"),
+        ({"cpu_model": "max,+nosuch"}, InvalidArgument, "cpu_model: .* no feature 'nosuch'"),
+        ({"memory": "5T"}, InvalidArgument, "memory: must be at most 4T"),
+    ],
+)
+def test_what_qemu_does_not_have_is_named_as_the_option_it_is(
+    engine: Engine, options: dict[str, Any], error: type[HutchError], words: str
+) -> None:
+    with nothing_left(engine), pytest.raises(error, match=words):
+        engine.run("busybox", ["true"], **{**SMALL, **options})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Z qemu-system-x86_64: unable to map backing store for guest RAM: Cannot allocate memory",
+        "Z qemu-system-x86_64: cannot set up guest memory 'ram': Cannot allocate memory",
+    ],
+)
+def test_memory_that_the_host_does_not_give_is_told(tmp_path: Path, said: str) -> None:
+    (tmp_path / "qemu.log").write_text(f"before\n2026-11-29T02:03:04.5{said}\n")
+    with (
+        pytest.raises(Exhausted, match="start of x: this host does not give"),
+        machine_failures("start of x", str(tmp_path)),
+    ):
+        raise MachineFailed("qemu", 0, 0, "qemu ended with status 1")
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.__name__[6:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,13 +63,39 @@ def machine_failures(operation: str, directory: str) -> Iterator[None]:
         log = "qemu.log" if exc.stage == "qemu" else "console.log"
         said = last_line(f"{directory}/{log}")
         text = f"{operation}: {exc.stage}: {exc.text or os.strerror(exc.errno).lower()}"
-        if exc.stage == "qemu" and said.endswith("Invalid password, cannot unlock any keyslot"):
-            raise Denied(f"{operation}: the key does not open its disk") from exc
+        if exc.stage == "qemu" and (known := _refusal(operation, said)) is not None:
+            raise known from exc
         if exc.stage in ("qemu", "agent") and said:
             raise Unavailable(f"{text}: {said}", hint="see `hutch doctor`") from exc
         if exc.stage == "setup":
             raise from_oserror(f"{operation}: {exc.text}", OSError(exc.errno, "")) from exc
         raise Unavailable(text, hint="see `hutch doctor`") from exc
+
+
+_NO_MODEL = re.compile(r"unable to find CPU model '(.*)'$")
+_NO_FEATURE = re.compile(r"Property '[\w.-]+-cpu\.(.*)' not found$")
+_NO_MEMORY = re.compile(r"(guest RAM|guest memory).*Cannot allocate memory$")
+
+
+def _refusal(operation: str, said: str) -> HutchError | None:
+    """Return what QEMU's last words say of the specification, where they do."""
+    if said.endswith("Invalid password, cannot unlock any keyslot"):
+        return Denied(f"{operation}: the key does not open its disk")
+    models = "`qemu-system-x86_64 -cpu help` lists models and features"
+    if (found := _NO_MODEL.search(said)) is not None:
+        return InvalidArgument(
+            f"this QEMU has no model {found[1]!r}", field="cpu_model", hint=models
+        )
+    if (found := _NO_FEATURE.search(said)) is not None:
+        return InvalidArgument(
+            f"this QEMU knows no feature {found[1]!r}", field="cpu_model", hint=models
+        )
+    if _NO_MEMORY.search(said) is not None:
+        return Exhausted(
+            f"{operation}: this host does not give its guest so much memory",
+            hint="give less with --memory, or add swap",
+        )
+    return None
 
 
 def last_line(path: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from hutch.drivers.vm.sandbox import (
     make_skeleton,
     sandbox_user,
 )
+from hutch.errors import OperationTimeout, OutcomeUnknown, Unavailable
 from hutch.host.facts import misc_minor
 from hutch.linux.cgroup import Group
 from hutch.linux.idmap import write_own_map
@@ -39,13 +40,15 @@ from hutch.process.vmm import (
     vmm_path,
 )
 
-__all__ = ["BootRequest", "Booted", "Ports", "boot", "map_ids"]
+__all__ = ["BootRequest", "Booted", "Ports", "boot", "ended_qemu", "map_ids"]
 
 QMP_SOCKET = "qmp.sock"
 AGENT_SOCKET = "agent.sock"
 CONSOLE_SOCKET = "console.sock"
 # Not to append: hutch-vmm keeps the file from growing.
 _NOTHING = os.O_RDONLY | os.O_CLOEXEC
+# How long the monitor may take to tell of QEMU's end.
+_ENDED_S = 2.0
 _LOG = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -241,3 +244,19 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+@contextmanager
+def ended_qemu(monitor: MonitorLink) -> Iterator[None]:
+    """Where QEMU does not answer since it has ended, raise what its monitor says of that; a
+    `MigrationFailed` says enough."""
+    try:
+        yield
+    except (OutcomeUnknown, Unavailable) as exc:
+        from hutch.qmp.migration import MigrationFailed
+
+        if isinstance(exc, MigrationFailed):
+            raise
+        with suppress(OperationTimeout):
+            monitor.wait_ready(_ENDED_S)
+        raise

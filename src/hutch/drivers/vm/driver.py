@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,7 +18,7 @@ from hutch.drivers.base import ExecRequest, Launch, Started
 from hutch.drivers.confinement import environment
 from hutch.drivers.users import LayeredReader, resolve_user
 from hutch.drivers.vm import inside
-from hutch.drivers.vm.boot import QMP_SOCKET
+from hutch.drivers.vm.boot import QMP_SOCKET, ended_qemu
 from hutch.drivers.vm.images import sync_directory
 from hutch.drivers.vm.launching import MachineStart
 from hutch.drivers.vm.limits import (
@@ -46,9 +45,6 @@ from hutch.errors import (
     Busy,
     InternalError,
     NotFound,
-    OperationTimeout,
-    OutcomeUnknown,
-    Unavailable,
     Unsupported,
     WrongState,
 )
@@ -68,7 +64,6 @@ if TYPE_CHECKING:
 
     from hutch.drivers.base import TemplateUse
     from hutch.network.model import Endpoint
-    from hutch.process.vmm import MonitorLink
     from hutch.qmp import Monitor
 
 __all__ = ["VmDriver"]
@@ -76,7 +71,6 @@ __all__ = ["VmDriver"]
 _BRING_UP_S = 150.0
 # Free pages are reported to QEMU after at most two seconds.
 _LOWER_S = 6.0
-_ENDED_S = 2.0
 
 
 class VmDriver(RunningMachines):
@@ -228,14 +222,14 @@ class VmDriver(RunningMachines):
                 # While QEMU starts. The guest's own writes are no safer than the file's name.
                 sync_directory(launch.directory)
             monitor.wait_qemu()
-            with _ended_qemu(monitor):
+            with ended_qemu(monitor):
                 if launch.spec.machine.disk_key is not None:
                     # To open it takes QEMU seconds of processor time before it answers.
                     _await_qmp(f"{launch.directory}/run")
                 start_rates(launch.directory, launch.spec.resources, image=True)
             if started.template is not None:
                 run, shares = f"{launch.directory}/run", started.shares
-                self._machines.resume(run, started.template, shares, volumes(launch))
+                self._machines.resume(run, started.template, monitor, shares, volumes(launch))
                 monitor.go()
             elif started.loaded is not None:
                 load_machine(launch.directory, started.loaded)
@@ -421,17 +415,6 @@ def _require_running(monitor: Monitor) -> None:
 
     if query_status(monitor) != "running":
         raise WrongState("the machine is paused: its guest cannot help", hint="unpause it first")
-
-
-@contextmanager
-def _ended_qemu(monitor: MonitorLink) -> Iterator[None]:
-    """Where QEMU does not answer since it has ended, raise what its monitor says of that."""
-    try:
-        yield
-    except (OutcomeUnknown, Unavailable):
-        with suppress(OperationTimeout):
-            monitor.wait_ready(_ENDED_S)
-        raise
 
 
 def _await_qmp(run: str) -> None:

@@ -16,7 +16,7 @@ from hutch.decoding import decode_json
 from hutch.drivers.base import Launch, LaunchMount
 from hutch.drivers.supervision import instance_supervision
 from hutch.drivers.vm.arguments import instance_argv
-from hutch.drivers.vm.boot import Booted, BootRequest, Ports, boot
+from hutch.drivers.vm.boot import Booted, BootRequest, Ports, boot, ended_qemu
 from hutch.drivers.vm.cards import is_user_network
 from hutch.drivers.vm.console import begin_logs
 from hutch.drivers.vm.diskkeys import writable_size
@@ -75,7 +75,7 @@ from hutch.plan.ops import Exec, HealthProbe, Plan, SetsidTty, Supervision
 from hutch.plan.vm import GUEST_SHARES
 from hutch.plan.wire import encode
 from hutch.process.launcher import Launcher, launcher_path
-from hutch.process.vmm import MonitorConfig
+from hutch.process.vmm import MonitorConfig, MonitorLink
 from hutch.records import Progress, silent
 from hutch.spec.model import InstanceSpec
 from hutch.storage.diskchain import chain, overlay_number
@@ -376,6 +376,7 @@ class MachineLauncher:
         self,
         directory: str,
         template: Template,
+        link: MonitorLink,
         shares: ShareServer | None = None,
         disks: Sequence[LaunchMount] = (),
     ) -> None:
@@ -388,7 +389,8 @@ class MachineLauncher:
                 plug(qmp, shares, shared_port=bool(disks))
 
         try:
-            resume(directory, template, plugged)
+            with ended_qemu(link):
+                resume(directory, template, plugged)
         except MigrationFailed as exc:
             # Damaged, perhaps: whatever it is, nobody else is to meet with it.
             self.templates.discard(template)

@@ -14,7 +14,7 @@ from hutch.host.facts import has_capability, misc_minor
 from hutch.host.isolation import is_privileged
 from hutch.linux.cgroup import DEFAULT_DEVICES, DeviceRule, Limits
 from hutch.plan.machine.argv import translated_code
-from hutch.spec.machine import MAX_VCPUS
+from hutch.spec.machine import MAX_MEMORY, MAX_VCPUS
 from hutch.spec.model import BindMount, CpuTopology, InstanceSpec, Resources
 
 __all__ = [
@@ -144,6 +144,11 @@ def check_spec(spec: InstanceSpec) -> None:
         raise InvalidArgument(
             f"a virtual machine needs at least {MIN_MEMORY >> 20}M, got {spec.resources.memory} "
             "bytes",
+            field="memory",
+        )
+    if spec.resources.memory > MAX_MEMORY:
+        raise InvalidArgument(
+            f"must be at most {MAX_MEMORY >> 40}T, got {spec.resources.memory} bytes",
             field="memory",
         )
     _check_memory(spec)

@@ -58,7 +58,7 @@ def maintained(machines: MachineLauncher, hierarchy: Hierarchy, launch: Launch) 
             with failures.machine_failures(f"files of {launch.name}", directory):
                 booted.monitor.wait_qemu()
                 if template is not None:
-                    machines.resume(directory, template)
+                    machines.resume(directory, template, booted.monitor)
                     booted.monitor.go()
                 booted.monitor.wait_ready(_BRING_UP_S)
         guest = Guest(directory)
