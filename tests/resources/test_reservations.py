@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from hutch.errors import Busy, HutchError
 from hutch.lifecycle import State
 from hutch.process.records import read_stat
 from hutch.resources.admission import NoRoom
+from hutch.storage.diskimages import create_disk
 from tests.requires import requires
 
 pytestmark = [
@@ -54,6 +57,36 @@ def held(engine: Engine) -> dict[str, int]:
 
 def limit(engine: Engine, memory: str) -> None:
     engine.resources.configure({"memory": memory, "overcommit.memory": "1"})
+
+
+# ---- disks ----------------------------------------------------------------------------------
+
+
+@requires("qemu", "qemu-img")
+def test_a_machine_from_a_disk_that_does_not_fit_is_not_made(
+    engine: Engine, tmp_path: Path
+) -> None:
+    create_disk(str(tmp_path / "disk.raw"), MIB, format="raw")
+    engine.resources.configure({"overcommit.disk": "1"})
+    room = engine.resources.inventory().rooms[0].total
+    options: dict[str, Any] = {"memory": "128M", "network": "none"}
+    with engine.machines.create(
+        tmp_path / "disk.raw", name="first", size="64M", **options
+    ) as first:
+        with pytest.raises(NoRoom, match=r"no room for second: disk: .*held by first"):
+            engine.machines.create(tmp_path / "disk.raw", name="second", size=room, **options)
+        assert [info.name for info in engine.list(all=True)] == ["first"]
+        assert list(Path(engine.root, "instances").iterdir()) == [Path(first.info().directory)]
+        held = engine.resources.use().holdings
+        assert [(one.name, one.disk) for one in held] == [("first", 64 * MIB)]
+        first.snapshot("rest")
+        with engine.snapshots.restore("first/rest", name="twin"):
+            pass
+        engine.resources.configure({"reserved.disk": str(room - 100 * MIB)})
+        with pytest.raises(NoRoom, match="no room for twin: disk: "):
+            engine.snapshots.restore("first/rest", name="twin")
+        assert [info.name for info in engine.list(all=True)] == ["first"]
+        engine.snapshots.remove("first/rest")
 
 
 # ---- memory ---------------------------------------------------------------------------------

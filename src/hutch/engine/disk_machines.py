@@ -19,6 +19,7 @@ from hutch.engine.finish import dispose, refresh
 from hutch.engine.instance import Instance
 from hutch.engine.lookup import find_id, load
 from hutch.engine.records import InstanceRecord
+from hutch.engine.reserve import reserve_at_create
 from hutch.errors import InvalidArgument, NotFound, Unsupported, WrongState
 from hutch.ids import new_instance_id
 from hutch.lifecycle import State
@@ -124,7 +125,8 @@ class Machines:
         spec = check_references(self._context, spec)
         if source is not None and source.encrypted and key is None:
             raise InvalidArgument("the disk is encrypted", field="disk_key", hint="give its key")
-        record = self._make(identifier, spec, source, data, checked, key, progress)
+        with reserve_at_create(self._context, identifier, spec, checked or ""):
+            record = self._make(identifier, spec, source, data, checked, key, progress)
         return Instance(self._context, record.id, record.name)
 
     def start(self, disk: str | Path | None = None, **options: Any) -> Instance:
