@@ -66,9 +66,12 @@ def test_a_machine_from_start_to_its_disk_in_a_file(
     disk = sector_disk(tmp_path / "mine.raw")
     name = hutch.out(
         *("vm", "run", "-d", "--name", "box", "--memory", "128m", "--network", "none"),
-        *("--device-write-bps", "disk:8m", str(disk)),
+        *("--device-write-bps", "disk:8m", "--vnc", "unix", str(disk)),
     )
     assert len(name.strip()) == 64
+    shown = json.loads(hutch.out("inspect", "-f", "{{json .FromDisk}}", "box"))
+    assert (shown["Path"], shown["Format"], shown["Firmware"]) == (str(disk), "raw", "bios")
+    assert Path(shown["Screen"]).is_socket()
     (row,) = json.loads(hutch.out("ps", "-o", "json"))
     assert (row["Names"], row["Image"]) == ("box", "mine.raw")
     console = _on_the_console(terminal, b"x")

@@ -52,6 +52,7 @@ def instance_shape(info: InstanceInfo) -> dict[str, Any]:
         "Isolation": spec.isolation,
         "IsolationReason": info.isolation_reason,
         "Machine": _machine(info),
+        "FromDisk": _from_disk(info),
     }
 
 
@@ -73,6 +74,29 @@ def _machine(info: InstanceInfo) -> dict[str, Any] | None:
         "Vcpus": found.vcpus,
         "VcpusMax": found.vcpus_max,
         "Template": found.template,
+    }
+
+
+def _from_disk(info: InstanceInfo) -> dict[str, Any] | None:
+    """Return what a machine starts from that brings its own kernel; None for an image's."""
+    wish = info.spec.machine.from_disk
+    if wish is None:
+        return None
+    unix = f"{info.directory}/run/vnc.sock"
+    return {
+        "Path": wish.path,
+        "Format": wish.format if wish.path else "",
+        "Size": info.spec.machine.disk,
+        "Encrypted": wish.encrypted,
+        "Firmware": wish.firmware,
+        "Cdroms": list(wish.cdroms),
+        "Disks": [
+            {"Path": disk.path, "Format": disk.format, "ReadOnly": disk.read_only}
+            for disk in wish.disks
+        ],
+        "CloudInit": wish.seed,
+        "Tpm": info.spec.machine.tpm,
+        "Screen": unix if wish.screen == "unix" else wish.screen,
     }
 
 
