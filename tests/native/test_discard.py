@@ -51,5 +51,17 @@ def test_other_files_are_the_kernels_affair(name: str) -> None:
     assert call(name, sealed=True, mode=64) == "-1 95 b'x' b'x'"
 
 
+def test_a_process_that_has_it_takes_no_huge_pages() -> None:
+    script = "print(*(line for line in open('/proc/self/status') if line.startswith('THP')))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"LD_PRELOAD": discard_path()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() in (["THP_enabled:", "0"], [])  # told of since Linux 5.0
+
+
 def test_it_needs_no_library() -> None:
     assert b"libc.so" not in Path(discard_path()).read_bytes()

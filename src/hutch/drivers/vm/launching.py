@@ -272,7 +272,7 @@ class MachineLauncher:
                 kvm=parts.host.accelerator == "kvm",
                 lock_memory=parts.shape.lock_memory or bool(passed.nodes),
                 groups=passed.groups(parts.host.version),
-                discards=shares is None and (template is not None or loaded is not None),
+                discards=shares is None and _maps_privately(template, loaded),
                 rows=launch.rows,
                 columns=launch.columns,
                 group=group,
@@ -496,6 +496,11 @@ class MachineLauncher:
 def _hold(template: Template, held: ExitStack) -> None:
     held.callback(os.close, template.memory)
     held.callback(os.close, template.state)
+
+
+def _maps_privately(template: Template | None, loaded: Loaded | None) -> bool:
+    """Tell whether a machine that shares nothing has its memory from a file, mapped privately."""
+    return template is not None or (loaded is not None and loaded.memory >= 0)
 
 
 def _as_template(parts: Parts) -> Parts:
