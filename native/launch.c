@@ -73,9 +73,10 @@ static int enter_user_namespace(struct launch *l)
 
 static int run_section(struct launch *l, struct reader section, uint32_t count)
 {
+	struct reader from = section;
 	struct op op;
 
-	for (l->index = 0; l->index < count && next_op(&section, &op); l->index++) {
+	for (l->index = 0; l->index < count && next_op(&section, &op); l->index++, from = section) {
 		if (op.code == OP_ID_MAP)
 			continue; /* done between clone and the child's first operation */
 		if (l->outside && op.code != OP_CGROUP_JOIN) {
@@ -83,8 +84,10 @@ static int run_section(struct launch *l, struct reader section, uint32_t count)
 			if (enter_user_namespace(l) < 0)
 				return -1;
 		}
-		if (op.code == OP_SECCOMP && l->report >= 0 && !l->absent_known)
-			look_along_path(l, section);
+		/* Before a filter that may forbid it, where that is not in force already. */
+		if ((op.code == OP_SECCOMP || op.code == OP_EXEC) && l->report >= 0 &&
+		    !l->absent_known)
+			look_along_path(l, from);
 		if (run_op(l, op.code, &op.body) < 0)
 			return -1;
 		if (l->report >= 0 && (int32_t)l->index == l->plan->caps_at &&

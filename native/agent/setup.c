@@ -82,27 +82,27 @@ static int clock_set(struct reader *r)
 }
 
 /* The main process has a name space of its own for it: the twin of a machine is renamed. */
-static int hostname_of_main(const char *name)
+static int hostname_of_main(int own, const char *name)
 {
-	int error = 0, own = open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC);
+	int error = 0;
 
-	if (own < 0)
-		return errno;
 	if (setns(the.main_fd, CLONE_NEWUTS) < 0 || sethostname(name, strlen(name)) < 0)
 		error = errno;
 	if (setns(own, CLONE_NEWUTS) < 0 && !error)
 		error = errno;
-	close(own);
 	return error;
 }
 
 static int hostname(struct reader *r, const char **what)
 {
 	const char *name = *what = read_str(r);
+	static int own = -1; /* stays open: a clone has it from its template */
 
-	if (sethostname(name, strlen(name)) < 0)
+	if (own < 0)
+		own = open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC);
+	if (own < 0 || sethostname(name, strlen(name)) < 0)
 		return errno;
-	return main_is_alive() ? hostname_of_main(name) : 0;
+	return main_is_alive() ? hostname_of_main(own, name) : 0;
 }
 
 int insmod(const char *path, const char *params)

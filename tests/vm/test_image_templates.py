@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from hutch.plan.assets import ResolvedUser
 from hutch.plan.machine.model import Shape
 from hutch.plan.vm import SYNC_REST, GuestAssets, compile_guest, split_guest
 from hutch.process.launcher import Launcher
-from hutch.spec.model import InstanceSpec, ProcessSpec
+from hutch.spec.model import InstanceSpec, ProcessSpec, Security
 from hutch.storage.disks import Disks
 from tests.requires import requires
 from tests.vm.confined import assert_confined
@@ -49,16 +50,61 @@ def _plan(spec: InstanceSpec, env: tuple[str, ...] = ()) -> ops.Plan:
 
 def test_nothing_of_an_instance_is_in_the_first_part_of_its_launch() -> None:
     one = _spec("/bin/secret-program", hostname="secret-name")
-    first, rest = split_guest(_plan(one, ("SECRET=1",)))
-    assert first == split_guest(_plan(_spec("other", hostname="else")))[0]
-    assert first.child[-1] == ops.Rest(number=SYNC_REST)
-    assert "secret" not in repr(first).lower()
-    assert first.child[:-1] + rest == _plan(one, ("SECRET=1",)).child
+    parts = split_guest(_plan(one, ("SECRET=1",)))
+    assert parts.first == split_guest(_plan(_spec("other", hostname="else"))).first
+    assert parts.first.child[-1] == ops.Rest(number=SYNC_REST)
+    assert "secret" not in repr(parts.first).lower()
+    assert parts.first.child[:-1] + parts.rest == _plan(one, ("SECRET=1",)).child
+
+
+def test_with_a_known_filter_only_the_program_is_left() -> None:
+    one = _spec("/bin/secret-program", hostname="secret-name")
+    plan = _plan(one, ("SECRET=1",))
+    parts = split_guest(plan, known_filter=True)
+    other = _plan(_spec("other", hostname="else"))
+    assert parts.first == split_guest(other, known_filter=True).first
+    assert "secret" not in repr(parts.first).lower()
+    assert (parts.rest, parts.hostname) == (plan.child[-1:], "secret-name")
+    # What fails is told by its number.
+    assert [type(op) for op in parts.first.child[:-1]] == [type(op) for op in plan.child[:-1]]
+    assert not split_guest(_plan(_spec()), known_filter=True).hostname
+
+
+def test_the_size_of_a_terminal_is_the_instances() -> None:
+    terminal = InstanceSpec(image="x", process=ProcessSpec(argv=("sh",), tty=True))
+    plan = _plan(terminal)
+    assert split_guest(plan, known_filter=True) == split_guest(plan)
+
+
+@pytest.mark.parametrize(
+    ("security", "left"),
+    [
+        (Security(), 1),
+        (Security(seccomp="unconfined"), 1),
+        (Security(privileged=True), 1),
+        (Security(seccomp='{"defaultAction": "SCMP_ACT_KILL"}'), 8),
+    ],
+)
+@requires("mke2fs")
+def test_a_filter_of_ones_own_is_in_force_when_all_else_is_done(
+    launch: Launch, security: Security, left: int
+) -> None:
+    spec = msgspec.structs.replace(launch.spec, security=security)
+    found = image_request(
+        msgspec.structs.replace(launch, spec=spec),
+        _plan(spec),
+        Disks(Path(launch.directory)),
+        base="b" * 32,
+        shape=Shape(memory=128 << 20),
+        on_taps=True,
+    )
+    assert found is not None
+    assert struct.unpack_from("<II", found[1].rest) == (SYNC_REST, left)
 
 
 @pytest.mark.parametrize("change", [{"read_only": True}, {"shm_size": 1 << 20}])
 def test_mounts_of_its_own_are_in_the_first_part(change: dict[str, Any]) -> None:
-    assert split_guest(_plan(_spec(**change)))[0] != split_guest(_plan(_spec()))[0]
+    assert split_guest(_plan(_spec(**change))).first != split_guest(_plan(_spec())).first
 
 
 @pytest.fixture
@@ -320,19 +366,18 @@ def test_clones_of_one_image_are_different_machines(engine: Engine, count: int) 
 @pytest.mark.versions
 @machines
 def test_user_input_and_exit_code_are_the_instances(engine: Engine) -> None:
-    script = "id -u; id -g; umask; pwd; cat; echo problem >&2; exit 3"
-    for _ in range(2):  # with an open stdin it is another template
-        start(engine, "true", interactive=True).remove(force=True)
-    until(lambda: len(_made(engine)) > 1, "no template with an open stdin")
-    done = engine.run(
-        "busybox",
-        ["sh", "-c", script],
-        **SMALL,
-        user="7:9",
-        workdir="/made/here",
-        input=b"given",
+    script = "id -u; id -g; umask; pwd; ulimit -n; hostname; grep -E '^(Cap[EB]|NoN|Seccomp:)' "
+    script += "/proc/self/status | tr -s '\\t\\n' '  '; cat; echo problem >&2; exit 3"
+    options: dict[str, Any] = {**SMALL, "user": "7:9", "workdir": "/made/here"}
+    options["ulimits"] = {"nofile": "99:99"}
+    for _ in range(2):  # it is another template
+        engine.start("busybox", ["true"], **options, interactive=True).remove(force=True)
+    until(lambda: len(_made(engine)) > 1, "no template for this user")
+    done = engine.run("busybox", ["sh", "-c", script], **options, hostname="mine", input=b"given")
+    assert done.stdout == (
+        b"7\n9\n0022\n/made/here\n99\nmine\nCapEff: 0000000000000000 CapBnd: 00000000a80425fb "
+        b"NoNewPrivs: 1 Seccomp: 2 given"
     )
-    assert done.stdout == b"7\n9\n0022\n/made/here\ngiven"
     assert (done.exit_code, done.stderr) == (3, b"problem\n")
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "GUEST_VOLUMES",
     "GuestAssets",
     "GuestBind",
+    "GuestParts",
     "PASSED",
     "PLAIN",
     "PROTECTED",
@@ -55,6 +56,7 @@ GUEST_ROOT = "/hutch/root"
 GUEST_SHARES = "/hutch/shares"
 GUEST_VOLUMES = "/hutch/volumes"
 GUEST_CGROUP = "instance"
+_NOBODY = "hutch"  # the host name of a launch that waits
 SYNC_REST = 2
 """Where the launch of a template waits for what is particular to an instance."""
 _GUEST_JOIN = (f"/sys/fs/cgroup/{GUEST_CGROUP}/cgroup.procs",)
@@ -82,6 +84,15 @@ class PassedGroup(msgspec.Struct, frozen=True, kw_only=True):
     group: int
     numbers: tuple[int, int]
     addresses: tuple[str, ...]
+
+
+class GuestParts(msgspec.Struct, frozen=True, kw_only=True):
+    """A guest's plan in two: `first` waits at its end for `rest`, what an instance adds to
+    it. `hostname` is what the agent has to call the program's name space, "" for nothing."""
+
+    first: ops.Plan
+    rest: tuple[ops.AnyOp, ...]
+    hostname: str = ""
 
 
 class SandboxAssets(msgspec.Struct, frozen=True, kw_only=True):
@@ -358,15 +369,31 @@ def _guest_supervision(process: ProcessSpec, *, linger: bool) -> ops.Supervision
     )
 
 
-def split_guest(plan: ops.Plan) -> tuple[ops.Plan, tuple[ops.AnyOp, ...]]:
-    """Return the part of a guest's plan that makes the root, which waits at its end, and the
-    operations that come behind it: host name, limits, user, program.
+def split_guest(plan: ops.Plan, *, known_filter: bool = False) -> GuestParts:
+    """Cut a guest's plan where its launch waits in a template.
 
-    The first part is the same for all instances of an image with the same mounts.
+    What comes before is the same for all instances of an image with the same mounts. With
+    `known_filter` (system calls are filtered as by default, or not at all, so that what is
+    left to be done is allowed) and without a terminal, whose size is an instance's, these are
+    also the limits, the user, the capabilities and the filter: only the program is left, and
+    the host name, which the agent sets then.
     """
-    at = 1 + next(n for n, op in enumerate(plan.child) if isinstance(op, ops.PivotRoot))
-    first = (*plan.child[:at], ops.Rest(number=SYNC_REST))
-    return msgspec.structs.replace(plan, child=first), plan.child[at:]
+    if not known_filter or any(isinstance(op, ops.SetsidTty) and op.tty for op in plan.child):
+        at = 1 + next(n for n, op in enumerate(plan.child) if isinstance(op, ops.PivotRoot))
+        return GuestParts(first=_waiting(plan, plan.child[:at]), rest=plan.child[at:])
+    # In its place: operations are told by their number.
+    child = tuple(
+        msgspec.structs.replace(op, name=_NOBODY) if isinstance(op, ops.Hostname) else op
+        for op in plan.child[:-1]
+    )
+    names = [op.name for op in plan.child if isinstance(op, ops.Hostname)]
+    return GuestParts(
+        first=_waiting(plan, child), rest=plan.child[-1:], hostname=names[0] if names else ""
+    )
+
+
+def _waiting(plan: ops.Plan, child: tuple[ops.AnyOp, ...]) -> ops.Plan:
+    return msgspec.structs.replace(plan, child=(*child, ops.Rest(number=SYNC_REST)))
 
 
 def compile_guest_exec(

@@ -40,7 +40,9 @@ from hutch.storage.sparse import copy_sparse, data_ranges
 __all__ = ["DISK", "ImageRequest", "ImageTemplates", "Parked", "image_request", "most_kept"]
 __all__ += ["sync_directory"]
 
-_FORMAT = 1
+_FORMAT = 2
+# Those that let a launch look for its program; who knows what a profile of one's own forbids.
+_KNOWN_FILTERS = ("default", "unconfined")
 MOST_VARIABLE = "HUTCH_IMAGE_TEMPLATES"
 """How many are kept: each has a copy of the guest's memory as far as it is in use, some 80 MB.
 With 0 there are none."""
@@ -94,15 +96,16 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parked(msgspec.Struct, frozen=True, kw_only=True):
-    """A template of an image at hand, and `rest`, the launch of an instance from there on."""
+    """The launch of an instance from where a template of its image has it wait: `rest`, and
+    the host name that the agent has to set, "" for none."""
 
-    template: Template
     rest: bytes
+    hostname: str = ""
 
 
 def image_request(
     launch: Launch, plan: Plan, disks: Disks, *, base: str, shape: Shape, on_taps: bool
-) -> tuple[ImageRequest, bytes] | None:
+) -> tuple[ImageRequest, Parked] | None:
     """Return what template a launch can go on from, and its own part of the plan; None where
     there can be none."""
     if (
@@ -114,12 +117,13 @@ def image_request(
         return None
     if chain(os.path.dirname(launch.disk)) != [launch.disk]:
         return None  # of a fork: not empty
-    first, rest = split_guest(plan)
+    spec = launch.spec
+    known_filter = spec.security.privileged or spec.security.seccomp in _KNOWN_FILTERS
+    parts = split_guest(plan, known_filter=known_filter)
     try:
-        parked = parked_rest(SYNC_REST, rest)
+        parked = Parked(rest=parked_rest(SYNC_REST, parts.rest), hostname=parts.hostname)
     except InvalidArgument:
         return None  # an environment of more than a frame
-    spec = launch.spec
     request = ImageRequest(
         base=base,
         kernel=spec.machine.kernel,
@@ -131,7 +135,7 @@ def image_request(
         empty=_File.of(disks.empty(os.stat(launch.disk).st_size)),
         volatile=launch.volatile,
         files=tuple(os.path.basename(m.target) for m in launch.mounts if m.ours),
-        plan=encode(first),
+        plan=encode(parts.first),
     )
     return request, parked
 

@@ -21,7 +21,13 @@ from hutch.drivers.vm.cards import is_user_network
 from hutch.drivers.vm.console import begin_logs
 from hutch.drivers.vm.diskkeys import writable_size
 from hutch.drivers.vm.host import find_host, require_qemu
-from hutch.drivers.vm.images import ImageRequest, ImageTemplates, image_request, most_kept
+from hutch.drivers.vm.images import (
+    ImageRequest,
+    ImageTemplates,
+    Parked,
+    image_request,
+    most_kept,
+)
 from hutch.drivers.vm.initramfs import Programs, ensure_initramfs
 from hutch.drivers.vm.kernels import Kernels
 from hutch.drivers.vm.machine import (
@@ -182,14 +188,14 @@ class MachineLauncher:
         before = _before(launch, loaded)
         parts = self._parts_of(launch.spec, before)
         nics = len(launch.endpoints)
-        template, rest, wanted = None, b"", None
+        template, parked, wanted = None, None, None
         # A machine without hot-plug has the device from the start, which no template can.
         pluggable = parts.shape.machine != MICROVM or not shared(launch)
         pluggable = pluggable and template_shape(parts.shape) is not None
         pluggable = pluggable and not launch.spec.machine.tpm
         goes_on = loaded is not None or launch.arrival is not None
         if launch.spec.machine.template and pluggable and not (goes_on or passed.nodes):
-            template, rest, wanted = self._going_on(_as_template(parts), launch, plan, held)
+            template, parked, wanted = self._going_on(_as_template(parts), launch, plan, held)
         shares = serve(self.launcher, self.root, launch, group, held)
         tpm = None
         if launch.spec.machine.tpm:
@@ -220,8 +226,8 @@ class MachineLauncher:
         if goes_on:
             _check_cards(launch, loaded)
             setup = twin_setup(launch, files)
-        elif rest:
-            setup = parked_setup(launch, files)
+        elif parked is not None:
+            setup = parked_setup(launch, files, hostname=parked.hostname)
         else:
             setup = machine_setup(
                 launch,
@@ -257,7 +263,7 @@ class MachineLauncher:
                 config=MonitorConfig(
                     argv=(),
                     setup=setup_request(setup),
-                    plan=b"" if goes_on else rest or encode(plan),
+                    plan=b"" if goes_on else parked.rest if parked else encode(plan),
                     boot_timeout_s=BOOT_S,
                     shutdown_timeout_s=max(spec.stop_timeout_s, _PUT_AWAY_S),
                     # What it has mapped of a share or a volume must get there, if nothing
@@ -265,7 +271,7 @@ class MachineLauncher:
                     volatile=launch.volatile and shares is None and not volumes(launch),
                     tty=spec.process.tty,
                     hold=template is not None or goes_on,
-                    adopt=goes_on or bool(rest),
+                    adopt=goes_on or parked is not None,
                     control=True,
                     unacked=loaded.unacked if loaded else 0,
                 ),
@@ -289,7 +295,7 @@ class MachineLauncher:
             taps=taps,
             template=template,
             wanted=wanted,
-            new_disk=bool(rest) and not launch.volatile,
+            new_disk=parked is not None and not launch.volatile,
             loaded=loaded,
             shares=shares,
             tpm=tpm,
@@ -424,7 +430,7 @@ class MachineLauncher:
 
     def _going_on(
         self, parts: Parts, launch: Launch, plan: Plan, held: ExitStack
-    ) -> tuple[Template, bytes, ImageRequest | None]:
+    ) -> tuple[Template, Parked | None, ImageRequest | None]:
         """Return the template to go on from: that of the image with the rest of the launch,
         or that of the kernel and what the other would have been."""
         cards = _cards(launch)
@@ -438,13 +444,13 @@ class MachineLauncher:
         )
         wanted = None
         if found is not None:
-            request, rest = found
+            request, parked = found
             template, is_missing = self.images.take(request, launch.disk)
             if template is not None:
                 _hold(template, held)
-                return template, rest, None
+                return template, parked, None
             wanted = request if is_missing else None
-        return self._held_template(parts, launch, held), b"", wanted
+        return self._held_template(parts, launch, held), None, wanted
 
     def wish(self, request: ImageRequest | None) -> None:
         """Have the template of an image made, in a process of its own, when a start would

@@ -126,6 +126,7 @@ def image_setup(*, volatile: bool, files: Sequence[str], nics: int) -> list[gues
     return [
         *renewal(),
         *_disks(volatile=volatile),
+        guest.Hostname(name="hutch"),  # how the agent gets back from a name space is known then
         *(guest.Warm(path=path) for path in _WARM),
         # A line, so that they have the page that their content will be in.
         *(
@@ -137,12 +138,15 @@ def image_setup(*, volatile: bool, files: Sequence[str], nics: int) -> list[gues
     ]
 
 
-def parked_setup(launch: Launch, files: Sequence[tuple[str, bytes]]) -> list[guest.SetupOp]:
-    """Return what makes a clone of such a template the instance's machine. The host name is
-    set by the rest of the launch: nobody else sees one."""
+def parked_setup(
+    launch: Launch, files: Sequence[tuple[str, bytes]], *, hostname: str = ""
+) -> list[guest.SetupOp]:
+    """Return what makes a clone of such a template the instance's machine. Without `hostname`
+    the rest of the launch sets it: nobody else sees one."""
     return [
         *renewal(),
         *_limits(launch),
+        *([guest.Hostname(name=hostname)] if hostname else []),
         *(guest.Rewrite(path=f"{GUEST_FILES}/{name}", content=content) for name, content in files),
         *interfaces(launch.endpoints),
     ]
