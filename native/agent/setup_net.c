@@ -111,9 +111,23 @@ static bool nth_link(uint32_t n, char name[IFNAMSIZ])
 	return true;
 }
 
+static int take_down(int fd, struct ifreq *q)
+{
+	if (ioctl(fd, SIOCGIFFLAGS, q) < 0)
+		return errno;
+	if (!(q->ifr_flags & IFF_UP))
+		return 0;
+	q->ifr_flags &= (short)~IFF_UP;
+	return ioctl(fd, SIOCSIFFLAGS, q) < 0 ? errno : 0;
+}
+
+/* One that is up already keeps that, unless it is renamed: kernels before 6.2 refuse it then. */
 static int configure(int fd, struct ifreq *q, const char *name, const uint8_t *mac, uint32_t mtu)
 {
 	if (strcmp(q->ifr_name, name) != 0) {
+		int error = take_down(fd, q);
+		if (error)
+			return error;
 		memset(&q->ifr_ifru, 0, sizeof(q->ifr_ifru));
 		memcpy(q->ifr_newname, name, strlen(name));
 		if (ioctl(fd, SIOCSIFNAME, q) < 0)
@@ -167,11 +181,10 @@ int setup_link_up(struct reader *r, const char **what)
 /* Down, a device loses its routes and its IPv6 addresses; those of IPv4 go one by one. */
 static int forget_addresses(int fd, struct ifreq *q)
 {
-	if (ioctl(fd, SIOCGIFFLAGS, q) < 0)
-		return errno;
-	q->ifr_flags &= (short)~IFF_UP;
-	if (ioctl(fd, SIOCSIFFLAGS, q) < 0)
-		return errno;
+	int error = take_down(fd, q);
+
+	if (error)
+		return error;
 	for (int i = 0; i < MOST_ADDRESSES; i++) {
 		memset(&q->ifr_ifru, 0, sizeof(q->ifr_ifru));
 		q->ifr_addr.sa_family = AF_INET;
@@ -208,7 +221,7 @@ int setup_retire(struct reader *r, const char **what)
 {
 	const char *name = *what = read_str(r), *aside = read_str(r);
 	struct ifreq q;
-	int fd, error = 0;
+	int fd, error;
 
 	if (!*name || strlen(name) >= IFNAMSIZ || !*aside || strlen(aside) >= IFNAMSIZ)
 		return EINVAL;
@@ -217,13 +230,7 @@ int setup_retire(struct reader *r, const char **what)
 		return errno;
 	memset(&q, 0, sizeof(q));
 	memcpy(q.ifr_name, name, strlen(name));
-	if (ioctl(fd, SIOCGIFFLAGS, &q) < 0) {
-		error = errno;
-	} else {
-		q.ifr_flags &= (short)~IFF_UP;
-		if (ioctl(fd, SIOCSIFFLAGS, &q) < 0)
-			error = errno;
-	}
+	error = take_down(fd, &q);
 	memset(&q.ifr_ifru, 0, sizeof(q.ifr_ifru));
 	memcpy(q.ifr_newname, aside, strlen(aside));
 	if (!error && ioctl(fd, SIOCSIFNAME, &q) < 0)

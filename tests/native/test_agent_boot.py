@@ -34,6 +34,7 @@ CMDLINE = (
 )
 BOX = "hutch/box"
 MAC = bytes.fromhex("0242ac110002")
+OTHER_MAC = bytes([0x52, 0x54, 0, 0, 0, 9])
 
 
 def _files(directory: Path) -> tuple[Path, Path, tuple[str, ...]]:
@@ -106,13 +107,17 @@ def set_up(peer: Peer, late: tuple[str, ...]) -> None:
         guest.Hostname(name="box"),
         *(guest.Insmod(path=f"/lib/modules/{name}.ko") for name in late),
         guest.Disk(serial="hutch-data", link="/dev/hutch/data"),
-        guest.Interface(index=0, name="net0", mac=MAC, mtu=1400),
+        # As in a clone of a template, where it is up: one that is renamed goes down for that.
+        guest.Interface(index=0, name="before", mac=OTHER_MAC),
+        guest.LinkUp(interface="before"),
+        guest.Interface(index=0, name="net0", mtu=1400),
         guest.Address(interface="net0", address=bytes([10, 0, 2, 15]), prefix=24),
         guest.Address(interface="net0", address=bytes([0xFD, *bytes(14), 15]), prefix=64),
         guest.LinkUp(interface="lo"),
         guest.LinkUp(interface="net0"),
         guest.Route(interface="net0", gateway=bytes([10, 0, 2, 2])),
         guest.Route(interface="net0", gateway=bytes([0xFD, *bytes(14), 1])),
+        guest.Interface(index=0, name="net0", mac=MAC),  # and up it stays, with its routes
         guest.Mount(source="tmpfs", target="/hutch/rw", fstype="tmpfs"),
         guest.Mkdir(path="/hutch/rw/upper"),
         guest.Mkdir(path="/hutch/rw/work"),

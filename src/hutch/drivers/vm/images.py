@@ -40,7 +40,7 @@ from hutch.storage.sparse import copy_sparse, data_ranges
 __all__ = ["DISK", "ImageRequest", "ImageTemplates", "Parked", "image_request", "most_kept"]
 __all__ += ["sync_directory"]
 
-_FORMAT = 2
+_FORMAT = 3
 # Those that let a launch look for its program; who knows what a profile of one's own forbids.
 _KNOWN_FILTERS = ("default", "unconfined")
 MOST_VARIABLE = "HUTCH_IMAGE_TEMPLATES"

@@ -133,8 +133,10 @@ def image_setup(*, volatile: bool, files: Sequence[str], nics: int) -> list[gues
             guest.WriteFile(path=f"{GUEST_FILES}/{name}", mode=0o644, content=b"\n")
             for name in files
         ),
-        # Looked up once more, now that no device is about to come.
+        # Looked up once more, now that no device is about to come; and up, which a card can be
+        # while it gets another MAC. It has no address yet, so nothing is sent from this one.
         *(guest.Interface(index=number, name=f"eth{number}") for number in range(nics)),
+        *(guest.LinkUp(interface=f"eth{number}") for number in range(nics)),
     ]
 
 
