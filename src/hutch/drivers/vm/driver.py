@@ -206,14 +206,21 @@ class VmDriver(RunningMachines):
     def _bring_up(self, launch: Launch, started: MachineStart, plan: Plan) -> int:
         """Serve the sync point, restore the template, wait until the program runs."""
         supervisor, monitor = started.booted.supervisor, started.booted.monitor
+        attach = launch.attach_network
+        # A guest that boots finds its network there; one that goes on is let go further down,
+        # and QEMU can start meanwhile.
+        is_held = started.template is not None or started.loaded is not None
         with failures.launching(started.booted.plan, "start"):
             pid = supervisor.wait_pid()
-            if launch.attach_network is not None:
+            if attach is not None:
                 # Only now is the process in the namespace of the taps.
                 supervisor.wait_sync(SYNC_NETWORK)
-                launch.attach_network(pid, started.taps.indexes if started.taps else ())
+                if not is_held:
+                    attach(pid, started.taps.indexes if started.taps else ())
                 supervisor.go(SYNC_NETWORK)
             supervisor.wait_started()
+            if attach is not None and is_held:
+                attach(pid, started.taps.indexes if started.taps else ())
         for server in (started.shares, started.tpm):
             if server is not None:
                 server.wait_started()
