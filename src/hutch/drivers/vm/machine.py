@@ -46,7 +46,7 @@ __all__ += ["save_record", "shape_of", "template_key", "template_shape"]
 RECORD = "machine.json"
 _TYPES = {"": Q35, "q35": Q35, "microvm": MICROVM}
 # A change of how templates are made, or of the agent's protocol, makes all of them stale.
-_TEMPLATE_FORMAT = 6
+_TEMPLATE_FORMAT = 7
 ROOT_PORTS = 5
 MEMORY_PORT = "rp4"
 """The last of them: where more memory comes from while the machine runs."""

@@ -36,7 +36,15 @@ _GROWING = (
 # far. Ours do; a megabyte stays, should one be passed through that does not.
 _BOUNCE = "swiotlb=512"
 _LOW_MEMORY = 2 << 30
-_EMULATED = ("mitigations=off", "init_on_alloc=0", "apparmor=0")
+_EMULATED = (
+    *("mitigations=off", "init_on_alloc=0", "apparmor=0"),
+    # What the guest's kernel compiles is compiled once more by QEMU: a filter of system calls,
+    # which each exec brings, takes less as it is. Its answers are kept by number anyway.
+    "sysctl.net.core.bpf_jit_enable=0",
+    # An idle guest wakes twice a second to look for memory to compact for huge pages, which an
+    # emulated processor has nothing from, and once to add up statistics.
+    *("sysctl.vm.compaction_proactiveness=0", "sysctl.vm.stat_interval=10"),
+)
 
 
 def kernel_command_line(
