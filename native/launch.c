@@ -139,14 +139,39 @@ int run_prepare(struct launch *l)
 	return run_section(l, l->plan->prepare, l->plan->prepare_count);
 }
 
-/* By system call: C libraries keep some numbers to themselves, and leave them ignored. */
-static void default_signals(void)
-{
-	static const uint64_t none[4]; /* SIG_DFL, no flags, no mask */
+static const int ignored[] = { SIGHUP, SIGINT, SIGTERM, SIGPIPE, SIGQUIT };
+enum { IGNORED = sizeof(ignored) / sizeof(ignored[0]) };
 
+/* By system call: C libraries keep some numbers to themselves, and leave them ignored. */
+static void set_action(int signum, void (*handler)(int))
+{
+	const struct { void (*handler)(int); uint64_t flags, restorer, mask; } action = { handler, 0, 0, 0 };
+
+	syscall(SYS_rt_sigaction, signum, &action, NULL, sizeof(uint64_t));
+}
+
+static void unblock_signals(void)
+{
+	static const uint64_t none;
+
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof(none));
+}
+
+void signals_of_supervisor(void)
+{
 	for (int signum = 1; signum <= 64; signum++)
-		syscall(SYS_rt_sigaction, signum, none, NULL, sizeof(uint64_t));
-	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, sizeof(uint64_t));
+		set_action(signum, SIG_DFL);
+	for (int i = 0; i < IGNORED; i++)
+		set_action(ignored[i], SIG_IGN);
+	unblock_signals();
+}
+
+/* All others have been what they are to be since the supervisor began. */
+static void signals_of_child(void)
+{
+	for (int i = 0; i < IGNORED; i++)
+		set_action(ignored[i], SIG_DFL);
+	unblock_signals();
 }
 
 static _Noreturn void child_main(struct launch *l, const int stdio[3])
@@ -154,7 +179,7 @@ static _Noreturn void child_main(struct launch *l, const int stdio[3])
 	l->section = SECTION_CHILD;
 	l->index = 0;
 	die_with_parent(l);
-	default_signals();
+	signals_of_child();
 	umask(0); /* modes in a plan are exact */
 	for (int fd = 0; fd < 3; fd++)
 		if (dup2(stdio[fd], fd) < 0)

@@ -124,6 +124,7 @@ int op_netlink(struct launch *l, struct reader *r);
 
 /* launch.c */
 int run_prepare(struct launch *l);
+void signals_of_supervisor(void); /* none blocked, a few ignored; before anything is launched */
 /* Clone the child; in it this never returns. `ends` are the supervisor's and its own. */
 pid_t clone_child(struct launch *l, const int stdio[3], const int ends[2], int *pidfd);
 int write_id_maps(struct launch *l, pid_t pid);

@@ -15,19 +15,12 @@ static struct supervisor the;
 /* Leave the starter's session, and its family if it is not one that reaps us. */
 static void detach(bool reaped)
 {
-	static const int ignored[] = { SIGHUP, SIGINT, SIGTERM, SIGPIPE, SIGQUIT };
-	sigset_t none;
 	int null;
 
 	if (!reaped && fork() != 0)
 		_exit(0);
 	setsid();
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	for (int signum = 1; signum < NSIG; signum++)
-		signal(signum, SIG_DFL);
-	for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++)
-		signal(ignored[i], SIG_IGN);
+	signals_of_supervisor();
 	umask(0077);
 	(void)!chdir("/");
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);

@@ -48,10 +48,10 @@ int op_capabilities(struct launch *l, struct reader *r)
 	c->inheritable = read_u64(r);
 	c->ambient = read_u64(r);
 	for (int cap = 0; cap < 64; cap++) {
-		int held = prctl(PR_CAPBSET_READ, cap, 0, 0, 0);
+		int held = c->bounding >> cap & 1 ? 0 : prctl(PR_CAPBSET_READ, cap, 0, 0, 0);
 		if (held < 0)
 			break; /* past the last one this kernel knows */
-		if (held && !(c->bounding >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0)
+		if (held && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0)
 			return -1;
 	}
 	return 0;

@@ -72,6 +72,26 @@ def test_the_program_has_only_its_own_descriptors(runner: Runner, rootfs: Path) 
         os.close(extra)
 
 
+def test_no_signal_is_ignored_or_blocked_that_its_starter_has_so(
+    runner: Runner, rootfs: Path
+) -> None:
+    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in (signal.SIGUSR1, 35)}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, 36})
+    try:
+        with runner.running(box(rootfs, ["sleep", "100"])) as supervisor:
+            status = Path(f"/proc/{supervisor.pid}/status").read_text().splitlines()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    sets = {
+        line.split(":")[0]: int(line.split()[1], 16)
+        for line in status
+        if line[:3] == "Sig" and line[3] != "Q"
+    }
+    assert sets == {"SigPnd": 0, "SigBlk": 0, "SigIgn": 0, "SigCgt": 0}
+
+
 def test_stdio_is_pipes_and_dev_null(runner: Runner, rootfs: Path) -> None:
     _, out, _ = runner.run(
         shell(rootfs, "for n in 0 1 2; do readlink /proc/$$/fd/$n; done", held=None)
