@@ -323,6 +323,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
                 start(opened).remove(force=True)
             until(lambda: bool(_made(opened)), "no template of the image")
             yield opened
+            opened._context.networks.teardown()
 
 
 def _made(engine: Engine) -> set[str]:
@@ -365,18 +366,27 @@ def test_clones_of_one_image_are_different_machines(engine: Engine, count: int) 
 
 @pytest.mark.versions
 @machines
-def test_user_input_and_exit_code_are_the_instances(engine: Engine) -> None:
-    script = "id -u; id -g; umask; pwd; ulimit -n; hostname; grep -E '^(Cap[EB]|NoN|Seccomp:)' "
-    script += "/proc/self/status | tr -s '\\t\\n' '  '; cat; echo problem >&2; exit 3"
+def test_user_network_input_and_exit_code_are_the_instances(engine: Engine) -> None:
+    script = "id -u; id -g; umask; pwd; ulimit -n; hostname; cd /sys/class/net/eth0; "
+    script += "cat operstate address; ip route | grep -o '^default'; "
+    script += "grep -E '^(Cap[EB]|NoN|Seccomp:)' /proc/self/status | tr -s '\\t\\n' '  '; "
+    script += "cat; echo problem >&2; exit 3"
     options: dict[str, Any] = {**SMALL, "user": "7:9", "workdir": "/made/here"}
     options["ulimits"] = {"nofile": "99:99"}
+    del options["network"]
     for _ in range(2):  # it is another template
         engine.start("busybox", ["true"], **options, interactive=True).remove(force=True)
     until(lambda: len(_made(engine)) > 1, "no template for this user")
-    done = engine.run("busybox", ["sh", "-c", script], **options, hostname="mine", input=b"given")
-    assert done.stdout == (
-        b"7\n9\n0022\n/made/here\n99\nmine\nCapEff: 0000000000000000 CapBnd: 00000000a80425fb "
-        b"NoNewPrivs: 1 Seccomp: 2 given"
+    mac = "02:00:00:00:0a:0b"
+    done = engine.run(
+        "busybox", ["sh", "-c", script], **options, hostname="mine", mac_address=mac, input=b"given"
+    )
+    assert (
+        done.stdout.decode().split()
+        == (
+            f"7 9 0022 /made/here 99 mine up {mac} default CapEff: 0000000000000000 "
+            "CapBnd: 00000000a80425fb NoNewPrivs: 1 Seccomp: 2 given"
+        ).split()
     )
     assert (done.exit_code, done.stderr) == (3, b"problem\n")
 

@@ -14,7 +14,7 @@ from hutch.drivers.base import Launch
 from hutch.drivers.vm.driver import VmDriver
 from hutch.drivers.vm.machine import Host, shape_of, template_shape
 from hutch.drivers.vm.placeholders import seen_size
-from hutch.drivers.vm.setup import late_setup, machine_setup
+from hutch.drivers.vm.setup import image_setup, late_setup, machine_setup
 from hutch.drivers.vm.templates import _ask_for_memory
 from hutch.engine.results import UsageRow
 from hutch.plan import guest
@@ -83,6 +83,12 @@ def test_a_template_without_a_card_does_not_load_its_driver() -> None:
 
     assert "/lib/modules/virtio_net.ko" in loaded(1)
     assert "/lib/modules/virtio_net.ko" not in loaded(0)
+
+
+def test_the_cards_of_an_images_template_are_up_and_without_an_address() -> None:
+    setup = image_setup(volatile=True, files=(), nics=2)
+    assert [op.interface for op in setup if isinstance(op, guest.LinkUp)] == ["eth0", "eth1"]
+    assert not [op for op in setup if isinstance(op, guest.Address)]
 
 
 @pytest.fixture(scope="module")
