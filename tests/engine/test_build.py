@@ -689,6 +689,10 @@ def test_options_that_mean_nothing_are_refused(build: Builder) -> None:
         ({"isolation": "magic"}, "expected container or vm"),
         ({"build_args": {"a=b": "c"}}, "bad name"),
         ({"tags": ["UPPER"]}, "tags"),
+        ({"ulimits": ["nofile"]}, "ulimits"),
+        ({"add_host": ["foo"]}, "add_host"),
+        ({"memory": "1k"}, "memory"),
+        ({"outputs": ["/proc/none/x"]}, "output: /proc/none/x: no such file"),
     ):
         with pytest.raises(InvalidArgument, match=message):
             build("FROM scratch\nLABEL a=b\n", **options)

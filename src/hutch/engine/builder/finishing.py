@@ -156,7 +156,11 @@ def write_output(
     with Merged(build.context.layers.lower(state.chain_ids)) as merged:
         chunks = pack_merged(merged)
         if output.kind == "local":
-            os.makedirs(output.dest, exist_ok=True)
+            try:
+                os.makedirs(output.dest, exist_ok=True)
+            except OSError as error:
+                reason = (error.strerror or "").lower()
+                raise InvalidArgument(f"{output.dest}: {reason}", field="output") from error
             owner = (os.geteuid(), os.getegid())
             extract_chunks(chunks, output.dest, owner=owner)
             return

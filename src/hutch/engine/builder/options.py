@@ -92,6 +92,8 @@ def check_options(options: BuildOptions) -> BuildOptions:
         raise InvalidArgument(
             f"expected container or vm, got {options.isolation!r}", field="isolation"
         )
+    if options.run or options.add_hosts:
+        _check_run(options)
     if options.platform:
         check_platform(options.platform, "platform")
     _check_caches(options)
@@ -105,6 +107,23 @@ def check_options(options: BuildOptions) -> BuildOptions:
     if epoch is not None and not 0 <= epoch < 2**33:
         raise InvalidArgument(f"out of range: {epoch:g}", field="SOURCE_DATE_EPOCH")
     return msgspec.structs.replace(options, tags=tuple(dict.fromkeys(tags)), epoch_s=epoch)
+
+
+def _check_run(options: BuildOptions) -> None:
+    """Refuse limits that no command could have, also where no command has to run."""
+    from hutch.spec.build import build
+    from hutch.spec.defaults import ImageDefaults
+
+    build(
+        "build",
+        ImageDefaults(),
+        ["true"],
+        **{
+            **options.run,
+            "isolation": options.isolation,
+            "add_host": list(options.add_hosts) or None,
+        },
+    )
 
 
 def parse_cache(text: str, field: str) -> tuple[str, str]:

@@ -76,6 +76,8 @@ class RunStep:
             ("isolation", self._isolation()),
             ("epoch", "" if options.epoch_s is None else str(int(options.epoch_s))),
         ]
+        if options.add_hosts:
+            parts.append(("hosts", "\0".join(options.add_hosts)))
         for number, mount in enumerate(self._mounts):
             text = msgspec.json.encode(mount).decode()
             parts.append((f"mount{number}", text))

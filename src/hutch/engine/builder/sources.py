@@ -166,7 +166,13 @@ def _dockerfile(tree: Tree, given: str | None, directory: str) -> tuple[str, byt
         if directory and os.path.isfile(given):
             with open(given, "rb") as file:
                 return given, file.read(MAX_BYTES + 1)
-        return given, tree.read(given, limit=MAX_BYTES)
+        try:
+            return given, tree.read(given, limit=MAX_BYTES)
+        except NotFound:
+            raise NotFound(
+                f"Dockerfile {given}: not found",
+                hint="--file counts from here, or from the top of the context",
+            ) from None
     for name in _NAMES:
         try:
             return name, tree.read(name, limit=MAX_BYTES)
