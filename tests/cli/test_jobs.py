@@ -46,8 +46,17 @@ def test_a_job_is_submitted_waited_for_and_shown(jobs: Any, name: str) -> None:
     assert 0 < shown["PredictionError"] < 2
     (queue,) = json.loads(jobs.out("queue", "show", name))
     assert (queue["Policy"], queue["SuspendAfter"]) == ("sjf", 90.0)
+    assert (queue["Weight"], queue["Cpus"]) == (1, "all")
     assert queue["Estimates"]["Jobs"] == 1 and queue["Estimates"]["Bias"] > 0
     assert queue["Estimates"]["Keys"][0]["Command"] == ["true"]
+
+
+def test_who_waits_hears_of_a_time_limit_and_not_of_what_it_ended(jobs: Any, name: str) -> None:
+    script = "trap 'exit 7' TERM; while :; do usleep 20000; done"
+    (late,) = submit(jobs, name, "--timeout", "0.1s", "busybox", "sh", "-c", script)
+    assert jobs("job", "wait", late).returncode == 124
+    (shown,) = json.loads(jobs.out("job", "show", late))
+    assert (shown["State"], shown["ExitCode"]) == ("timeout", 7)
 
 
 def test_the_daemon_dispatches_too(jobs: Any, name: str, tmp_path: Path) -> None:

@@ -138,9 +138,10 @@ def _wait_all(jobs: list[Job], *, quiet: bool = False, timeout_s: float | None =
 
 
 def _exit_code(record: JobRecord) -> int:
-    return record.exit_code or _EXIT_CODES.get(
-        record.state, 0 if record.state == "completed" else 1
-    )
+    """Return what `wait` leaves with: of a job that somebody has ended, not what its program
+    had to say to that."""
+    done_well = 0 if record.state == "completed" else 1
+    return _EXIT_CODES.get(record.state) or record.exit_code or done_well
 
 
 def _job(invocation: Invocation, text: str) -> Job:

@@ -49,6 +49,11 @@ def _update(invocation: Invocation) -> int:
     return 0
 
 
+def _number(value: float) -> float:
+    """Return a number that is written without a point where it is whole."""
+    return int(value) if value.is_integer() else value
+
+
 def _row(record: QueueRecord, counts: Mapping[tuple[str, Any], int]) -> dict[str, Any]:
     waiting = sum(counts.get((record.name, state), 0) for state in ("pending", "held"))
     running = sum(
@@ -57,8 +62,8 @@ def _row(record: QueueRecord, counts: Mapping[tuple[str, Any], int]) -> dict[str
     return {
         "Name": record.name,
         "Policy": record.policy,
-        "Weight": f"{record.weight:g}",
-        "Cpus": f"{record.cores:g}" if record.cores else "all",
+        "Weight": _number(record.weight),
+        "Cpus": _number(record.cores) if record.cores else "all",
         "Predictor": record.predictor,
         "State": "paused" if record.paused else "open",
         "Pending": waiting,
