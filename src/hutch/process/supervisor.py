@@ -269,6 +269,11 @@ class Supervisor:
         return self._pid.supervisor if self._pid else None
 
     @property
+    def started_ns(self) -> int:
+        """When the process began (ns since the epoch), 0 where that was not told here."""
+        return self._started.time_ns if self._started else 0
+
+    @property
     def exit_status(self) -> ExitStatus | None:
         """How the process ended, as far as told."""
         return self._exit

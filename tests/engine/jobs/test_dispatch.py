@@ -65,6 +65,8 @@ def test_a_job_that_is_quicker_than_its_dispatcher_ends_after_it_began(
         ended = submit(engine, "true").wait(WAIT_S)
     assert ended.state == JobState.COMPLETED
     assert 0 < ended.started_ns <= ended.finished_ns
+    assert ended.ran_ns > 0
+    assert ended.id in {job.id for job in engine.jobs.history()}
 
 
 def test_its_instance_has_the_limits_that_it_was_scheduled_with(engine: Engine, queue: str) -> None:

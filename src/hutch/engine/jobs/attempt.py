@@ -320,7 +320,9 @@ class Attempt:
         """Report the start, wait for the end and return it; None where nobody knows it. Of a
         quick program both are reported at once."""
         job = self._job
-        started = Started(job.id, job.attempt, self.instance, time.time_ns())
+        # Of a machine that is when it was switched on.
+        began_ns = link.started_ns if job.isolation == "container" else 0
+        started = Started(job.id, job.attempt, self.instance, began_ns or time.time_ns())
         status = None
         with suppress(OutcomeUnknown):
             try:
