@@ -70,7 +70,7 @@ class Job:
                     continue
                 board.ensure_dispatcher(self._context)
             time.sleep(pause)
-            pause = min(pause * 1.5, _POLL_MOST_S)
+            pause = min(pause * 2, _POLL_MOST_S)
 
     def cancel(self) -> None:
         """End it, or take it from its queue; raise `WrongState` if it has ended already."""
