@@ -94,8 +94,9 @@ def primary_key(box: Instance) -> str:
 def keeps_its_tpm(box: Instance) -> None:
     """Check that the TPM is the same one after a suspension and after a new start."""
     key = primary_key(box)
-    with pytest.raises(Unsupported, match="TPM"):
+    with pytest.raises(Unsupported, match="TPM") as caught:
         box.fork()
+    assert caught.value.hint and "hutch suspend" in caught.value.hint
     box.suspend()
     box.resume()
     assert primary_key(box) == key

@@ -116,6 +116,15 @@ def test_a_part_of_a_volume_is_all_that_is_seen_of_it(shared: Shared) -> None:
     assert shared.sh("ls /part").split() == ["seen"]
 
 
+def test_what_it_cannot_do_with_them_is_refused_with_the_cure(shared: Shared) -> None:
+    """And it runs on with what it has."""
+    for refused in (shared.machine.fork, shared.machine.suspend):
+        with pytest.raises(Unsupported, match="directories of the host") as caught:
+            refused()
+        assert caught.value.hint and "hutch cp" in caught.value.hint
+    assert shared.sh("cat /data/greeting") == "hello"
+
+
 def test_no_device_node_comes_from_a_guest_to_the_host(shared: Shared) -> None:
     assert shared.machine.exec(["mknod", "/data/null", "c", "1", "3"]).exit_code != 0
     assert not (shared.directory / "null").exists()

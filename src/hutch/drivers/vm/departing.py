@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hutch.drivers.moving import CopyState, Streams
 from hutch.drivers.vm.boot import QMP_SOCKET
 from hutch.drivers.vm.machine import load_record
-from hutch.drivers.vm.state import check_devices, check_movable, immovable
+from hutch.drivers.vm.state import SHARES, VOLUMES, check_devices, check_movable, immovable
 from hutch.errors import HutchError, OperationTimeout, Unavailable, Unsupported
 from hutch.plan.machine.disks import node_name
 from hutch.plan.machine.version import QemuVersion
@@ -86,9 +86,9 @@ def departing(
 
     record = load_record(directory)
     if record.shares:
-        raise immovable("it has directories of the host")
+        raise immovable(*SHARES)
     if record.volumes:
-        raise immovable("it has a volume as a disk, which stays here")
+        raise immovable(*VOLUMES)
     check_devices(record)
     with conversation(f"{directory}/run/{QMP_SOCKET}") as monitor:
         check_movable(monitor, cards)

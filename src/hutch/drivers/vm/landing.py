@@ -142,7 +142,7 @@ class QemuLanding:
                 if time.monotonic() > deadline:
                     raise OperationTimeout("the machine has not come whole in the time allowed")
                 time.sleep(pause)
-                pause = min(pause * 1.5, 0.01)
+                pause = min(pause * 1.5, 0.002)
         except OutcomeUnknown as exc:
             raise self._failed(exc.message) from exc
         for index in range(self._cards):

@@ -188,11 +188,11 @@ def _movable(
     run = f"{directory}/run"
     machine = load_record(directory)
     if machine.shares:
-        raise immovable("it has directories of the host")
+        raise immovable(*SHARES)
     if machine.tpm and not stays:
-        raise immovable("it has a TPM, whose secrets a twin would have too")
+        raise immovable(*TPM)
     if machine.volumes and not stays:
-        raise immovable("it has a volume as a disk, which only one machine can have")
+        raise immovable(*VOLUMES)
     check_devices(machine)
     with (
         conversation(f"{run}/{QMP_SOCKET}") as monitor,
@@ -263,20 +263,38 @@ def check_movable(monitor: Monitor, cards: int) -> None:
         )
     reasons = query_migrate(monitor).blocked_reasons
     if reasons:
-        raise immovable(reasons[0])
+        raise immovable(reasons[0], "stop it first, or run it without what holds it")
 
 
 def check_devices(machine: MachineRecord) -> None:
     """Raise for a machine that has devices of the host."""
     if machine.host_devices:
-        raise immovable(f"it has devices of the host: {', '.join(machine.host_devices)}")
+        devices = ", ".join(machine.host_devices)
+        raise immovable(
+            f"it has devices of the host: {devices}", "stop it first, or run it without --device"
+        )
 
 
-def immovable(reason: str) -> Unsupported:
-    return Unsupported(
-        f"the machine's state cannot be saved: {reason}",
-        hint="directories and volumes (-v) and devices of the host hold a machine where it is",
-    )
+# What a machine is held by that has parts outside of QEMU, and how it is let go.
+SHARES = (
+    "it has directories of the host (-v), which are served by a process beside it",
+    "stop it first: `hutch snapshot create` and `hutch migrate` take it at rest; or run it "
+    "without -v and copy the files into it (`hutch cp`)",
+)
+TPM = (
+    "it has a TPM, whose secrets a twin would have too",
+    "`hutch suspend` saves it, and `hutch snapshot create` takes it at rest; or run it without "
+    "--tpm",
+)
+VOLUMES = (
+    "it has a volume as a disk, which only one machine can have",
+    "stop it first: `hutch snapshot create` and `hutch migrate` take it at rest; or keep the "
+    "files on its own disk (--disk)",
+)
+
+
+def immovable(reason: str, cure: str) -> Unsupported:
+    return Unsupported(f"the machine's state cannot be saved: {reason}", hint=cure)
 
 
 def write_state(monitor: Monitor, fd: int, *, emulated: bool) -> None:
