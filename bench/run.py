@@ -18,6 +18,7 @@ from bench.machines import MACHINE_CASES, fetch_kernel, has_kernel, remove_kerne
 from bench.measure import Row, render
 from bench.migration import MIGRATION_CASES
 from bench.peers import install_peers
+from bench.protection import PROTECTION_CASES
 from bench.pulls import PULL_CASES
 from bench.rootdisks import DISK_CASES
 from bench.sched import SCHED_CASES, fetch_accasim, remove_accasim
@@ -26,7 +27,13 @@ from bench.stage import enter_namespaces, is_inside, stage
 
 Case = Callable[..., Row | list[Row]]
 _ON_MACHINES: dict[str, Case] = {**MACHINE_CASES, **MIGRATION_CASES}
-_WITHOUT_PEERS: dict[str, Case] = {**DISK_CASES, **_ON_MACHINES, **SCHED_CASES, **JOB_CASES}
+_WITHOUT_PEERS: dict[str, Case] = {
+    **DISK_CASES,
+    **_ON_MACHINES,
+    **SCHED_CASES,
+    **JOB_CASES,
+    **PROTECTION_CASES,
+}
 _CASES: dict[str, Case] = {
     **CASES,
     **BUILD_CASES,

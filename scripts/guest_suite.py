@@ -29,7 +29,8 @@ PACKAGES = (
     "util-linux", "zstd", KERNEL,
 )  # fmt: skip
 LIBRARIES = ("msgspec", "isal", "zstandard", "urllib3", "pytest", "_pytest", "pluggy")
-LIBRARIES += ("iniconfig", "packaging", "pygments", "py", "yaml")
+LIBRARIES += ("iniconfig", "packaging", "pygments", "py", "yaml", "hypothesis")
+LIBRARIES += ("_hypothesis_globals", "sortedcontainers")
 NAME = "guest-suite"
 MODULES = "loop fuse ext4 xfs btrfs overlay quota_v2 zram crc32c_generic xxhash_generic"
 TESTS = (
@@ -37,6 +38,7 @@ TESTS = (
     "tests/linux/test_cgroup_reclaim.py",
     "tests/resources/test_pressure.py",
     "tests/resources/test_guarantees.py",
+    "tests/resources/test_storms.py",
     "tests/resources/test_swap.py",
     "tests/storage/test_pools.py",
     "tests/storage/test_sealing.py",
