@@ -109,6 +109,27 @@ def test_a_home_that_was_opened_as_a_root_is_not_emptied(root: Path) -> None:
         (root / "Letters").rmdir()
 
 
+def test_what_still_had_the_root_open_does_not_make_it_anew(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook of an instance's end runs when the instance has been removed already."""
+    late: list[str] = []
+    delete = reset._delete
+
+    def meanwhile(path: str) -> None:
+        delete(path)
+        if not late:
+            (root / "instances").mkdir(exist_ok=True)
+            late.append(path)
+
+    with Engine(root) as engine:
+        monkeypatch.setattr(reset, "_delete", meanwhile)
+        assert engine.reset().kept == () and late
+    for command in (["_exited", "0" * 64], ["_dispatch"]):
+        assert hutch(root, *command).returncode == 0
+    assert not root.exists()
+
+
 def test_a_root_that_somebody_serves_is_left_alone(root: Path) -> None:
     with Engine(root) as engine:
         for name, who in (("daemon", "daemon"), ("dispatch.lock", "dispatcher")):

@@ -276,9 +276,19 @@ def _template(invocation: Invocation) -> int:
     return 0
 
 
+def _is_gone(invocation: Invocation) -> bool:
+    """Tell whether the root was given up meanwhile: to open it would make it anew."""
+    from hutch.engine.context import default_root
+    from hutch.engine.reset import is_root
+
+    return not is_root(invocation.root or default_root())
+
+
 def _exited(invocation: Invocation) -> int:
     from hutch.errors import NotFound
 
+    if _is_gone(invocation):
+        return 0
     try:
         invocation.engine.after_exit(invocation.arguments[0])
     except NotFound:
@@ -290,6 +300,8 @@ def _dispatch(invocation: Invocation) -> int:
     from hutch.engine.jobs.background import IDLE_S
     from hutch.errors import Busy
 
+    if _is_gone(invocation):
+        return 0
     try:
         invocation.engine.jobs.dispatch(idle=IDLE_S, background=True)
     except Busy:

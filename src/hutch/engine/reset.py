@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -35,6 +36,7 @@ _TREES = (
 _THEIRS = frozenset({"registries.json", "tls", "lost+found"})
 _LEAVE_S = 30.0
 _ROUNDS = 5
+_SETTLE_S = 0.2
 
 
 def is_root(path: str | os.PathLike[str]) -> bool:
@@ -205,15 +207,21 @@ def _remove_files(context: Context) -> list[str]:
             f"{root}/trash/{left[0]}: could not be deleted", hint="see who holds it, and retry"
         )
     context.close()
-    for name in _LAST:
-        _delete(f"{root}/{name}")
-    try:
-        os.rmdir(root)
-        return []
-    except OSError as exc:
-        if exc.errno not in (errno.ENOTEMPTY, errno.EBUSY, errno.EACCES, errno.EPERM):
-            raise
-        return sorted(os.listdir(root))
+    # What a process made that had the root open still, the store among it, goes as well.
+    for _ in range(_ROUNDS):
+        for name in (*_TREES, *_FILES, *_LAST):
+            _delete(f"{root}/{name}")
+        try:
+            os.rmdir(root)
+            return []
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTEMPTY, errno.EBUSY, errno.EACCES, errno.EPERM):
+                raise
+        kept = sorted(os.listdir(root))
+        if _THEIRS.issuperset(kept):
+            return kept
+        time.sleep(_SETTLE_S)
+    return kept
 
 
 def _delete(path: str) -> None:
