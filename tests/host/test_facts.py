@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hutch.host.facts import Facts, boot_id, cgroup_mode, gather_facts, load_facts
+from hutch.host.facts import Facts, cgroup_mode, gather_facts, load_facts
+from hutch.linux.boot import boot_id
 from tests.requires import requires
 
 

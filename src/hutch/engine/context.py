@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.errors import Denied, Exhausted, Unavailable
-from hutch.host.facts import boot_id
+from hutch.linux.boot import boot_id
 from hutch.store import Store
 
 if TYPE_CHECKING:

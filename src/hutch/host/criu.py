@@ -15,9 +15,10 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.errors import HutchError, Unsupported
-from hutch.host.facts import boot_id, replace_file
+from hutch.host.facts import replace_file
 from hutch.host.findings import Finding, State, finding_of
 from hutch.host.programs import find_program
+from hutch.linux.boot import boot_id
 
 __all__ = ["CriuFacts", "examine_criu", "find_criu", "load_criu"]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 
 from hutch.decoding import decode_json
+from hutch.linux.boot import boot_id
 
-__all__ = ["Facts", "boot_id", "cgroup_mode", "gather_facts", "has_capability"]
+__all__ = ["Facts", "cgroup_mode", "gather_facts", "has_capability"]
 __all__ += ["load_facts", "misc_minor", "replace_file"]
 
 FORMAT = 1
@@ -40,12 +41,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     seccomp: bool
     apparmor: bool
     selinux: bool
-
-
-def boot_id(proc: Path = Path("/proc")) -> str:
-    """Return the identifier that the kernel drew when it started."""
-    with open(proc / "sys/kernel/random/boot_id") as file:
-        return file.read().strip()
 
 
 def _memory_bytes() -> int:

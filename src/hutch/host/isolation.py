@@ -19,7 +19,8 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.errors import HutchError
-from hutch.host.facts import boot_id, has_capability, replace_file
+from hutch.host.facts import has_capability, replace_file
+from hutch.linux.boot import boot_id
 from hutch.linux.idmap import write_own_map
 from hutch.plan import flags, ops
 from hutch.plan.container import SYNC_IDMAP

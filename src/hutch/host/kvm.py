@@ -229,7 +229,8 @@ def _finding(state: State, detail: str, cure: str | None) -> Finding:
 def _cached_or_tried(
     cache: Path | None, qemu: str, accelerator: str, kernel: Path | None
 ) -> _Verdict:
-    from hutch.host.facts import boot_id, replace_file
+    from hutch.host.facts import replace_file
+    from hutch.linux.boot import boot_id
     from hutch.linux.locks import lock_file
 
     key = (boot_id(), f"{accelerator} {_stamp(qemu)}", _stamp(str(kernel)) if kernel else "")

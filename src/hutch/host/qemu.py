@@ -16,9 +16,10 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.errors import InvalidArgument, Unsupported
-from hutch.host.facts import boot_id, replace_file
+from hutch.host.facts import replace_file
 from hutch.host.findings import State
 from hutch.host.programs import find_program
+from hutch.linux.boot import boot_id
 from hutch.plan.machine.version import QemuVersion, parse_version
 
 __all__ = [

@@ -16,7 +16,8 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.errors import Busy, HutchError, NotFound, Unavailable
-from hutch.host.facts import boot_id, replace_file
+from hutch.host.facts import replace_file
+from hutch.linux.boot import boot_id
 from hutch.resources.vfio import DRIVER, driver_of
 
 __all__ = ["LEDGER", "Lent", "VfioNodes", "give_back", "lend", "nodes_of"]

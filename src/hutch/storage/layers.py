@@ -14,7 +14,7 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.errors import IntegrityError, NotFound
-from hutch.host.facts import boot_id
+from hutch.linux.boot import boot_id
 from hutch.records import Records
 from hutch.storage.faults import disk_errors
 from hutch.storage.trash import Trash

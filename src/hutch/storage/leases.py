@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 import msgspec
 
 from hutch.errors import Exhausted
-from hutch.host.facts import boot_id
 from hutch.ids import new_id
+from hutch.linux.boot import boot_id
 from hutch.records import Records, Transaction
 
 __all__ = ["LEASES", "Lease", "LeaseRecord", "Leases", "leased", "started"]

@@ -16,7 +16,7 @@ import msgspec
 
 from hutch.decoding import decode_json
 from hutch.errors import IntegrityError, Unsupported
-from hutch.host.facts import boot_id
+from hutch.linux.boot import boot_id
 from hutch.records import Progress, ProgressEvent, silent
 from hutch.storage.faults import disk_errors
 from hutch.storage.layers import Layers

@@ -11,7 +11,6 @@ taken in one, it was a tenth of what making a root disk costs.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 
 import msgspec
@@ -102,12 +101,15 @@ def _matches(fd: int, seal: Seal) -> bool:
 
 
 def _sha256(fd: int) -> str:
+    import hashlib
+
     with open(os.dup(fd), "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pieces(fd: int) -> str:
     """Return the digest of the digests of a file's pieces, read by several threads at once."""
+    import hashlib
     from concurrent.futures import ThreadPoolExecutor
 
     starts = range(0, os.fstat(fd).st_size, _PIECE)
@@ -124,6 +126,8 @@ def _pieces(fd: int) -> str:
 
 
 def _piece(fd: int, start: int) -> bytes:
+    import hashlib
+
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
     end = start + _PIECE
     while start < end:

@@ -11,7 +11,7 @@ from functools import cached_property
 import msgspec
 
 from hutch.errors import HutchError, NotFound, Unsupported, WrongState
-from hutch.host.facts import boot_id
+from hutch.linux.boot import boot_id
 from hutch.records import Records, Transaction
 from hutch.storage import homes
 from hutch.storage.diskkeys import DiskKey, read_key
