@@ -183,8 +183,8 @@ def _write_suite(
         if _was_refused(output):
             raise Unsupported(
                 f"{base.reference}: this host lets this user make no namespaces, which installing "
-                "packages without root takes",
-                hint="run as root, or bootstrap busybox, which needs none",
+                "packages takes",
+                hint="run as root outside of containers, or bootstrap busybox, which needs none",
             )
         if "No space left on device" in output or _is_full(tar.fileno()):
             raise explain(OSError(errno.ENOSPC, "no space left on device"), base.reference)
@@ -192,9 +192,9 @@ def _write_suite(
 
 
 def _was_refused(output: str) -> bool:
-    """Tell whether mmdebstrap was refused a user namespace; where there may be none of them, the
-    kernel says that there is no space."""
-    return os.geteuid() != 0 and re.search(r"\bunshare\b[^\n]*failed", output) is not None
+    """Tell whether mmdebstrap was refused a namespace; where there may be none of them, the
+    kernel says that there is no space. Root is refused them too, in a container."""
+    return re.search(r"\bunshare\b[^\n]*failed", output) is not None
 
 
 def _is_full(fd: int) -> bool:

@@ -43,6 +43,7 @@ def run(commands: str, *, flags: int = 0) -> str:
     the library is missing.
     """
     library = _library()
+    _require_right()
     # libnftables keeps parser state in globals; one call at a time is safe.
     with _guard:
         context = library.nft_ctx_new(0)
@@ -60,6 +61,16 @@ def run(commands: str, *, flags: int = 0) -> str:
     if failed:
         raise _refusal(error.decode(errors="replace"))
     return output.decode(errors="replace")
+
+
+def _require_right() -> None:
+    """Raise `NftError` for those who may ask nothing: libnftables would tell them on stderr."""
+    try:
+        generation()
+    except PermissionError as exc:
+        raise NftError(exc.errno, exc.strerror) from exc
+    except OSError:
+        pass  # it says more of what is missing
 
 
 def query(command: str) -> list[dict[str, Any]]:
