@@ -56,14 +56,31 @@ def test_a_stage_may_be_named_by_its_number_and_hides_an_image_of_its_name() -> 
     assert plan.stages[1].parent == 0 and plan.stages[1].image == ""
 
 
+def test_a_stage_may_read_one_further_down_which_is_built_before() -> None:
+    text = (
+        "FROM x AS a\nRUN --mount=from=c,target=/c true\nFROM x AS unused\nFROM x AS c\n"
+        "FROM x AS b\nCOPY --from=a /x /x\nCOPY --from=2 /x /x\nFROM b\n"
+    )
+    plan = plan_stages(parse_dockerfile(text.encode()), arguments(text))
+    assert [one.stage.index for one in plan.stages] == [2, 0, 3, 4]
+    with pytest.raises(SourceError) as caught:
+        needed("FROM x AS a\nRUN true\nCOPY --from=b /x /x\nFROM a AS b")
+    assert caught.value.first == 3
+
+
 @pytest.mark.parametrize(
     ("text", "target", "message"),
     [
         ("FROM a", "x", "target stage 'x'"),
         ("ARG X\nFROM $X", "", "image is empty"),
         ("FROM a AS b\nCOPY --from=b /x /x", "", "cannot read itself"),
-        ("FROM x AS a\nCOPY --from=b /x /x\nFROM a AS b", "", "comes later"),
-        ("FROM x\nRUN --mount=from=b,target=/b true\nFROM x AS b", "", "comes later"),
+        (
+            "FROM x AS a\nCOPY --from=b /x /x\nFROM a AS b",
+            "",
+            "each other: 'a' reads 'b' reads 'a'",
+        ),
+        ("FROM x\nCOPY --from=1 /x /x\nFROM x\nCOPY --from=0 /x /x", "", "'0' reads '1' reads '0'"),
+        ("FROM x\nCOPY --from=0 /x /x\n", "", "stage '0' cannot read itself"),
         ("ARG X\nFROM a\nCOPY --from=$X /x /x", "", "takes no variables"),
         ("FROM a\nRUN --mount=type=x,target=/a,from=b y", "", "unknown type"),
     ],

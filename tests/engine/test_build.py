@@ -641,6 +641,22 @@ def test_what_is_pruned_while_it_is_found_is_made_anew(
     assert engine.run(image, ["cat", "/f"], **NONE).text == f"{unique}\nmore\n"
 
 
+def test_a_stage_reads_one_further_down(build: Builder, unique: str) -> None:
+    text = (
+        "FROM scratch AS a\nCOPY --from=c /f /g\nFROM scratch AS c\nCOPY f /f\n"
+        "FROM scratch\nCOPY --from=a /g /h\n"
+    )
+    assert build.files(text, {"f": unique}, parallel=1)["h"][1] == unique.encode()
+
+
+def test_a_trigger_reads_no_stage_that_waits_for_it(build: Builder, unique: str) -> None:
+    base = build("FROM scratch\nONBUILD COPY --from=late /f /g\n", tags=[f"{unique}:1"])
+    text = f"FROM {unique}:1 AS a\nFROM a AS late\nCOPY f /f\n"
+    with pytest.raises(SourceError, match="is built after this one"):
+        build(text, {"f": "x"})
+    build.engine.images.remove(base, force=True)
+
+
 def test_an_image_from_scratch_has_a_path(build: Builder) -> None:
     config = build.engine.images.get(build("FROM scratch\nENV PATH=$PATH:/z\n")).config
     assert config.env == (f"{DEFAULT_PATH}:/z",)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from heapq import heappop, heappush
+from itertools import pairwise
+
 import msgspec
 
 from hutch.dockerfile import model
@@ -25,30 +29,41 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The stages to be built, in the order of the file; `target` is the index of the last."""
+    """The stages to be built, each after those that it needs, and else in the order of the
+    file; `target` is the index of the one that is wanted."""
 
     stages: tuple[StagePlan, ...]
     target: int
+
+
+Readers = dict[tuple[int, int], model.Statement]
+"""Which instruction makes a stage read another."""
 
 
 def plan_stages(dockerfile: model.Dockerfile, arguments: Arguments, target: str = "") -> Plan:
     """Return what has to be built for the stage called `target` (its name or number; "": the
     last one). Raises `SourceError`."""
     plans: list[StagePlan] = []
-    names: dict[str, int] = {}
+    above: dict[str, int] = {}
+    names = {stage.name: stage.index for stage in dockerfile.stages if stage.name}
+    readers: Readers = {}
     for stage in dockerfile.stages:
         try:
-            later = {other.name for other in dockerfile.stages[stage.index :] if other.name}
-            plans.append(_plan(stage, names, later, arguments, dockerfile.directives.escape))
+            base = _base(stage, above, arguments, dockerfile.directives.escape)
+            needs = _needs(stage, names, len(dockerfile.stages), readers)
         except SourceError as error:
             if not error.first:
                 error.first = stage.base.statement.first
                 error.last = stage.base.statement.last
             raise
+        if base.parent >= 0:
+            needs.add(base.parent)
+        plans.append(msgspec.structs.replace(base, needs=tuple(sorted(needs))))
         if stage.name:
-            names[stage.name] = stage.index
+            above[stage.name] = stage.index
     goal = _target(target, names, len(plans))
-    return Plan(stages=tuple(plans[index] for index in sorted(_closure(plans, goal))), target=goal)
+    order = _ordered(plans, _closure(plans, goal), readers)
+    return Plan(stages=tuple(plans[index] for index in order), target=goal)
 
 
 def _target(target: str, names: dict[str, int], count: int) -> int:
@@ -69,13 +84,10 @@ def _stage_index(name: str, names: dict[str, int], count: int) -> int | None:
     return None
 
 
-def _plan(
-    stage: model.Stage,
-    names: dict[str, int],
-    later: set[str],
-    arguments: Arguments,
-    escape: str,
+def _base(
+    stage: model.Stage, above: dict[str, int], arguments: Arguments, escape: str
 ) -> StagePlan:
+    """Return upon what a stage stands: a stage above it, or an image."""
     env = arguments.for_from()
     image = expand(stage.base.image, env, escape=escape)
     platform = expand(stage.base.platform, env, escape=escape)
@@ -84,28 +96,22 @@ def _plan(
             f"FROM {stage.base.image[:60]}: the name of the image is empty",
             hint="give the ARG before FROM a default, or use --build-arg",
         )
-    parent = names.get(image.lower(), -1)
-    needs = {parent} if parent >= 0 else set()
+    parent = above.get(image.lower(), -1)
+    return StagePlan(
+        stage=stage, image="" if parent >= 0 else image, parent=parent, platform=platform
+    )
+
+
+def _needs(stage: model.Stage, names: dict[str, int], count: int, readers: Readers) -> set[int]:
+    """Return the stages that the instructions of a stage read, wherever they stand."""
+    needs = set()
     for instruction in stage.instructions:
         for source in _sources(instruction):
-            index = _stage_index(source, names, stage.index)
+            index = _stage_index(source, names, count)
             if index is not None:
                 needs.add(index)
-            elif source.lower() in later:
-                itself = source.lower() == stage.name
-                raise SourceError(
-                    f"stage {source!r} {'cannot read itself' if itself else 'comes later'}",
-                    first=instruction.statement.first,
-                    last=instruction.statement.last,
-                    hint=None if itself else "a stage reads what stands above it: move it there",
-                )
-    return StagePlan(
-        stage=stage,
-        image="" if parent >= 0 else image,
-        parent=parent,
-        platform=platform,
-        needs=tuple(sorted(needs)),
-    )
+                readers.setdefault((stage.index, index), instruction.statement)
+    return needs
 
 
 def _sources(instruction: model.Instruction) -> list[str]:
@@ -139,3 +145,41 @@ def _closure(plans: list[StagePlan], goal: int) -> set[int]:
             found.add(index)
             pending += plans[index].needs
     return found
+
+
+def _ordered(plans: list[StagePlan], wanted: set[int], readers: Readers) -> list[int]:
+    """Return indices such that each comes after those that it needs; the lowest goes first."""
+    left = {index: len(plans[index].needs) for index in wanted}
+    needed_by: dict[int, list[int]] = {}
+    for index in wanted:
+        for need in plans[index].needs:
+            needed_by.setdefault(need, []).append(index)
+    ready = sorted(index for index, count in left.items() if not count)
+    order = []
+    while ready:
+        index = heappop(ready)
+        order.append(index)
+        del left[index]
+        for reader in needed_by.get(index, ()):
+            left[reader] -= 1
+            if not left[reader]:
+                heappush(ready, reader)
+    if left:
+        raise _circle(plans, left.keys(), readers)
+    return order
+
+
+def _circle(plans: list[StagePlan], left: Collection[int], readers: Readers) -> SourceError:
+    """Return an error that names stages of which each reads the next."""
+    path = [min(left)]
+    while path.count(path[-1]) < 2:
+        path.append(next(need for need in plans[path[-1]].needs if need in left))
+    circle = path[path.index(path[-1]) :]
+    names = [repr(plans[index].stage.name or str(index)) for index in circle]
+    if len(circle) == 2:
+        text = f"stage {names[0]} cannot read itself"
+    else:
+        text = f"stages read each other: {' reads '.join(names)}"
+    edge = next(edge for edge in pairwise(circle) if edge in readers)
+    statement = readers[edge]
+    return SourceError(text, first=statement.first, last=statement.last)

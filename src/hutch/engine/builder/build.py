@@ -226,6 +226,9 @@ class Build:
 
     def stage(self, index: int) -> StageState:
         """Return a stage, waited for."""
+        if not self._stages.is_before(index):
+            # Only an ONBUILD of a base image can: nobody knew of it when the stages were planned.
+            raise SourceError(f"stage {index} is built after this one")
         while not self._stages.wait_for(index, _LOOK_S):
             self.check()
         if self._stages.has_failed(index):

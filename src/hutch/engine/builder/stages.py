@@ -1,4 +1,4 @@
-"""The stages of a build in threads: begun in the order of the file, each waited for by others.
+"""The stages of a build in threads: begun in the order of the plan, each waited for by others.
 
 `concurrent.futures` would do it too, but brings `logging`: a fifth of what a build takes that
 finds every step done.
@@ -18,19 +18,24 @@ __all__ = ["Stages"]
 
 
 class Stages:
-    """What became of each stage. A stage may only wait for ones that stand before it: those
-    were begun before, so that nobody waits for what no thread is left to build."""
+    """What became of each stage. A stage may only wait for ones that are begun before it, so
+    that nobody waits for what no thread is left to build, or for what waits for it."""
 
     def __init__(self, indices: Sequence[int]) -> None:
         self._waiting = list(indices)
         self._count = len(indices)
-        self._known = frozenset(indices)
+        self._places = {index: place for place, index in enumerate(indices)}
+        self._built = threading.local()
         self._states: dict[int, StageState] = {}
         self._errors: dict[int, BaseException] = {}
         self._changed = threading.Condition()
 
     def __contains__(self, index: int) -> bool:
-        return index in self._known
+        return index in self._places
+
+    def is_before(self, index: int) -> bool:
+        """Tell whether a stage was begun before the one that this thread builds."""
+        return self._places[index] < getattr(self._built, "place", self._count)
 
     @contextmanager
     def built(self, build: Mapping[int, Callable[[], StageState]], threads: int) -> Iterator[None]:
@@ -53,6 +58,7 @@ class Stages:
                 if not self._waiting or self._errors:
                     return
                 index = self._waiting.pop(0)
+            self._built.place = self._places[index]
             try:
                 state = build[index]()
             except BaseException as error:
