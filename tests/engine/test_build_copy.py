@@ -7,6 +7,7 @@ import gzip
 import http.server
 import io
 import os
+import socket
 import subprocess
 import tarfile
 import threading
@@ -202,11 +203,21 @@ def test_a_context_through_a_link_stays_inside(build: Builder, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_devices_and_pipes_are_not_copied(build: Builder, tmp_path: Path) -> None:
+def test_pipes_and_devices_are_copied_and_sockets_left_out(build: Builder, tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     os.mkfifo(tmp_path / "d" / "pipe")
-    with pytest.raises(InvalidArgument, match="neither a file"):
-        build.build(tmp_path, dockerfile_data=b"FROM scratch\nCOPY d /d\n")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(f"{tmp_path}/d/socket")
+    (tmp_path / "Dockerfile").write_text(
+        "FROM busybox AS s\nRUN mkdir /s && mknod -m 640 /s/null c 1 3\n"
+        "FROM scratch\nCOPY d /d\nCOPY --from=s /s /s\n"
+    )
+    build.build(tmp_path, outputs=["-"], stream=(out := io.BytesIO()), network="none")
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+        found = {entry.name.strip("./"): entry for entry in archive}
+    assert found["d/pipe"].isfifo() and "d/socket" not in found
+    null = found["s/null"]
+    assert null.ischr() and (null.devmajor, null.devminor, null.mode) == (1, 3, 0o640)
 
 
 def test_ignored_files_are_not_there(build: Builder) -> None:
@@ -347,10 +358,10 @@ def test_where_the_content_of_a_directory_goes_is_made_anew(build: Builder, tmp_
 def test_a_workdir_belongs_to_the_user(build: Builder) -> None:
     found = build.tree(
         "FROM scratch\nCOPY <<passwd /etc/\nme:x:7:8::/:\npasswd\nWORKDIR /a\nUSER me\n"
-        "WORKDIR /a/b/c\nUSER 5:6\nWORKDIR /d\nUSER unknown\nWORKDIR /e\n"
+        "WORKDIR /a/b/c\nUSER 5:6\nWORKDIR /d\nUSER unknown\nWORKDIR /e\nUSER 9\nWORKDIR /f\n"
     )
-    owners = [(found[name].uid, found[name].gid) for name in ("a", "a/b", "a/b/c", "d", "e")]
-    assert owners == [(0, 0), (7, 8), (7, 8), (5, 6), (0, 0)]
+    owners = [(found[name].uid, found[name].gid) for name in ("a", "a/b", "a/b/c", "d", "e", "f")]
+    assert owners == [(0, 0), (7, 8), (7, 8), (5, 6), (0, 0), (9, 9)]
 
 
 def test_names_that_look_like_patterns_are_names(build: Builder, server: str) -> None:

@@ -322,22 +322,21 @@ class CopyStep:
         text = self._copy.chown
         if not text:
             return None
-        user, colon, group = text.partition(":")
-        if colon and not user:
-            user = "0"
-        if not group and user.isascii() and user.isdigit():
-            group = user
-        named = f"{user}:{group}" if group else user
-        return owner_of(self._build, state, named, f"--chown={text[:60]}")
+        return owner_of(self._build, state, text, f"--chown={text[:60]}")
 
 
 def owner_of(build: Build, state: StageState, user: str, what: str) -> tuple[int, int]:
-    """Return the numbers of a user (`name[:group]`), looked up in the image so far."""
+    """Return the numbers of a user (`name[:group]`), looked up in the image so far; a number
+    without a group is that of its group too."""
     from hutch.drivers.users import LayeredReader, resolve_user
 
+    name, _, group = user.partition(":")
+    name = name or "0"
+    if not group and name.isascii() and name.isdigit():
+        group = name
     reader = LayeredReader(build.context.layers.lower(state.chain_ids))
     try:
-        found = resolve_user(user, (), reader)
+        found = resolve_user(f"{name}:{group}" if group else name, (), reader)
     except HutchError as error:
         raise SourceError(f"{what}: {error.message}", hint=error.hint) from None
     return found.uid, found.gid

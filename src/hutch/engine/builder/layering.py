@@ -127,10 +127,6 @@ def pack_chosen(
             if one.plain:
                 yield _made_directory(one.name, made)
                 continue
-        elif not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-            raise InvalidArgument(
-                f"{os.fsdecode(one.item.path)}: is neither a file, a directory nor a link"
-            )
         parent, _, base = one.item.path.rpartition(b"/")
         current[:] = [one.item]
         fd = one.tree.merged.open(one.item.found.layer, parent)
