@@ -11,6 +11,7 @@ from __future__ import annotations
 import _thread
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from hutch.errors import Exhausted, Unsupported
@@ -41,7 +42,19 @@ def create_taps(count: int) -> Taps:
     """
     from hutch.linux.namespaces import CLONE_NEWNET, unshare
 
-    return _in_namespace(lambda: unshare(CLONE_NEWNET), lambda: _open_taps(range(count)))
+    def enter() -> None:
+        unshare(CLONE_NEWNET)
+        _without_addresses()
+
+    return _in_namespace(enter, lambda: _open_taps(range(count)))
+
+
+def _without_addresses() -> None:
+    """Have no interface of this thread's namespace take an address of IPv6 by itself: each would
+    announce it to the machine, and answer there."""
+    # There is no such file where the host's kernel does not speak IPv6.
+    with suppress(OSError), open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "wb") as file:
+        file.write(b"1")
 
 
 def add_tap(pid: int, number: int) -> Taps:
