@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import select
+import socket
 import time
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from tests.api.docker.conftest import Client
+from tests.api.docker.conftest import Client, until
 from tests.api.docker.test_containers import create, start
 
 pytestmark = pytest.mark.requires("root", "overlayfs", "cgroup", "busybox")
@@ -144,3 +148,29 @@ def test_an_image_tells_what_its_last_step_was_for(api: Client, name: str, image
     api.ask("DELETE", f"/images/{made}")
     assert told["Comment"] == "what for"
     assert "WorkingDir" not in told["Config"]
+
+
+def test_more_clients_attach_than_a_supervisor_has_room_for(
+    api: Client, name: str, image: str
+) -> None:
+    create(api, name, image, "cat", OpenStdin=True)
+    start(api, name)
+    query = "stream=1&stdin=1&stdout=1"
+    path = f"/v1.51/containers/{name}/attach?{query}"
+    ask = f"POST {path} HTTP/1.1\r\nHost: d\r\nUpgrade: tcp\r\nConnection: Upgrade\r\n\r\n"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(api.socket()) for _ in range(80)]
+        for sock in clients:
+            sock.sendall(ask.encode())
+        for sock in clients:
+            assert b" 101 " in sock.recv(4096)
+        clients[0].close()
+
+        def hears(sock: socket.socket) -> bool:
+            # It takes part a moment after the head of its answer.
+            clients[-1].sendall(b"hello\n")
+            return bool(select.select([sock], [], [], 0.05)[0])
+
+        for sock in clients[1:]:
+            until(functools.partial(hears, sock))
+            assert sock.recv(14)[8:] == b"hello\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 from hutch.aio.session import Session
 from hutch.api.docker.frames import frame
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from hutch.api.docker.front import Front
     from hutch.process.supervisor import Supervisor
 
-__all__ = ["Client", "Feed", "KeyScanner", "Pipe", "parse_keys"]
+__all__ = ["Client", "Feed", "KeyScanner", "Pipe", "SharedFeeds", "parse_keys"]
 
 _DEFAULT_KEYS = b"\x10\x11"  # ctrl-p, ctrl-q
 
@@ -150,6 +151,7 @@ class Feed:
         self.session = Session(front.slow, EngineSession(link))
         self._clients: list[Client] = []
         self._keep = keep
+        self.is_over = False
 
     def add(self, client: Client) -> None:
         """Let a client take part."""
@@ -161,6 +163,7 @@ class Feed:
         if client in self._clients:
             self._clients.remove(client)
         if not self._clients and not self._keep:
+            self.is_over = True
             self.session.close()
 
     async def run(self) -> int | None:
@@ -172,6 +175,7 @@ class Feed:
             status = self.link.exit_status
             return None if status is None else status.code
         finally:
+            self.is_over = True
             for client in self._clients:
                 client.finish()
             self.session.close()
@@ -185,6 +189,39 @@ class Feed:
             except Gone:
                 client.finish()
             self.discard(client)
+
+
+class SharedFeeds:
+    """The connections to programs that run, one for all who join one: a supervisor has room
+    for some sixty."""
+
+    def __init__(self) -> None:
+        self._feeds: dict[str, Feed] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock(self, identifier: str) -> asyncio.Lock:
+        """Return what whoever joins a program holds meanwhile."""
+        found = self._locks.get(identifier)
+        if found is None:
+            found = self._locks[identifier] = asyncio.Lock()
+        return found
+
+    def get(self, identifier: str) -> Feed | None:
+        """Return the feed of a program, None where nobody has joined it."""
+        found = self._feeds.get(identifier)
+        return None if found is None or found.is_over else found
+
+    def add(self, identifier: str, feed: Feed) -> None:
+        """Have others join a feed, which is to be `run`."""
+        self._feeds[identifier] = feed
+
+    async def run(self, identifier: str, feed: Feed) -> None:
+        """Run a feed that was added, until it is over."""
+        try:
+            await feed.run()
+        finally:
+            if self._feeds.get(identifier) is feed:
+                del self._feeds[identifier]
 
 
 class KeyScanner:

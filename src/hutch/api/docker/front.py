@@ -75,6 +75,7 @@ class Front:
     def __init__(self, engine: Engine, options: FrontOptions | None = None) -> None:
         from hutch import __version__
         from hutch.api.docker.execs import Execs
+        from hutch.api.docker.feeds import SharedFeeds
         from hutch.api.docker.journal import Journal
         from hutch.api.docker.lives import Lives
         from hutch.api.docker.metrics import Metrics
@@ -89,6 +90,7 @@ class Front:
         self.journal = Journal(engine.context)
         self.lives = Lives(self)
         self.execs = Execs()
+        self.feeds = SharedFeeds()
         self.metrics = Metrics()
         self.observers: list[Callable[[Served], None]] = [self.metrics.observe]
         self._quick = Pool(_QUICK)

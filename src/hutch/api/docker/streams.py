@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any
 
 from hutch.api.docker.errors import ApiError
@@ -117,7 +118,8 @@ async def _join(
         if query.flag("logs"):
             await _replay(front, instance, client, multiplexed)
         if query.flag("stream"):
-            await _take_part(front, identifier, client, runs=info.state in _LIVE)
+            once = process.stdin_once
+            await _take_part(front, identifier, client, runs=info.state in _LIVE, once=once)
     except (Gone, NotFound):
         return
     except HutchError as exc:
@@ -134,22 +136,48 @@ async def _replay(front: Front, instance: Instance, client: Client, multiplexed:
         await client.pipe.write(batch)
 
 
-async def _take_part(front: Front, identifier: str, client: Client, *, runs: bool) -> None:
+async def _take_part(
+    front: Front, identifier: str, client: Client, *, runs: bool, once: bool
+) -> None:
     """Join a running program's streams; before its start, wait for that. One that was seen to
-    run and does no more has ended meanwhile."""
+    run and does no more has ended meanwhile. `once`: the program's input ends with the first
+    client that has it."""
     with front.journal.listen() as listener:
-        feed = await _running_feed(front, identifier, client)
+        feed = await _running_feed(front, identifier, client, once=once)
         if feed is None and runs and front.lives.forget(identifier, client):
             return
         if feed is None:
-            feed = await _coming_feed(front, identifier, client, listener)
+            feed = await _coming_feed(front, identifier, client, listener, once=once)
     if feed is not None:
         await client.attend(feed)
 
 
-async def _running_feed(front: Front, identifier: str, client: Client) -> Feed | None:
+async def _running_feed(
+    front: Front, identifier: str, client: Client, *, once: bool
+) -> Feed | None:
     """Return the streams of a program that runs; None of one that does not, or whose starter
     has the client on its list."""
+    if once and client.stdin:  # its connection is its own: the input ends with it
+        feed = await _open_feed(front, identifier, client, stdin=True)
+        if feed is not None:
+            front.spawn(feed.run(), f"streams of {identifier[:12]}")
+        return feed
+    async with front.feeds.lock(identifier):
+        feed = front.feeds.get(identifier)
+        if feed is not None:
+            if not front.lives.forget(identifier, client):
+                return None
+            feed.add(client)
+            return feed
+        feed = await _open_feed(front, identifier, client, stdin=not once)
+        if feed is not None:
+            front.feeds.add(identifier, feed)
+            front.spawn(front.feeds.run(identifier, feed), f"streams of {identifier[:12]}")
+        return feed
+
+
+async def _open_feed(front: Front, identifier: str, client: Client, *, stdin: bool) -> Feed | None:
+    """Connect to a program that runs, with its output and maybe its input."""
     context = front.engine.context
     try:
         link = await front.call_undoing(lambda: _connect(context, identifier), _close)
@@ -161,7 +189,7 @@ async def _running_feed(front: Front, identifier: str, client: Client) -> Feed |
         link.close()
         return None
     try:
-        await front.call(_attach_link, link, client)
+        await front.call(functools.partial(link.attach, stdin=stdin, lossless=True))
     except BaseException as exc:
         link.close()
         if isinstance(exc, ProcessLookupError):
@@ -169,7 +197,6 @@ async def _running_feed(front: Front, identifier: str, client: Client) -> Feed |
         raise
     feed = Feed(front, link)
     feed.add(client)
-    front.spawn(feed.run(), f"streams of {identifier[:12]}")
     return feed
 
 
@@ -177,16 +204,12 @@ def _connect(context: Context, identifier: str) -> Supervisor:
     return connect(context, current(context, identifier))
 
 
-def _attach_link(link: Supervisor, client: Client) -> None:
-    link.attach(stdin=client.stdin, stdout=client.stdout, stderr=client.stderr, lossless=True)
-
-
 def _close(link: Supervisor) -> None:
     link.close()
 
 
 async def _coming_feed(
-    front: Front, identifier: str, client: Client, listener: Listener
+    front: Front, identifier: str, client: Client, listener: Listener, *, once: bool
 ) -> Feed | None:
     """Wait for the next start; None when the client leaves, or the container goes."""
     begun = asyncio.ensure_future(client.begun())
@@ -203,7 +226,7 @@ async def _coming_feed(
                 return begun.result()
             if not elsewhere.done() or elsewhere.result() == "destroy":
                 return None
-            found = await _running_feed(front, identifier, client)
+            found = await _running_feed(front, identifier, client, once=once)
             if found is not None:
                 return found
             waits.discard(elsewhere)
