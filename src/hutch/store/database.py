@@ -303,7 +303,7 @@ def _is_full(exc: sqlite3.OperationalError) -> bool:
 
 
 def _held_by_another(path: Path) -> Unavailable:
-    return Unavailable(f"{path}: another process has held the store for {_BUSY_TIMEOUT_S:.0f} s")
+    return Unavailable(f"{path}: another writer has held the store for {_BUSY_TIMEOUT_S:.0f} s")
 
 
 def _translate(path: Path, exc: sqlite3.OperationalError) -> HutchError:
