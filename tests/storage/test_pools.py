@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,6 +155,38 @@ def test_what_is_deleted_goes_back_to_the_host(volumes: Volumes) -> None:
         os.unlink(f"{path}/{name}")
     volumes.pools.trim("p")
     assert volumes.pools.get("p").allocated < full.allocated - 30 * MIB
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("kind", "size"), [("directory", 0), OF_IMAGES])
+@requires("root", "loop", "mke2fs")
+def test_what_is_deleted_in_a_volume_of_a_size_goes_back_by_itself(
+    volumes: Volumes, kind: str, size: int
+) -> None:
+    volumes.pools.create("p", kind, size=size)
+    volumes.create("data", options={"pool": "p", "size": "64M"})
+    path = volumes.open("data").path
+    fill(path, 30 * MIB)
+    full = _allocated(volumes)
+    for name in os.listdir(path):
+        os.unlink(f"{path}/{name}")
+    # ext4 discards once the deletion is committed, and the commit waits for none of it.
+    deadline = time.monotonic() + 60
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while _allocated(volumes) > full - 25 * MIB:
+            assert time.monotonic() < deadline, "the host has not got its room back"
+            os.fsync(fd)
+            time.sleep(0.05)
+    finally:
+        os.close(fd)
+
+
+def _allocated(volumes: Volumes) -> int:
+    """Return what the files of the pool take on the host's disk."""
+    home = Path(volumes.pools.get("p").path)
+    found = {*home.rglob("disk.qcow2"), *home.rglob("limited.raw")}
+    return sum(path.stat().st_blocks for path in found) * 512
 
 
 @requires("root", "loop")

@@ -272,6 +272,8 @@ def _reconcile(invocation: Invocation) -> int:
 
 
 def _template(invocation: Invocation) -> int:
+    if _is_gone(invocation):
+        return 0
     invocation.engine.prepare_template(invocation.arguments[0])
     return 0
 

@@ -35,6 +35,7 @@ _TREES = (
 # What people put there themselves stays.
 _THEIRS = frozenset({"registries.json", "tls", "lost+found"})
 _LEAVE_S = 30.0
+_TEMPLATE_S = 300.0
 _ROUNDS = 5
 _SETTLE_S = 0.2
 
@@ -52,9 +53,7 @@ def reset(context: Context, *, progress: Progress = silent) -> ResetReport:
         _say(progress, "networks")
         networks = [one.name for one in context.networks.list() if one.bridge]
         context.networks.teardown()
-        if (context.root / "templates").is_dir():
-            _say(progress, "templates")
-            context.machines.prune_templates()
+        _remove_templates(context, progress)
         volumes, pools = _remove_storage(context, progress)
         _say(progress, "mounts")
         _unmount_all(str(context.root))
@@ -121,6 +120,19 @@ def _remove_instances(context: Context, progress: Progress) -> list[str]:
         if not records:
             return removed
     raise Busy(f"{context.root}: instances are made there all the time", hint="end who does it")
+
+
+def _remove_templates(context: Context, progress: Progress) -> None:
+    """End those who hold templates' memory; who makes one is waited for, or it would outlive
+    the root."""
+    directory = context.root / "templates"
+    if not directory.is_dir():
+        return
+    _say(progress, "templates")
+    for path in directory.glob(".*.lock"):
+        with lock_file(path, timeout_s=_TEMPLATE_S):
+            pass
+    context.machines.prune_templates()
 
 
 def _remove_storage(context: Context, progress: Progress) -> tuple[list[str], list[str]]:
