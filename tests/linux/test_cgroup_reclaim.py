@@ -115,8 +115,19 @@ def test_a_bound_is_soft_on_version_2_and_taken_away_again(v2: Path) -> None:
     assert (v2 / "memory.high").read_text() == str(MIB)
     reclaim.set_limit({"": str(v2)}, None)
     assert (v2 / "memory.high").read_text().startswith("max")
-    reclaim.set_hard_limit({"": str(v2)}, 2 * MIB)
-    assert (v2 / "memory.max").read_text().startswith(str(2 * MIB))
+    reclaim.set_hard_limit({"": str(v2)}, 28 * MIB)
+    assert (v2 / "memory.max").read_text().startswith(str(28 * MIB))
+
+
+def test_a_hard_bound_kills_nobody_for_what_is_in_use(v2: Path) -> None:
+    """The kernel takes any bound, and kills until it is met."""
+    with pytest.raises(Busy, match="more than 2097152 bytes are in use"):
+        reclaim.set_hard_limit({"": str(v2)}, 2 * MIB)
+    assert (v2 / "memory.max").read_text() == "max\n"
+    assert (v2 / "memory.reclaim").read_text().startswith(str(26 * MIB))
+    (v2 / "memory.reclaim").unlink()
+    with pytest.raises(Busy):
+        reclaim.set_hard_limit({"": str(v2)}, 2 * MIB)
 
 
 def test_a_bound_below_what_is_in_use_is_refused(v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_a_hog_is_held_and_the_protected_one_comes_to_what_it_was_promised(small
     assert did(done) == [("hold", "hog")] and done.steps[0].reason == "for kept"
     assert [(m.rung, m.name) for m in small.resources.memory().measures] == [("hold", "hog")]
     # The hog's growth hurts the hog alone: it is killed for it, or slowed (cgroup v2).
-    hog.exec(["timeout", "5", "sh", "-c", hold(60, "more")])
+    hog.exec(["timeout", "5", "sh", "-c", f"exec {hold(60, 'more')}"])
     assert usage(small, "hog") < 120 * MIB
     assert kept.exec(["sh", "-c", hold(50, "more")]).exit_code == 0
     assert usage(small, "kept") > 60 * MIB

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 
 import msgspec
 
@@ -14,6 +15,7 @@ __all__ = ["GroupMemory", "Pressure", "read_memory", "read_pressure", "reclaim",
 __all__ += ["is_precise", "set_hard_limit", "usage_of"]
 
 _NO_LIMIT = 1 << 62
+_SLACK = 1 << 20
 
 
 class GroupMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,12 +144,27 @@ def set_limit(directories: dict[str, str], limit: int | None) -> None:
 
 
 def set_hard_limit(directories: dict[str, str], limit: int | None) -> None:
-    """Bound a group for good, or take the bound away; `Busy` where it has more already."""
+    """Bound a group for good, or take the bound away; `Busy` where it has more already and
+    cannot give it back."""
     path, unified = _place(directories)
     if not unified:
         set_limit(directories, limit)
         return
+    if limit is not None:
+        _make_fit(directories, limit)
     files.write_text(f"{path}/memory.max", "max" if limit is None else str(limit))
+
+
+def _make_fit(directories: dict[str, str], limit: int) -> None:
+    """Have a group give back what it has above a bound. The kernel takes any bound of
+    `memory.max`, and kills until it is met (cgroup-v2.rst)."""
+    above = usage_of(directories) - limit
+    if above <= 0:
+        return
+    with suppress(Unsupported):
+        reclaim(directories, above + _SLACK)
+    if usage_of(directories) > limit:
+        raise Busy(f"memory: more than {limit} bytes are in use")
 
 
 def read_pressure(path: str) -> Pressure | None:
