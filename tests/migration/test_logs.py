@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from hutch.engine.migrate_send import Sender
+from hutch.errors import Busy
 from hutch.migration.messages import Stream
 
 
@@ -18,7 +22,7 @@ class Copied(Sender):
 
     def __init__(self, directory: Path) -> None:
         context: Any = SimpleNamespace(directory=lambda _: directory)
-        record: Any = SimpleNamespace(id="box")
+        record: Any = SimpleNamespace(id="box", name="box")
         super().__init__(context, cast(Any, None), record, progress=lambda _: None)
         self.there: dict[str, bytes] = {}
 
@@ -44,3 +48,27 @@ def test_a_log_comes_whole_whatever_becomes_of_it_meanwhile(tmp_path: Path, rota
         log.write_bytes(log.read_bytes() + record(3, "third"))
     sender.send_tails()
     assert sender.there == {"log": log.read_bytes()}
+
+
+def test_a_supervisor_that_cannot_be_asked_is_not_taken_for_one_that_has_ended(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "run").mkdir()
+    sender = Copied(tmp_path)
+    with socket.socket(socket.AF_UNIX) as supervisor:
+        # A short name: a socket's path has room for 107 bytes only.
+        handle = os.open(tmp_path / "run", os.O_PATH)
+        supervisor.bind(f"/proc/self/fd/{handle}/ctl.sock")
+        os.close(handle)
+        supervisor.listen()
+
+        def turn_away() -> None:
+            with supervisor.accept()[0]:
+                pass
+
+        full = threading.Thread(target=turn_away)
+        full.start()
+        with pytest.raises(Busy, match="clients"):
+            sender.send_tails()
+        full.join()
+    sender.send_tails()  # it has ended now

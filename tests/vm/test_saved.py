@@ -30,6 +30,7 @@ from hutch.errors import (
 )
 from hutch.lifecycle import State
 from hutch.storage import diskchain, layers, rootdisk
+from tests.native.boxes import unread, wait_until
 from tests.requires import requires
 from tests.vm.confined import assert_confined
 
@@ -144,6 +145,19 @@ def test_twins_are_other_machines_that_count_on_from_the_same_number(
         for twin in twins:
             twin.remove(force=True)
     goes_on(counter)
+
+
+def test_a_machine_whose_output_nobody_takes_is_forked(engine: Engine) -> None:
+    """Its client holds the program back, up to the pipe that its machine's monitor writes to."""
+    box = engine.create("busybox", ["yes"], isolation="vm", memory="128M", network="none")
+    with box, box.start_attached():
+        pid = box.info().pid
+        assert pid
+        wait_until(lambda: unread(pid) > 60_000, "the pipe to be full")
+        twin = box.fork()
+        assert isinstance(twin, Instance)
+        with twin:
+            assert shell(twin, "echo fine") == "fine"
 
 
 def test_twins_and_source_talk_to_each_other(engine: Engine, counter: Instance) -> None:

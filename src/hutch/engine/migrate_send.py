@@ -22,7 +22,7 @@ from hutch.engine.migrate_disks import (
 )
 from hutch.engine.migrate_machines import named_model
 from hutch.engine.records import SUSPENDED, InstanceRecord
-from hutch.errors import HutchError, OutcomeUnknown
+from hutch.errors import Busy, HutchError, OutcomeUnknown
 from hutch.host.processors import host_processor, missing_features
 from hutch.lifecycle import State
 from hutch.migration.layers import SentFiles
@@ -207,12 +207,17 @@ class Sender:
             self._log(name, self._logged[name][1] if grown else 0)
 
     def _settle_log(self) -> None:
-        # A supervisor that has ended has logged everything.
-        with (
-            suppress(FileNotFoundError, ConnectionError, OutcomeUnknown),
-            Supervisor.connect(f"{self._directory()}/run") as link,
-        ):
-            link.query(logged=True)
+        run = f"{self._directory()}/run"
+        with suppress(FileNotFoundError, ConnectionError), Supervisor.connect(run) as link:
+            try:
+                link.query(logged=True)
+            except OutcomeUnknown:
+                # One that has ended has logged everything, and is not to be reached any more.
+                Supervisor.connect(run).close()
+                raise Busy(
+                    f"instance {self.record.name} has as many clients as it can have",
+                    hint="leave one of its `hutch attach`, `logs` or `wait`",
+                ) from None
 
     def _open_log(self, name: str) -> IO[bytes]:
         fd = os.open(f"{self._directory()}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
