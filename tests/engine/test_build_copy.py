@@ -156,8 +156,7 @@ def test_a_link_in_the_image_is_followed_inside_it(build: Builder) -> None:
     }
     found = build.tree("FROM scratch\nCOPY l /\nCOPY a /bin/\nCOPY a /in/f\nCOPY a /up/g\n", files)
     assert {"real/a", "real/f", "real/g"} <= set(found)
-    with pytest.raises(InvalidArgument, match="not a directory in the image"):
-        build.tree("FROM scratch\nCOPY l /\nCOPY a /gone/\n", files)
+    assert "nowhere/a" in build.tree("FROM scratch\nCOPY l /\nCOPY a /gone/\n", files)
 
 
 def test_links_of_the_context_do_not_lead_out_of_it(build: Builder, tmp_path: Path) -> None:
@@ -201,6 +200,26 @@ def test_a_context_through_a_link_stays_inside(build: Builder, tmp_path: Path) -
     with pytest.raises(HutchError):
         build.build(data)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_leads_nowhere_is_followed_where_a_file_goes(build: Builder) -> None:
+    found = build.tree(
+        "FROM busybox AS s\nRUN mkdir /x && ln -s ../new/file /x/l && ln -s /loop /loop\n"
+        "FROM s\nCOPY a /x/l\nCOPY a /loop\n",
+        FILES,
+        network="none",
+    )
+    assert found["x/l"].issym() and found["new/file"].isreg() and found["loop"].isreg()
+
+
+def test_files_that_are_named_apart_are_no_links_of_one_another(build: Builder) -> None:
+    found = build.tree(
+        "FROM busybox AS s\nRUN mkdir /x && echo 1 > /x/a && ln /x/a /x/b\n"
+        "FROM scratch\nCOPY --from=s /x/* /apart/\nCOPY --from=s /x /whole\n",
+        network="none",
+    )
+    assert [found[f"apart/{name}"].islnk() for name in "ab"] == [False, False]
+    assert sorted(found[f"whole/{name}"].islnk() for name in "ab") == [False, True]
 
 
 def test_pipes_and_devices_are_copied_and_sockets_left_out(build: Builder, tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ class Packer:
             pax=pax,
         )
 
+    def forget_links(self) -> None:
+        """Let what comes next be no hard link to what came before."""
+        self._links.clear()
+
     def entry(
         self, name: bytes, status: os.stat_result, dir_fd: int, base: bytes
     ) -> Iterator[bytes]:

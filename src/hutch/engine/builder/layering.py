@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ __all__ += ["extract_chunks", "pack_chosen"]
 
 
 _TRIES = 1000
+_MAX_LINKS = 40
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,19 +60,35 @@ class Placing:
         """Return where a path of the image leads, its symbolic links followed; what does not
         exist is taken as written."""
         parts = [os.fsencode(part) for part in path.split("/") if part]
+        if self._base is None:
+            return b"/".join(parts)
+        return self._leads_to(self._base, parts, 0)
+
+    def _leads_to(self, base: Merged, parts: list[bytes], links: int) -> bytes:
         at = b""
         for index, part in enumerate(parts):
             below = at + b"/" + part if at else part
-            if self._base is None:
-                at = below
-                continue
             try:
-                at, found = self._base.resolve(below)
+                at, found = base.resolve(below)
             except NotFound:
-                return b"/".join([below, *parts[index + 1 :]])
+                rest = parts[index + 1 :]
+                target = self._dangling(base, below)
+                if target is None or links >= _MAX_LINKS:
+                    return b"/".join([below, *rest])
+                return self._leads_to(base, [*target, *rest], links + 1)
             if index + 1 < len(parts) and not stat.S_ISDIR(found.status.st_mode):
                 raise InvalidArgument(f"{os.fsdecode(below)}: is not a directory in the image")
         return at
+
+    def _dangling(self, base: Merged, name: bytes) -> list[bytes] | None:
+        """Return the parts of the path that a link leads to which nothing is at."""
+        found = self.what(name)
+        if found is None or not stat.S_ISLNK(found.status.st_mode):
+            return None
+        parent, _, last = name.rpartition(b"/")
+        target = base.readlink(found.layer, parent, last)
+        whole = posixpath.normpath(posixpath.join(b"/" + parent, target))
+        return [part for part in whole.split(b"/") if part]
 
     def what(self, name: bytes) -> Found | None:
         """Return what the image has at exactly this path."""
@@ -129,6 +147,8 @@ def pack_chosen(
                 continue
         parent, _, base = one.item.path.rpartition(b"/")
         current[:] = [one.item]
+        if not one.item.relative:
+            packer.forget_links()  # another source: what is one file there becomes two
         fd = one.tree.merged.open(one.item.found.layer, parent)
         try:
             yield from packer.entry(one.name, status, fd, base or b".")
