@@ -181,6 +181,10 @@ NAMED: tuple[Difference, ...] = (
     ),
     # ---- images and builds ----------------------------------------------------------------
     *_named(
+        "directories that COPY --chown makes on the way belong to that owner, as with BuildKit",
+        (r"dockerfile with copies", r"\.files\.own\.owner\[\]"),
+    ),
+    *_named(
         "a layer's size is that of its archive",
         (rf"({_IMAGE}|images filtered \d+|.* history|df)", r"\.body.*\.(Virtual)?Size"),
         (r"history", r"\.output\[\]"),

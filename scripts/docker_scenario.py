@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from scripts.docker_answers import Side
+from scripts.docker_builds import dockerfiles
+from scripts.docker_tars import tar_of
 
 __all__ = ["image_archive", "scenario"]
 
@@ -89,17 +90,6 @@ def image_archive(directory: Path) -> bytes:
     )
 
 
-def tar_of(files: dict[str, bytes]) -> bytes:
-    """Return files as a tar archive."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mtime = len(content), 1_700_000_000
-            archive.addfile(entry, io.BytesIO(content))
-    return made.getvalue()
-
-
 def scenario(side: Side, archive: bytes) -> None:
     """Ask one daemon everything."""
     began = int(time.time())
@@ -109,6 +99,7 @@ def scenario(side: Side, archive: bytes) -> None:
         part(side)
     _commands(side)
     _builds(side)
+    dockerfiles(side, IMAGE)
     _events(side, began)
 
 
