@@ -27,6 +27,7 @@ from hutch.errors import (
     Unavailable,
     Unsupported,
 )
+from hutch.network.networks import Networks
 from hutch.process.errors import MachineFailed
 from hutch.process.launcher import Launcher
 from hutch.process.records import read_pid
@@ -118,6 +119,19 @@ def test_a_tap_that_is_refused_is_told_and_leaves_nothing(
     options = {**SMALL, "network": "bridge"}
     with nothing_left(engine), pytest.raises(Unsupported, match="/dev/net/tun"):
         engine.run("busybox", ["true"], **options)
+
+
+@pytest.mark.parametrize("template", [True, False])  # QEMU runs already, or not yet
+def test_a_network_that_cannot_be_attached_leaves_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, template: bool
+) -> None:
+    def refused(*_: object) -> None:
+        raise Exhausted("network bridge: no more ports")
+
+    monkeypatch.setattr(Networks, "attach_tap", refused)
+    options = {**SMALL, "network": "bridge", "template": template}
+    with nothing_left(engine), pytest.raises(Exhausted, match="no more ports"):
+        engine.run("busybox", ["sleep", "100"], **options)
 
 
 # ---- what it needs is not there, or not whole ----
