@@ -51,7 +51,8 @@ INSIDE = (
     "mount -t devpts -o ptmxmode=666 devpts /dev/pts && mount -t tmpfs shm /dev/shm && "
     "mount -o remount,rw /sys && mount -o remount,rw /sys/fs/cgroup && "
     "for d in /dev/vd?; do mount -t ext4 $d /mnt 2>/dev/null && break; done; "
-    "mkdir -p /mnt/tests && mount --bind /mnt/tests /tmp && "
+    "mkdir -p /mnt/tests /mnt/swaps && mount --bind /mnt/tests /tmp && "
+    "mount --bind /mnt/swaps /var/tmp && "
     "exec env PYTHONPATH=/opt/hutch:/opt/hutch/src HUTCH_IN_GUEST=1 PYTHONDONTWRITEBYTECODE=1 "
     "python3 -m pytest -p no:cacheprovider -q {tests}"
 )
