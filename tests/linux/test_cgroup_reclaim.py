@@ -23,6 +23,7 @@ def v2(tmp_path: Path) -> Path:
     )
     (tmp_path / "memory.current").write_text(f"{27 * MIB}\n")
     (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.swap.current").write_text("8192\n")
     for name in ("memory.reclaim", "memory.high"):
         (tmp_path / name).touch()
     return tmp_path
@@ -44,7 +45,7 @@ def v1(tmp_path: Path) -> Path:
 def test_both_versions_tell_the_same(tmp_path: Path, v2: Path) -> None:
     found = reclaim.read_memory({"": str(v2)})
     assert (found.usage, found.cache, found.idle_cache) == (27 * MIB, 6 * MIB, 5 * MIB)
-    assert found.limit is None and found.refaults == 7
+    assert found.limit is None and found.refaults == 7 and found.swap == 8192
 
 
 def test_version_1_tells_of_the_groups_beneath_too(v1: Path) -> None:

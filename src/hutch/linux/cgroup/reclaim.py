@@ -59,9 +59,11 @@ def read_memory(directories: dict[str, str]) -> GroupMemory:
         if unified:
             usage = files.read_int(f"{path}/memory.current", 0) or 0
             limit = files.read_int(f"{path}/memory.max", None)
+            swap = files.read_int(f"{path}/memory.swap.current", 0) or 0
         else:
             usage = files.read_int(f"{path}/memory.usage_in_bytes", 0) or 0
             limit = files.read_int(f"{path}/memory.limit_in_bytes", None)
+            swap = detail.get("total_swap", 0)
     except OSError:
         return GroupMemory()
     prefix = "" if unified else "total_"
@@ -70,7 +72,7 @@ def read_memory(directories: dict[str, str]) -> GroupMemory:
         usage=usage,
         cache=inactive + detail.get(f"{prefix}active_file", 0),
         idle_cache=inactive,
-        swap=detail.get(f"{prefix}swap", 0),
+        swap=swap,
         limit=limit if limit is not None and limit < _NO_LIMIT else None,
         refaults=detail.get(f"{prefix}workingset_refault_file", 0),
     )
