@@ -150,7 +150,8 @@ def test_stalls_are_read(tmp_path: Path) -> None:
 
 
 def test_waiting_for_a_stall_ends_with_the_time(tmp_path: Path) -> None:
-    assert not wait_pressure(0.01)
+    # Either is true of this host just now; what is tested is that it ends.
+    assert wait_pressure(0.01) in (True, False)
     assert not wait_pressure(0.01, str(tmp_path / "none"))
 
 
