@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import functools
+import gzip
+import http.server
 import io
 import json
+import os
 import subprocess
 import tarfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -242,6 +247,58 @@ def test_a_client_that_leaves_in_the_middle_of_an_import_leaves_nothing(
         sock.sendall(b"10000\r\n" + layer("f", b"x" * 0x40000)[:0x10000] + b"\r\n")
     assert api.ask("GET", "/_ping").status == 200
     assert api.ask("GET", f"/images/api/half:{tag}/json").status == 404
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A directory, and where it is on the loopback as `host:port`."""
+    handler = functools.partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield tmp_path, f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_an_image_is_imported_from_an_address(
+    api: Client, tag: str, site: tuple[Path, str], scheme: str
+) -> None:
+    directory, host = site
+    (directory / "root.tar.gz").write_bytes(gzip.compress(layer("file", tag.encode())))
+    path = f"/images/create?fromSrc={scheme}{host}/root.tar.gz&repo=api/fetched&tag={tag}"
+    told = lines(api.ask("POST", path))
+    assert told[0]["status"] == f"Downloading from http://{host}/root.tar.gz"
+    described = api.ask("GET", f"/images/api/fetched:{tag}/json").json
+    assert told[-1]["status"] == described["Id"]
+
+
+def test_what_is_not_at_an_address_is_told_and_makes_no_image(
+    api: Client, hutch_engine: Engine, tag: str, site: tuple[Path, str]
+) -> None:
+    directory, host = site
+    (directory / "text").write_bytes(b"no archive" * 100)
+    left = os.listdir(hutch_engine.root / "tmp")
+    for name, word in (("nothing", "answered 404"), ("text", "tar")):
+        path = f"/images/create?fromSrc=http://{host}/{name}&repo=api/fetched&tag={tag}"
+        last = lines(api.ask("POST", path))[-1]
+        assert word in last["error"]
+        assert last["errorDetail"]["message"] == last["error"]
+    assert api.ask("GET", f"/images/api/fetched:{tag}/json").status == 404
+    assert os.listdir(hutch_engine.root / "tmp") == left
+
+
+@pytest.mark.parametrize("source", ["file:///etc/passwd", "http://", "ssh://a/b"])
+def test_an_address_that_is_not_read_is_refused(api: Client, source: str) -> None:
+    answer = api.ask("POST", f"/images/create?fromSrc={source}&repo=api/none")
+    assert answer.status == 400
+    assert answer.message.startswith("fromSrc: ")
 
 
 def test_prune_takes_dangling_images(api: Client, tag: str) -> None:

@@ -342,6 +342,7 @@ ROUTES = (
         path="/exec/{id}/json",
         handler=_inspect,
         summary="Tell about it",
-        verdict="differs: after a restart of the daemon those made before are not known",
+        verdict="works; as with Docker, a restart of the daemon forgets those made before: what "
+        "runs goes on, and nobody can ask for its exit code",
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,9 @@ from hutch.api.docker.telling import Teller, tell_work
 from hutch.api.docker.wire import Wire
 from hutch.errors import Denied, IntegrityError, InvalidArgument, NotFound, Unavailable
 from hutch.image.registry_config import Credentials
+from hutch.image.transport import Cancelled
 from hutch.oci.reference import DEFAULT_DOMAIN, Reference, parse
+from hutch.storage.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -210,25 +212,54 @@ def _tell_blob(teller: Teller, event: ProgressEvent, status: str) -> None:
 
 
 async def _import(request: Request) -> Answer:
-    query = request.query
+    query, front = request.query, request.front
     source = query.text("fromSrc")
-    if source != "-":
-        raise ApiError(
-            501, "importing from a URL is not supported: download it, and send it as the body"
-        )
     reference = None
     if query.text("repo"):
         reference = _reference(query.text("repo"), query.text("tag")).canonical()
-    call = functools.partial(
-        request.front.engine.images.import_,
-        _body(request),
-        reference,
+    make = functools.partial(
+        front.engine.images.import_,
+        reference=reference,
         changes=query.texts("changes"),
         message=query.text("message"),
         platform=query.text("platform") or None,
     )
-    record = await request.front.call_slow(call)
-    return _lines([{"status": record.id}])
+    if source == "-":
+        record = await front.call_slow(make, _body(request))
+        return _lines([{"status": record.id}])
+    url = _address(source)
+    await request.read()
+    return await tell_work(front, lambda teller: _import_from(front, url, make, teller))
+
+
+def _address(source: str) -> str:
+    """Return what an image is to be made from as a URL; without a scheme it is HTTP, as in
+    Docker."""
+    url = source if "://" in source else f"http://{source}"
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("http", "https") or not rest.strip("/"):
+        raise ApiError(
+            400, f"fromSrc: {source[:80]!r}: expected `-`, or an address by http or https"
+        )
+    return url
+
+
+def _import_from(
+    front: Front, url: str, make: Callable[[str], ImageRecord], teller: Teller
+) -> None:
+    """Download an archive, and make an image of it; nothing of it stays."""
+    from hutch.engine.builder.fetching import download, shown_url
+
+    def check() -> None:
+        if teller.stop.is_set():
+            raise Cancelled("the client has left")
+
+    teller.tell({"status": f"Downloading from {shown_url(url)}"})
+    context = front.engine.context
+    with scratch_directory(context.root, context.trash, purpose="import") as directory:
+        name = download(check, url, str(directory))
+        record = make(f"{directory}/{name}")
+    teller.tell({"status": record.id})
 
 
 def _body(request: Request) -> BinaryIO:
@@ -431,7 +462,7 @@ ROUTES = (
             "fromImage": "works",
             "tag": "works; without any, all tags are pulled",
             "platform": "works",
-            "fromSrc": "works for `-`; refused: an address, which is to be downloaded first",
+            "fromSrc": "works: `-`, the body, or an address by http or https",
             "repo": "works",
             "message": "works",
             "changes": "works",

@@ -18,9 +18,11 @@ from hutch.errors import IntegrityError, InvalidArgument, NotFound, Unavailable
 from hutch.storage.overlay import Merged
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hutch.engine.builder.build import Build
 
-__all__ = ["download", "fetch_git", "fetch_source", "inside"]
+__all__ = ["download", "fetch_git", "fetch_source", "inside", "shown_url"]
 
 _CHUNK = 1 << 18
 _MAX_DOWNLOAD = 64 << 30
@@ -51,7 +53,7 @@ def fetch_source(build: Build, text: str, copy: model.Copy, held: ExitStack) -> 
         raise SourceError(
             f"--checksum: expected sha256:…, got {copy.checksum[:40]!r}",
         )
-    name = download(build, text, directory, checksum=copy.checksum)
+    name = download(build.check, text, directory, checksum=copy.checksum)
     if copy.unpack:
         target = held.enter_context(build.scratch("unpacked"))
         with open(f"{directory}/{name}", "rb", buffering=0) as file:
@@ -75,8 +77,9 @@ def inside(directory: str, path: str) -> str:
 # ---- HTTP ---------------------------------------------------------------------------------
 
 
-def download(build: Build, url: str, directory: str, *, checksum: str = "") -> str:
-    """Fetch a URL into a directory and return the file's name; redirects are followed.
+def download(check: Callable[[], None], url: str, directory: str, *, checksum: str = "") -> str:
+    """Fetch a URL into a directory and return the file's name; redirects are followed. `check`
+    is called between pieces, and raises where the file is not wanted any more.
 
     The file has mode 0600 and the time of the answer's Last-Modified, as in Docker. Raises
     `Unavailable`, or `IntegrityError` where its checksum is another.
@@ -84,12 +87,12 @@ def download(build: Build, url: str, directory: str, *, checksum: str = "") -> s
     from urllib3.exceptions import HTTPError
 
     try:
-        return _download(build, url, directory, checksum)
+        return _download(check, url, directory, checksum)
     except HTTPError as error:
-        raise Unavailable(f"{_shown(url)}: {_reason(error)}") from error
+        raise Unavailable(f"{shown_url(url)}: {_reason(error)}") from error
 
 
-def _download(build: Build, url: str, directory: str, checksum: str) -> str:
+def _download(check: Callable[[], None], url: str, directory: str, checksum: str) -> str:
     from urllib3 import PoolManager, Retry, Timeout
 
     with PoolManager(
@@ -99,7 +102,7 @@ def _download(build: Build, url: str, directory: str, checksum: str) -> str:
         answer = pool.request("GET", url, preload_content=False, decode_content=False)
         try:
             if answer.status != 200:
-                raise Unavailable(f"{_shown(url)}: the server answered {answer.status}")
+                raise Unavailable(f"{shown_url(url)}: the server answered {answer.status}")
             name = _file_name(url, answer.headers.get("content-disposition", ""))
             path = f"{directory}/{name}"
             digest = new_hash(checksum.partition(":")[0] or "sha256")
@@ -107,15 +110,17 @@ def _download(build: Build, url: str, directory: str, checksum: str) -> str:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb", buffering=0) as file:
                 for data in answer.stream(_CHUNK):
-                    build.check()
+                    check()
                     size += len(data)
                     if size > _MAX_DOWNLOAD:
-                        raise InvalidArgument(f"{_shown(url)}: larger than {_MAX_DOWNLOAD} bytes")
+                        raise InvalidArgument(
+                            f"{shown_url(url)}: larger than {_MAX_DOWNLOAD} bytes"
+                        )
                     digest.update(data)
                     file.write(data)
             if checksum and f"{digest.name}:{digest.hexdigest()}" != checksum:
                 raise IntegrityError(
-                    f"{_shown(url)}: its digest is {digest.name}:{digest.hexdigest()}, "
+                    f"{shown_url(url)}: its digest is {digest.name}:{digest.hexdigest()}, "
                     f"expected {checksum}"
                 )
             modified = _time(answer.headers.get("last-modified", ""))
@@ -143,7 +148,7 @@ def _time(text: str) -> float:
         return 0.0
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """Return a URL without what may be a password or a token in it."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

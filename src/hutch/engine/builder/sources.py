@@ -127,7 +127,7 @@ def _remote(build: Build, url: str, held: ExitStack) -> tuple[str, bytes | None]
     if git is not None:
         fetch_git(build, git, directory, keep_git_dir=build.keep_git_dir)
         return inside(directory, git.directory), None
-    name = download(build, url, directory)
+    name = download(build.check, url, directory)
     file = held.enter_context(open_archive(f"{directory}/{name}"))
     return _stream(build, file, held)
 
