@@ -149,6 +149,7 @@ def test_aiodocker_attaches_types_and_listens(host: str, name: str) -> None:
         made = await box.exec(["echo", "within"])
         async with made.start(detach=False) as output:
             assert (await output.read_out()).data == b"within\n"
+            assert await output.read_out() is None  # it is over: its exit code is known
         assert (await made.inspect())["ExitCode"] == 0
         await box.delete(force=True)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from hutch.engine import Engine
 from tests.api.docker.conftest import Client, Daemon
 from tests.clients.conftest import load
 from tests.requires import requires
@@ -64,13 +63,12 @@ def collector() -> Iterator[Collector]:
 
 def test_a_collector_gets_a_span_of_each_request(
     collector: Collector,
-    hutch_engine: Engine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "hutch-traced")
-    daemon = Daemon(hutch_engine.root, tmp_path)
+    daemon = Daemon(tmp_path / "root", tmp_path)  # the session's root has a daemon
     try:
         parent = {"traceparent": f"00-{_TRACE}-{_PARENT}-01"}
         Client(daemon.path).ask("GET", "/containers/nonesuch/json", None, parent)
