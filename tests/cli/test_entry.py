@@ -1,12 +1,15 @@
-"""Ctrl-C before a command is loaded: the process leaves with 130 and says nothing."""
+"""What a process is started with and into: signals before it is loaded, streams, locales."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.requires import requires
 
 # An import hook is the only place that is surely in the middle of loading.
 _SCRIPT = """
@@ -44,3 +47,32 @@ def test_who_was_started_to_ignore_it_goes_on(hutch_root: Path, module: str) -> 
     done = _run(hutch_root, module, "signal.SIG_IGN")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("CONTAINER ID")
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+@requires("root", "cgroup", "overlayfs", "seccomp", "busybox")
+def test_closed_streams_become_the_null_device(busybox_root: Path, closed: list[int]) -> None:
+    # What hutch opens would otherwise get these numbers and be written to by the program.
+    command = f"exec {sys.executable} -m hutch --root {busybox_root} run --rm --network none"
+    command += " busybox sh -c 'echo out; echo err >&2' " + " ".join(f"{n}>&-" for n in closed)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout == ("" if 1 in closed else "out\n")
+    assert done.stderr == ("" if 2 in closed else "err\n")
+    left = subprocess.run(
+        [sys.executable, "-m", "hutch", "--root", str(busybox_root), "ps", "-aq"],
+        capture_output=True,
+        text=True,
+    )
+    assert left.stdout == ""
+
+
+def test_it_writes_utf8_in_any_locale() -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    shown = subprocess.run(
+        [sys.executable, "-m", "hutch", "run", "--help"],
+        capture_output=True,
+        env={**os.environ, **plain, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert "\N{HORIZONTAL ELLIPSIS}" in shown.stdout.decode()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hutch.engine import Engine
 from hutch.errors import InvalidArgument, NotFound
+from hutch.network import Endpoint, Networks
 from tests.requires import requires
 
 pytestmark = requires("root", "cgroup", "overlayfs", "seccomp", "busybox", "nftables")
@@ -67,3 +71,21 @@ def test_traffic_of_every_interface_of_a_container_is_told(engine: Engine) -> No
         made = box.exec(["ip", "link", "add", "br-own", "type", "bridge"])
         assert made.exit_code == 0, made.stderr
         assert [usage.name for usage in box.network_stats()] == ["br-own"]
+
+
+def test_a_launch_that_fails_before_its_network_is_there_says_why(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach = Networks.attach
+
+    def late(networks: Networks, endpoint: Endpoint, pid: int) -> None:
+        deadline = time.monotonic() + 60
+        while os.path.exists(f"/proc/{pid}/ns/net") and time.monotonic() < deadline:
+            os.sched_yield()
+        attach(networks, endpoint, pid)
+
+    monkeypatch.setattr(Networks, "attach", late)
+    (file := tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgument, match="mount at /etc: invalid argument") as raised:
+        engine.run("busybox", ["true"], volumes=[f"{file}:/etc"])
+    assert raised.value.hint == "a directory is mounted on a directory, a file on a file"

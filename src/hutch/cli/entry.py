@@ -1,6 +1,7 @@
 """What the console script imports: the command line, with a Ctrl-C that comes before it is loaded.
 
-Only the script imports this module, which changes what a signal does to the process.
+Only the script imports this module, which changes what a signal does to the process, and opens
+those of its streams that it was started without.
 """
 
 from __future__ import annotations
@@ -24,6 +25,22 @@ _INTERRUPTED = 128 + 2
 def _leave(*_: object) -> NoReturn:
     os._exit(_INTERRUPTED)
 
+
+def _open_streams() -> None:
+    """Open the null device for each closed standard stream.
+
+    The next file that is opened would have its number: what is meant for the terminal would
+    then be written into that file, the database of all things.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        os.set_inheritable(opened, True)
+    os.close(opened)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+_open_streams()
 
 # Who has been started in the background of a shell ignores it, and goes on to.
 _interruptible = _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler

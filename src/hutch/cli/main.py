@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
 from hutch.cli.options import Option, UnknownOption, UsageError, parse
@@ -47,6 +48,7 @@ def main() -> NoReturn:
 
     # A command lives for milliseconds: collecting cycles while modules load is wasted work.
     gc.set_threshold(100_000)
+    _speak_utf8()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -55,6 +57,13 @@ def main() -> NoReturn:
         code = code or 1
     # Nothing is left to clean up, and taking the interpreter down costs milliseconds.
     os._exit(code)
+
+
+def _speak_utf8() -> None:
+    """Write UTF-8 whatever the locale says: names and logs are in it, and so is JSON."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.encoding != "utf-8":
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def run(argv: list[str]) -> int:

@@ -19,7 +19,7 @@ from hutch.errors import (
     Unavailable,
     Unsupported,
 )
-from hutch.plan.ops import Exec, Plan
+from hutch.plan.ops import Exec, MoveMount, Plan
 from hutch.process.errors import LaunchFailed, MachineFailed
 
 __all__ = ["CommandFailed", "from_oserror", "launching", "machine_failures", "translated"]
@@ -144,8 +144,15 @@ def _launch_failure(exc: LaunchFailed, plan: Plan, what: str) -> HutchError:
     program = last.argv[0] if isinstance(last, Exec) else ""
     if exc.section != "exec":
         operations = {"prepare": plan.prepare, "child": plan.child}.get(exc.section, ())
-        name = type(operations[exc.index]).__name__ if exc.index < len(operations) else exc.section
+        operation = operations[exc.index] if exc.index < len(operations) else None
+        name = exc.section if operation is None else type(operation).__name__
         detail = f" {exc.detail}" if exc.detail else ""
+        # move_mount(2): EINVAL where one is a directory and the other is not.
+        if isinstance(operation, MoveMount) and exc.errno in (errno.EINVAL, errno.ENOTDIR):
+            return InvalidArgument(
+                f"{what}: mount at{detail}: {os.strerror(exc.errno).lower()}",
+                hint="a directory is mounted on a directory, a file on a file",
+            )
         return from_oserror(f"{what}: {name}{detail}", OSError(exc.errno, ""))
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):
         return CommandFailed(

@@ -24,7 +24,7 @@ from hutch.drivers.container.processes import (
     process_start_time,
 )
 from hutch.drivers.limits import device_rules, limits, resolve_devices
-from hutch.errors import NotFound, Unsupported, WrongState
+from hutch.errors import HutchError, NotFound, Unsupported, WrongState
 from hutch.linux.cgroup import Group, Hierarchy, Stats
 from hutch.plan.container import (
     SYNC_IDMAP,
@@ -161,7 +161,12 @@ class ContainerDriver:
             self._assets.map_ids(launch, pid)
             supervisor.go(SYNC_IDMAP)
         if launch.attach_network is not None:
-            launch.attach_network(pid, ())
+            try:
+                launch.attach_network(pid, ())
+            except (HutchError, OSError):
+                # Where the launch has failed, its process is gone: that is what is told.
+                supervisor.wait_sync(SYNC_NETWORK)
+                raise
             supervisor.wait_sync(SYNC_NETWORK)
             supervisor.go(SYNC_NETWORK)
         if launch.before_go is not None:
