@@ -33,7 +33,6 @@ def test_all_layers_are_seen_and_written_only_when_asked(
 ) -> None:
     if not takes_layers:  # the test in a guest runs on a kernel that says so itself
         monkeypatch.setattr(mount, "overlay_takes_layers", lambda fd: False)
-    mounts = Path("/proc/self/mountinfo").read_text()
     fd = open_merged(assets, read_only=read_only)
     try:
         directory = os.open(".", os.O_RDONLY, dir_fd=fd)
@@ -45,7 +44,7 @@ def test_all_layers_are_seen_and_written_only_when_asked(
     finally:
         os.close(fd)
     assert os.listdir(assets.upper) == ([] if read_only else ["new"])
-    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert assets.upper not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_a_stack_too_high_for_an_old_kernel_is_told(
