@@ -172,6 +172,23 @@ def test_a_job_that_never_fits_is_named_and_no_file_is_left(
     assert run([*argv, "--per-job", str(tmp_path / "j.csv")]) == 1
     assert "cores: job wide needs 9, there are 4" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["w.csv"]
+    table.write_text("id,submit,runtime,memory\n1,0,5,2G\n")
+    assert run([*argv, "--memory", "512M"]) == 1
+    assert "memory: job 1 needs 2GiB, there are 512MiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row", ["1,0,1e308", "1,1e308,1e308", "1,0,99999999999999"])
+def test_times_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str
+) -> None:
+    """Their sum is no number, or a turn adds nothing to it: the job would be lost."""
+    table = tmp_path / "far.csv"
+    table.write_text(f"id,submit,runtime\n0,0,1\n{row}\n")
+    for policy in ("fcfs", "rr:quantum=0.001"):
+        argv = ["sched", "simulate", str(table), "--cores", "1", "-p", policy, "-o", "json"]
+        assert run(argv) == 1
+        said = capsys.readouterr()
+        assert "must be from 0 to 1e+12 seconds" in said.err and not said.out
 
 
 def test_everything_that_can_be_named_is_listed(capsys: pytest.CaptureFixture[str]) -> None:

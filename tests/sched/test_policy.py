@@ -189,11 +189,15 @@ def test_what_makes_no_sense_is_refused() -> None:
     [
         ("fcsf", "no such policy"),
         ("rr:quantom=4", "no such parameter"),
-        ("rr:quantum=0", "quantum: must be above 0"),
+        ("rr:quantum=0", "quantum: must be at least 0.001"),
+        ("stride:quantum=1us", "quantum: must be at least 0.001"),
+        ("mlfq:boost=0", "boost: must be at least 0.001"),
+        ("mlfq:levels=65", "levels: must be at most 64"),
+        ("mlfq:factor=1e9", "factor: must be at most 1000"),
         ("rr:quantum=soon", "quantum: expected a duration"),
     ],
 )
 def test_a_wrong_policy_is_named_with_its_cure(text: str, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words) as raised:
         create(text, Capacity(cores=1))
-    assert raised.value.hint or "quantum:" in words
+    assert raised.value.hint or ": " in words

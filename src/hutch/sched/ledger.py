@@ -9,6 +9,7 @@ import msgspec
 
 from hutch.errors import InvalidArgument
 from hutch.sched.job import Job, Phase
+from hutch.units import format_bytes
 
 __all__ = ["Capacity", "Ledger"]
 
@@ -30,7 +31,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not 0 < self.cores < math.inf:
-            raise InvalidArgument(f"must be above 0, got {self.cores!r}", field="cores")
+            raise InvalidArgument(f"must be above 0 and finite, got {self.cores!r}", field="cores")
         if self.memory is not None and self.memory < 0:
             raise InvalidArgument(f"must not be negative, got {self.memory!r}", field="memory")
         for name, count in self.devices.items():
@@ -67,7 +68,7 @@ class Ledger:
         for what, wanted, there in asked:
             if wanted > there:
                 raise InvalidArgument(
-                    f"job {job.id} needs {wanted:g}, there are {there:g}",
+                    f"job {job.id} needs {_told(what, wanted)}, there are {_told(what, there)}",
                     field=what,
                     hint="it would wait for ever: give more, or leave the job out",
                 )
@@ -144,3 +145,8 @@ class Ledger:
     def _devices(self, job: Job, sign: int) -> None:
         for name, count in job.devices:
             self.devices[name] += sign * count
+
+
+def _told(what: str, amount: float) -> str:
+    """Return an amount for people."""
+    return format_bytes(int(amount)) if what == "memory" else f"{amount:g}"

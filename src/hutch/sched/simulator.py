@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from heapq import heappop, heappush
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 from hutch.errors import InternalError, InvalidArgument
 from hutch.sched.estimators import Estimator
@@ -28,6 +28,8 @@ _BATCH = 4096
 # of seconds miss each other by that much.
 _SLACK = 1e-9
 _SPINS = 1000
+# Seconds are floating numbers: times beyond this have no thousandths left to tell turns apart.
+_FAR_S = 1e12
 
 
 class SimJob(Job):
@@ -72,8 +74,8 @@ def simulate(
     it goes on. Without an `estimator` policies get the trace's estimate, and the true run
     time where there is none. `tau` bounds the bounded slowdown.
 
-    Raises `InvalidArgument` naming the job for a trace that goes back in time or a job that
-    never fits.
+    Raises `InvalidArgument` naming the job for a trace that goes back in time, a time beyond
+    1e12 seconds or a job that never fits.
     """
     run = _Run(policy, estimator, preemption_cost, observer, tau)
     run.play(trace)
@@ -158,6 +160,8 @@ class _Run:
         self.last = entry.submit
         self.seq += 1
         runtime = entry.runtime
+        if not (entry.submit <= _FAR_S and 0 <= runtime <= _FAR_S):
+            _refuse_time(entry)
         estimate = entry.estimate
         if self.estimator is not None:
             estimate = self.estimator.predict(entry)
@@ -249,3 +253,13 @@ class _Run:
         if self.observer is not None:
             self.observer.done(self.done)
         self.done.clear()
+
+
+def _refuse_time(entry: TraceJob) -> NoReturn:
+    """Name the time of a job that cannot be simulated."""
+    what = "submit" if not entry.submit <= _FAR_S else "runtime"
+    raise InvalidArgument(
+        f"must be from 0 to {_FAR_S:g} seconds, got {getattr(entry, what):g}",
+        field=f"job {entry.id}: {what}",
+        hint="correct it, or leave the job out",
+    )

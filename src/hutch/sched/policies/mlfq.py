@@ -29,10 +29,14 @@ class MLFQ(Base):
     name: ClassVar[str] = "mlfq"
     summary: ClassVar[str] = "multi-level feedback: jobs sink to lower queues as they run"
     parameters: ClassVar[Mapping[str, Parameter]] = {
-        "levels": Parameter("count", 3, "how many queues", low=1),
-        "quantum": Parameter("seconds", 10, "how long a turn in the highest is"),
-        "factor": Parameter("number", 2, "how many times longer it is in each lower", low=1),
-        "boost": Parameter("seconds", math.inf, "after how long all go back to the highest"),
+        "levels": Parameter("count", 3, "how many queues", low=1, high=64),
+        "quantum": Parameter("seconds", 10, "how long a turn in the highest is", low=0.001),
+        "factor": Parameter(
+            "number", 2, "how many times longer it is in each lower", low=1, high=1000
+        ),
+        "boost": Parameter(
+            "seconds", math.inf, "after how long all go back to the highest", low=0.001
+        ),
     }
     preemptive = True
 

@@ -22,7 +22,7 @@ from hutch.sched.policy import NOTHING, Base, Decisions, settled
 
 __all__ = ["Lottery", "RoundRobin", "Sliced", "Stride"]
 
-QUANTUM = Parameter("seconds", 10, "how long a turn is")
+QUANTUM = Parameter("seconds", 10, "how long a turn is", low=0.001)
 
 
 class Sliced(Base):
