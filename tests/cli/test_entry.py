@@ -19,19 +19,23 @@ class Interrupts:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
             sys.meta_path.remove(self)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.{sent})
         return None
 
 signal.signal(signal.SIGINT, {handler})
 sys.meta_path.insert(0, Interrupts())
 from hutch.cli.entry import main
-sys.argv = ["hutch", "--root", {root!r}, "ps"]
+sys.argv = ["hutch", "--root", {root!r}, *{words!r}]
 main()
 """
 
 
-def _run(root: Path, module: str, handler: str) -> subprocess.CompletedProcess[str]:
-    script = _SCRIPT.format(module=module, handler=handler, root=str(root))
+def _run(
+    root: Path, module: str, handler: str, *words: str, sent: str = "SIGINT"
+) -> subprocess.CompletedProcess[str]:
+    script = _SCRIPT.format(
+        module=module, handler=handler, root=str(root), words=words or ("ps",), sent=sent
+    )
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
 
@@ -49,6 +53,18 @@ def test_who_was_started_to_ignore_it_goes_on(hutch_root: Path, module: str) -> 
     assert done.stdout.startswith("CONTAINER ID")
 
 
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@requires("root", "cgroup", "overlayfs", "seccomp", "busybox")
+def test_a_run_that_is_ended_before_its_start_leaves_nothing(
+    busybox_root: Path, sent: str, code: int
+) -> None:
+    words = ("run", "--rm", "--network", "none", "busybox", "true")
+    handler = "signal.default_int_handler"
+    done = _run(busybox_root, "hutch.engine.start", handler, *words, sent=sent)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+    assert _run(busybox_root, "none", handler, "ps", "-aq").stdout == ""
+
+
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
 @requires("root", "cgroup", "overlayfs", "seccomp", "busybox")
 def test_closed_streams_become_the_null_device(busybox_root: Path, closed: list[int]) -> None:
@@ -59,12 +75,7 @@ def test_closed_streams_become_the_null_device(busybox_root: Path, closed: list[
     assert done.returncode == 0
     assert done.stdout == ("" if 1 in closed else "out\n")
     assert done.stderr == ("" if 2 in closed else "err\n")
-    left = subprocess.run(
-        [sys.executable, "-m", "hutch", "--root", str(busybox_root), "ps", "-aq"],
-        capture_output=True,
-        text=True,
-    )
-    assert left.stdout == ""
+    assert _run(busybox_root, "none", "signal.SIG_IGN", "ps", "-aq").stdout == ""
 
 
 def test_it_writes_utf8_in_any_locale() -> None:

@@ -35,7 +35,7 @@ _STAND_INS: dict[str, dict[str, object] | None] = {
     "msgspec._json_schema": {"schema": None, "schema_components": None},
 }
 # The modules of commands that leave files or processes behind unless they end in order.
-_UNDONE = ("transfer", "files", "build")
+_UNDONE = ("transfer", "files", "build", "run", "vm", "lifecycle", "snapshots")
 _TRAILING: tuple[Option, ...] = (
     ("output", "o", "text", "FORMAT", "Write `table` or `json`"),
     ("help", "", "flag", "", "Show this help"),
