@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from hutch.drivers.failures import machine_failures
-from hutch.drivers.vm import arguments, boot, driver, launching, sandbox, templates
+from hutch.drivers.vm import arguments, assets, boot, driver, launching, sandbox, templates
 from hutch.drivers.vm.driver import VmDriver
 from hutch.drivers.vm.host import find_host
 from hutch.drivers.vm.launching import MachineLauncher
@@ -68,7 +68,7 @@ STEPS: list[tuple[object, str]] = [
     (launching, "ensure_initramfs"),
     (templates.Templates, "ensure"),
     (launching, "save_record"),
-    (launching, "setup_request"),
+    (assets, "setup_request"),
     (boot, "listen_at"),
     (boot, "make_skeleton"),
     (arguments, "machine_argv"),
@@ -115,7 +115,7 @@ def test_a_tap_that_is_refused_is_told_and_leaves_nothing(
     def refused(*_: object) -> None:
         raise Unsupported("network: /dev/net/tun: permission denied", hint="use --network none")
 
-    monkeypatch.setattr(launching, "create_taps", refused)
+    monkeypatch.setattr(assets, "create_taps", refused)
     options = {**SMALL, "network": "bridge"}
     with nothing_left(engine), pytest.raises(Unsupported, match="/dev/net/tun"):
         engine.run("busybox", ["true"], **options)
@@ -341,9 +341,7 @@ def test_an_error_in_the_guests_set_up_names_what_failed(
     from hutch.plan import guest
 
     extra = guest.Mount(source="/dev/nothing", target="/hutch/no", fstype="ext4", flags=0, data="")
-    monkeypatch.setattr(
-        launching, "machine_setup", lambda *a, **k: [*machine_setup(*a, **k), extra]
-    )
+    monkeypatch.setattr(assets, "machine_setup", lambda *a, **k: [*machine_setup(*a, **k), extra])
     with nothing_left(engine), pytest.raises(HutchError, match=r"/dev/nothing|/hutch/no"):
         engine.run("busybox", ["true"], **SMALL)
 

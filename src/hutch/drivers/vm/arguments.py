@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from hutch.drivers.base import Launch
+from hutch.drivers.vm.assets import Assets, goes_on
 from hutch.drivers.vm.backing import pooled_memory, private_memory, resumed_memory, share_devices
 from hutch.drivers.vm.boot import Ports
 from hutch.drivers.vm.cards import network_cards
@@ -15,13 +16,8 @@ from hutch.drivers.vm.diskkeys import DISK_KEY, secrets, writable_files
 from hutch.drivers.vm.kernels import Kernels
 from hutch.drivers.vm.machine import machine_argv
 from hutch.drivers.vm.making import Parts, disk_cache, instance_disks, kernel_paths
-from hutch.drivers.vm.passing import Passed
 from hutch.drivers.vm.placeholders import stub_kernel
 from hutch.drivers.vm.sandbox import Descriptors, Sandbox
-from hutch.drivers.vm.shares import ShareServer
-from hutch.drivers.vm.state import Loaded
-from hutch.drivers.vm.templates import Template
-from hutch.drivers.vm.tpm import TpmServer
 from hutch.drivers.vm.volumes import volume_disks
 from hutch.plan.machine.model import Memory
 
@@ -29,29 +25,19 @@ __all__ = ["instance_argv"]
 
 
 def instance_argv(
-    kernels: Kernels,
-    sandbox: Sandbox,
-    parts: Parts,
-    launch: Launch,
-    template: Template | None,
-    taps: Sequence[int] = (),
-    shares: ShareServer | None = None,
-    *,
-    tpm: TpmServer | None = None,
-    loaded: Loaded | None = None,
-    arriving: bool = False,
-    passed: Passed | None = None,
+    kernels: Kernels, sandbox: Sandbox, launch: Launch, assets: Assets
 ) -> Callable[[Ports, Descriptors], Sequence[str]]:
-    """Return what makes the list. `template` or `loaded`, a saved state, is what the machine
-    goes on from; with `arriving` it comes from another host. `passed` are devices of the host."""
-    goes_on = loaded is not None or arriving
-    resumed = template is not None or goes_on
+    """Return what makes the list of an instance's machine from its assets."""
+    parts, template, loaded = assets.parts, assets.template, assets.loaded
+    shares, tpm = assets.shares, assets.tpm
+    under_way = goes_on(launch)
+    resumed = template is not None or under_way
 
     def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
         memory = Memory(kind="memfd" if shares else "plain")
         if template is not None:
             memory = resumed_memory(template, parts.shape, shares, descriptors)
-        elif launch.memory >= 0 and not goes_on:
+        elif launch.memory >= 0 and not under_way:
             memory = pooled_memory(launch.memory, descriptors)
         elif loaded is not None and loaded.memory >= 0:
             memory = private_memory(loaded.memory, descriptors)
@@ -71,15 +57,17 @@ def instance_argv(
                 aio=launch.spec.machine.disk_aio or "threads",
                 key=DISK_KEY if launch.spec.machine.disk_key else "",
             ),
-            nics=network_cards(launch.endpoints, taps, descriptors),
+            nics=network_cards(
+                launch.endpoints, assets.taps.taps if assets.taps else (), descriptors
+            ),
             shares=share_devices(shares, descriptors) if template is None else (),
             volumes=volume_disks(launch, descriptors) if template is None else (),
             tpm=tpm.device(descriptors) if tpm else None,
-            passed=(passed or Passed()).pieces(parts.host.version, sandbox, descriptors),
+            passed=assets.passed.pieces(parts.host.version, sandbox, descriptors),
             incoming=resumed,
             # A machine that was saved while it ran would run before its cards are
             # unplugged.
-            paused=goes_on,
+            paused=under_way,
             plugged=parts.plugged,
         )
 

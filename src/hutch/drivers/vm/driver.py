@@ -182,7 +182,7 @@ class VmDriver(RunningMachines):
             if known is None or known.pid != pid:
                 raise InternalError(f"the supervisor of {launch.name} left no record of it")
             undo.pop_all()
-            self._machines.wish(started.wanted)
+            self._machines.wish(started.assets.wanted)
             return Started(
                 pid=pid, start_time=known.start_time, supervisor=started.booted.supervisor
             )
@@ -206,27 +206,29 @@ class VmDriver(RunningMachines):
     def _bring_up(self, launch: Launch, started: MachineStart, plan: Plan) -> int:
         """Serve the sync point, restore the template, wait until the program runs."""
         supervisor, monitor = started.booted.supervisor, started.booted.monitor
+        assets = started.assets
         attach = launch.attach_network
         # A guest that boots finds its network there; one that goes on is let go further down,
         # and QEMU can start meanwhile.
-        is_held = started.template is not None or started.loaded is not None
+        is_held = assets.template is not None or assets.loaded is not None
         with failures.launching(started.booted.plan, "start"):
             pid = supervisor.wait_pid()
             if attach is not None:
                 # Only now is the process in the namespace of the taps.
                 supervisor.wait_sync(SYNC_NETWORK)
                 if not is_held:
-                    attach(pid, started.taps.indexes if started.taps else ())
+                    attach(pid, assets.taps.indexes if assets.taps else ())
                 supervisor.go(SYNC_NETWORK)
             supervisor.wait_started()
             if attach is not None and is_held:
-                attach(pid, started.taps.indexes if started.taps else ())
-        for server in (started.shares, started.tpm):
+                attach(pid, assets.taps.indexes if assets.taps else ())
+        for server in (assets.shares, assets.tpm):
             if server is not None:
                 server.wait_started()
         with failures.machine_failures(f"start of {launch.name}", launch.directory):
-            if started.new_disk:
-                # While QEMU starts. The guest's own writes are no safer than the file's name.
+            if assets.parked is not None and not launch.volatile:
+                # The disk has just come to its name, and the guest's own writes are no safer
+                # than that. QEMU starts meanwhile.
                 sync_directory(launch.directory)
             monitor.wait_qemu()
             with ended_qemu(monitor):
@@ -234,18 +236,18 @@ class VmDriver(RunningMachines):
                     # To open it takes QEMU seconds of processor time before it answers.
                     _await_qmp(f"{launch.directory}/run")
                 start_rates(launch.directory, launch.spec.resources, image=True)
-            if started.template is not None:
-                run, shares = f"{launch.directory}/run", started.shares
-                self._machines.resume(run, started.template, monitor, shares, volumes(launch))
+            if assets.template is not None:
+                run, shares = f"{launch.directory}/run", assets.shares
+                self._machines.resume(run, assets.template, monitor, shares, volumes(launch))
                 monitor.go()
-            elif started.loaded is not None:
-                load_machine(launch.directory, started.loaded)
+            elif assets.loaded is not None:
+                load_machine(launch.directory, assets.loaded)
                 monitor.go()
             elif launch.arrival is not None:
                 monitor.go(unacked=receive_machine(launch.directory, launch.arrival))
             monitor.wait_ready(_BRING_UP_S)
-            if started.loaded is not None:
-                connect_cards(launch.directory, started.loaded.cards)
+            if assets.loaded is not None:
+                connect_cards(launch.directory, assets.loaded.cards)
         with failures.launching(plan, "start"):
             monitor.wait_started(_BRING_UP_S)
         return pid

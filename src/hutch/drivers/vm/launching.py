@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hutch.decoding import decode_json
 from hutch.drivers.base import Launch, LaunchMount
 from hutch.drivers.supervision import instance_supervision
 from hutch.drivers.vm.arguments import instance_argv
+from hutch.drivers.vm.assets import (
+    Assets,
+    before_of,
+    lend_taps,
+    machine_record,
+    may_have_template,
+    monitor_config,
+)
 from hutch.drivers.vm.boot import Booted, BootRequest, Ports, boot, ended_qemu
 from hutch.drivers.vm.cards import is_user_network
 from hutch.drivers.vm.console import begin_logs
@@ -44,7 +51,6 @@ from hutch.drivers.vm.making import (
     Cards,
     Parts,
     TemplateMaker,
-    disk_cache,
     resume,
 )
 from hutch.drivers.vm.passing import Passed
@@ -53,38 +59,30 @@ from hutch.drivers.vm.sandbox import Descriptors, Sandbox, choose_sandbox
 from hutch.drivers.vm.setup import (
     bare_setup,
     load_network,
-    machine_setup,
-    parked_setup,
     setup_request,
 )
-from hutch.drivers.vm.shares import TAG, ShareServer, plug, serve, shared
-from hutch.drivers.vm.state import Loaded, opened, twin_setup
+from hutch.drivers.vm.shares import ShareServer, plug, serve
+from hutch.drivers.vm.state import opened
 from hutch.drivers.vm.templates import Template, Templates
-from hutch.drivers.vm.tpm import TpmServer, serve_tpm
-from hutch.drivers.vm.volumes import plug_volumes, volumes
+from hutch.drivers.vm.tpm import serve_tpm
+from hutch.drivers.vm.volumes import plug_volumes
 from hutch.errors import (
     Busy,
     HutchError,
-    IntegrityError,
     InternalError,
     NotFound,
     Unavailable,
-    WrongState,
 )
 from hutch.host.qemu import AcceleratorWish
 from hutch.linux.cgroup import Group
-from hutch.network.taps import Taps, create_taps
 from hutch.plan.assets import ResolvedUser
 from hutch.plan.guest import SetupOp
-from hutch.plan.machine.model import MICROVM, Shape
+from hutch.plan.machine.model import Shape
 from hutch.plan.ops import Exec, HealthProbe, Plan, SetsidTty, Supervision
-from hutch.plan.vm import GUEST_SHARES
-from hutch.plan.wire import encode
 from hutch.process.launcher import Launcher, launcher_path
 from hutch.process.vmm import MonitorConfig, MonitorLink
 from hutch.records import Progress, silent
 from hutch.spec.model import InstanceSpec
-from hutch.storage.diskchain import chain, overlay_number
 from hutch.storage.disks import Disks
 
 if TYPE_CHECKING:
@@ -92,24 +90,12 @@ if TYPE_CHECKING:
 
 __all__ = ["MachineLauncher", "MachineStart"]
 
-# The least that a guest whose program has ended gets to write out its file systems.
-_PUT_AWAY_S = 10.0
-
 
 class MachineStart(msgspec.Struct, frozen=True, kw_only=True):
-    """A start under way. `template` or `loaded` is what it goes on from, if it is not booted;
-    `wanted` what it would better have gone on from. With `new_disk` its disk has just come to
-    its name."""
+    """A start under way, and what it was made from."""
 
     booted: Booted
-    taps: Taps | None
-    template: Template | None
-    wanted: ImageRequest | None
-    new_disk: bool
-    shares: ShareServer | None
-    tpm: TpmServer | None
-    loaded: Loaded | None
-    record: MachineRecord
+    assets: Assets
 
 
 class MachineLauncher:
@@ -185,121 +171,63 @@ class MachineLauncher:
         """
         passed = passed or Passed()
         loaded = held.enter_context(opened(launch.saved)) if launch.saved else None
-        before = _before(launch, loaded)
+        before = before_of(launch, loaded)
         parts = self._parts_of(launch.spec, before)
-        nics = len(launch.endpoints)
         template, parked, wanted = None, None, None
-        # A machine without hot-plug has the device from the start, which no template can.
-        pluggable = parts.shape.machine != MICROVM or not shared(launch)
-        pluggable = pluggable and template_shape(parts.shape) is not None
-        pluggable = pluggable and not launch.spec.machine.tpm
-        goes_on = loaded is not None or launch.arrival is not None
-        if launch.spec.machine.template and pluggable and not (goes_on or passed.nodes):
+        if may_have_template(launch, parts, passed):
             template, parked, wanted = self._going_on(_as_template(parts), launch, plan, held)
         shares = serve(self.launcher, self.root, launch, group, held)
         tpm = None
         if launch.spec.machine.tpm:
             tpm = serve_tpm(self.launcher, self.sandbox, self.root, launch, group, held)
-        taps = None
-        user_network = is_user_network(launch.endpoints)
-        if nics and not user_network:
-            taps = create_taps(nics)
-            for fd in (taps.namespace, *taps.taps):
-                held.callback(os.close, fd)
-        begin_logs(launch.directory)
-        record = msgspec.structs.replace(
-            self._record(parts, template, user),
-            shares=len(shared(launch)),
-            volumes=len(volumes(launch)),
-            tpm=tpm is not None,
-            overlays=tuple(map(overlay_number, chain(launch.directory)[1:])),
-            pinned=launch.spec.machine.cpu_pin,
-            disk_cache=disk_cache(launch),
-            disk_aio=launch.spec.machine.disk_aio or "threads",
-            host_devices=launch.host_devices,
-        )
-        if before is not None:
-            record = msgspec.structs.replace(record, memory=before.memory)
-        save_record(launch.directory, record)
-        spec = launch.spec
-        files = _files(launch)
-        if goes_on:
-            _check_cards(launch, loaded)
-            setup = twin_setup(launch, files)
-        elif parked is not None:
-            setup = parked_setup(launch, files, hostname=parked.hostname)
-        else:
-            setup = machine_setup(
-                launch,
-                modules=parts.kernel.late,
-                resumed=template is not None,
-                files=files,
-                shares=((TAG, GUEST_SHARES),) if shares else (),
-            )
-
-        booted = boot(
-            self.launcher,
-            BootRequest(
-                identifier=launch.id,
-                root=self.root,
-                sandbox=self.sandbox,
-                qemu=parts.host.qemu,
-                directory=f"{launch.directory}/run",
-                logs=launch.directory,
-                supervision=instance_supervision(launch, health),
-                argv=instance_argv(
-                    self._kernels,
-                    self.sandbox,
-                    parts,
-                    launch,
-                    template,
-                    taps=taps.taps if taps else (),
-                    shares=shares,
-                    tpm=tpm,
-                    loaded=loaded,
-                    arriving=launch.arrival is not None,
-                    passed=passed,
-                ),
-                config=MonitorConfig(
-                    argv=(),
-                    setup=setup_request(setup),
-                    plan=b"" if goes_on else parked.rest if parked else encode(plan),
-                    boot_timeout_s=BOOT_S,
-                    shutdown_timeout_s=max(spec.stop_timeout_s, _PUT_AWAY_S),
-                    # What it has mapped of a share or a volume must get there, if nothing
-                    # else has to.
-                    volatile=launch.volatile and shares is None and not volumes(launch),
-                    tty=spec.process.tty,
-                    hold=template is not None or goes_on,
-                    adopt=goes_on or parked is not None,
-                    control=True,
-                    unacked=loaded.unacked if loaded else 0,
-                ),
-                kvm=parts.host.accelerator == "kvm",
-                lock_memory=parts.shape.lock_memory or bool(passed.nodes),
-                groups=passed.groups(parts.host.version),
-                discards=shares is None and _maps_privately(template, loaded),
-                rows=launch.rows,
-                columns=launch.columns,
-                group=group,
-                namespace=taps.namespace if taps else -1,
-                host_network=user_network,
-                network=launch.attach_network is not None,
-                attach=launch.attach,
-                shares=shares.socket if shares else -1,
-                userfaultfd=launch.arrival is not None and launch.arrival.streams.post_copy,
-            ),
-        )
-        return MachineStart(
-            booted=booted,
-            taps=taps,
+        assets = Assets(
+            parts=parts,
             template=template,
+            parked=parked,
             wanted=wanted,
-            new_disk=parked is not None and not launch.volatile,
             loaded=loaded,
+            taps=lend_taps(launch, held),
             shares=shares,
             tpm=tpm,
-            record=record,
+            passed=passed,
+        )
+        begin_logs(launch.directory)
+        save_record(launch.directory, machine_record(launch, assets, user, before))
+        booted = boot(self.launcher, self._request(launch, plan, assets, group, health))
+        return MachineStart(booted=booted, assets=assets)
+
+    def _request(
+        self,
+        launch: Launch,
+        plan: Plan,
+        assets: Assets,
+        group: Group,
+        health: HealthProbe | None,
+    ) -> BootRequest:
+        parts, taps, shares = assets.parts, assets.taps, assets.shares
+        return BootRequest(
+            identifier=launch.id,
+            root=self.root,
+            sandbox=self.sandbox,
+            qemu=parts.host.qemu,
+            directory=f"{launch.directory}/run",
+            logs=launch.directory,
+            supervision=instance_supervision(launch, health),
+            argv=instance_argv(self._kernels, self.sandbox, launch, assets),
+            config=monitor_config(launch, plan, assets),
+            kvm=parts.host.accelerator == "kvm",
+            lock_memory=parts.shape.lock_memory or bool(assets.passed.nodes),
+            groups=assets.passed.groups(parts.host.version),
+            discards=shares is None and assets.maps_privately,
+            rows=launch.rows,
+            columns=launch.columns,
+            group=group,
+            namespace=taps.namespace if taps else -1,
+            host_network=is_user_network(launch.endpoints),
+            network=launch.attach_network is not None,
+            attach=launch.attach,
+            shares=shares.socket if shares else -1,
+            userfaultfd=launch.arrival is not None and launch.arrival.streams.post_copy,
         )
 
     def arguments(self, launch: Launch) -> tuple[str, ...]:
@@ -314,7 +242,8 @@ class MachineLauncher:
             names = [field.name for field in msgspec.structs.fields(Ports)]
             ports = Ports(**{name: descriptors.add(placeholder()) for name in names})
             planned = Passed(planned=launch.host_devices)
-            argv = instance_argv(self._kernels, self.sandbox, parts, launch, None, passed=planned)
+            assets = Assets(parts=parts, passed=planned)
+            argv = instance_argv(self._kernels, self.sandbox, launch, assets)
             return tuple(argv(ports, descriptors))
 
     def start_bare(
@@ -342,7 +271,9 @@ class MachineLauncher:
                 directory=directory,
                 logs=directory,
                 supervision=Supervision(linger=False, name="hutch-supervisor"),
-                argv=instance_argv(self._kernels, self.sandbox, parts, launch, template),
+                argv=instance_argv(
+                    self._kernels, self.sandbox, launch, Assets(parts=parts, template=template)
+                ),
                 config=MonitorConfig(
                     argv=(),
                     setup=setup_request(setup),
@@ -355,24 +286,6 @@ class MachineLauncher:
             ),
         )
         return booted, template
-
-    def _record(self, parts: Parts, template: Template | None, user: ResolvedUser) -> MachineRecord:
-        return MachineRecord(
-            qemu=parts.host.qemu,
-            qemu_version=str(parts.host.version),
-            accelerator=parts.host.accelerator,
-            accelerator_reason=parts.host.reason,
-            kernel=parts.kernel.release,
-            kernel_id=parts.kernel.id,
-            machine=parts.shape.machine,
-            cpu=parts.shape.cpu,
-            memory=parts.shape.memory + (parts.plugged.requested if parts.plugged else 0),
-            vcpus=parts.shape.vcpus,
-            shape=parts.shape,
-            plugged=parts.plugged.requested if parts.plugged else -1,
-            template=template.key if template else "",
-            user=user,
-        )
 
     def network_modules(self, kernel_id: str) -> list[SetupOp]:
         """Return what loads the driver of network cards in a guest of that kernel."""
@@ -504,11 +417,6 @@ def _hold(template: Template, held: ExitStack) -> None:
     held.callback(os.close, template.state)
 
 
-def _maps_privately(template: Template | None, loaded: Loaded | None) -> bool:
-    """Tell whether a machine that shares nothing has its memory from a file, mapped privately."""
-    return template is not None or (loaded is not None and loaded.memory >= 0)
-
-
 def _as_template(parts: Parts) -> Parts:
     """Return the parts of the template that a machine with these goes on from."""
     shape = template_shape(parts.shape)
@@ -519,35 +427,3 @@ def _as_template(parts: Parts) -> Parts:
 
 def _cards(launch: Launch) -> Cards:
     return Cards(count=len(launch.endpoints), on_taps=not is_user_network(launch.endpoints))
-
-
-def _before(launch: Launch, loaded: Loaded | None) -> MachineRecord | None:
-    """Return what was known of a machine that goes on, here or at another host."""
-    if loaded is not None:
-        return loaded.machine
-    if launch.arrival is None:
-        return None
-    try:
-        return decode_json(launch.arrival.machine, MachineRecord)
-    except msgspec.DecodeError as exc:
-        raise IntegrityError(f"the machine's record: {exc}") from exc
-
-
-def _check_cards(launch: Launch, loaded: Loaded | None) -> None:
-    goes_on = loaded or launch.arrival
-    if goes_on is not None and len(launch.endpoints) != goes_on.cards:
-        raise WrongState(
-            f"the saved machine has {goes_on.cards} network cards, and the instance "
-            f"{len(launch.endpoints)}",
-            hint="connect it to as many networks as when it was saved",
-        )
-
-
-def _files(launch: Launch) -> list[tuple[str, bytes]]:
-    """Return the files of ours (hosts, hostname, resolv.conf), which the guest gets as copies."""
-    found = []
-    for mount in launch.mounts:
-        if mount.ours:
-            with open(mount.source, "rb") as file:
-                found.append((os.path.basename(mount.target), file.read()))
-    return found
