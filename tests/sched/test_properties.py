@@ -279,6 +279,18 @@ def fits(job: TraceJob, free: tuple[float, int]) -> bool:
     return job.cores <= free[0] and job.memory <= free[1]
 
 
+def test_easy_lets_a_job_of_no_length_pass_while_another_outlives_its_estimate() -> None:
+    # (submit, runtime, cores, estimate): at 2 the reservation of the third stands at 1.
+    rows = [(0, 3, 2, None), (1, 3, 1, 0), (1, 1, 2, None), (2, 0, 1, None)]
+    trace = [
+        TraceJob(id=number, submit=submit, runtime=runtime, cores=cores, estimate=estimate)
+        for number, (submit, runtime, cores, estimate) in enumerate(rows)
+    ]
+    recorder = record("easy", trace, CORES, memory=MEMORY)
+    assert {who: job.began for who, job in recorder.jobs.items()} == PlainEASY(trace).play()
+    assert recorder.jobs[3].began == 2
+
+
 @pytest.mark.timeout(600)
 @some
 @given(traces(most=40))

@@ -159,10 +159,16 @@ class EASY(Base):
         spare.take(head)
         self._reserved = head
 
+    def _seconds(self, now: float) -> float:
+        """Return how long a job may take that is to end before the reservation; -1 where there
+        is no end of those that run. One that outlives its estimate ends at any moment, but not
+        in the past."""
+        return max(0.0, self._shadow - now) if self._shadow < math.inf else -1.0
+
     def _fill(self, now: float, started: list[Job]) -> None:
         """Start what may pass the first, in order."""
         ledger, spare = self.ledger, self._spare
-        seconds = self._shadow - now if self._shadow < math.inf else -1
+        seconds = self._seconds(now)
         while ledger.cores > 0:
             job = self._backlog.first(ledger, spare, seconds)
             if job is None:
@@ -183,7 +189,7 @@ class EASY(Base):
         as before, less time is left until then, and all others were tried.
         """
         ledger, spare = self.ledger, self._spare
-        seconds = self._shadow - now if self._shadow < math.inf else -1
+        seconds = self._seconds(now)
         for stamp, job in self._fresh:
             if job.stamp != stamp or self._backlog.has(job):
                 continue
