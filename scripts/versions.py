@@ -53,7 +53,7 @@ def qemu(suite: str) -> Variant | None:
     if wanted is None:
         return None
     tree = CACHE / f"qemu-{suite}"
-    if not (tree / "usr/bin" / NAME).exists():
+    if not _starts(tree / "usr/bin" / NAME):
         say(f"fetching QEMU from {wanted.suites[0]}")
         with tempfile.TemporaryDirectory(prefix="hutch-versions-") as work:
             # With all that it needs, so that it does not matter how old this host is.
@@ -61,6 +61,16 @@ def qemu(suite: str) -> Variant | None:
             os.environ["PATH"] = f"{patchelf()}:{os.environ['PATH']}"
             unpack_qemu(debs, tree)
     return _qemu(suite, tree / "usr/bin" / NAME)
+
+
+def _starts(program: Path) -> bool:
+    """Tell whether a program that was unpacked can be run: the loader that it names is in its
+    own tree, by an absolute path, so that a checkout that was moved has none."""
+    try:
+        done = subprocess.run([str(program), "--version"], capture_output=True)
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
 
 
 def _qemu(name: str, program: Path) -> Variant:
