@@ -208,3 +208,28 @@ def test_a_copy_takes_no_name_that_is_taken(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         copy_sparse(str(tmp_path / "a"), str(tmp_path / "b"))
     assert (tmp_path / "b").read_bytes() == b"b"
+
+
+@requires("mke2fs")
+def test_empty_disks_that_nobody_uses_any_more_are_forgotten(disks: Disks, tmp_path: Path) -> None:
+    used, old = disks.empty(64 * MIB), disks.empty(65 * MIB)
+    abandoned = f"{disks.empty(66 * MIB)}.tmp"
+    os.rename(abandoned.removesuffix(".tmp"), abandoned)
+    other = Path(used).with_name("facts.json")
+    other.write_text("{}")
+    for path, days in ((used, 1), (old, 8), (abandoned, 8), (str(other), 8)):
+        status = os.stat(path)
+        os.utime(path, ns=(status.st_atime_ns - days * 86400 * 10**9, status.st_mtime_ns))
+    assert disks.forget() > 0
+    assert os.path.exists(used)
+    assert not os.path.exists(old)
+    assert not os.path.exists(abandoned)
+    assert other.exists()
+    changed = os.stat(used).st_mtime_ns
+    disks.empty(64 * MIB)
+    assert disks.forget(all_sizes=True) == 0  # somebody may be about to copy it
+    assert os.stat(used).st_mtime_ns == changed
+    os.utime(used, ns=(0, changed))
+    assert disks.forget(all_sizes=True) > 0
+    assert not os.path.exists(used)
+    disks.create(str(tmp_path / "disk"), 64 * MIB)

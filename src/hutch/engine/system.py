@@ -154,6 +154,7 @@ def collect_garbage(context: Context) -> int:
     context.memory_pool.reconcile(settings.memory_pool, live)
     context.kernels.reconcile()
     reconcile_saved(context)
+    context.disks.forget()
     try:
         return context.collector.collect().bytes
     except Unavailable:
@@ -214,6 +215,7 @@ def prune(
     templates = _templates(context)
     if driver is not None:
         driver.prune_templates()
+    context.disks.forget(all_sizes=True)
     context.trash.empty()
     return PruneReport(
         instances=tuple(instances),

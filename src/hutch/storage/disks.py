@@ -1,13 +1,15 @@
 """Writable disks of virtual machines: a sparse file with an empty ext4 for the overlay.
 
-The file system has `/upper` and `/work`. Each size is made once, kept under `<root>/cache`,
-and copied with its holes, which for 10 GiB are less than a megabyte.
+The file system has `/upper` and `/work`. Each size is made once, kept under `<root>/cache`
+while it is in use, and copied with its holes, which for 10 GiB are less than a megabyte.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -34,7 +36,11 @@ _PREPARED = 1 << 40
 _BLOCK = 4096  # what mke2fs takes for a file system that is not small
 _LAYOUT = 2  # to be raised with any change of what a new disk looks like
 _TIMEOUT_S = 600.0
+# Who was told where an empty disk is has it open by then, on the most busy host.
+_GRACE_S = 600.0
+_KEPT_S = 7 * 24 * 3600.0
 _QCOW2 = b"QFI\xfb"
+_EMPTY = r"disk-[0-9]+-[0-9]+M\.raw|overlay-[0-9]+\.qcow2"
 _FULL = ("No space left on device", "Disk quota exceeded")
 _ENV = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -96,6 +102,7 @@ class Disks:
         empty = f"{self._cache}/overlay-{size}.qcow2"
         if not os.path.exists(empty):
             self._make_overlay(empty, size)
+        _note_use(empty)
         copy_sparse(empty, path)
         for name in (path, os.path.dirname(path)):
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
@@ -154,7 +161,7 @@ class Disks:
         from hutch.storage.locking import file_lock
 
         path = f"{self._cache}/disk-{_LAYOUT}-{size >> 20}M.raw"
-        if os.path.exists(path):
+        if _note_use(path):
             return path
         with disk_errors(f"disk of {size} bytes"):
             os.makedirs(self._cache, 0o700, exist_ok=True)
@@ -163,6 +170,46 @@ class Disks:
                     _make(f"{path}.tmp", size)
                     os.rename(f"{path}.tmp", path)
         return path
+
+    def forget(self, *, all_sizes: bool = False) -> int:
+        """Remove the empty disks of sizes that nobody has used for a week, or for ten minutes
+        with `all_sizes`; return the bytes freed. They are made anew when they are wanted."""
+        from hutch.storage.locking import try_file_lock
+
+        before = time.time() - (_GRACE_S if all_sizes else _KEPT_S)
+        freed = 0
+        for path in self._kept():
+            with disk_errors(path), try_file_lock(f"{path}.lock") as mine:
+                if not mine:
+                    continue
+                for name in (path, f"{path}.tmp"):
+                    with suppress(FileNotFoundError):
+                        status = os.stat(name)
+                        if status.st_atime < before:
+                            os.unlink(name)
+                            freed += status.st_blocks * 512
+        return freed
+
+    def _kept(self) -> list[str]:
+        import re
+
+        try:
+            names = os.listdir(self._cache)
+        except FileNotFoundError:
+            return []
+        found = {name.removesuffix(".tmp") for name in names}
+        return [f"{self._cache}/{name}" for name in sorted(found) if re.fullmatch(_EMPTY, name)]
+
+
+def _note_use(path: str) -> bool:
+    """Note that an empty disk is used now; tell whether it is there. When it was changed stays:
+    a template that has seen it is known by that."""
+    try:
+        changed = os.stat(path).st_mtime_ns
+        os.utime(path, ns=(time.time_ns(), changed))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _make(path: str, size: int) -> None:
