@@ -15,6 +15,7 @@ __all__ = [
     "create_sealed_memfd",
     "fallocate",
     "freeze",
+    "is_in_memory",
     "link_fd",
     "open_in_root",
     "openat2",
@@ -48,6 +49,8 @@ FITRIM = 0xC0185879
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
 FS_TOPDIR_FL = 0x20000
+
+_TMPFS_MAGIC, _RAMFS_MAGIC = 0x01021994, 0x858458F6
 
 AT_FDCWD = -100
 AT_SYMLINK_FOLLOW = 0x400
@@ -144,6 +147,15 @@ def trim(fd: int) -> int:
 
     wanted = struct.pack("=3Q", 0, (1 << 64) - 1, 0)
     return int(struct.unpack("=3Q", fcntl.ioctl(fd, FITRIM, wanted))[1])
+
+
+def is_in_memory(path: str) -> bool:
+    """Tell whether a file's content is in memory and nowhere else (tmpfs, ramfs), by statfs(2)."""
+    # Its first field is `long f_type`; the whole is 120 bytes on 64 bits.
+    buffer = ctypes.create_string_buffer(256)
+    if libc.statfs(fs_path(path), buffer) < 0:
+        raise_errno(path)
+    return ctypes.c_long.from_buffer(buffer).value in (_TMPFS_MAGIC, _RAMFS_MAGIC)
 
 
 def syncfs(fd: int) -> None:

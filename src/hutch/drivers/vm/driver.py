@@ -23,6 +23,7 @@ from hutch.drivers.vm.images import sync_directory
 from hutch.drivers.vm.launching import MachineStart
 from hutch.drivers.vm.limits import (
     check_spec,
+    disk_in_memory,
     group_limits,
     memory_of,
     memory_wanted,
@@ -162,6 +163,7 @@ class VmDriver(RunningMachines):
             limits = group_limits(
                 launch.spec.resources,
                 memory_of(launch.spec),
+                disk=disk_in_memory(launch.directory),
                 nodes=passed.numbers(),
                 userfaultfd=launch.arrival is not None and launch.arrival.streams.post_copy,
             )
@@ -311,7 +313,8 @@ class VmDriver(RunningMachines):
             self._monitor(identifier) as monitor,
         ):
             _require_running(monitor)
-            group.update(group_limits(resources, max(memory, record.memory)))
+            disk = disk_in_memory(directory)
+            group.update(group_limits(resources, max(memory, record.memory), disk=disk))
             if self._has_agent(identifier):
                 inside.limit_processes(self._guest(identifier), resources.pids)
             set_rates(monitor, resources, image=self._has_agent(identifier), running=True)
@@ -319,7 +322,7 @@ class VmDriver(RunningMachines):
         if record.pinned:
             pin_processors(group.pids(), resources.cpuset_cpus)
         if memory < record.memory:
-            _lower(group, group_limits(resources, memory))
+            _lower(group, group_limits(resources, memory, disk=disk))
 
     def _resize(
         self, monitor: Monitor, identifier: str, record: MachineRecord, memory: int, vcpus: int
@@ -346,10 +349,20 @@ class VmDriver(RunningMachines):
             failures.translated("disk"),
             self._monitor(identifier) as monitor,
         ):
+            self._make_room(identifier, size)
             if self._has_agent(identifier):
                 grow_disk(monitor, self._guest(identifier), size)
             else:
                 resize_block(monitor, node_name(0), size)
+
+    def _make_room(self, identifier: str, size: int) -> None:
+        """Let QEMU have the memory that a larger disk takes there, before it is larger."""
+        present = disk_in_memory(self._directory(identifier))
+        group = self._group(identifier)
+        limit = group.stats().memory.limit
+        if present and limit is not None:
+            more = limit + max(0, size - present)
+            group.update(Limits(memory=more, memory_swap=2 * more))
 
     # ---- networks while it runs ---------------------------------------------------------
 

@@ -21,7 +21,7 @@ from hutch.drivers.vm.cards import is_user_network, network_cards
 from hutch.drivers.vm.diskkeys import DISK_KEY, secrets
 from hutch.drivers.vm.host import find_host
 from hutch.drivers.vm.launching import MachineLauncher
-from hutch.drivers.vm.limits import group_limits, memory_of
+from hutch.drivers.vm.limits import disk_in_memory, group_limits, memory_of
 from hutch.drivers.vm.machine import (
     ROOT_PORTS,
     Host,
@@ -105,7 +105,12 @@ def start_from_disk(machines: MachineLauncher, hierarchy: Hierarchy, launch: Lau
     with ExitStack() as undo, failures.translated(f"start of {launch.name}"):
         spec = launch.spec
         passed = take_devices(launch, undo)
-        limits = group_limits(spec.resources, memory_of(spec), nodes=passed.numbers())
+        limits = group_limits(
+            spec.resources,
+            memory_of(spec),
+            disk=disk_in_memory(launch.directory),
+            nodes=passed.numbers(),
+        )
         group = hierarchy.create(launch.id, limits)
         undo.callback(group.remove)
         undo.callback(group.kill_all)

@@ -20,6 +20,7 @@ from hutch.spec.model import BindMount, CpuTopology, InstanceSpec, Resources
 __all__ = [
     "DEFAULT_MEMORY",
     "check_spec",
+    "disk_in_memory",
     "group_limits",
     "max_memory_of",
     "max_vcpus_of",
@@ -94,11 +95,12 @@ def group_limits(
     resources: Resources,
     memory: int,
     *,
+    disk: int = 0,
     userfaultfd: bool = False,
     nodes: Sequence[tuple[int, int]] = (),
 ) -> Limits:
     """Return the limits of QEMU's control group; `userfaultfd` lets it have that device, `nodes`
-    those of these numbers.
+    those of these numbers. `disk` is what its disks may take of memory (see `disk_in_memory`).
 
     The guest's memory bounds what the program has; the group holds QEMU's own besides. A
     limit of processes is the guest's, not that of QEMU's threads. A guest may have more
@@ -108,7 +110,8 @@ def group_limits(
     asked = resource_limits(
         msgspec.structs.replace(resources, cpus=cpus, memory=0, pids=0, memory_swap=None)
     )
-    ceiling = memory + translated_code(memory) + _OVERHEAD if resources.memory else None
+    own = memory + translated_code(memory) + _OVERHEAD + disk
+    ceiling = own if resources.memory else None
     devices = [*DEFAULT_DEVICES, _KVM]
     if userfaultfd:
         devices.append(msgspec.structs.replace(_KVM, minor=misc_minor("userfaultfd")))
@@ -121,6 +124,25 @@ def group_limits(
         memory_swap=ceiling and 2 * ceiling,
         devices=tuple(devices),
     )
+
+
+def disk_in_memory(directory: str) -> int:
+    """Return how many bytes of memory the writable disk of a machine can take: as many as it
+    has where the root is in memory (tmpfs), else none.
+
+    What a guest writes to it there counts in QEMU's control group, and nothing can be written
+    out: without that room the machine would be killed for filling its own disk.
+    """
+    from hutch.linux.files import is_in_memory
+    from hutch.storage.diskchain import chain, virtual_size
+    from hutch.storage.disks import disk_size
+    from hutch.storage.snapshots import QCOW2_FILE
+
+    if not is_in_memory(directory):
+        return 0
+    if chain(directory):
+        return virtual_size(directory)
+    return disk_size(f"{directory}/{QCOW2_FILE}", encrypted=True)
 
 
 def check_spec(spec: InstanceSpec) -> None:

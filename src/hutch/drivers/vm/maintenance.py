@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from hutch.drivers import failures
 from hutch.drivers.base import Launch
 from hutch.drivers.vm.launching import MachineLauncher
-from hutch.drivers.vm.limits import group_limits, memory_of
+from hutch.drivers.vm.limits import disk_in_memory, group_limits, memory_of
 from hutch.errors import HutchError, NotFound
 from hutch.linux.cgroup import Hierarchy
 from hutch.plan import guest as protocol
@@ -44,7 +44,12 @@ def maintained(machines: MachineLauncher, hierarchy: Hierarchy, launch: Launch) 
         shutil.rmtree(directory, ignore_errors=True)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         group = hierarchy.create(
-            launch.id, group_limits(launch.spec.resources, memory_of(launch.spec))
+            launch.id,
+            group_limits(
+                launch.spec.resources,
+                memory_of(launch.spec),
+                disk=disk_in_memory(launch.directory),
+            ),
         )
         undo.callback(group.remove)
         undo.callback(group.kill_all)
