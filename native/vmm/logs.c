@@ -29,10 +29,16 @@ static void append(struct vmm_log *log, const void *data, size_t n)
 		log->size += (uint64_t)done;
 }
 
-/* Words of our own, where QEMU's are. */
-void log_say(struct vmm_log *log, const void *data, size_t n)
+/* Words of our own, where QEMU's are: on a line of their own, since QEMU writes one in pieces. */
+void log_say(struct vmm_log *log, const char *words)
 {
-	append(log, data, n);
+	char last = '\n';
+
+	if (log->size && pread(log->file, &last, 1, (off_t)log->size - 1) == 1 && last != '\n')
+		append(log, "\n", 1);
+	append(log, "hutch-vmm: ", 11);
+	append(log, words, strnlen(words, MAX_TEXT));
+	append(log, "\n", 1);
 }
 
 static void copy_down(struct vmm_log *log, uint64_t from, uint64_t end)

@@ -30,12 +30,8 @@ void say(const char *text)
  * at the end of QEMU's words. */
 static void explain(struct vmm *v, const char *text)
 {
-	struct vmm_log *log = &v->logs[LOG_QEMU];
-
 	say(text);
-	log_say(log, "hutch-vmm: ", 11);
-	log_say(log, text, strnlen(text, MAX_TEXT));
-	log_say(log, "\n", 1);
+	log_say(&v->logs[LOG_QEMU], text);
 }
 
 _Noreturn void machine_failed(struct vmm *v, enum part part, uint32_t section, uint32_t index,

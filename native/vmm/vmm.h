@@ -219,7 +219,7 @@ void client_eof(struct vmm_client *c);
 void client_closed(struct vmm *v, struct vmm_client *c, uint32_t error);
 
 /* logs.c */
-void log_say(struct vmm_log *log, const void *data, size_t n);
+void log_say(struct vmm_log *log, const char *words);
 void log_open(struct vmm_log *log, int file, int pipe);
 bool log_read(struct vmm_log *log); /* false: there is no more now */
 void logs_read_rest(struct vmm *v); /* after QEMU's end */

@@ -244,6 +244,19 @@ def test_the_end_of_qemu_while_the_process_runs(machines: Machines, tmp_path: Pa
     assert (status.code, err) == (255, b"hutch-vmm: qemu was killed by signal 9\n")
 
 
+def test_why_a_machine_was_lost_stands_on_a_line_of_its_own(
+    machines: Machines, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script = f"while ! test -e {gate}; do sleep 0.01; done; printf 'half a line' >&2; kill -9 $$"
+    with machines.run(qemu=("/bin/sh", "-c", script)) as machine:
+        machine.boot()
+        gate.touch()
+        assert machine.supervisor.wait(WAIT_S).code == 255
+        said = machine.log.read_bytes()
+    assert said == b"half a line\nhutch-vmm: qemu was killed by signal 9\n"
+
+
 @pytest.fixture
 def shares() -> Iterator[tuple[socket.socket, socket.socket]]:
     """The server's end of a connection, and the machine's."""
