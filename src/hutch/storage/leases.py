@@ -62,7 +62,7 @@ class Leases:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._over: list[str] = []
+        self._over: set[str] = set()
 
     @contextmanager
     def hold(self, *references: str, purpose: str = "", ttl_s: float = _TTL_S) -> Iterator[Lease]:
@@ -87,7 +87,7 @@ class Leases:
         try:
             yield Lease(self._records, key, record, ttl_s)
         finally:
-            self._over.append(key)
+            self._over.add(key)
             with suppress(Exhausted):
                 self.end_over()
 
@@ -98,7 +98,7 @@ class Leases:
             with self._records.write() as transaction:
                 for key in keys:
                     transaction.delete(LEASES, key)
-            self._over = [key for key in self._over if key not in keys]
+            self._over.difference_update(keys)
 
     def list(self) -> Iterable[LeaseRecord]:
         """Return the leases in force."""
