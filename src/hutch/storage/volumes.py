@@ -52,6 +52,10 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 Filters = Mapping[str, Sequence[str]]
 
 
+# What Docker's clients know them by.
+_ANONYMOUS = "com.docker.volume.anonymous"
+
+
 class Volumes(Openings):
     """The volumes of one root; thread-safe, shared with other processes.
 
@@ -91,7 +95,7 @@ class Volumes(Openings):
         record = VolumeRecord(
             created_at=time.time(),
             options=chosen,
-            labels=dict(labels or {}),
+            labels=dict(labels or {}) | ({_ANONYMOUS: ""} if anonymous else {}),
             anonymous=anonymous,
         )
         with self.locked(name):

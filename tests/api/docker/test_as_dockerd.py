@@ -147,7 +147,7 @@ def test_an_image_tells_what_its_last_step_was_for(api: Client, name: str, image
     told = api.ask("GET", f"/images/{made}/json").json
     api.ask("DELETE", f"/images/{made}")
     assert told["Comment"] == "what for"
-    assert "WorkingDir" not in told["Config"]
+    assert told["Config"]["WorkingDir"] == ""
 
 
 def test_more_clients_attach_than_a_supervisor_has_room_for(

@@ -433,6 +433,8 @@ def hijack(api: Client, path: str, body: bytes = b"", upgrade: bool = True) -> t
     head, _, rest = seen.partition(b"\r\n\r\n")
     expected = b"HTTP/1.1 101 UPGRADED" if upgrade else b"HTTP/1.1 200 OK"
     assert head.startswith(expected), head
+    if not upgrade:  # as dockerd has it: frames are announced with an upgrade only
+        assert b"application/vnd.docker.raw-stream" in head
     return sock, rest
 
 

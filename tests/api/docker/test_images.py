@@ -249,6 +249,17 @@ def test_a_client_that_leaves_in_the_middle_of_an_import_leaves_nothing(
     assert api.ask("GET", f"/images/api/half:{tag}/json").status == 404
 
 
+@pytest.mark.parametrize("version", ["v1.44", "v1.51"])
+def test_what_an_image_does_not_set_is_told_as_empty(api: Client, tag: str, version: str) -> None:
+    imported(api, f"api/plain:{tag}")
+    path = f"/{version}/images/api/plain:{tag}/json"
+    config = api.ask("GET", path, raw=True).json["Config"]
+    told = {name: config[name] for name in ("Cmd", "Entrypoint", "OnBuild", "Volumes")}
+    assert told == dict.fromkeys(told)
+    assert (config["User"], config["WorkingDir"]) == ("", "")
+    assert ("Hostname" in config) is (version == "v1.44")
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A directory, and where it is on the loopback as `host:port`."""

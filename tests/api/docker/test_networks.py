@@ -148,6 +148,17 @@ def test_networks_that_nobody_names_are_pruned(api: Client, net: str) -> None:
 # ---- volumes ------------------------------------------------------------------------------
 
 
+def test_a_volume_without_a_name_is_labelled_so(api: Client) -> None:
+    made = api.ask("POST", "/volumes/create", {"Labels": {"a": "b"}}).json
+    try:
+        assert made["Labels"] == {"a": "b", "com.docker.volume.anonymous": ""}
+        wanted = json.dumps({"label": ["com.docker.volume.anonymous"]}).replace(" ", "")
+        found = api.ask("GET", f"/volumes?filters={wanted}").json["Volumes"]
+        assert made["Name"] in [one["Name"] for one in found]
+    finally:
+        assert api.ask("DELETE", f"/volumes/{made['Name']}").status == 204
+
+
 def test_a_volume_is_made_once(api: Client, volume: str) -> None:
     body = {"Name": volume, "Labels": {"a": "b"}}
     made = api.ask("POST", "/volumes/create", body)

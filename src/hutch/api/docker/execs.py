@@ -176,7 +176,7 @@ async def _start(request: Request) -> Answer:
             _follow(request.front, one, Feed(request.front, link, keep=True)), f"exec {one.id[:12]}"
         )
         return empty(200)
-    content = stream_type(tty=one.body.tty, version=request.version)
+    content = stream_type(tty=one.body.tty, version=request.version, upgraded=request.upgrade)
     try:
         pipe = await request.hijack([("Content-Type", content)])
         await pipe.send_head()

@@ -22,6 +22,7 @@ def pack_head(stream: int, length: int) -> bytes:
     return _HEAD.pack(stream, length)
 
 
-def stream_type(*, tty: bool, version: tuple[int, int]) -> str:
-    """Return the content type of a stream: from 1.42 on it tells whether there are frames."""
-    return RAW if tty or version < (1, 42) else MULTIPLEXED
+def stream_type(*, tty: bool, version: tuple[int, int], upgraded: bool = True) -> str:
+    """Return the content type of a stream: from 1.42 on it tells whether there are frames, but
+    on a connection that was taken over without an upgrade."""
+    return RAW if tty or not upgraded or version < (1, 42) else MULTIPLEXED

@@ -165,27 +165,28 @@ def _moment(seconds: float) -> str:
 def _config(given: Any, version: Version) -> dict[str, Any]:
     """Return the configuration; before 1.50 with all the fields that mean nothing in it."""
     config = dict(given) if isinstance(given, dict) else {}
-    if version >= (1, 50):
-        return config
     always: dict[str, Any] = {
-        "Hostname": "",
-        "Domainname": "",
         "User": "",
-        "AttachStdin": False,
-        "AttachStdout": False,
-        "AttachStderr": False,
-        "Tty": False,
-        "OpenStdin": False,
-        "StdinOnce": False,
         "Env": None,
         "Cmd": None,
-        "Image": "",
         "Volumes": None,
         "WorkingDir": "",
         "Entrypoint": None,
         "OnBuild": None,
         "Labels": None,
     }
+    if version < (1, 50):
+        always |= {
+            "Hostname": "",
+            "Domainname": "",
+            "AttachStdin": False,
+            "AttachStdout": False,
+            "AttachStderr": False,
+            "Tty": False,
+            "OpenStdin": False,
+            "StdinOnce": False,
+            "Image": "",
+        }
     return always | config
 
 

@@ -56,7 +56,9 @@ async def _attach(request: Request) -> Answer:
     info = await request.front.call(instance.info)
     _check_attachable(info)
     keys = detach_keys(request)
-    content = stream_type(tty=info.spec.process.tty, version=request.version)
+    content = stream_type(
+        tty=info.spec.process.tty, version=request.version, upgraded=request.upgrade
+    )
     pipe = await request.hijack([("Content-Type", content)])
     await _join(request, instance, info, pipe, keys)
     pipe.write_eof()
