@@ -60,7 +60,7 @@ docker-clients: setup
 	@$(PY) -m scripts.docker_clients $(ARGS)
 
 compare-docker: setup
-	@$(PY) -m scripts.compare_docker
+	@$(PY) -m scripts.compare_docker $(ARGS)
 
 docs: setup
 	@$(PY) scripts/docs.py

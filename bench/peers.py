@@ -113,14 +113,16 @@ class Docker:
 
 
 @contextmanager
-def dockerd(state: Path) -> Iterator[Docker]:
-    """A Docker daemon with its state under `state`; stopped by its process id at the end."""
+def dockerd(state: Path, tree: Path | None = None) -> Iterator[Docker]:
+    """A Docker daemon with its state under `state`, Debian's own or one of another release that
+    was unpacked into `tree`; stopped by its process id at the end."""
     state.mkdir(parents=True, exist_ok=True)
     socket = state / "docker.sock"
     log = state / "dockerd.log"
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [
+                *(_entered(tree, state) if tree else ()),
                 "/usr/sbin/dockerd",
                 "--host",
                 f"unix://{socket}",
@@ -157,6 +159,27 @@ def dockerd(state: Path) -> Iterator[Docker]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _entered(tree: Path, state: Path) -> list[str]:
+    """Return the words that run a program with `tree` as its root, where this machine's kernel
+    and its state directory are: what comes after them becomes that program by exec."""
+    script = """
+set -e
+# Its root has to be a mount: dockerd mounts that anew where it unpacks.
+mount --bind "$0" "$0"
+for name in proc sys dev; do mount --rbind /$name "$0/$name"; done
+mount -t tmpfs -o mode=755 tmpfs "$0/run"
+mkdir -p "$0/$1"
+mount --bind "$1" "$0/$1"
+root=$0
+shift
+exec chroot "$root" "$@"
+"""
+    return [
+        *("unshare", "--mount", "--propagation", "private"),
+        *("sh", "-c", script, str(tree), str(state)),
+    ]
 
 
 class Podman:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 __all__ = ["Difference", "Found", "Side", "compare", "is_named"]
 
-API = "v1.41"  # the newest that Debian's dockerd speaks
 _TIMEOUT_S = 120.0
 _NOTHING = "(absent)"
 
@@ -54,8 +53,9 @@ class _Connection(http.client.HTTPConnection):
 class Side:
     """One daemon: asks it, and keeps each answer under the name of its step."""
 
-    def __init__(self, path: Path, program: str) -> None:
+    def __init__(self, path: Path, program: str, version: str) -> None:
         self._path = path
+        self._version = version
         self._program = program
         self.steps: dict[str, Any] = {}
 
@@ -74,10 +74,12 @@ class Side:
             sent.setdefault("Content-Type", "application/json")
         connection = _Connection(self._path)
         try:
-            connection.request(method, f"/{API}{path}", body, sent)
+            connection.request(method, f"/{self._version}{path}", body, sent)
             response = connection.getresponse()
             kind = response.headers.get("Content-Type", "")
             content = _content(kind, response.read(), path)
+        except TimeoutError as exc:
+            raise TimeoutError(f"{self._path}: {step or 'a step'}: {method} {path}") from exc
         finally:
             connection.close()
         if step:

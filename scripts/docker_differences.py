@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from scripts.docker_answers import Difference
 
-__all__ = ["NAMED"]
+__all__ = ["NAMED", "named"]
 
 _INSPECTED = r"(rich inspected|paused: inspected|life inspected|no program: inspected|execs of).*"
 _LISTED = r"(rich in the list|list \d+|df)"
@@ -14,13 +14,14 @@ _IMAGE = r"(image|committed:|built:) ?inspected"
 _NEWER = "the field came after Docker 20.10"
 
 
-def _named(why: str, *places: tuple[str, str]) -> tuple[Difference, ...]:
+def named(why: str, *places: tuple[str, str]) -> tuple[Difference, ...]:
+    """Return one reason for differences at several places."""
     return tuple(Difference(step, path, why) for step, path in places)
 
 
 NAMED: tuple[Difference, ...] = (
     # ---- the server -----------------------------------------------------------------------
-    *_named(
+    *named(
         "versions, runtimes, plug-ins and what the kernel can do are hutch's own; the rest came "
         "or went after Docker 20.10",
         (
@@ -36,7 +37,7 @@ NAMED: tuple[Difference, ...] = (
         ),
     ),
     # ---- errors ---------------------------------------------------------------------------
-    *_named(
+    *named(
         "errors say in hutch's own words which field is wrong and what helps",
         (r"refused: .*", r"\.body\.message"),
         (r"(images|networks|volumes) filtered \d+", r"\.body\.message"),
@@ -61,7 +62,7 @@ NAMED: tuple[Difference, ...] = (
         (r"no program: inspected", r"\.body\.State\.Error"),
         (r"(run, no program|rm, running)", r"\.errors\[\]"),
     ),
-    *_named(
+    *named(
         "what the client did wrong is answered with 400, 403, 404 or 409, as by newer Docker, "
         "where 20.10 answers 500",
         (r"(auth|search) without a (name|term)", r"\.status"),
@@ -78,7 +79,7 @@ NAMED: tuple[Difference, ...] = (
         (r"build without a Dockerfile", r"\.status"),
         (r"events, bad time", r"\.status"),
     ),
-    *_named(
+    *named(
         "an error known before the answer begins has its status and a JSON body, where Docker "
         "has begun a stream already",
         (r"load nothing", r"\.(status|body\.(message|error|errorDetail))"),
@@ -87,31 +88,31 @@ NAMED: tuple[Difference, ...] = (
         (r"attached badly", r"\.(body|type)"),
         (r"exec .* again", r"\.(status|type|body\.(message|stdout))"),
     ),
-    *_named(
+    *named(
         "a filter or condition that is not known is refused, where 20.10 passes it over",
         (r"events, bad filter", r"\.(status|body)"),
         (r"a bad condition", r"\.(status|body\.(message|StatusCode))"),
     ),
     # ---- containers -----------------------------------------------------------------------
-    *_named(
+    *named(
         _NEWER,
         (_BOTH, r"\.body(\.|\[\]\.|\.Containers\[\]\.)NetworkSettings\.Networks\..*\.DNSNames"),
         (_BOTH, r"\.body(\.|\[\]\.|\.Containers\[\]\.)NetworkSettings\.Networks\..*\.GwPriority"),
         (r"networks? .*", r"\.body(\[\])?\.EnableIPv4"),
     ),
-    *_named(
+    *named(
         "newer Docker tells `bridge` and `no` too",
         (_BOTH, r"\.body(\.|\[\]\.|\.Containers\[\]\.)HostConfig\.NetworkMode"),
         (_INSPECTED, r"\.body\.HostConfig\.RestartPolicy\.Name"),
     ),
-    *_named(
+    *named(
         "newer Docker has these no more",
         (_INSPECTED, r"\.body\.HostConfig\.KernelMemory(TCP)?"),
         (_IMAGE, r"\.body\.(Container|ContainerConfig)"),
         (r"(streams |terminal )?waited|a bad condition", r"\.body\.Error"),
         (r"rich inspected, joined", r"\.body\.NetworkSettings\.Networks\.compare-net\.Aliases"),
     ),
-    *_named(
+    *named(
         "a container is told from its specification: empty lists are lists, sizes are in bytes, "
         "defaults are told, temporary file systems are in `Tmpfs` however they were asked for",
         (
@@ -122,27 +123,27 @@ NAMED: tuple[Difference, ...] = (
         (_INSPECTED, r"\.body\.Config\.(StopSignal|StopTimeout|Healthcheck\.Timeout)"),
         (_BOTH, r"\.body(\[\])?\.Mounts"),
     ),
-    *_named(
+    *named(
         "whoever attaches says to what",
         (_INSPECTED, r"\.body\.Config\.Attach(Stdout|Stderr)"),
     ),
-    *_named(
+    *named(
         "what is published is exposed, and reached",
         (_INSPECTED, r"\.body\.Config\.ExposedPorts\.80/tcp"),
         (_INSPECTED, r"\.body\.NetworkSettings\.Ports\.80/tcp"),
         (r"rich in the list", r"\.body\[\]\.Ports"),
     ),
-    *_named(
+    *named(
         "a control group name space of its own is the default, on either version of cgroups",
         (_INSPECTED, r"\.body\.HostConfig\.CgroupnsMode"),
     ),
-    *_named("there is no runc", (_INSPECTED, r"\.body\.HostConfig\.Runtime")),
-    *_named("more is masked, as by newer Docker", (_INSPECTED, r"\.body\.HostConfig\.MaskedPaths")),
-    *_named(
+    *named("there is no runc", (_INSPECTED, r"\.body\.HostConfig\.Runtime")),
+    *named("more is masked, as by newer Docker", (_INSPECTED, r"\.body\.HostConfig\.MaskedPaths")),
+    *named(
         "directories of layers are made when a container starts, and gone when it ends",
         (rf"({_INSPECTED}|{_IMAGE})", r"\.body\.GraphDriver\.Data\..*"),
     ),
-    *_named(
+    *named(
         "paths and network are known before the first start; a network name space is gone with "
         "the container's end, and `none` has no endpoint",
         (_INSPECTED, r"\.body\.(HostnamePath|HostsPath|LogPath|ResolvConfPath)"),
@@ -150,51 +151,51 @@ NAMED: tuple[Difference, ...] = (
         (_BOTH, r"\.body.*\.NetworkSettings\.Networks\.bridge\.NetworkID"),
         (_BOTH, r"\.body.*\.NetworkSettings\.Networks\.none\.EndpointID"),
     ),
-    *_named("`expose` looks at what is exposed, on whatever network", (r"list 14", r"\.body")),
-    *_named(
+    *named("`expose` looks at what is exposed, on whatever network", (r"list 14", r"\.body")),
+    *named(
         "sizes count what is on disk, directories too",
         (r"(list \d+|df)", r"\.body.*\.SizeRw"),
         (r"pruned", r"\.body\.SpaceReclaimed"),
     ),
-    *_named(
+    *named(
         "this kernel's groups count no requests of devices; fail counts are told",
         (r"rich stats", r"\.body\.(blkio_stats\..*|memory_stats\.failcnt)"),
     ),
-    *_named("newer Docker names the type", (r"(logs|terminal logs).*", r"\.type")),
-    *_named(
+    *named("newer Docker names the type", (r"(logs|terminal logs).*", r"\.type")),
+    *named(
         "a program that is not there ends with 127, as in a shell",
         (r"exec absent after", r"\.body\.ExitCode"),
     ),
-    *_named(
+    *named(
         "20.10 cannot give capabilities to a user other than root where it has not all of them",
         (r"exec rich (started|after)", r"\.body\.(stdout|ExitCode|Pid)"),
     ),
-    *_named(
+    *named(
         "what could not be started has not started",
         (r"events of containers", r"\.exec_start: (/nonesuch|true) "),
     ),
-    *_named("the first process is hutch's supervisor", (r"rich top", r"\.body\.Processes\[\]\[\]")),
-    *_named("a loaded image has a name", (r"image inspected", r"\.body\.Metadata\.LastTagTime")),
-    *_named(
+    *named("the first process is hutch's supervisor", (r"rich top", r"\.body\.Processes\[\]\[\]")),
+    *named("a loaded image has a name", (r"image inspected", r"\.body\.Metadata\.LastTagTime")),
+    *named(
         "places to mount `/etc/hosts` and the like on are made in an image that has none",
         (r"diff", r"\.output"),
     ),
     # ---- images and builds ----------------------------------------------------------------
-    *_named(
+    *named(
         "directories that COPY --chown makes on the way belong to that owner, as with BuildKit",
         (r"dockerfile with copies", r"\.files\.own\.owner\[\]"),
     ),
-    *_named(
+    *named(
         "a layer's size is that of its archive",
         (rf"({_IMAGE}|images filtered \d+|.* history|df)", r"\.body.*\.(Virtual)?Size"),
         (r"history", r"\.output\[\]"),
     ),
-    *_named(
+    *named(
         "an image knows neither the one it was made from nor the program that made it",
         (_IMAGE, r"\.body\.(Parent|DockerVersion|Config\.(Image|Hostname))"),
         (r".* ?history", r"\.body\[\]\.(Id|Tags)"),
     ),
-    *_named(
+    *named(
         "steps are told as BuildKit does, and none has a container to tell of",
         (r"built", r"\.body"),
         (r"build of a failing step", r"\.body"),
@@ -203,17 +204,21 @@ NAMED: tuple[Difference, ...] = (
         (r"built: removed", r"\.body"),
         (r"build cache pruned", r"\.body\.(CachesDeleted|SpaceReclaimed)"),
     ),
-    *_named(
+    *named(
+        "newer Docker labels volumes without a name",
+        (r"(volume without a name|volumes? .*|df)", r"\.body.*\.Labels.*"),
+    ),
+    *named(
         "lists without members are lists",
         (r"(images filtered \d+|df)", r"\.body.*\.RepoDigests"),
         (r"df( empty)?", r"\.body\.BuildCache"),
     ),
     # ---- networks -------------------------------------------------------------------------
-    *_named(
+    *named(
         "`Attachable` means something in a swarm only",
         (r"networks? .*", r"\.body(\[\])?\.Attachable"),
     ),
-    *_named(
+    *named(
         "the default network's bridge has a name of hutch's, and its gateway is told",
         (r"network bridge", r"\.body\.(IPAM\.Config\[\]\.Gateway|Options\..*bridge\.name)"),
     ),

@@ -13,7 +13,10 @@ import ast
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scripts.docker_answers import Difference
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -207,12 +210,21 @@ DOCKER_DIFFERENCES = """## What differs from Docker 20.10 in one scenario
 the docker command, and fails for any difference that `scripts/docker_differences.py` does not
 name. Those that it names, in the order of the API:
 """
+NEWER_DIFFERENCES = """
+## What differs from Docker 28
+
+`make compare-docker ARGS=--newer` asks the dockerd of Debian's sid the same, unpacked into a root
+of its own. Much of the above differs from 20.10 only, and is there as here. What is named for 28
+besides (`scripts/docker_newer_differences.py`):
+"""
 
 
 def docker_page() -> str:
     """Return the reference of Docker's API, from the table of routes."""
     from hutch.api.docker.routes import GROUPS
     from hutch.api.docker.routing import NEWEST, OLDEST, show
+    from scripts.docker_differences import NAMED
+    from scripts.docker_newer_differences import NEWER
 
     intro = DOCKER_INTRO.format(oldest=show(OLDEST), newest=show(NEWEST))
     parts = [NOTE, "# Docker Engine API\n", intro]
@@ -226,13 +238,12 @@ def docker_page() -> str:
                 rows = ["| option | |", "|---|---|"]
                 rows += [f"| `{name}` | {how} |" for name, how in route.options.items()]
                 parts.append("\n".join(rows) + "\n")
-    return "\n".join([*parts, DOCKER_DIFFERENCES, *_differences()])
+    differ = [DOCKER_DIFFERENCES, *_reasons(NAMED), NEWER_DIFFERENCES, *_reasons(NEWER)]
+    return "\n".join([*parts, *differ])
 
 
-def _differences() -> list[str]:
-    from scripts.docker_differences import NAMED
-
-    reasons = dict.fromkeys(name.why for name in NAMED)
+def _reasons(names: tuple[Difference, ...]) -> list[str]:
+    reasons = dict.fromkeys(name.why for name in names)
     return [f"- {why[0].upper()}{why[1:]}." if why[0] != "`" else f"- {why}." for why in reasons]
 
 
