@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.drivers.base import Launch, Started
 from hutch.engine import Engine
 from hutch.errors import Exhausted
 from hutch.lifecycle import State
@@ -97,3 +100,62 @@ def test_instances_are_stopped_and_removed_on_a_full_disk(disk: Path) -> None:
         for one in filled:
             one.unlink()
         engine.get("kept").remove()
+
+
+def test_a_commit_that_finds_no_room_is_not_lost(disk: Path) -> None:
+    store = Store.open(disk / "hutch.db")
+    try:
+        with store.write() as tx:
+            tx.event("box", "create", "one")
+        fill(disk)
+        for number in range(20):  # the log has to grow
+            with store.write() as tx:
+                tx.event("box", "stop", "x" * 1000, number=str(number))
+        assert store.last_event() == 21
+    finally:
+        store.close()
+
+
+def test_a_full_disk_without_a_reserve_is_told_by_a_commit(disk: Path) -> None:
+    store = Store.open(disk / "hutch.db")
+    try:
+        assert Reserve(disk / "hutch.db").give_up()
+        fill(disk)
+        with pytest.raises(Exhausted, match="no space left"):
+            for _ in range(1000):
+                with store.write() as tx:
+                    tx.event("box", "stop", "x" * 1000)
+    finally:
+        store.close()
+
+
+@requires("cgroup", "overlayfs", "seccomp", "busybox")
+def test_a_start_that_cannot_be_recorded_is_undone(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(disk / "root") as engine:
+        engine.images.bootstrap("busybox")
+        box = engine.create("busybox", ["sleep", "1000"], network="none")
+        driver = engine.context.driver("container")
+        start = driver.start
+        begun: list[Started] = []
+        filled: list[Path] = []
+
+        def full(launch: Launch) -> Started:
+            begun.append(start(launch))
+            Reserve(disk / "root/hutch.db").give_up()
+            filled.extend(fill(disk))
+            return begun[0]
+
+        monkeypatch.setattr(driver, "start", full)
+        with pytest.raises(Exhausted):
+            box.start()
+        with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(begun[0].pid)
+            assert select.select([pidfd], [], [], 60)[0]
+            os.close(pidfd)
+        assert [info.name for info in engine.list(all=True)] == [box.name]  # as it was last noted
+        for one in filled:
+            one.unlink()
+        assert not engine.list()
+        box.remove()

@@ -9,7 +9,7 @@ from hutch.engine.describe import describe
 from hutch.engine.finish import refresh
 from hutch.engine.lookup import all_records, find_id, load
 from hutch.engine.results import InstanceInfo
-from hutch.errors import InvalidArgument, NotFound
+from hutch.errors import Exhausted, InvalidArgument, NotFound
 from hutch.lifecycle import State
 
 __all__ = ["list_instances"]
@@ -55,6 +55,8 @@ def list_instances(
             record = refresh(context, record)
         except NotFound:
             continue
+        except Exhausted:  # no room to note that it has ended: told as it was noted last
+            pass
         if not everything and record.state not in _SHOWN:
             continue
         if any(record.created_ns >= bound for bound in bounds.get("before", ())):

@@ -134,25 +134,31 @@ def _start_locked(
             _record_failure(context, record, exc)
             raise
         undo.pop_all()
-    _write(
-        context,
-        record,
-        event="resume" if suspended else "start",
-        state=State.RUNNING,
-        pid=started.pid,
-        start_time=started.start_time,
-        supervisor=started.supervisor.supervisor_pid or 0,
-        started_ns=time.time_ns(),
-        finished_ns=0,
-        exit_code=0,
-        error="",
-        oom_killed=False,
-        stopped_by_user=False,
-        boot_id=context.boot_id,
-        generation=record.generation + 1,
-        restart_count=record.restart_count if restarting else 0,
-        endpoints=tuple(endpoint.network for endpoint in endpoints),
-    )
+    try:
+        _write(
+            context,
+            record,
+            event="resume" if suspended else "start",
+            state=State.RUNNING,
+            pid=started.pid,
+            start_time=started.start_time,
+            supervisor=started.supervisor.supervisor_pid or 0,
+            started_ns=time.time_ns(),
+            finished_ns=0,
+            exit_code=0,
+            error="",
+            oom_killed=False,
+            stopped_by_user=False,
+            boot_id=context.boot_id,
+            generation=record.generation + 1,
+            restart_count=record.restart_count if restarting else 0,
+            endpoints=tuple(endpoint.network for endpoint in endpoints),
+        )
+    except HutchError:
+        # On a full disk, say. What runs without a record could be neither stopped nor removed.
+        driver.kill_all(record.id)
+        started.supervisor.close()
+        raise
     if suspended:
         context.trash.discard(str(context.directory(record.id) / SUSPENDED))
     follow_settled(context, record, placed)

@@ -227,17 +227,29 @@ class Store:
             return
         with self._in_turn(), self._connection() as connection:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            # A commit that finds no room may lose its transaction: it is too late by then.
+            if self._reserve.is_needed():
+                self._reserve.give_up()
             self._with_room(lambda: connection.execute("BEGIN IMMEDIATE"))
             self._current.connection = connection
             try:
                 yield StoreTransaction(connection)
-                self._with_room(lambda: connection.execute("COMMIT"))
+                self._commit(connection)
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
             finally:
                 self._current.connection = None
+
+    def _commit(self, connection: sqlite3.Connection) -> None:
+        """Commit; once more with the room of the reserve where SQLite has not rolled back."""
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.OperationalError as exc:
+            if not connection.in_transaction or not _is_full(exc) or not self._reserve.give_up():
+                raise
+            connection.execute("COMMIT")
 
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:

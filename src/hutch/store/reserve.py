@@ -14,6 +14,8 @@ __all__ = ["Reserve"]
 _SIZE = 1 << 20
 # A disk with less than this left is nearly full: the reserve is not taken from the rest of it.
 _PLENTY = 16 << 20
+# What a transaction may write to the log, and SQLite to the index.
+_ENOUGH = 256 << 10
 
 
 class Reserve:
@@ -41,6 +43,14 @@ class Reserve:
                 os.close(fd)
         except OSError:
             return
+
+    def is_needed(self) -> bool:
+        """Tell whether a transaction might not find room without the reserve."""
+        try:
+            status = os.statvfs(os.path.dirname(self._path) or ".")
+        except OSError:
+            return False
+        return status.f_bavail * status.f_frsize < _ENOUGH
 
     def give_up(self) -> bool:
         """Give the space back; False where there was none."""
