@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.measure import Row, Samples
@@ -81,11 +82,16 @@ def _beside(hog: str) -> Callable[[Stage, Peers, int], list[Row]]:
                 session = box.exec_stream(["sh", "-c", _SERVER], stdin=True)
                 served[name] = stack.enter_context(session)
                 _latencies(session)
+            slowed = _slowed(stage.directory) if hog == "disk" else {}
             for _ in range(max(2, rounds // 4)):
                 found["alone"].append(_latencies(served["hutch"]))
                 with _hog(engine, hog):
                     for name, session in served.items():
                         found[name].append(_latencies(session))
+                if slowed:
+                    with _hog(engine, hog, **slowed):
+                        taken = _latencies(served["hutch"])
+                    found.setdefault("the hog bounded", []).append(taken)
         return [
             Row(
                 case=f"a request beside a hog of {hog}, {text}",
@@ -100,9 +106,20 @@ def _beside(hog: str) -> Callable[[Stage, Peers, int], list[Row]]:
     return case
 
 
+def _slowed(directory: Path) -> dict[str, Any]:
+    """Return the options that hold a hog of the disk back; none where the files are on no disk."""
+    number = os.stat(directory).st_dev
+    found = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    if not found.exists():
+        return {}
+    found = found.resolve()
+    disk = found.parent if (found / "partition").exists() else found
+    return {"device_write_bps": [f"/dev/{disk.name}:5mb"]}
+
+
 @contextmanager
-def _hog(engine: Any, hog: str) -> Iterator[None]:
-    options = {"network": "none", "pids_limit": 64}
+def _hog(engine: Any, hog: str, **bounds: Any) -> Iterator[None]:
+    options = {"network": "none", "pids_limit": 64, **bounds}
     box = engine.start(IMAGE, ["sh", "-c", _HOGS[hog]], **options)
     try:
         time.sleep(1.0)  # the storm rises

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.engine import Engine
 from hutch.errors import InvalidArgument
 from hutch.resources.admission import NoRoom, decide
 from hutch.resources.demand import Demand, Holding, demand_of
@@ -210,6 +211,19 @@ def test_a_wrong_setting_is_named(name: str, text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         with_values(Settings(), {name: text})
     assert (caught.value.field or "").startswith(name.partition(".")[0])
+
+
+def test_a_choice_that_there_is_not_is_told_what_there_is() -> None:
+    with pytest.raises(InvalidArgument, match="fit: expected one of first, best, worst, pack"):
+        with_values(Settings(), {"fit": "loose"})
+
+
+@pytest.mark.parametrize("name", ["memory", "cpus", "disk"])
+def test_the_host_cannot_keep_all_that_it_has(tmp_path: Path, name: str) -> None:
+    with Engine(tmp_path / "root") as engine:
+        with pytest.raises(InvalidArgument, match=f"reserved.{name}: leaves nothing"):
+            engine.resources.configure({f"reserved.{name}": "99999" + "T" * (name != "cpus")})
+        assert engine.resources.settings == Settings()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"reserved": {"memory": -1}}', '{"unknown": 1}'])

@@ -9,7 +9,7 @@ import msgspec
 from hutch.engine.admitting import bound_parent
 from hutch.engine.context import Context
 from hutch.engine.lookup import all_records
-from hutch.errors import WrongState
+from hutch.errors import InvalidArgument, WrongState
 from hutch.lifecycle import State
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Resources:
             settings = with_values(before, values)
             if settings.parent != before.parent:
                 self._require_none_running()
+            self._require_left(before, settings)
             save_settings(root, settings)
             if (settings.memory, settings.parent) != (before.memory, before.parent):
                 try:
@@ -84,6 +85,23 @@ class Resources:
             if settings.memory_pool != before.memory_pool:
                 self._prepare_pool(before, settings)
         return settings
+
+    def _require_left(self, before: Settings, settings: Settings) -> None:
+        """Refuse to keep all that there is for the host: nothing would ever start."""
+        from hutch.resources.admission import capacity_of
+
+        if settings.reserved == before.reserved:
+            return
+        left = capacity_of(self.inventory(), settings)
+        for name in ("memory", "cpus", "disk"):
+            kept, given_out = getattr(settings.reserved, name), left[name]
+            changed = kept != getattr(before.reserved, name)
+            if changed and given_out is not None and given_out <= 0:
+                raise InvalidArgument(
+                    "leaves nothing to give out",
+                    field=f"reserved.{name}",
+                    hint="`hutch system resources` shows what there is",
+                )
 
     def _prepare_pool(self, before: Settings, settings: Settings) -> None:
         """Make the memory pool what is wanted now, or leave it as it was."""

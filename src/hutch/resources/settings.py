@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -143,7 +143,15 @@ def with_values(settings: Settings, values: dict[str, str]) -> Settings:
         message, _, where = str(exc).partition(" - at `$.")
         field = where.rstrip("`") or next(iter(values), "settings")
         hint = f"some of {', '.join(RUNGS)}" if field.startswith("ladder") else None
+        if choices := _choices(field):
+            message = f"expected one of {', '.join(choices)}"
         raise InvalidArgument(message[:1].lower() + message[1:], field=field, hint=hint) from exc
+
+
+def _choices(field: str) -> tuple[str, ...]:
+    """Return what a setting may be; nothing where it is not one of a few words."""
+    kind = get_type_hints(Settings).get(field)
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _assign(plain: dict[str, Any], name: str, text: str) -> None:
