@@ -12,20 +12,20 @@ enum { RCODE_OK = 0, RCODE_FORMAT = 1, RCODE_FAILED = 2, RCODE_NO_NAME = 3, RCOD
 
 /* A query with its one question: `name` in lower case without the last dot. */
 struct question {
-    const uint8_t *wire;
-    size_t wire_length;
-    char name[NAME_MAX_LENGTH + 1];
-    uint16_t type, class;
+	const uint8_t *wire;
+	size_t wire_length;
+	char name[NAME_MAX_LENGTH + 1];
+	uint16_t type, class;
 };
 
 enum verdict { VERDICT_DROP, VERDICT_REPLY, VERDICT_FORWARD };
 
 int packet_question(const uint8_t *packet, size_t length, struct question *out);
 enum verdict packet_answer(const struct names *names, const struct address *source,
-                           const uint8_t *query, size_t length, uint8_t *out, size_t room,
-                           size_t *out_length);
+			   const uint8_t *query, size_t length, uint8_t *out, size_t room,
+			   size_t *out_length);
 size_t packet_error(const uint8_t *query, size_t length, unsigned rcode, uint8_t *out, size_t room);
 int packet_is_reply(const uint8_t *query, size_t query_length, const uint8_t *reply,
-                    size_t reply_length);
+		    size_t reply_length);
 
 #endif

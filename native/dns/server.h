@@ -24,25 +24,25 @@
 enum kind { KIND_INOTIFY, KIND_UDP, KIND_TCP, KIND_PENDING, KIND_STREAM, KIND_STREAM_UPSTREAM };
 
 struct listener {
-    struct address address;
-    int udp, tcp;
+	struct address address;
+	int udp, tcp;
 };
 
 struct upstreams {
-    const char *path;
-    struct timespec changed;
-    uint64_t inode;
-    size_t count;
-    struct address list[UPSTREAMS_MAX];
+	const char *path;
+	struct timespec changed;
+	uint64_t inode;
+	size_t count;
+	struct address list[UPSTREAMS_MAX];
 };
 
 struct server {
-    int epoll, directory, inotify;
-    uint16_t port;
-    size_t listener_count;
-    struct listener listeners[LISTENERS_MAX];
-    struct names *names;
-    struct upstreams upstreams;
+	int epoll, directory, inotify;
+	uint16_t port;
+	size_t listener_count;
+	struct listener listeners[LISTENERS_MAX];
+	struct names *names;
+	struct upstreams upstreams;
 };
 
 /* main.c */
@@ -50,12 +50,12 @@ long long now_ms(void);
 int watch(struct server *server, int fd, enum kind kind, size_t index, uint32_t events);
 int rewatch(struct server *server, int fd, enum kind kind, size_t index, uint32_t events);
 socklen_t address_to_socket(const struct address *address, uint16_t port,
-                            struct sockaddr_storage *out);
+			    struct sockaddr_storage *out);
 void address_from_socket(const struct sockaddr_storage *from, struct address *out);
 
 /* upstream.c */
 size_t upstreams_for(struct server *server, const struct address *source,
-                     struct address out[UPSTREAMS_MAX]);
+		     struct address out[UPSTREAMS_MAX]);
 
 /* udp.c */
 void udp_query(struct server *server, size_t listener);

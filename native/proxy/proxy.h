@@ -16,16 +16,16 @@
 enum kind { KIND_OWNER, KIND_LISTENER, KIND_CLIENT, KIND_SERVER, KIND_FLOW };
 
 struct listener {
-    int fd, type;
-    int family;
-    struct sockaddr_storage target;
-    socklen_t target_length;
+	int fd, type;
+	int family;
+	struct sockaddr_storage target;
+	socklen_t target_length;
 };
 
 struct proxy {
-    int epoll;
-    size_t count;
-    struct listener *listeners;
+	int epoll;
+	size_t count;
+	struct listener *listeners;
 };
 
 extern struct proxy proxy;
