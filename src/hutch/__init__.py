@@ -14,7 +14,9 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from hutch import aio as aio
     from hutch import errors
+    from hutch import testing as testing
     from hutch.engine import (
         CommandError,
         Completed,

@@ -269,3 +269,9 @@ def test_images_volumes_and_networks_are_there(play: Any) -> None:
         assert (await engine.resources.memory()).total > 0
 
     play(test)
+
+
+def test_the_facade_is_an_attribute_of_the_package() -> None:
+    """Which mypy, over this file, has to find too."""
+    assert hutch.aio.Engine is aio.Engine
+    assert hutch.testing.ensure_image is ensure_image
