@@ -18,7 +18,6 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     package: str
     use: str
     version_argument: str | None = "--version"
-    rootless_only: bool = False
 
 
 PROGRAMS: tuple[Program, ...] = (
@@ -80,26 +79,22 @@ PROGRAMS: tuple[Program, ...] = (
         name="slirp4netns",
         package="slirp4netns",
         use="networks of containers without root",
-        rootless_only=True,
     ),
     Program(
         name="passt",
         package="passt",
         use="networks of containers without root, in place of slirp4netns",
-        rootless_only=True,
     ),
     Program(
         name="newuidmap",
         package="uidmap",
         use="more than one user id in containers without root",
         version_argument=None,
-        rootless_only=True,
     ),
     Program(
         name="fuse-overlayfs",
         package="fuse-overlayfs",
         use="root file systems without root where the kernel refuses overlay",
-        rootless_only=True,
     ),
     Program(name="skopeo", package="skopeo", use="nothing but tests of images against a peer"),
     Program(name="runc", package="runc", use="nothing but the bench"),

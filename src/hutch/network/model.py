@@ -24,7 +24,6 @@ HOST = "network_host"
 
 DEFAULT_NETWORK = "bridge"
 BUILTIN_NETWORKS = ("bridge", "host", "none")
-NAMESERVER_KEY = "nameserver"
 
 
 class SubnetRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -126,7 +126,6 @@ def inspect_container(
     size: DiskSize | None,
     network_ids: dict[str, str],
     execs: list[str],
-    exposed_by_image: tuple[str, ...] = (),
     volumes_of_image: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Return all that Docker tells of a container."""
