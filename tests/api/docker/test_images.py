@@ -295,14 +295,14 @@ def test_what_is_not_at_an_address_is_told_and_makes_no_image(
 ) -> None:
     directory, host = site
     (directory / "text").write_bytes(b"no archive" * 100)
-    left = os.listdir(hutch_engine.root / "tmp")
+    left = set(os.listdir(hutch_engine.root / "tmp"))
     for name, word in (("nothing", "answered 404"), ("text", "tar")):
         path = f"/images/create?fromSrc=http://{host}/{name}&repo=api/fetched&tag={tag}"
         last = lines(api.ask("POST", path))[-1]
         assert word in last["error"]
         assert last["errorDetail"]["message"] == last["error"]
     assert api.ask("GET", f"/images/api/fetched:{tag}/json").status == 404
-    assert os.listdir(hutch_engine.root / "tmp") == left
+    assert set(os.listdir(hutch_engine.root / "tmp")) <= left
 
 
 @pytest.mark.parametrize("source", ["file:///etc/passwd", "http://", "ssh://a/b"])
