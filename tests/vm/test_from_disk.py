@@ -403,6 +403,15 @@ def test_an_unreadable_disk_is_told_with_qemu_s_words(engine: Engine, tmp_path: 
         assert machine.info().state == "created"
 
 
+def test_a_disk_with_nothing_to_start_from_is_told_on_the_console(
+    engine: Engine, tmp_path: Path
+) -> None:
+    create_disk(str(tmp_path / "empty.qcow2"), SIZE)
+    with engine.machines.create(tmp_path / "empty.qcow2", memory="128M", network="none") as machine:
+        until(machine.start_attached(), b"No bootable device.")
+        assert machine.info().state == "running"
+
+
 def test_removing_it_leaves_nothing_and_not_its_disk(engine: Engine, base: Path) -> None:
     with engine.machines.start(base, memory="128M", network="none") as machine:
         directory = machine.info().directory

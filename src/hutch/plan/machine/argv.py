@@ -144,6 +144,8 @@ def _board(machine: Machine, places: Places) -> Iterator[str]:
             # The guest would look for a keyboard that nobody types on.
             i8042=machine.display is not None or firmware is not None,
             sata=any(disk.kind == "cdrom" for disk in machine.disks),
+            # Without a screen SeaBIOS talks on the serial port: what it cannot start is told.
+            graphics=False if firmware and not uefi and machine.display is None else None,
             pflash0="uefi-code" if uefi else None,
             pflash1="uefi-variables" if uefi else None,
         )
