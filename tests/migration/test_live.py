@@ -138,11 +138,21 @@ def test_a_machine_goes_on_at_the_target_without_a_gap(
     source: Engine, target: Other, moved: str, post_copy: bool
 ) -> None:
     told: list[ProgressEvent] = []
+    bandwidth = 0
     if not post_copy:
-        source.get("moved").update(cpus=2)
+        # Counted with all that it does not hold, such a disk takes ten minutes at this pace.
+        source.get("moved").update(cpus=2, disk="20G")
+        bandwidth = 32 << 20
     before = len(said(source))
     address = source._context.networks.endpoints(moved)[0].ipv4
-    done = source.migrate("moved", target.destination, post_copy=post_copy, progress=told.append)
+    done = source.migrate(
+        "moved",
+        target.destination,
+        post_copy=post_copy,
+        bandwidth=bandwidth,
+        timeout_s=120,
+        progress=told.append,
+    )
     assert done.problem == ""
     assert done.way in ("pre-copy", "post-copy" if post_copy else "pre-copy")
     assert 0 < done.downtime_s <= done.offline_s < done.total_s

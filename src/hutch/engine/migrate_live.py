@@ -197,7 +197,9 @@ class _Journey:
 
     def copy_disk(self) -> None:
         self._began = time.monotonic()
-        self._departure.mirror(self._channel("disk", None))
+        # QEMU counts what it need not send: all of a disk, however little there is on it.
+        bandwidth = self._options.bandwidth
+        self._departure.mirror(self._channel("disk", None, bandwidth=bandwidth))
         while True:
             done, total = self._departure.mirrored()
             self._tell("copying disk", done, total)
@@ -330,17 +332,20 @@ class _Journey:
 
     # ---- links --------------------------------------------------------------------------
 
-    def _channel(self, name: str, gate: threading.Event | None) -> int:
+    def _channel(self, name: str, gate: threading.Event | None, *, bandwidth: int = 0) -> int:
         """Open a link for a stream; return the end that QEMU gets, which stays ours to close."""
         ours, qemus = socket.socketpair()
         self._stack.enter_context(ours)
         self._stack.enter_context(qemus)
-        self._carry(name, ours, gate)
+        self._carry(name, ours, gate, bandwidth)
         return qemus.fileno()
 
-    def _carry(self, name: str, stream: socket.socket, gate: threading.Event | None) -> None:
+    def _carry(
+        self, name: str, stream: socket.socket, gate: threading.Event | None, bandwidth: int = 0
+    ) -> None:
         link = self._stack.enter_context(_opened(self._there, self._token, name))
-        self._pumps.append(self._stack.enter_context(Pump(stream, link, gate=gate)))
+        pump = Pump(stream, link, gate=gate, bandwidth=bandwidth)
+        self._pumps.append(self._stack.enter_context(pump))
 
 
 @contextmanager

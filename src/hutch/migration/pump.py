@@ -7,22 +7,35 @@ import select
 import socket
 import threading
 
+from hutch.migration.pace import Pace
+
 __all__ = ["Pump", "carry"]
 
 _PIECE = 1 << 20
+# A stream that is bounded goes by pieces of so many parts of a second, and a page at least.
+_PER_SECOND = 20
+_PIECE_MIN = 4096
 
 
 class Pump:
     """Carries bytes between a local socket and a link, each direction in a thread of its own.
 
     With `gate` nothing of what the other side says comes through until that is set. `sent`
-    counts what has gone out. Closing it ends both connections' use, not their descriptors.
+    counts what has gone out, at most `bandwidth` bytes a second where that is not 0. Closing it
+    ends both connections' use, not their descriptors.
     """
 
     def __init__(
-        self, local: socket.socket, link: socket.socket, *, gate: threading.Event | None = None
+        self,
+        local: socket.socket,
+        link: socket.socket,
+        *,
+        gate: threading.Event | None = None,
+        bandwidth: int = 0,
     ) -> None:
         self.sent = 0
+        self._closed = threading.Event()
+        self._pace = Pace(bandwidth, sleep=self._closed.wait)
         self._local = local
         self._link = link
         self._gate = gate
@@ -43,6 +56,7 @@ class Pump:
 
     def close(self) -> None:
         """Carry no more; both threads have ended when it returns."""
+        self._closed.set()
         for end in (self._local, self._link):
             try:
                 end.shutdown(socket.SHUT_RDWR)
@@ -54,14 +68,19 @@ class Pump:
             thread.join()
 
     def _out(self) -> None:
-        buffer = memoryview(bytearray(_PIECE))
+        buffer = memoryview(bytearray(self._piece()))
         try:
             while count := self._local.recv_into(buffer):
+                self._pace.wait(count)
                 self._link.sendall(buffer[:count])
                 self.sent += count
         except OSError:
             pass  # the stream is broken: who listens at its end hears of it
         _end(self._link)
+
+    def _piece(self) -> int:
+        bandwidth = self._pace.bandwidth
+        return max(_PIECE_MIN, min(_PIECE, bandwidth // _PER_SECOND)) if bandwidth else _PIECE
 
     def _in(self) -> None:
         buffer = memoryview(bytearray(_PIECE))

@@ -18,6 +18,7 @@ import msgspec
 from hutch.decoding import prepare
 from hutch.errors import HutchError, IntegrityError, OperationTimeout, Unavailable
 from hutch.migration.messages import ERRORS, Failed, Message
+from hutch.migration.pace import Pace
 
 __all__ = ["DATA_LIMIT", "MESSAGE_LIMIT", "VERSION", "Ended", "Wire"]
 
@@ -56,10 +57,7 @@ class Wire:
         self._write_fd = write_fd
         self._peer = peer
         self._timeout_s = timeout_s
-        self._bandwidth = bandwidth
-        self._clock = clock
-        self._sleep = sleep
-        self._free_at = 0.0
+        self._pace = Pace(bandwidth, clock=clock, sleep=sleep)
         os.set_blocking(write_fd, False)
 
     # ---- sending --------------------------------------------------------------------------
@@ -82,19 +80,11 @@ class Wire:
             view = memoryview(piece)
             for at in range(0, len(view), DATA_LIMIT):
                 part = view[at : at + DATA_LIMIT]
-                self._pace(len(part))
+                self._pace.wait(len(part))
                 self._write(_HEAD.pack(_DATA, _ZERO, len(part)) + part)
                 total += len(part)
         self._write(_HEAD.pack(_END, _ZERO, 0))
         return total
-
-    def _pace(self, count: int) -> None:
-        if not self._bandwidth:
-            return
-        now = self._clock()
-        if self._free_at > now:
-            self._sleep(self._free_at - now)
-        self._free_at = max(now, self._free_at) + count / self._bandwidth
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)

@@ -62,9 +62,11 @@ def unexport_disk(monitor: Monitor, node: str, *, timeout_s: float = _END_S) -> 
 # ---- the source -----------------------------------------------------------------------------
 
 
-def begin_mirror(monitor: Monitor, node: str, connection: int, *, bandwidth: int = 0) -> None:
-    """Begin to copy a block node over a connected socket to such an export of the same name;
-    `bandwidth` is bytes a second, 0 for no limit."""
+def begin_mirror(monitor: Monitor, node: str, connection: int) -> None:
+    """Begin to copy a block node over a connected socket to such an export of the same name.
+
+    It goes as fast as the connection: the job's own `speed` counts zeros that are not sent, and
+    holds a disk with little on it up for as long as a full one."""
     target = f"{_PREFIX}{node}"
     with send_fd(monitor, connection) as name:
         server = {"type": "fd", "str": name}
@@ -72,7 +74,7 @@ def begin_mirror(monitor: Monitor, node: str, connection: int, *, bandwidth: int
         blockdev_add(monitor, options)
     arguments = {"job-id": target, "device": node, "target": target, "sync": "full"}
     arguments |= {"on-target-error": "report"}
-    monitor.execute("blockdev-mirror", {**arguments, "speed": bandwidth})
+    monitor.execute("blockdev-mirror", arguments)
 
 
 def query_job(monitor: Monitor, node: str) -> Job | None:

@@ -96,7 +96,7 @@ def departing(
         if streams.channels:
             _check_parallel(monitor, directory)
         drop_mirror(monitor, WRITABLE)  # of a copy that was cut short
-        copied = Departing(monitor, directory, streams, bandwidth, downtime_s)
+        copied = Departing(monitor, directory, streams, downtime_s)
         _prepare(monitor, streams, bandwidth, copied.downtime_ms)
         with ExitStack() as held:
             copied.held = held
@@ -149,7 +149,6 @@ class Departing:
         monitor: Monitor,
         directory: str,
         streams: Streams,
-        bandwidth: int,
         downtime_s: float,
     ) -> None:
         self.waits = monitor.version.waits_for_switchover
@@ -158,11 +157,10 @@ class Departing:
         self._monitor = monitor
         self._directory = directory
         self._streams = streams
-        self._bandwidth = bandwidth
         self._quiet: Quiet | None = None
 
     def mirror(self, connection: int) -> None:
-        begin_mirror(self._monitor, WRITABLE, connection, bandwidth=self._bandwidth)
+        begin_mirror(self._monitor, WRITABLE, connection)
 
     def mirrored(self) -> tuple[int, int]:
         job = query_job(self._monitor, WRITABLE)
