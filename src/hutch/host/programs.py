@@ -81,11 +81,6 @@ PROGRAMS: tuple[Program, ...] = (
         use="networks of containers without root",
     ),
     Program(
-        name="passt",
-        package="passt",
-        use="networks of containers without root, in place of slirp4netns",
-    ),
-    Program(
         name="newuidmap",
         package="uidmap",
         use="more than one user id in containers without root",
