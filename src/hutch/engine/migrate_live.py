@@ -213,8 +213,11 @@ class _Journey:
         if not self._departure.waits:
             self._unacked = self._departure.hold_streams()
         self._begin()
-        while not self._is_near(state := self._departure.copying()):
-            self._show(state)
+        while True:
+            state = self._departure.copying()
+            self._show(state)  # at least once: the first pass may be over by now
+            if self._is_near(state):
+                return
             self._listen()
             self._check_time(
                 "the memory of {} changes faster than it is copied: not done",
