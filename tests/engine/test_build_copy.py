@@ -248,6 +248,31 @@ def test_ignored_files_are_not_there(build: Builder) -> None:
             build.tree(f"FROM scratch\nCOPY {source} /d\n", files)
 
 
+def test_an_ignored_directory_of_which_something_is_kept_is_as_it_was(
+    build: Builder, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    (tmp_path / "out" / "deep" / "keep").write_text("k")
+    (tmp_path / "out" / "other").write_text("o")
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "out").chmod(0o2750)
+    (tmp_path / "out" / "deep").chmod(0o700)
+    (tmp_path / ".dockerignore").write_text("out*\n!out/deep/keep\n!outer/keep\n")
+    (tmp_path / "Dockerfile").write_text(
+        "FROM scratch\nCOPY . /d/\nCOPY out* /w/\nCOPY --link out /x"
+    )
+    out = io.BytesIO()
+    build.build(tmp_path, outputs=["-"], stream=out)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+        found = {e.name.strip("./"): (e.mode, e.uid) for e in archive}
+    assert found["d/out"] == (0o2750, 0) and found["d/out/deep"] == (0o700, 0)
+    assert {"d/out/deep/keep", "w/deep/keep", "x/deep/keep"} <= set(found)
+    assert not {"d/outer", "d/out/other", "w/other"} & set(found)
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY outer /x")
+    with pytest.raises(NotFound, match="outer: not found"):
+        build.build(tmp_path, outputs=["-"], stream=io.BytesIO())
+
+
 def test_a_dockerfile_has_an_ignore_file_of_its_own(build: Builder) -> None:
     files = {
         **FILES,

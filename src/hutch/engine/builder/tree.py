@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from itertools import islice
 from typing import NamedTuple
 
 from hutch.dockerfile.ignore import compile_pattern, has_wildcard
@@ -88,14 +89,19 @@ class Tree:
             where, found = self.merged.resolve(path)
         except NotFound:
             raise NotFound(f"{written}: not found") from None
-        if where and self._hidden(where):
-            directory = stat.S_ISDIR(found.status.st_mode)
-            if not directory or self._enter is None or not self._enter(os.fsdecode(where)):
-                raise NotFound(
-                    f"{written}: not found",
-                    hint="the ignore file leaves it out of the context",
-                )
+        if where and not self._seen(where, found):
+            raise NotFound(
+                f"{written}: not found", hint="the ignore file leaves it out of the context"
+            )
         return where, found
+
+    def _seen(self, path: bytes, found: Found) -> bool:
+        """Tell whether a path is to be seen: a directory that is left out is, where something
+        beneath it is not left out."""
+        if not self._hidden(path):
+            return True
+        beneath = self.items(Source(path, os.path.basename(path), found))
+        return next(islice(beneath, 1, None), None) is not None
 
     def _glob(self, parts: list[str], at: bytes) -> Iterator[bytes]:
         """Yield the paths that match, in the order of their names."""
@@ -130,19 +136,24 @@ class Tree:
             yield from self._glob(rest, path)
             return
         try:
-            where, _ = self.merged.resolve(path)
+            where, found = self.merged.resolve(path)
         except NotFound:
             return
-        if not self._hidden(where):
+        if self._seen(where, found):
             yield path
 
     def items(self, source: Source, leave: Callable[[bytes], bool] | None = None) -> Iterator[Item]:
-        """Yield a source and all beneath it; `leave` tells relative paths to leave out."""
+        """Yield a source and all beneath it; `leave` tells relative paths to leave out.
+
+        A directory that the ignore file leaves out comes with the first thing beneath it that
+        is not left out.
+        """
         yield Item(source.path, source.found, b"")
         if not stat.S_ISDIR(source.found.status.st_mode):
             return
         prefix = len(source.path) + 1 if source.path else 0
         pending = [(source.path, source.found)]
+        owed: dict[bytes, Item] = {}
         while pending:
             at, found = pending.pop()
             below: list[tuple[bytes, Found]] = []
@@ -155,11 +166,14 @@ class Tree:
                 directory = stat.S_ISDIR(child.status.st_mode)
                 if leave is not None and leave(relative):
                     continue
+                item = Item(path, child, relative)
                 if self._hidden(path):
                     if directory and self._enter is not None and self._enter(os.fsdecode(path)):
+                        owed[path] = item
                         below.append((path, child))
                     continue
-                yield Item(path, child, relative)
+                yield from _paid(owed, at)
+                yield item
                 if directory:
                     below.append((path, child))
             pending.extend(reversed(below))
@@ -215,6 +229,16 @@ class Tree:
         if len(data) > limit:
             raise InvalidArgument(f"{path}: larger than {limit} bytes")
         return data
+
+
+def _paid(owed: dict[bytes, Item], at: bytes) -> list[Item]:
+    """Take out what is owed of a path and those above it, the highest first."""
+    found = []
+    while at and owed:
+        if at in owed:
+            found.append(owed.pop(at))
+        at = at.rpartition(b"/")[0]
+    return found[::-1]
 
 
 class Digests:
