@@ -513,6 +513,30 @@ def test_further_contexts_are_read(build: Builder, unique: str, tmp_path: Path) 
     assert found["f"][1] == unique.encode() and "sh" in found
 
 
+def test_a_context_stands_for_the_stage_that_has_its_name(
+    build: Builder, unique: str, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_text(unique)
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "f", 1234, 1234)
+    text = (
+        "FROM nowhere.invalid/none AS Tool\nRUN exit 1\n"
+        "FROM tool AS on\nRUN --mount=from=tool,target=/m exit 1\n"
+        "FROM tool\nENV A=1\nCOPY --from=0 f /copied\nCOPY --from=tool f /again\n"
+    )
+    found = build.files(text, contexts={"tool": str(tmp_path)})
+    assert {found[name][1] for name in ("f", "copied", "again")} == {unique.encode()}
+    assert {found[name][0].uid for name in ("f", "copied", "again")} == {0}
+    made = build(
+        text, contexts={"TOOL": "docker-image://busybox", "on": str(tmp_path)}, target="on"
+    )
+    assert build.engine.images.get(made).layers
+    found = build.files(
+        text.replace(" f ", " /bin/sh "), contexts={"tool": "docker-image://busybox"}
+    )
+    assert "copied" in found and "bin/sh" in found
+
+
 # ---- ends ---------------------------------------------------------------------------------
 
 

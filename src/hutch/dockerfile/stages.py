@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from heapq import heappop, heappush
 from itertools import pairwise
 
@@ -19,13 +19,15 @@ __all__ = ["Plan", "StagePlan", "plan_stages"]
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     """A stage to be built: upon another (`parent`, its index) or upon an image (`image`;
-    `scratch` is none). `needs` are the indices of all stages that it reads."""
+    `scratch` is none). `needs` are the indices of all stages that it reads. A stage that is
+    `replaced` is what a context of its name has: nothing of it is built."""
 
     stage: model.Stage
     image: str = ""
     parent: int = -1
     platform: str = ""
     needs: tuple[int, ...] = ()
+    replaced: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,17 +42,26 @@ Readers = dict[tuple[int, int], model.Statement]
 """Which instruction makes a stage read another."""
 
 
-def plan_stages(dockerfile: model.Dockerfile, arguments: Arguments, target: str = "") -> Plan:
+def plan_stages(
+    dockerfile: model.Dockerfile,
+    arguments: Arguments,
+    target: str = "",
+    contexts: Container[str] = (),
+) -> Plan:
     """Return what has to be built for the stage called `target` (its name or number; "": the
-    last one). Raises `SourceError`."""
+    last one). A stage that has the name of one of the contexts is that. Raises `SourceError`.
+    """
     plans: list[StagePlan] = []
     above: dict[str, int] = {}
     names = {stage.name: stage.index for stage in dockerfile.stages if stage.name}
     readers: Readers = {}
     for stage in dockerfile.stages:
         try:
-            base = _base(stage, above, arguments, dockerfile.directives.escape)
-            needs = _needs(stage, names, len(dockerfile.stages), readers)
+            if stage.name and stage.name in contexts:
+                base, needs = _replaced(stage), set()
+            else:
+                base = _base(stage, above, arguments, dockerfile.directives.escape)
+                needs = _needs(stage, names, len(dockerfile.stages), readers)
         except SourceError as error:
             if not error.first:
                 error.first = stage.base.statement.first
@@ -82,6 +93,13 @@ def _stage_index(name: str, names: dict[str, int], count: int) -> int | None:
     if name.isascii() and name.isdigit() and len(name) < 6 and int(name) < count:
         return int(name)
     return None
+
+
+def _replaced(stage: model.Stage) -> StagePlan:
+    """Return the plan of a stage that a context stands for: without its instructions."""
+    return StagePlan(
+        stage=msgspec.structs.replace(stage, instructions=()), image=stage.name, replaced=True
+    )
 
 
 def _base(

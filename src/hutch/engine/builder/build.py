@@ -45,6 +45,7 @@ __all__ = ["Build", "Cancelled", "Files", "run_build"]
 
 _MOST_PARALLEL = 8
 _LOOK_S = 0.1
+_IMAGE = "docker-image://"
 
 
 class Cancelled(HutchError):
@@ -94,6 +95,7 @@ class Build:
         self._stages: Stages
         self._names: dict[str, int] = {}
         self._images: dict[str, ImageRecord] = {}
+        self._given = {name.lower(): text for name, text in options.contexts.items()}
         self._contexts: dict[str, Files] = {}
         self._count = 0
 
@@ -119,7 +121,9 @@ class Build:
                     self.arguments.declare(argument, escape)
                 except SourceError as error:
                     raise self.locate(error, argument.statement) from None
-            self._plan = plan_stages(self.dockerfile, self.arguments, self.options.target)
+            self._plan = plan_stages(
+                self.dockerfile, self.arguments, self.options.target, self._given
+            )
         except SourceError as error:
             if not error.excerpt:
                 error.locate(name, self.dockerfile.lines)
@@ -244,10 +248,14 @@ class Build:
         if index in self._stages:
             state = self.stage(index)
             return self._files(state.chain_ids)
-        given = self.options.contexts.get(name)
-        if given is not None and not given.startswith("docker-image://"):
-            return self._named_context(name, given)
-        return self._files(self.image(name, None, "").chain_ids)
+        return self.context_files(name) or self._files(self.image(name, None, "").chain_ids)
+
+    def context_files(self, name: str) -> Files | None:
+        """Return the files of a named context, None where there is none or it is an image."""
+        given = self._given.get(name.lower())
+        if given is None or given.startswith(_IMAGE):
+            return None
+        return self._named_context(name.lower(), given)
 
     def _files(self, chain_ids: tuple[str, ...]) -> Files:
         return Files(
@@ -263,15 +271,17 @@ class Build:
                 directory = self._held.enter_context(self.scratch("named"))
                 from hutch.engine.builder.layering import copy_tree
 
-                copy_tree(source.tree, directory)
+                # As in the main context: who owns a file here means nothing in an image.
+                owner = (0, 0) if os.path.isdir(given) else None
+                copy_tree(source.tree, directory, owner=owner)
                 files = Files(chain_id=f"context:{source.digest('.')}", lower=(directory,))
             self._contexts[name] = files
             return files
 
     def image(self, reference: str, step: Step | None, platform: str) -> ImageRecord:
         """Return an image, pulled where it is not here or where that was asked for."""
-        given = self.options.contexts.get(reference, "")
-        reference = given.removeprefix("docker-image://") if given else reference
+        given = self._given.get(reference.lower(), "")
+        reference = given.removeprefix(_IMAGE) if given else reference
         with self._lock:
             known = self._images.get(reference)
         if known is not None:

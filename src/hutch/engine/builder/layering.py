@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hutch.engine.builder.tree import Item, Tree
+from hutch.engine.builder.tree import Item, Source, Tree
 from hutch.errors import InvalidArgument, NotFound
 from hutch.image.assemble import store_layer
 from hutch.image.records import LayerRecord
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hutch.engine.context import Context
     from hutch.linux.idmap import IdMapping
 
-__all__ = ["Chosen", "Placing", "commit_tar", "commit_upper", "copy_tree"]
+__all__ = ["Chosen", "Placing", "commit_tar", "commit_tree", "commit_upper", "copy_tree"]
 __all__ += ["extract_chunks", "pack_chosen"]
 
 
@@ -307,17 +307,30 @@ def extract_chunks(
         os.close(fd)
 
 
-def copy_tree(tree: Tree, directory: str, path: str = ".") -> bool:
+def copy_tree(
+    tree: Tree, directory: str, path: str = ".", *, owner: tuple[int, int] | None = None
+) -> bool:
     """Copy what a tree has at `path` into a directory, a single file as `file`; return whether
-    it was one."""
+    it was one. With `owner` all is that user's and group's."""
     (source, *_) = tree.find(path)
     single = not stat.S_ISDIR(source.found.status.st_mode)
-    chosen = (
-        Chosen(name=item.relative or (b"file" if single else b""), item=item, tree=tree)
-        for item in tree.items(source)
-    )
-    nothing = Attributes(0o755, 0, 0, 0)
-    extract_chunks(
-        pack_chosen(chosen, Placing(None), lambda _item, found: found, nothing), directory
-    )
+    extract_chunks(_pack_tree(tree, source, b"file" if single else b"", owner), directory)
     return single
+
+
+def commit_tree(context: Context, tree: Tree, lease: Lease) -> LayerRecord:
+    """Store all that a tree has as a first layer."""
+    (source, *_) = tree.find(".")
+    return commit_tar(context, _pack_tree(tree, source, b"", None), (), lease)
+
+
+def _pack_tree(
+    tree: Tree, source: Source, name: bytes, owner: tuple[int, int] | None
+) -> Iterator[bytes]:
+    def adjust(_item: Item, found: Attributes) -> Attributes:
+        return found if owner is None else found._replace(uid=owner[0], gid=owner[1])
+
+    chosen = (
+        Chosen(name=item.relative or name, item=item, tree=tree) for item in tree.items(source)
+    )
+    return pack_chosen(chosen, Placing(None), adjust, Attributes(0o755, 0, 0, 0))

@@ -22,8 +22,9 @@ from hutch.dockerfile.stages import StagePlan
 from hutch.engine.builder.cache import CacheRecord
 from hutch.engine.builder.copying import CopyStep, owner_of
 from hutch.engine.builder.events import Step
-from hutch.engine.builder.layering import Placing, commit_tar
+from hutch.engine.builder.layering import Placing, commit_tar, commit_tree
 from hutch.engine.builder.running import RunStep
+from hutch.engine.builder.tree import Tree
 from hutch.errors import HutchError, Unavailable
 from hutch.image.assemble import now_text
 from hutch.image.records import ImageRecord, LayerRecord
@@ -34,7 +35,7 @@ from hutch.storage.tarstream import DIR
 from hutch.storage.tarwrite import END, header
 
 if TYPE_CHECKING:
-    from hutch.engine.builder.build import Build
+    from hutch.engine.builder.build import Build, Files
 
 __all__ = ["StageState", "build_stage"]
 
@@ -131,6 +132,12 @@ def _seconds(text: str) -> float:
         return 0.0
 
 
+def _begin_empty(state: StageState) -> None:
+    """Give a stage the configuration of no image."""
+    state.config = {"Env": [DEFAULT_PATH], "WorkingDir": "/"}
+    state.scope.env = environment(state.config)
+
+
 class _Pruned(Unavailable):
     """What the cache had for a step went before the build held it."""
 
@@ -200,12 +207,18 @@ class _StageBuilder:
             return state
         state = StageState(Scope(build.arguments, self._escape), build.options.epoch_s)
         step = self._begin(self._from())
-        if plan.image.lower() == "scratch":
-            state.config = {"Env": [DEFAULT_PATH], "WorkingDir": "/"}
-            state.scope.env = environment(state.config)
+        if plan.image.lower() == "scratch" and not plan.replaced:
+            _begin_empty(state)
             step.end()
             return state
         try:
+            files = build.context_files(plan.image)
+            if files is not None:
+                layer = self._context_layer(files)
+                _begin_empty(state)
+                state.note(f"FROM {plan.image}", layer=layer, created_s=build.now_s)
+                step.end(layer.chain_id)
+                return state
             record = build.image(plan.image, step, plan.platform)
         except BaseException as error:
             step.fail(str(error))
@@ -214,8 +227,14 @@ class _StageBuilder:
         step.end(record.id)
         return state
 
+    def _context_layer(self, files: Files) -> LayerRecord:
+        with Merged(files.lower) as merged:
+            return commit_tree(self._build.context, Tree(merged), self._build.lease)
+
     def _from(self) -> str:
         """Return FROM with its variables put in."""
+        if self._plan.replaced:
+            return f"context {self._plan.image}"
         name = self._plan.image or self._stage.base.image
         return f"FROM {name}" + (f" AS {self._stage.base.name}" if self._stage.base.name else "")
 
