@@ -26,6 +26,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 60.0
+_LOOK_AGAIN_S = 0.01
 _JOURNAL_KEPT = 10_000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -171,7 +172,8 @@ class Store:
                 yield connection
             finally:
                 with self._guard:
-                    keep = not self._closed
+                    # One whose rollback failed is of no use to anybody.
+                    keep = not self._closed and not connection.in_transaction
                     if keep:
                         self._idle.append(connection)
                 if not keep:
@@ -193,7 +195,7 @@ class Store:
         try:
             if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 self._path.chmod(0o600)
-                connection.execute("PRAGMA journal_mode = WAL")
+                _begin_log(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             # The first look at the file makes its log and index, or finds no room for them.
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -216,7 +218,8 @@ class Store:
                 yield StoreTransaction(connection)
             finally:
                 self._current.connection = None
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # after an error SQLite may have ended it
+                    connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def write(self, *, durable: bool = False) -> Iterator[StoreTransaction]:
@@ -307,6 +310,20 @@ def _translated(path: Path) -> Iterator[None]:
         raise Unavailable(
             f"{path}: {exc}", hint="restore the file from a backup, or name another root"
         ) from exc
+
+
+def _begin_log(connection: sqlite3.Connection) -> None:
+    """Switch to WAL mode. Of several who do so at once SQLite refuses all but one without
+    waiting, whatever the timeout: the wait is ours."""
+    until = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() >= until:
+                raise
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _is_full(exc: sqlite3.OperationalError) -> bool:
