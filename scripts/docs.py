@@ -74,13 +74,23 @@ LIBRARY: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
+_JSON = """With `-o json` a command that makes or changes one thing prints an object with its `Id`,
+`Name` or `Names`; one that takes several names prints a list, at its end, of an object for each
+that did not fail, with the `Name` as it was given. An error is one line on stderr:
+`{"Error": {"Message": …, "Hint": …, "Kind": …, "ExitCode": …}}`, with `Field`, `Excerpt`, `Notes`
+and, where there was no room, the `Admission` decision if there are such. `Kind` is the class in
+`hutch.errors`. Progress and warnings on stderr begin with no brace. What has an option `-o` of its
+own (`build`, `save`, `volume create`) takes it before the command: `hutch -o json build .`
+"""
+
+
 def cli_page() -> str:
     """Return the reference of the command line."""
     from hutch.cli.help import command_page, overview
     from hutch.cli.main import load_command
     from hutch.cli.table import HIDDEN, TABLE
 
-    parts = [NOTE, "# Command line\n", "```text", overview(None), "```\n"]
+    parts = [NOTE, "# Command line\n", "```text", overview(None), "```\n", _JSON]
     for words in sorted(TABLE, key=lambda w: (w.count(" "), w)):
         if words in HIDDEN:
             continue

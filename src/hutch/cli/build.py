@@ -161,7 +161,9 @@ def _tell(invocation: Invocation, mode: str, result: BuildResult) -> int:
                 "image.name": ",".join(image.names),
             }
         _write(options["metadata_file"], msgspec.json.encode(about).decode())
-    if mode == "quiet" and result.id:
+    if result.id and invocation.json:
+        print_json({"Id": result.id, "Names": list(result.image.names) if result.image else []})
+    elif result.id and mode == "quiet":
         print(result.id)
     return 0
 

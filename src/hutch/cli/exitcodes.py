@@ -44,8 +44,8 @@ def exit_code(exc: BaseException, *, run_like: bool = False) -> int:
     return 1
 
 
-def report(exc: BaseException, *, run_like: bool = False) -> int:
-    """Write an error and its cure to stderr; return the exit code."""
+def report(exc: BaseException, *, run_like: bool = False, as_json: bool = False) -> int:
+    """Write an error and its cure to stderr, as one line of JSON if asked; return the exit code."""
     if isinstance(exc, errors.HutchError):
         message, hint = exc.message, exc.hint
     elif isinstance(exc, OSError):
@@ -58,6 +58,12 @@ def report(exc: BaseException, *, run_like: bool = False) -> int:
     if isinstance(exc, errors.InternalError) and hint is None:
         hint = "this is a bug; `hutch --debug …` shows where"
     try:
+        if as_json:
+            from hutch.cli.output import to_json
+
+            about = {"Message": message, "Hint": hint, "ExitCode": code, **_details(exc)}
+            print(to_json({"Error": about}, indent=False), file=sys.stderr)
+            return code
         print(f"hutch: {message}", file=sys.stderr)
         if hint:
             print(f"hint: {hint}", file=sys.stderr)
@@ -68,3 +74,15 @@ def report(exc: BaseException, *, run_like: bool = False) -> int:
     except OSError:
         pass
     return code
+
+
+def _details(exc: BaseException) -> dict[str, object]:
+    """Return what an error tells programs beside its text; only what there is."""
+    kind = next((k for k in type(exc).__mro__ if k.__module__ == errors.__name__), type(exc))
+    found: dict[str, object] = {"Kind": kind.__name__}
+    for name in ("field", "excerpt", "decision"):
+        if value := getattr(exc, name, None):
+            found["Admission" if name == "decision" else name.capitalize()] = value
+    if notes := getattr(exc, "__notes__", None):
+        found["Notes"] = list(notes)
+    return found

@@ -7,7 +7,7 @@ import sys
 from hutch.cli.command import Command
 from hutch.cli.keys import KEY_VALUE, key_source
 from hutch.cli.options import UsageError
-from hutch.cli.output import is_tty, print_json, write_bytes
+from hutch.cli.output import is_tty, print_json, show_result, write_bytes
 from hutch.cli.session import Invocation
 from hutch.storage.output import open_output
 
@@ -122,8 +122,7 @@ def _commit(invocation: Invocation) -> int:
         changes=values.get("change", ()),
         pause=values.get("pause", True),
     )
-    print(record.id)
-    return 0
+    return show_result(invocation, record.id, Id=record.id, Names=list(record.names))
 
 
 COMMANDS = {

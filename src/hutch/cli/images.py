@@ -9,7 +9,7 @@ from hutch.cli.command import FILTER, FORMAT, NO_TRUNC, QUIET, Command
 from hutch.cli.object_shapes import familiar, image_size
 from hutch.cli.output import ago, local_time, print_json, show_rows
 from hutch.cli.prompt import confirm
-from hutch.cli.session import Invocation
+from hutch.cli.session import Invocation, Told
 from hutch.ids import short_id
 from hutch.units import format_bytes
 
@@ -80,7 +80,12 @@ def _image_rows(record: ImageRecord, invocation: Invocation) -> list[dict[str, A
 
 
 def _tag(invocation: Invocation) -> int:
-    invocation.engine.images.tag(*invocation.arguments)
+    images = invocation.engine.images
+    source, target = invocation.arguments
+    images.tag(source, target)
+    if invocation.json:
+        record = images.get(target)
+        print_json({"Id": record.id, "Names": list(record.names)})
     return 0
 
 
@@ -89,7 +94,7 @@ def _rmi(invocation: Invocation) -> int:
 
     force = invocation.flag("force")
 
-    def remove(name: str) -> str:
+    def remove(name: str) -> Told | str:
         try:
             removed = invocation.engine.images.remove(name, force=force)
         except NotFound:
@@ -98,7 +103,11 @@ def _rmi(invocation: Invocation) -> int:
             raise
         lines = [f"Untagged: {reference}" for reference in removed.untagged]
         lines += [f"Deleted: {identifier}" for identifier in removed.deleted]
-        return "\n".join(lines)
+        fields: dict[str, object] = {
+            "Untagged": list(removed.untagged),
+            "Deleted": list(removed.deleted),
+        }
+        return "\n".join(lines), fields
 
     return invocation.each(invocation.arguments, remove)
 

@@ -83,7 +83,7 @@ def _inspect(invocation: Invocation) -> int:
         try:
             found.append(finder(invocation, name))
         except HutchError as exc:
-            code = report(exc)
+            code = report(exc, as_json=invocation.json)
     _show(invocation.options.get("format"), found)
     return code
 

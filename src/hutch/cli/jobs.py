@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.cli.command import FORMAT, NO_TRUNC, QUIET, Command
 from hutch.cli.options import Option, UsageError
-from hutch.cli.output import ago, print_json, show_rows, stamp, write_bytes
+from hutch.cli.output import ago, print_json, show_result, show_rows, stamp, write_bytes
 from hutch.cli.run_options import CREATE_OPTIONS, engine_options
 from hutch.cli.session import Invocation
 from hutch.units import format_bytes
@@ -70,12 +70,12 @@ def _submit(invocation: Invocation) -> int:
         raise UsageError("job submit: expected an image or --file", exit_code=1)
     else:
         made = _submit_one(invocation, values)
-    if invocation.json and not wait:
-        print_json([_row(job.info(), full=True) for job in made])
-    else:
+    if not invocation.json:
         for job in made:
             print(job.id, flush=True)
-    return _wait_all(made, quiet=True) if wait else 0
+    elif not wait:
+        print_json([_row(job.info(), full=True) for job in made])
+    return _wait_all(made, quiet=True, as_json=invocation.json) if wait else 0
 
 
 def _submit_one(invocation: Invocation, values: dict[str, Any]) -> list[Job]:
@@ -121,19 +121,29 @@ def _wait(invocation: Invocation) -> int:
     limit = invocation.options.get("timeout")
     timeout_s = parse_duration(limit, field="timeout") if limit else None
     jobs = [_job(invocation, text) for text in invocation.arguments]
-    return _wait_all(jobs, timeout_s=timeout_s)
+    return _wait_all(jobs, as_json=invocation.json, timeout_s=timeout_s)
 
 
-def _wait_all(jobs: list[Job], *, quiet: bool = False, timeout_s: float | None = None) -> int:
+def _wait_all(
+    jobs: list[Job],
+    *,
+    quiet: bool = False,
+    as_json: bool = False,
+    timeout_s: float | None = None,
+) -> int:
     """Wait for jobs; return the exit code of the first that did not do well."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     code = 0
+    done: list[dict[str, object]] = []
     for job in jobs:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         record = job.wait(left)
-        if not quiet:
-            print(f"{record.id} {record.state} {record.exit_code}")
+        done.append({"Id": record.id, "State": str(record.state), "ExitCode": record.exit_code})
+        if not (quiet or as_json):
+            print(f"{record.id} {record.state} {record.exit_code}", flush=True)
         code = code or _exit_code(record)
+    if as_json:
+        print_json(done)
     return code
 
 
@@ -306,8 +316,8 @@ def _ask(invocation: Invocation, one: Callable[[Job], None], many: Callable[...,
         return invocation.each(invocation.arguments, lambda text: one(_job(invocation, text)))
     if invocation.arguments:
         raise UsageError("expected numbers of jobs or --all and the like, not both", exit_code=1)
-    print(many(**chosen))
-    return 0
+    count = many(**chosen)
+    return show_result(invocation, str(count), Count=count)
 
 
 def _priority(invocation: Invocation) -> int:
@@ -321,7 +331,11 @@ def _priority(invocation: Invocation) -> int:
 
 def _output(invocation: Invocation) -> int:
     number, directory = (*invocation.arguments, ".")[:2]
-    for name in _job(invocation, number).save_outputs(directory):
+    saved = _job(invocation, number).save_outputs(directory)
+    if invocation.json:
+        print_json([{"Path": str(name)} for name in saved])
+        return 0
+    for name in saved:
         print(name)
     return 0
 

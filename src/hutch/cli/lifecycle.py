@@ -7,6 +7,7 @@ from typing import Any
 from hutch.cli.command import Command
 from hutch.cli.keys import KEY_VALUE, key_source
 from hutch.cli.options import Option, UsageError
+from hutch.cli.output import print_json, show_result
 from hutch.cli.run_options import RESOURCES
 from hutch.cli.session import Invocation
 
@@ -129,15 +130,22 @@ def _rm(invocation: Invocation) -> int:
 
 def _wait(invocation: Invocation) -> int:
     instances = [invocation.engine.get(name) for name in invocation.arguments]
-    for instance in instances:
-        print(instance.wait(), flush=True)
+    done: list[dict[str, object]] = []
+    for name, instance in zip(invocation.arguments, instances, strict=True):
+        code = instance.wait()
+        done.append({"Name": name, "ExitCode": code})
+        if not invocation.json:
+            print(code, flush=True)
+    if invocation.json:
+        print_json(done)
     return 0
 
 
 def _rename(invocation: Invocation) -> int:
     old, new = invocation.arguments
-    invocation.engine.get(old).rename(new)
-    return 0
+    instance = invocation.engine.get(old)
+    instance.rename(new)
+    return show_result(invocation, "", Id=instance.id, Name=new)
 
 
 def _update(invocation: Invocation) -> int:
@@ -152,7 +160,6 @@ def _update(invocation: Invocation) -> int:
 
 
 def _prune(invocation: Invocation) -> int:
-    from hutch.cli.output import print_json
     from hutch.cli.prompt import confirm
     from hutch.errors import HutchError
 

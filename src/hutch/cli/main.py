@@ -69,9 +69,9 @@ def _speak_utf8() -> None:
 def run(argv: list[str]) -> int:
     """Run one command line; return its exit code. Errors are written to stderr."""
     debug = "--debug" in argv or "-D" in argv[:1]
-    found: list[str] = []
+    call = _Call()
     try:
-        return _dispatch(argv, found)
+        return _dispatch(argv, call)
     except BrokenPipeError:
         _silence_stdout()
         return 128 + 13
@@ -86,7 +86,14 @@ def run(argv: list[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return report(exc, run_like=found == ["run"])
+        return report(exc, run_like=call.words == "run", as_json=call.json)
+
+
+class _Call:
+    """What is known of a command line when it fails."""
+
+    words = ""
+    json = False
 
 
 def _silence_stdout() -> None:
@@ -96,9 +103,10 @@ def _silence_stdout() -> None:
     os.close(null)
 
 
-def _dispatch(argv: list[str], found: list[str]) -> int:
-    """Find and do the command; its words are put into `found`."""
+def _dispatch(argv: list[str], call: _Call) -> int:
+    """Find and do the command; what is found of it is put into `call`."""
     settings, rest = parse(GLOBAL_OPTIONS, argv, interspersed=False)
+    call.json = settings.get("output") == "json"
     if settings.get("version") and not rest:
         rest = ["version"]
     if not rest or (settings.get("help") and not rest):
@@ -109,7 +117,7 @@ def _dispatch(argv: list[str], found: list[str]) -> int:
     if rest[0] == "help":
         rest = [*rest[1:], "--help"]
         if len(rest) == 1:
-            return _dispatch(["--help"], found)
+            return _dispatch(["--help"], call)
     words, arguments = find_command(rest)
     if not words:
         from hutch.cli.help import show_overview
@@ -117,7 +125,7 @@ def _dispatch(argv: list[str], found: list[str]) -> int:
         group = group_of(rest)
         show_overview(group)
         return 0 if len(rest) > len(group.split()) else 1
-    found.append(words)
+    call.words = words
     if words not in _LIGHT:
         _load_msgspec()
     command = load_command(words)
@@ -129,8 +137,11 @@ def _dispatch(argv: list[str], found: list[str]) -> int:
         values, positionals = parse(
             (*command.options, *extra), arguments, interspersed=command.interspersed
         )
-    except UnknownOption as exc:
-        raise _refused(words, exc) from None
+    except UsageError as exc:
+        call.json = call.json or ("output" not in taken and _asks_json(arguments))
+        raise (_refused(words, exc) if isinstance(exc, UnknownOption) else exc) from None
+    if "output" not in taken:
+        call.json = values.get("output", settings.get("output")) == "json"
     if values.pop("help", False) or settings.get("help"):
         from hutch.cli.help import show_command
 
@@ -161,6 +172,12 @@ def _ended_by_exception() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _asks_json(arguments: list[str]) -> bool:
+    """Guess whether a command line that cannot be read asks for JSON."""
+    written = " ".join(arguments).replace("=", " ")
+    return any(text in written for text in ("-o json", "-ojson", "--output json"))
 
 
 def _refused(words: str, exc: UnknownOption) -> UsageError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hutch.cli.command import FILTER, FORMAT, NO_TRUNC, QUIET, Command
 from hutch.cli.options import UsageError
-from hutch.cli.output import print_json, show_rows, stamp
+from hutch.cli.output import print_json, show_result, show_rows, stamp
 from hutch.cli.prompt import confirm
 from hutch.cli.run_options import accept_only
 from hutch.cli.session import Invocation
@@ -43,8 +43,7 @@ def _create(invocation: Invocation) -> int:
         labels=pairs(values.get("label", []), "label"),
         options=pairs(values.get("opt", []), "opt"),
     )
-    print(network.id)
-    return 0
+    return show_result(invocation, network.id, Id=network.id, Name=network.name)
 
 
 def _ls(invocation: Invocation) -> int:

@@ -7,7 +7,16 @@ from typing import Any
 
 from hutch.cli.session import Invocation
 
-__all__ = ["Column", "ago", "print_json", "show_rows", "stamp", "table_lines", "to_json"]
+__all__ = [
+    "Column",
+    "ago",
+    "print_json",
+    "show_result",
+    "show_rows",
+    "stamp",
+    "table_lines",
+    "to_json",
+]
 
 # (title, key of the row)
 Column = tuple[str, str]
@@ -40,6 +49,18 @@ def _readable(value: Any) -> Any:
 def print_json(value: object) -> None:
     """Print a value as indented JSON."""
     print(to_json(value))
+
+
+def show_result(invocation: Invocation, line: str, **fields: object) -> int:
+    """Print what a command has made or changed: a line for people, an object for programs.
+
+    `fields` are the object's, named as those of a listing: `Id`, `Name`, and what else there is.
+    """
+    if invocation.json:
+        print_json(fields)
+    elif line:
+        print(line)
+    return 0
 
 
 def show_rows(

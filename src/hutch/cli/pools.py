@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hutch.cli.command import FORMAT, QUIET, Command
-from hutch.cli.output import print_json, show_rows, stamp
-from hutch.cli.session import Invocation
+from hutch.cli.output import print_json, show_result, show_rows, stamp
+from hutch.cli.session import Invocation, Told
 from hutch.units import format_bytes
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def _create(invocation: Invocation) -> int:
         source=values.get("source", ""),
         reserved=invocation.flag("reserve"),
     )
-    print(pool.name)
-    return 0
+    return show_result(invocation, pool.name, Name=pool.name)
 
 
 def _ls(invocation: Invocation) -> int:
@@ -89,15 +88,18 @@ def _inspect(invocation: Invocation) -> int:
 
 def _grow(invocation: Invocation) -> int:
     name, size = invocation.arguments
-    print(format_bytes(invocation.engine.pools.grow(name, size).size))
-    return 0
+    pool = invocation.engine.pools.grow(name, size)
+    return show_result(invocation, format_bytes(pool.size), Name=pool.name, Size=pool.size)
 
 
 def _trim(invocation: Invocation) -> int:
     pools = invocation.engine.pools
-    return invocation.each(
-        invocation.arguments, lambda name: f"{name}: {format_bytes(pools.trim(name))}"
-    )
+
+    def trim(name: str) -> Told:
+        freed = pools.trim(name)
+        return f"{name}: {format_bytes(freed)}", {"SpaceReclaimed": freed}
+
+    return invocation.each(invocation.arguments, trim)
 
 
 def _rm(invocation: Invocation) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.cli.command import FORMAT, QUIET, Command
 from hutch.cli.options import Option
-from hutch.cli.output import print_json, show_rows
+from hutch.cli.output import print_json, show_result, show_rows
 from hutch.cli.session import Invocation
 from hutch.units import parse_bytes
 
@@ -39,14 +39,12 @@ _SETTINGS: tuple[Option, ...] = (
 
 def _create(invocation: Invocation) -> int:
     record = invocation.engine.queues.create(invocation.arguments[0], **invocation.options)
-    print(record.name)
-    return 0
+    return show_result(invocation, record.name, Name=record.name)
 
 
 def _update(invocation: Invocation) -> int:
     record = invocation.engine.queues.update(invocation.arguments[0], **invocation.options)
-    print(record.name)
-    return 0
+    return show_result(invocation, record.name, Name=record.name)
 
 
 def _number(value: float) -> float:

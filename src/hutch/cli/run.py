@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.cli.command import Command
 from hutch.cli.options import Option, UsageError
+from hutch.cli.output import show_result
 from hutch.cli.run_options import CREATE_OPTIONS, engine_options
 from hutch.cli.session import Invocation, warn
 
@@ -27,7 +28,7 @@ def _run(invocation: Invocation) -> int:
         return _dry_run(invocation, options)
     instance = _create(invocation, options)
     if detached:
-        return run_detached(instance, values)
+        return run_detached(invocation, instance)
     return run_attached(instance, values)
 
 
@@ -36,8 +37,8 @@ def _create_only(invocation: Invocation) -> int:
     options = _options(values, attached=_attaches_stdin(values))
     if values.get("dry_run"):
         return _dry_run(invocation, options)
-    print(_create(invocation, options).id)
-    return 0
+    instance = _create(invocation, options)
+    return show_result(invocation, instance.id, Id=instance.id, Name=instance.name)
 
 
 def _check(values: dict[str, Any]) -> None:
@@ -114,18 +115,17 @@ def _create(invocation: Invocation, options: dict[str, Any]) -> Instance:
     return instance
 
 
-def run_detached(instance: Instance, values: dict[str, Any]) -> int:
+def run_detached(invocation: Invocation, instance: Instance) -> int:
     """Start an instance and print its identifier."""
     from hutch.cli.progress import pull_progress
 
     try:
-        with pull_progress(quiet=bool(values.get("quiet"))) as progress:
+        with pull_progress(quiet=invocation.flag("quiet")) as progress:
             instance.start(progress=progress)
     except BaseException:
-        _remove_failed(instance, values)
+        _remove_failed(instance, invocation.options)
         raise
-    print(instance.id)
-    return 0
+    return show_result(invocation, instance.id, Id=instance.id, Name=instance.name)
 
 
 def run_attached(instance: Instance, values: dict[str, Any]) -> int:

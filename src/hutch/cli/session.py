@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
     from hutch.engine import Engine
 
-__all__ = ["Invocation", "warn"]
+__all__ = ["Invocation", "Told", "warn"]
+
+# A line for people, and what an object for programs has beside the name.
+Told = tuple[str, dict[str, object]]
 
 
 class Invocation:
@@ -72,23 +75,35 @@ class Invocation:
             result.setdefault(key.strip(), []).append(value.strip())
         return result
 
-    def each(self, names: Iterable[str], action: Callable[[str], str | None]) -> int:
+    def each(self, names: Iterable[str], action: Callable[[str], Told | str | None]) -> int:
         """Do one thing for each name; report failures and go on; return the exit code.
 
-        `action` returns what to print, or None for the name itself.
+        `action` returns what to print, or None for the name itself, or `Told`. As JSON a list
+        is printed at the end, of an object with the `Name` for each that did not fail and was
+        not passed over, which an empty text says.
         """
         from hutch.cli.exitcodes import report
 
         code = 0
-        for name in names:
-            try:
-                line = action(name)
-            except HutchError as exc:
-                code = report(exc)
-            else:
+        done: list[dict[str, object]] = []
+        try:
+            for name in names:
+                try:
+                    answer = action(name)
+                except HutchError as exc:
+                    code = report(exc, as_json=self.json)
+                    continue
+                line, fields = answer if isinstance(answer, tuple) else (answer, {})
                 line = name if line is None else line
-                if line:
-                    print(line)
+                if line and self.json:
+                    done.append({"Name": name, **fields})
+                elif line:
+                    print(line, flush=True)
+        finally:  # what was done before a Ctrl-C is told as well
+            if self.json:
+                from hutch.cli.output import print_json
+
+                print_json(done)
         return code
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from hutch.cli.command import Command
 from hutch.cli.object_shapes import familiar
 from hutch.cli.options import UsageError
-from hutch.cli.output import is_tty, print_json
+from hutch.cli.output import is_tty, print_json, show_result
 from hutch.cli.progress import pull_progress
 from hutch.cli.session import Invocation
 from hutch.records import ProgressEvent
@@ -57,10 +57,14 @@ def _push_all(invocation: Invocation) -> int:
     ]
     if not names:
         raise UsageError(f"{repository}: no image has a tag in it", exit_code=1)
+    done = []
     for name in sorted(names):
         with pull_progress(quiet=invocation.flag("quiet")) as progress:
-            result = invocation.engine.images.push(name, progress=progress)
-        print(f"{name}: digest: {result.digest}")
+            done.append(invocation.engine.images.push(name, progress=progress))
+        if not invocation.json:
+            print(f"{name}: digest: {done[-1].digest}", flush=True)
+    if invocation.json:
+        print_json(done)
     return 0
 
 
@@ -121,8 +125,7 @@ def _import(invocation: Invocation) -> int:
         message=values.get("message", ""),
         platform=values.get("platform"),
     )
-    print(record.id)
-    return 0
+    return show_result(invocation, record.id, Id=record.id, Names=list(record.names))
 
 
 def _bootstrap(invocation: Invocation) -> int:

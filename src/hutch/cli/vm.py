@@ -51,7 +51,7 @@ def _run(invocation: Invocation) -> int:
     with pull_progress(quiet=invocation.flag("quiet")) as progress:
         instance = invocation.engine.machines.create(disk, progress=progress, **options)
     if values.get("detach"):
-        return run_detached(instance, values)
+        return run_detached(invocation, instance)
     console = {"detach_keys": _CONSOLE_KEYS, **values, "tty": True, "interactive": os.isatty(0)}
     return run_attached(instance, console)
 

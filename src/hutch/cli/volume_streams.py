@@ -9,7 +9,7 @@ from typing import IO, BinaryIO, cast
 from hutch.cli.command import Command
 from hutch.cli.networks import pairs
 from hutch.cli.options import UsageError
-from hutch.cli.output import is_tty
+from hutch.cli.output import is_tty, show_result
 from hutch.cli.session import Invocation
 from hutch.cli.volumes import VOLUME_KEY, volume_key
 
@@ -67,8 +67,7 @@ def _restore(invocation: Invocation) -> int:
         key=key,
         labels=pairs(values["label"], "label") if "label" in values else None,
     )
-    print(volume.name)
-    return 0
+    return show_result(invocation, volume.name, Name=volume.name)
 
 
 def _import(invocation: Invocation) -> int:

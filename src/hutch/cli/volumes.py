@@ -6,9 +6,9 @@ from hutch.cli.command import FILTER, FORMAT, QUIET, Command
 from hutch.cli.keys import KEY_VALUE, key_source
 from hutch.cli.networks import pairs
 from hutch.cli.options import UsageError
-from hutch.cli.output import print_json, show_rows, stamp
+from hutch.cli.output import print_json, show_result, show_rows, stamp
 from hutch.cli.prompt import confirm
-from hutch.cli.session import Invocation
+from hutch.cli.session import Invocation, Told
 from hutch.errors import NotFound
 from hutch.units import format_bytes
 
@@ -38,8 +38,7 @@ def _create(invocation: Invocation) -> int:
         pool=values.get("pool", ""),
         key=volume_key(invocation, new=True),
     )
-    print(volume.name)
-    return 0
+    return show_result(invocation, volume.name, Name=volume.name)
 
 
 def _ls(invocation: Invocation) -> int:
@@ -80,7 +79,12 @@ def volume_key(invocation: Invocation, *, new: bool = False) -> str | bytes | No
 def _open(invocation: Invocation) -> int:
     key = volume_key(invocation)
     volumes = invocation.engine.volumes
-    return invocation.each(invocation.arguments, lambda name: volumes.open(name, key=key).path)
+
+    def unlock(name: str) -> Told:
+        path = volumes.open(name, key=key).path
+        return path, {"Mountpoint": path}
+
+    return invocation.each(invocation.arguments, unlock)
 
 
 def _close(invocation: Invocation) -> int:
@@ -100,14 +104,13 @@ def _clone(invocation: Invocation) -> int:
         snapshot=values.get("snapshot", ""),
         labels=pairs(values["label"], "label") if "label" in values else None,
     )
-    print(volume.name)
-    return 0
+    return show_result(invocation, volume.name, Name=volume.name)
 
 
 def _snapshot(invocation: Invocation) -> int:
     name, snapshot = invocation.arguments
-    print(invocation.engine.volumes.snapshot(name, snapshot).name)
-    return 0
+    made = invocation.engine.volumes.snapshot(name, snapshot)
+    return show_result(invocation, made.name, Name=made.name, Volume=made.volume)
 
 
 def _snapshots(invocation: Invocation) -> int:
@@ -148,8 +151,7 @@ def _prune(invocation: Invocation) -> int:
 def _resize(invocation: Invocation) -> int:
     name, size = invocation.arguments
     invocation.engine.volumes.resize(name, size)
-    print(name)
-    return 0
+    return show_result(invocation, name, Name=name)
 
 
 COMMANDS = {
