@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m bench.run [--rounds N] [--json FILE] [CASE …]`."""
+"""Run the benchmarks: `python -m bench.run [--rounds N] [--json FILE] [--svg FILE] [CASE …]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import msgspec
 
 from bench.builds import BUILD_CASES
 from bench.cases import CASES, peers
+from bench.chart import chart
 from bench.docker_api import DOCKER_API_CASES
 from bench.jobs import JOB_CASES
 from bench.machines import MACHINE_CASES, fetch_kernel, has_kernel, remove_kernel
@@ -24,6 +25,7 @@ from bench.rootdisks import DISK_CASES
 from bench.sched import SCHED_CASES, fetch_accasim, remove_accasim
 from bench.slurm import install_slurm
 from bench.stage import enter_namespaces, is_inside, stage
+from hutch.sched.report.drawing import to_svg
 
 Case = Callable[..., Row | list[Row]]
 _ON_MACHINES: dict[str, Case] = {**MACHINE_CASES, **MIGRATION_CASES}
@@ -49,6 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("case", nargs="*", help=f"which of {names} (all of them)")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each way")
     parser.add_argument("--json", type=Path, help="also write the samples to this file")
+    parser.add_argument("--svg", type=Path, help="also draw the cases that are times")
     return parser.parse_args()
 
 
@@ -84,6 +87,11 @@ def main() -> int:
         remove_accasim()
     if arguments.json:
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+    if arguments.svg:
+        try:
+            arguments.svg.write_text(to_svg(chart(rows)))
+        except ValueError as exc:
+            print(exc, file=sys.stderr)
     missed = [v for row in rows for v in row.verdicts() if "MISSED" in v]
     print(f"{len(rows)} cases; {len(missed)} targets missed")
     return 0

@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from bench import run as bench_run
+from bench.chart import chart
 from bench.measure import Action, Row, Samples, Skip, measure, render
+from hutch.sched.report.drawing import Line, Rect
 
 
 def row(hutch: list[float], other: list[float], unit: str = "ms", **targets: float) -> Row:
@@ -83,3 +85,24 @@ def test_a_peer_that_is_not_there_is_left_out_with_its_reason() -> None:
 )
 def test_a_target_is_judged_by_the_minimum(result: Row, verdict: str) -> None:
     assert result.verdicts() == [verdict]
+
+
+def test_a_chart_has_a_bar_for_each_way_that_was_measured() -> None:
+    done = row([0.010, 0.012], [0.100, 0.300])
+    done.ways["absent"] = Samples(skipped="not here")
+    picture = chart([done, row([5, 6], [1, 2], unit="per_s")])
+    bars = [shape for shape in picture.shapes if isinstance(shape, Rect)]
+    assert [bar.label for bar in bars] == [
+        "hutch: minimum 10 ms, median 11 ms",
+        "peer: minimum 100 ms, median 200 ms",
+    ]
+    # Logarithmic: ten times as long is a decade more.
+    lines = [shape for shape in picture.shapes if isinstance(shape, Line)]
+    decades = sorted(line.points[0][0] for line in lines if len({x for x, _ in line.points}) == 1)
+    assert [bar.x + bar.width for bar in bars] == pytest.approx(decades[1:])
+    assert all(0 <= x <= picture.width for line in lines for x, _ in line.points)
+
+
+def test_nothing_to_draw_is_told() -> None:
+    with pytest.raises(ValueError, match="no case that was measured is a time"):
+        chart([row([5], [1], unit="per_s"), row([], [])])
