@@ -3,7 +3,10 @@
 
 #include <poll.h>
 
+#include "../text.h"
 #include "vmm.h"
+
+enum { PAUSE_MS = 1000 };
 
 static struct vmm_client *unused(struct vmm *v)
 {
@@ -21,13 +24,23 @@ bool clients_have_place(const struct vmm *v)
 	return false;
 }
 
+/* The host may have run out of descriptors, not we: then nobody who leaves makes room. */
+void accept_later(struct vmm *v)
+{
+	if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
+		v->accept_ns = mono_ns() + PAUSE_MS * 1000000ull;
+}
+
 void clients_accept(struct vmm *v)
 {
 	struct vmm_client *c = unused(v);
-	int fd = c ? accept4(FD_LISTEN, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK) : -1;
+	int fd;
 
+	if (!c)
+		return;
+	fd = accept4(FD_LISTEN, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd < 0) {
-		v->turned_away = errno == EMFILE || errno == ENFILE || errno == ENOMEM;
+		accept_later(v);
 		return;
 	}
 	*c = (struct vmm_client){ .owner = OWNER_CLIENT, .used = true, .fd = fd };
@@ -35,7 +48,7 @@ void clients_accept(struct vmm *v)
 
 static void release(struct vmm *v, struct vmm_client *c)
 {
-	v->turned_away = false;
+	v->accept_ns = 0;
 	close(c->fd);
 	if (c->passed)
 		close(c->passed);
@@ -90,7 +103,8 @@ static ssize_t receive_head(struct vmm_client *c)
 		char space[CMSG_SPACE(sizeof(int))];
 	} control = { 0 };
 	struct msghdr message = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = control.space,
-				  .msg_controllen = sizeof(control.space) };
+				  /* room for one, without the padding: it would take a second */
+				  .msg_controllen = CMSG_LEN(sizeof(int)) };
 	ssize_t n = recvmsg(c->fd, &message, MSG_CMSG_CLOEXEC);
 	const struct cmsghdr *m = n < 0 ? NULL : CMSG_FIRSTHDR(&message);
 

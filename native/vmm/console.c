@@ -25,12 +25,14 @@ void console_signal(int signum)
 		control_tell(power_button, sizeof(power_button) - 1, -1);
 }
 
-void console_accept(void)
+void console_accept(struct vmm *v)
 {
 	int fd = accept4(FD_LISTEN, NULL, NULL, SOCK_CLOEXEC);
 
-	if (fd < 0)
+	if (fd < 0) {
+		accept_later(v);
 		return;
+	}
 	control_tell(screen_client, sizeof(screen_client) - 1, fd);
 	close(fd);
 }

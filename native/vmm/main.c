@@ -172,7 +172,8 @@ static void watch_console(struct vmm *v, struct watch *w)
 
 	if (v->stage != ST_RUN)
 		return;
-	watch(w, FD_LISTEN, POLLIN, W_SCREEN);
+	if (!v->accept_ns)
+		watch(w, FD_LISTEN, POLLIN, W_SCREEN);
 	if (!v->agent_gone && !c->output.len)
 		watch(w, FD_AGENT, POLLIN, W_PORT);
 	if (c->stdin_open && !c->input.len)
@@ -193,7 +194,7 @@ static void watch_agent(struct vmm *v, struct watch *w)
 		agent |= POLLOUT;
 	if (!v->agent_gone && agent)
 		watch(w, FD_AGENT, agent, W_AGENT);
-	if (v->stage == ST_RUN && !v->agent_gone && !v->turned_away && clients_have_place(v))
+	if (v->stage == ST_RUN && !v->agent_gone && !v->accept_ns && clients_have_place(v))
 		watch(w, FD_LISTEN, POLLIN, W_LISTEN);
 	if (process_wants_stdin(v))
 		watch(w, 0, POLLIN, W_STDIN);
@@ -247,7 +248,7 @@ static void dispatch(struct vmm *v, int who, short events)
 	case W_STDERR: process_pull(v); break;
 	case W_RESCUE: rescue_read(v); break;
 	case W_PORT: console_read_port(v); break;
-	case W_SCREEN: console_accept(); break;
+	case W_SCREEN: console_accept(v); break;
 	case W_CONTROL: control_read(v); break;
 	case W_TYPED: console_read_stdin(v); break;
 	case W_WAITING: console_write(v); break;
@@ -267,6 +268,8 @@ static int timeout_ms(const struct vmm *v)
 
 	if (retry && (!due || retry < due))
 		due = retry;
+	if (v->accept_ns && (!due || v->accept_ns < due))
+		due = v->accept_ns;
 	if (!due)
 		return -1;
 	if (due <= now)
@@ -286,6 +289,8 @@ static _Noreturn void run(struct vmm *v)
 		control_turn(v);
 		if (!v->agent_gone)
 			agent_result(v, mux_flush(&v->mux));
+		if (v->accept_ns && mono_ns() >= v->accept_ns)
+			v->accept_ns = 0;
 		watch_all(v, &w);
 		if (poll(w.fds, w.count, timeout_ms(v)) < 0 && errno != EINTR)
 			machine_lost(v, PART_QEMU, errno, "poll");

@@ -259,7 +259,9 @@ static void frame_received(struct vmm *v)
 		machine_lost(v, PART_AGENT, EPROTO, "a frame of its supervisor is too short");
 	if (p->adopted && !v->config.plan_len && !p->started && (type == FR_STATE || type == FR_EXIT))
 		started(v);
-	if ((type == FR_STARTED && !p->attached) || (type == FR_EXIT && !p->started))
+	/* Once it has started the configuration goes, and the plan with it. */
+	if (((type == FR_STARTED || (type == FR_SYNC && (v->config.flags & CONFIG_PARK))) &&
+	     !p->attached) || (type == FR_EXIT && !p->started))
 		machine_lost(v, PART_AGENT, EPROTO, "a frame of its supervisor comes too early");
 	switch (type) {
 	case FR_STARTED:

@@ -152,7 +152,7 @@ struct vmm {
 	int qemu_status;
 	int code;             /* to exit with, from ST_SHUTDOWN on */
 	uint32_t turn;
-	bool turned_away;     /* no descriptor for another client: wait until one leaves */
+	uint64_t accept_ns;   /* no descriptor for another client: not before one leaves, or this */
 	struct mux mux;
 	struct process process;
 	struct call call; /* SETUP, then SHUTDOWN */
@@ -212,6 +212,7 @@ void terminal_raw(void);
 /* clients.c */
 bool clients_have_place(const struct vmm *v);
 void clients_accept(struct vmm *v);
+void accept_later(struct vmm *v); /* after accept(2) has failed */
 short client_events(const struct vmm_client *c); /* -1: do not watch it */
 void client_event(struct vmm *v, struct vmm_client *c, short events);
 size_t client_data(struct vmm *v, struct vmm_client *c, const uint8_t *data, size_t n);
@@ -227,7 +228,7 @@ void logs_read_rest(struct vmm *v); /* after QEMU's end */
 /* console.c */
 void console_begin(struct vmm *v);
 void console_signal(int signum);
-void console_accept(void);
+void console_accept(struct vmm *v);
 void console_read_port(struct vmm *v);
 void console_read_stdin(struct vmm *v);
 void console_write(struct vmm *v);

@@ -11,7 +11,7 @@ from hutch.plan import ops, wire
 from hutch.process import MachineFailed
 from hutch.process import frames as fr
 from hutch.process.vmm import parked_rest
-from tests.native.machines import ADOPT, HELLO, PLAN, WAIT_S, Machine, Machines, Process
+from tests.native.machines import ADOPT, HELLO, PLAN, SPAWN, WAIT_S, Machine, Machines, Process
 from tests.requires import requires
 
 pytestmark = [requires("root", "cc"), pytest.mark.integration]
@@ -52,6 +52,15 @@ def test_a_launch_that_fails_before_it_waits_is_a_failure(machines: Machines) ->
         process = Process(machine.peer, machine.config.plan)
         process.tell(fr.FAILED, struct.pack("<Ii", 3, 2) + b"/x", 3)
         with pytest.raises(Exception, match="/x"):
+            machine.link.wait_started(WAIT_S)
+
+
+def test_a_guest_that_waits_before_it_has_its_plan_is_refused(machines: Machines) -> None:
+    with machines.run(plan=b"p" * (2 << 20), park=True) as machine:
+        machine.peer.welcome()
+        channel = machine.peer.opened(SPAWN)
+        machine.peer.data(channel, fr.encode_frame(fr.SYNC, struct.pack("<I", NUMBER)))
+        with pytest.raises(MachineFailed, match="too early"):
             machine.link.wait_started(WAIT_S)
 
 
