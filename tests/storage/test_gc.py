@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def test_names_added_to_a_lease_are_kept(stored: Stored) -> None:
 
 HOLDER = """
 import sys
+import time
 from pathlib import Path
 from hutch.storage.leases import Leases
 from hutch.store.database import Store
@@ -130,6 +132,15 @@ def test_a_lease_ends_with_its_process(stored: Stored) -> None:
     assert not stored.content.has(blob)
     with stored.store.read() as transaction:
         assert transaction.items(LEASES, LeaseRecord) == []
+
+
+def test_a_lease_outlives_a_clock_that_is_set_forward(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    with stored.leases.hold("sha256:x"):
+        monkeypatch.setattr(time, "time", lambda: now() + 2 * 24 * 3600)
+        assert [lease.references for lease in stored.leases.list()] == [("sha256:x",)]
 
 
 def test_a_lease_ends_with_its_time(stored: Stored) -> None:

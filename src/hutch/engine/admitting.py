@@ -5,7 +5,6 @@ loaded only where there is something to decide.
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -44,11 +43,12 @@ def holdings(
     context: Context, tx: Transaction, settings: Settings, *, without: str = ""
 ) -> list[Holding]:
     """Return what everybody but `without` holds (a write transaction: what is void goes)."""
+    from hutch.linux.boot import boot_time
     from hutch.resources.reservations import drop_void, holding_of
 
     records = dict(tx.items(INSTANCES, InstanceRecord))
     live = {key for key, record in records.items() if is_live(context, record)}
-    kept, _ = drop_void(tx, boot_id=context.boot_id, live=live, now=time.time())
+    kept, _ = drop_void(tx, boot_id=context.boot_id, live=live, now=boot_time())
     reserved = {reservation.id: reservation for reservation in kept}
     found = [holding_of(r) for r in kept if r.id != without]
     for key, record in records.items():
@@ -204,6 +204,7 @@ def settle_cpus(context: Context, *, always: bool = False) -> None:
     Who starts meanwhile looks at the file before and after: it comes before the groups.
     `always` looks at the groups even where nobody has any alone.
     """
+    from hutch.linux.boot import boot_time
     from hutch.linux.locks import lock_file
     from hutch.resources.cpulist import format_cpulist
     from hutch.resources.cpus import shared_pool
@@ -214,7 +215,7 @@ def settle_cpus(context: Context, *, always: bool = False) -> None:
         with context.store.write() as tx:
             records = dict(tx.items(INSTANCES, InstanceRecord))
             live = {key for key, record in records.items() if is_live(context, record)}
-            kept, _ = drop_void(tx, boot_id=context.boot_id, live=live, now=time.time())
+            kept, _ = drop_void(tx, boot_id=context.boot_id, live=live, now=boot_time())
         exclusive = {cpu for reservation in kept for cpu in reservation.cpus}
         if not (exclusive or always or path.exists()):
             return

@@ -8,11 +8,11 @@ own, which ends with the instance's run or with this boot of the host.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection
 
 import msgspec
 
+from hutch.linux.boot import boot_time
 from hutch.process.records import read_stat
 from hutch.records import Transaction
 from hutch.resources.demand import Demand, Holding
@@ -28,7 +28,8 @@ _MADE_S = 60.0
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """Who holds it until the start: a process by its start time, until a time at most."""
+    """Who holds it until the start: a process by its start time, at most until a time by
+    `boot_time`."""
 
     pid: int
     started: int
@@ -53,14 +54,15 @@ def new_lease(*, made: bool = False) -> Lease:
     once it is `made`, for that until it is started."""
     own = read_stat(os.getpid())
     started = 0 if own is None else own.start_time
-    expires_at = time.time() + (_MADE_S if made else _MAKING_S)
+    expires_at = boot_time() + (_MADE_S if made else _MAKING_S)
     return Lease(pid=os.getpid(), started=started, expires_at=expires_at)
 
 
 def is_in_force(
     reservation: Reservation, *, boot_id: str, live: Collection[str], now: float
 ) -> bool:
-    """Tell whether a reservation counts; `live` are the instances that run or start."""
+    """Tell whether a reservation counts; `live` are the instances that run or start,
+    `now` the time by `boot_time`."""
     if reservation.boot_id != boot_id:
         return False
     if reservation.id in live:

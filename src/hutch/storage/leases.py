@@ -16,7 +16,7 @@ import msgspec
 
 from hutch.errors import Exhausted
 from hutch.ids import new_id
-from hutch.linux.boot import boot_id
+from hutch.linux.boot import boot_id, boot_time
 from hutch.records import Records, Transaction
 
 __all__ = ["LEASES", "Lease", "LeaseRecord", "Leases", "leased", "started"]
@@ -26,7 +26,8 @@ _TTL_S = 24 * 3600.0
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A lease as the store has it; `started` is the owner's start time in clock ticks."""
+    """A lease as the store has it; `started` is the owner's start time in clock ticks, `since`
+    is by the wall clock, as files' times are, `expires_at` by `boot_time`."""
 
     pid: int
     started: int
@@ -51,7 +52,7 @@ class Lease:
         self._record = msgspec.structs.replace(
             self._record,
             references=tuple(dict.fromkeys((*self._record.references, *references))),
-            expires_at=time.time() + self._ttl_s,
+            expires_at=boot_time() + self._ttl_s,
         )
         with self._records.write() as transaction:
             transaction.put(LEASES, self._key, self._record)
@@ -78,7 +79,7 @@ class Leases:
             started=started(os.getpid()) or 0,
             boot_id=boot_id(),
             since=time.time(),
-            expires_at=time.time() + ttl_s,
+            expires_at=boot_time() + ttl_s,
             references=references,
             purpose=purpose,
         )
@@ -104,7 +105,7 @@ class Leases:
         """Return the leases in force."""
         with self._records.read() as transaction:
             items = transaction.items(LEASES, LeaseRecord)
-        now, boot = time.time(), boot_id()
+        now, boot = boot_time(), boot_id()
         return [record for _, record in items if _in_force(record, now, boot)]
 
 
@@ -113,7 +114,7 @@ def leased(transaction: Transaction) -> tuple[set[str], float]:
     epoch); drop those that have ended (a write transaction)."""
     found: set[str] = set()
     since = float("inf")
-    now, boot = time.time(), boot_id()
+    now, boot = boot_time(), boot_id()
     for key, record in transaction.items(LEASES, LeaseRecord):
         if _in_force(record, now, boot):
             found.update(record.references)
