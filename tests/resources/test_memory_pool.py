@@ -71,6 +71,26 @@ def test_pieces_are_there_before_they_are_asked_for(pool: MemoryPool) -> None:
 
 @requires("root")
 @pytest.mark.integration
+def test_more_than_the_host_has_is_refused_before_it_is_taken(pool: MemoryPool) -> None:
+    pool.prepare({2 * MIB: 1})
+    for wanted in ({1 << 50: 1}, {2 * MIB: 1 << 30}):
+        with pytest.raises(Exhausted, match="the host can spare"):
+            pool.prepare(wanted)
+    assert pool.slots() == (MemorySlots(size=2 * MIB, total=1, free=1),)
+
+
+@requires("root")
+@pytest.mark.integration
+def test_what_a_killed_process_left_goes_with_the_next(pool: MemoryPool) -> None:
+    pool.prepare({2 * MIB: 1})
+    with open(f"{pool._directory}/.free-{2 * MIB}-cut", "wb") as left:
+        left.write(bytes(MIB))
+    pool.prepare({})
+    assert not os.path.ismount(pool._directory)
+
+
+@requires("root")
+@pytest.mark.integration
 def test_after_a_reboot_the_pool_is_made_anew(pool: MemoryPool) -> None:
     pool.prepare({2 * MIB: 2})
     linux.umount2(pool._directory, linux.MNT_DETACH)

@@ -18,6 +18,7 @@ from hutch.errors import Exhausted, Unsupported
 from hutch.linux import mount as linux
 from hutch.linux.files import fallocate, punch_hole
 from hutch.linux.locks import lock_file
+from hutch.resources.inventory import read_inventory
 from hutch.units import format_bytes
 
 TYPE_CHECKING = False
@@ -28,6 +29,8 @@ __all__ = ["MemoryPool", "MemorySlots"]
 
 _POLL = (errno.ENOSPC, errno.ENOMEM)
 _LOCK_S = 60.0
+# Of all memory, what is left to the host: the critical watermark, unless configured.
+_KEPT = 0.05
 
 
 class MemorySlots(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,15 +51,40 @@ class MemoryPool:
     def prepare(self, wanted: Mapping[int, int]) -> None:
         """Make the pool what the settings say: so many pieces by their size in bytes. Pieces
         too many go when nobody has them. Raises `Exhausted` where the host has no memory for
-        them; those made so far stay."""
+        them: before the first is made, or when it goes meanwhile; those made so far stay."""
         if not wanted and not os.path.ismount(self._directory):
             return
         with self._locked():
+            self._sweep()
+            _require_memory(self._missing(wanted))
             self._mount(wanted)
-            for size in {*wanted, *(slots.size for slots in self.slots())}:
-                self._settle(size, wanted.get(size, 0))
+            # Those that give up pieces come first: others are made of their memory.
+            sizes = {*wanted, *(slots.size for slots in self.slots())}
+            count = {size: wanted.get(size, 0) for size in sizes}
+            for size in sorted(sizes, key=lambda size: count[size] > len(self._names(size))):
+                self._settle(size, count[size])
             if not os.listdir(self._directory):
                 linux.umount2(self._directory, linux.MNT_DETACH)
+
+    def _sweep(self) -> None:
+        """Remove what a process left that was killed at a piece."""
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self._directory):
+                if name.startswith("."):
+                    os.unlink(f"{self._directory}/{name}")
+
+    def _missing(self, wanted: Mapping[int, int]) -> int:
+        """Return how many bytes more the pool will have; those that it gives up are given first."""
+        have = {slots.size: slots for slots in self.slots()}
+        spare = sum(
+            slots.size * min(slots.free, max(0, slots.total - wanted.get(slots.size, 0)))
+            for slots in have.values()
+        )
+        more = sum(
+            size * max(0, count - (have[size].total if size in have else 0))
+            for size, count in wanted.items()
+        )
+        return max(0, more - spare)
 
     def _mount(self, wanted: Mapping[int, int]) -> None:
         if os.geteuid() != 0:
@@ -79,6 +107,7 @@ class MemoryPool:
             self._make(size, f"free-{size}-{os.urandom(4).hex()}{number}")
 
     def _make(self, size: int, name: str) -> None:
+        _require_memory(size)
         path = f"{self._directory}/.{name}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -174,3 +203,15 @@ class MemoryPool:
     def _locked(self) -> Iterator[None]:
         with lock_file(self._lock, timeout_s=_LOCK_S):
             yield
+
+
+def _require_memory(more: int) -> None:
+    """Refuse what the host has not: the kernel does not, it kills for memory instead."""
+    host = read_inventory()
+    room = max(0, host.available - int(host.memory * _KEPT))
+    if more > room:
+        raise Exhausted(
+            f"memory_pool: needs {format_bytes(more)} more; "
+            f"the host can spare {format_bytes(room)}",
+            hint="ask for fewer, or free memory first",
+        )
