@@ -9,10 +9,10 @@ from itertools import pairwise
 import pytest
 
 from hutch.sched import Capacity, create
-from hutch.sched.report.axes import format_time, marks, ticks
+from hutch.sched.report.axes import format_number, format_time, marks, ticks
 from hutch.sched.report.curves import cdf_picture, cdf_text
-from hutch.sched.report.drawing import Rect, to_svg
-from hutch.sched.report.gantt import SliceRecorder, gantt_picture, gantt_text
+from hutch.sched.report.drawing import Rect, Text, to_svg
+from hutch.sched.report.gantt import Slice, SliceRecorder, gantt_picture, gantt_text
 from hutch.sched.report.html import html_page
 from hutch.sched.report.result import CSV_COLUMNS, Result, csv_cells, result_of
 from hutch.sched.simulator import simulate
@@ -47,6 +47,15 @@ def test_bars_cover_what_ran_and_do_not_overlap() -> None:
                 or other.y + other.height <= one.y + 1e-6
             )
             assert apart
+
+
+def test_a_chart_of_many_slices_has_no_more_bars_than_can_be_seen() -> None:
+    slices = [Slice(n, n, n + 1, 2, n) for n in range(20_000)]
+    picture = gantt_picture(slices, 2)
+    bars = [s for s in picture.shapes if isinstance(s, Rect)][1:]
+    assert 1000 < len(bars) <= 2 * picture.width
+    assert bars[-1].x > picture.width - 20
+    assert not any(bar.label for bar in bars)
 
 
 def test_svg_is_well_formed_whatever_a_job_is_called() -> None:
@@ -92,6 +101,32 @@ def test_curves_end_at_the_highest_value() -> None:
     assert all(a <= b for (a, _), (b, _) in pairwise(curve))
     ET.fromstring(to_svg(cdf_picture({"fcfs": curve}, "waiting")))
     assert "o fcfs" in cdf_text({"fcfs": curve}, "waiting")[-1]
+
+
+def test_a_legend_has_room_for_every_name_and_says_which_curves_are_the_same() -> None:
+    curve = played("fcfs").curve("waiting")
+    long = "mlfq:levels=5,quantum=300,boost=86400"
+    curves = {"fcfs": curve, long: curve, **{f"p{n}": [(n, 1.0)] for n in range(20)}}
+    picture = cdf_picture(curves, "waiting")
+    words = {s.words: s for s in picture.shapes if isinstance(s, Text)}
+    name = words[f"{long} = fcfs"]
+    assert name.x + 6 * len(name.words) < picture.width
+    assert max(s.y for s in words.values()) < picture.height
+    assert f"x {long} = fcfs," in cdf_text(curves, "waiting")[-1]
+
+
+def test_a_page_says_which_schedules_it_does_not_draw() -> None:
+    cut = played("rr:quantum=1")
+    cut.dropped = 3
+    page = html_page([played("fcfs"), cut], trace="log", cores=3, settings={})
+    assert page.count("<svg") == 5 + 1
+    assert "Not drawn, for their many pauses: rr:quantum=1." in page
+
+
+def test_large_numbers_are_written_out() -> None:
+    assert [format_number(value) for value in (0.5, 18211.4, 1e7 + 0.5)] == [
+        "0.5", "18211", "1.00e+07",
+    ]  # fmt: skip
 
 
 def test_the_page_is_whole_and_marks_the_best() -> None:

@@ -29,12 +29,14 @@ def _short(value: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """Return a number with three digits, more only where it is whole."""
+    """Return a number with three digits, more only where it is whole or above 1000."""
     if not math.isfinite(value):
         return "–"
     if float(value).is_integer() and abs(value) < 1e6:
         return str(int(value))
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+    if not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def ticks(low: float, high: float, most: int = 8) -> list[float]:

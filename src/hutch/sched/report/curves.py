@@ -43,8 +43,11 @@ def cdf_picture(
     curves: Mapping[str, Curve], metric: str, *, title: str = "", width: int = 860
 ) -> Picture:
     """Return a chart of a curve for each policy, on a logarithmic axis."""
-    height = 300
-    plot_width, plot_height = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
+    legend = _legend(curves)
+    height = max(300, _TOP + 17 * len(legend))
+    # About 6 pixels a letter; a long name may take half of the picture, not more.
+    right = min(max(_RIGHT, 46 + 6.2 * max(map(len, legend), default=0)), width / 2)
+    plot_width, plot_height = width - _LEFT - right, height - _TOP - _BOTTOM
     low, high = _scale(curves, metric)
     span = math.log10(high / low)
     show = format_time if metric in _TIMES else format_number
@@ -67,7 +70,7 @@ def cdf_picture(
         words = ("up to " if value == low else "") + show(value)
         shapes.append(Text(x, _TOP + plot_height + 17, words, 11, anchor="middle"))
     shapes.append(Text(_LEFT + plot_width / 2, height - 6, LABELS[metric], 11, INK, "middle"))
-    for n, (name, points) in enumerate(curves.items()):
+    for n, (words, points) in enumerate(zip(legend, curves.values(), strict=True)):
         colour = COLOURS[n % len(COLOURS)]
         if points:
             drawn = [*_from(points, low), (high, 1.0)]
@@ -75,8 +78,18 @@ def cdf_picture(
         y = _TOP + 8 + n * 17
         x = _LEFT + plot_width + 12
         shapes.append(Line([(x, y), (x + 20, y)], colour, 2.4, n >= 7))
-        shapes.append(Text(x + 26, y + 4, name, 11))
+        shapes.append(Text(x + 26, y + 4, words, 11))
     return picture
+
+
+def _legend(curves: Mapping[str, Curve]) -> list[str]:
+    """Return a name for each curve; one that lies on an earlier one says so."""
+    seen: dict[tuple[tuple[float, float], ...], str] = {}
+    words = []
+    for name, points in curves.items():
+        first = seen.setdefault(tuple(points), name) if points else name
+        words.append(name if first == name else f"{name} = {first}")
+    return words
 
 
 _MARKS = "ox+*#@%&=~^v<>"
@@ -112,6 +125,6 @@ def cdf_text(
     lines.append("       " + "".join(axis).rstrip())
     lines.append(
         f"       {LABELS[metric]}: "
-        + ", ".join(f"{_MARKS[n % len(_MARKS)]} {name}" for n, name in enumerate(curves))
+        + ", ".join(f"{_MARKS[n % len(_MARKS)]} {name}" for n, name in enumerate(_legend(curves)))
     )
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 
 import msgspec
@@ -85,6 +85,20 @@ def _bars(slices: Iterable[Slice], cores: int) -> list[_Bar]:
     return bars
 
 
+def _discernible(bars: Iterable[_Bar], low: float, scale: float, cores: int) -> Iterator[_Bar]:
+    """Leave out bars within half a pixel that is taken already: a page of them is megabytes."""
+    taken = [-1] * cores
+    for bar in bars:
+        first = int((bar.what.began - low) * scale * 2)
+        last = int((bar.what.ended - low) * scale * 2)
+        rows = range(bar.row, bar.row + bar.rows)
+        if first == last and all(taken[row] >= first for row in rows):
+            continue
+        for row in rows:
+            taken[row] = max(taken[row], last)
+        yield bar
+
+
 def _span(slices: Sequence[Slice]) -> tuple[float, float]:
     if not slices:
         return 0, 1
@@ -106,7 +120,7 @@ def gantt_picture(
         shapes.append(Text(_LEFT, 20, title, 13, bold=True))
     shapes.append(Rect(_LEFT, _TOP, plot, height, "#f3f4f6"))
     colour = _colours(slices)
-    for bar in _bars(slices, cores):
+    for bar in _discernible(_bars(slices, cores), low, scale, cores):
         x = _LEFT + (bar.what.began - low) * scale
         wide = (bar.what.ended - bar.what.began) * scale
         label = (
@@ -114,9 +128,10 @@ def gantt_picture(
             f"{bar.what.cores:g} cores"
         )
         y, tall = _TOP + bar.row * row, bar.rows * row
-        # A bar narrower than its edges would vanish under them.
+        # A bar narrower than its edges would vanish under them, and nobody can point at it.
         edge = "#ffffff" if wide > 3 else ""
-        shapes.append(Rect(x, y, max(wide, 0.5), tall, colour[bar.what.job], label, edge))
+        told = label if wide > 1 else ""
+        shapes.append(Rect(x, y, max(wide, 0.5), tall, colour[bar.what.job], told, edge))
         name = str(bar.what.job)
         if wide > 7 * len(name) + 4 and tall >= 13:
             shapes.append(Text(x + wide / 2, y + tall / 2 + 4, name, 11, "#ffffff", "middle"))

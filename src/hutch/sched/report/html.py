@@ -107,10 +107,16 @@ def _curves(results: Sequence[Result]) -> str:
 
 def _charts(results: Sequence[Result], cores: float) -> str:
     drawn = [r for r in results if r.slices and not r.dropped]
-    if not drawn:
+    left_out = [r.policy for r in results if r.dropped]
+    if not drawn and not left_out:
         return ""
     figures = [
         f"<figure>{to_svg(gantt_picture(r.slices, int(cores), title=r.policy))}</figure>"
         for r in drawn
     ]
+    if left_out:
+        figures.append(
+            f"<p>Not drawn, for their many pauses: {escape(', '.join(left_out))}. "
+            "With --window they are.</p>"
+        )
     return "<h2>Schedules</h2>" + "".join(figures)
