@@ -57,6 +57,7 @@ def test_who_waits_hears_of_a_time_limit_and_not_of_what_it_ended(jobs: Any, nam
     assert jobs("job", "wait", late).returncode == 124
     (shown,) = json.loads(jobs.out("job", "show", late))
     assert (shown["State"], shown["ExitCode"]) == ("timeout", 7)
+    assert shown["Why"] == "it ran out of time"
 
 
 def test_the_daemon_dispatches_too(jobs: Any, name: str, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ _JOB_OPTIONS: tuple[Option, ...] = (
     ("priority", "", "int", "NUMBER", "Lower goes first (0)"),
     ("queue", "", "text", "NAME", "The queue (default)"),
     ("retries", "", "int", "NUMBER", "Try again so many times when it fails (0)"),
-    ("timeout", "", "text", "DURATION", "End it when it has run so long"),
+    ("timeout", "", "text", "DURATION", "End it, as `stop` does, when it has run so long"),
     ("wait", "", "flag", "", "Wait for its end; leave with its exit code"),
 )
 _CHOSEN: tuple[Option, ...] = (
@@ -396,7 +396,7 @@ COMMANDS = {
         handler=_ls,
         summary="List the jobs that are not over.",
         options=(
-            ("all", "a", "flag", "", "Those too that are"),
+            ("all", "a", "flag", "", "Those too that are over"),
             ("last", "n", "int", "NUMBER", "The last so many only"),
             ("owner", "", "text", "NAME", "Jobs of this user"),
             ("queue", "", "text", "NAME", "Jobs of this queue"),

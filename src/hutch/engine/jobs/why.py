@@ -62,7 +62,8 @@ def why(context: Context, number: int) -> Why:
     record = load_job(context, number)
     state = record.state
     if state.is_final:
-        return _answer(record, "over", f"it is {state}{_because(record)}")
+        ended = "it ran out of time" if state == JobState.TIMEOUT else f"it is {state}"
+        return _answer(record, "over", ended + _because(record))
     if state == JobState.HELD:
         return _answer(record, "held", f"it is held{_because(record)}: {_cure(record)}")
     if state in (JobState.STARTING, JobState.RUNNING):
