@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,11 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hutch.engine import Engine
 from hutch.engine import migrate as migrating
+from hutch.engine import migrate_settle as settling
+from hutch.engine.migrate_settle import claim, find, forget, put
 from hutch.errors import HutchError, OutcomeUnknown, WrongState
+from hutch.migration.records import MigrationRecord, Phase, Role
 from hutch.migration.wire import Wire
 from tests.migration.conftest import Other, die_migrating, killed, traces
 from tests.requires import requires
@@ -142,8 +147,6 @@ def test_a_target_that_is_killed_leaves_one_instance(
 
 def once_killed(target: Other, tmp_path: Path, where: str, when: str) -> str:
     """Return a destination whose first process is killed; the next ones are not."""
-    import shlex
-
     marker = tmp_path / "killed"
     first = shlex.join(killed(target.argv("_migrate_target"), where, when))
     later = shlex.join(target.argv("_migrate_target"))
@@ -285,3 +288,77 @@ def test_ctrl_c_in_the_middle_of_a_stream_leaves_it_here_and_nothing_there(
         assert states(there, "moved") == []
         assert traces(there) == []
     box.remove()
+
+
+def test_what_was_taken_back_is_started_once_however_often_the_target_is_to_be_told(
+    source: Engine,
+) -> None:
+    box = source.create("busybox", ["true"], name="moved")
+    context = source._context
+    aborted = MigrationRecord(
+        token="a" * 32,
+        role=Role.SOURCE,
+        phase=Phase.ABORTED,
+        instance=box.id,
+        name="moved",
+        destination="exec:false",
+        previous="suspended",
+        resume=True,
+        isolation="container",
+    )
+    put(context, aborted)
+    try:
+        source.reconcile()
+        assert states(source, "moved") == ["created"]
+        assert find(context, aborted.token) == msgspec.structs.replace(aborted, resume=False)
+    finally:
+        forget(context, aborted.token)
+    box.remove()
+    assert traces(source) == []
+
+
+def test_a_claim_loses_to_whoever_settles_first(
+    source: Engine, target: Other, moved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_migrating(source, target, "hutch.engine.migrate:_claim", "after", "--with-volumes")
+    lock = settling.migration_lock
+
+    def settled(context: Any, token: str) -> Any:
+        monkeypatch.undo()
+        source.reconcile()
+        return lock(context, token)
+
+    monkeypatch.setattr(settling, "migration_lock", settled)
+    with pytest.raises(WrongState, match="nothing to claim"):
+        claim(source._context, "moved")
+    here_states, there_states = settle(source, target)
+    finish(source, target, here_states, there_states)
+
+
+RIVAL = """
+import hutch.engine.migrate_receive as receive
+real = receive.put
+def put(context, migration, **options):
+    if migration.volumes and migration.phase == "preparing":
+        made = context.volumes.create("kept")
+        open(f"{made.path}/precious", "w").close()
+    return real(context, migration, **options)
+receive.put = put
+from hutch.cli.main import main
+main()
+"""
+
+
+def test_a_volume_that_somebody_makes_meanwhile_is_theirs(
+    source: Engine, target: Other, moved: str
+) -> None:
+    argv = target.argv("_migrate_target")
+    at = argv.index("-m")
+    command = shlex.join([*argv[:at], "-c", RIVAL, *argv[at + 2 :]])
+    with pytest.raises(HutchError, match="kept: was made here meanwhile"):
+        source.migrate("moved", f"exec:{command}", with_volumes=True)
+    with target.engine() as there:
+        assert os.listdir(there._context.volumes.get("kept").path) == ["precious"]
+        there._context.volumes.remove("kept")
+    assert states(source, "moved") == ["created"]
+    source.get("moved").remove()

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import msgspec
 
@@ -219,7 +220,7 @@ class _Incoming:
         finally:
             os.close(fd)
 
-    def _migration(self, phase: Phase, *, volumes: bool = False) -> MigrationRecord:
+    def _migration(self, phase: Phase, *, volumes: Collection[str] = ()) -> MigrationRecord:
         addresses = self._offer.live or self._offer.criu
         return MigrationRecord(
             token=self._offer.token,
@@ -227,7 +228,7 @@ class _Incoming:
             phase=phase,
             instance=self._id,
             name=self._record.name,
-            volumes=tuple(sorted(self._sent_volumes())) if volumes else (),
+            volumes=tuple(sorted(volumes)),
             live=self._is_live,
             cards=len(addresses.addresses) if addresses else 0,
             isolation=self._record.spec.isolation,
@@ -406,7 +407,7 @@ class _Incoming:
             raise IntegrityError("it is not what was offered")
         record = self._final(there, image)
         migration = msgspec.structs.replace(
-            self._migration(Phase.PREPARED, volumes=True),
+            self._migration(Phase.PREPARED, volumes=self._sent_volumes()),
             previous=previous,
             resume=final.resume,
         )
@@ -437,18 +438,24 @@ class _Incoming:
 
     def _volumes(self) -> None:
         """Make the volumes that came along, each with its files in one rename."""
-        sent = [offered for offered in self._offer.volumes if offered.sent]
-        known = {volume.name for volume in self._context.volumes.list()}
-        for offered in sent:
-            if offered.name in known:
-                raise AlreadyExists(f"volume {offered.name}: was made here meanwhile")
-        # From here on they are this migration's to remove.
-        put(self._context, self._migration(Phase.PREPARING, volumes=True))
-        for offered in sent:
-            volume = self._context.volumes.create(
-                offered.name, labels=offered.labels, anonymous=offered.anonymous
-            )
-            os.rename(self._staged[offered.name], volume.path)
+        made: list[str] = []
+        for offered in self._offer.volumes:
+            if not offered.sent:
+                continue
+            # From here on it is this migration's to remove: unless somebody else makes it.
+            put(self._context, self._migration(Phase.PREPARING, volumes=[*made, offered.name]))
+            try:
+                self._context.volumes.create_filled(
+                    offered.name,
+                    options={},
+                    labels=offered.labels,
+                    anonymous=offered.anonymous,
+                    fill=partial(os.rename, self._staged[offered.name]),
+                )
+            except AlreadyExists as exc:
+                put(self._context, self._migration(Phase.PREPARING, volumes=made))
+                raise AlreadyExists(f"volume {offered.name}: was made here meanwhile") from exc
+            made.append(offered.name)
 
     def _final(self, there: InstanceRecord, image: ImageRecord | None) -> InstanceRecord:
         """Return the record as it is here: nothing in it is of the source's host."""

@@ -126,7 +126,7 @@ def abandon(context: Context, migration: MigrationRecord) -> None:
         if migration.live:
             _run_on(context, migration)
         elif migration.resume:
-            take_back(context, migration.instance)
+            _resume(context, migration)
     try:
         with _asked(context, migration) as wire:
             wire.send(Abort(token=migration.token))
@@ -157,6 +157,14 @@ def _run_on(context: Context, migration: MigrationRecord) -> None:
             driver.run_on(identifier)
         elif isinstance(driver, Savable):
             driver.awaken(identifier)
+
+
+def _resume(context: Context, migration: MigrationRecord) -> None:
+    """Take back what was suspended, once: the target may be told much later, and what its user
+    has done with it by then stands."""
+    if load(context, migration.instance).state == State(migration.previous):
+        take_back(context, migration.instance)
+    put(context, msgspec.structs.replace(migration, resume=False), phase=Phase.ABORTED)
 
 
 def driver_of(context: Context, migration: MigrationRecord) -> Driver:
@@ -360,8 +368,7 @@ def claim(context: Context, name_or_id: str) -> InstanceRecord:
     """
     identifier = find_id(context, name_or_id)
     record = load(context, identifier)
-    if record.state != State.MIGRATING:
-        raise WrongState(f"instance {record.name} is {record.state}: there is nothing to claim")
+    _require_migrating(record)
     with context.store.read() as tx:
         found = [
             one for _, one in tx.items(MIGRATIONS, MigrationRecord) if one.instance == identifier
@@ -373,8 +380,14 @@ def claim(context: Context, name_or_id: str) -> InstanceRecord:
             context.store.write(durable=True) as tx,
         ):
             record = load_in(tx, identifier)
+            _require_migrating(record)  # it may have been settled meanwhile
             record = msgspec.structs.replace(record, state=State(migration.previous))
             tx.put(INSTANCES, identifier, record)
             tx.delete(MIGRATIONS, migration.token)
             tx.event("container", "claim", identifier, name=record.name, role=migration.role)
     return record
+
+
+def _require_migrating(record: InstanceRecord) -> None:
+    if record.state != State.MIGRATING:
+        raise WrongState(f"instance {record.name} is {record.state}: there is nothing to claim")

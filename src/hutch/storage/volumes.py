@@ -95,7 +95,7 @@ class Volumes(Openings):
         record = VolumeRecord(
             created_at=time.time(),
             options=chosen,
-            labels=dict(labels or {}) | ({_ANONYMOUS: ""} if anonymous else {}),
+            labels=_labels(labels or {}, anonymous=anonymous),
             anonymous=anonymous,
         )
         with self.locked(name):
@@ -117,12 +117,16 @@ class Volumes(Openings):
         options: Mapping[str, str],
         labels: Mapping[str, str],
         fill: Callable[[str], None],
+        anonymous: bool = False,
         key: DiskKey | None = None,
     ) -> Volume:
         """Make a volume whose first content `fill` puts into its directory: it appears when
         that is whole and on the disk. Raises `AlreadyExists`."""
         record = VolumeRecord(
-            created_at=time.time(), options=checked_options(options), labels=dict(labels)
+            created_at=time.time(),
+            options=checked_options(options),
+            labels=_labels(labels, anonymous=anonymous),
+            anonymous=anonymous,
         )
         with self.locked(check_name(name)), disk_errors(f"volume {name}"):
             with self._records.read() as transaction:
@@ -480,6 +484,10 @@ class Volumes(Openings):
             ) from error
         finally:
             os.close(root)
+
+
+def _labels(labels: Mapping[str, str], *, anonymous: bool) -> dict[str, str]:
+    return dict(labels) | ({_ANONYMOUS: ""} if anonymous else {})
 
 
 def _check_filters(filters: Filters) -> None:
