@@ -163,5 +163,7 @@ def _launch_failure(exc: LaunchFailed, plan: Plan, what: str) -> HutchError:
     return CommandFailed(
         f"{what}: {program!r}: {os.strerror(exc.errno).lower()}",
         exit_code=126,
-        hint="the file must be executable, and built for this machine's architecture",
+        hint="give it less: arguments and environment together have 2 MiB, 128 KiB each"
+        if exc.errno == errno.E2BIG
+        else "the file must be executable, and built for this machine's architecture",
     )

@@ -56,14 +56,15 @@ def text(value: object, field: str, *, empty: bool = True) -> str:
     return value
 
 
-def items(value: object, field: str) -> list[Any]:
-    """Return the members of a sequence; a single value that is none becomes its only member."""
+def items(value: object, field: str, *, most: int = _MAX_ITEMS) -> list[Any]:
+    """Return the members of a sequence, `most` at most; a value that is none becomes its only
+    member."""
     if value is None:
         return []
     if isinstance(value, (list, tuple, set, frozenset)):
         members = sorted(value, key=str) if isinstance(value, (set, frozenset)) else list(value)
-        if len(members) > _MAX_ITEMS:
-            raise InvalidArgument(f"more than {_MAX_ITEMS} values", field=field)
+        if len(members) > most:
+            raise InvalidArgument(f"more than {most} values", field=field)
         return members
     if isinstance(value, (bytes, bytearray)):
         raise InvalidArgument("expected text, got bytes", field=field)
@@ -72,9 +73,10 @@ def items(value: object, field: str) -> list[Any]:
     return [value]
 
 
-def strings(value: object, field: str) -> tuple[str, ...]:
-    """Return a tuple of strings from one string or a sequence of them."""
-    return tuple(text(member, f"{field}[{i}]") for i, member in enumerate(items(value, field)))
+def strings(value: object, field: str, *, most: int = _MAX_ITEMS) -> tuple[str, ...]:
+    """Return a tuple of strings from one string or a sequence of `most` at most."""
+    members = items(value, field, most=most)
+    return tuple(text(member, f"{field}[{i}]") for i, member in enumerate(members))
 
 
 def mapping(value: object, field: str) -> dict[str, str]:

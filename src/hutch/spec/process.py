@@ -24,6 +24,8 @@ __all__ = [
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_ARGUMENTS_BYTES = 2 * 1024 * 1024
+# More than execve(2) takes: of its 2 MiB each has a pointer and a zero byte.
+_MAX_WORDS = 1 << 18
 _HEALTH_OPTIONS = (
     "health_cmd", "health_interval", "health_timeout", "health_retries", "health_start_period",
 )  # fmt: skip
@@ -38,7 +40,7 @@ def parse_command(value: object, field: str) -> tuple[str, ...]:
             value = shlex.split(text(value, field))
         except ValueError as exc:
             raise InvalidArgument(f"cannot be split: {str(exc).lower()}", field=field) from exc
-    words = strings(value, field)
+    words = strings(value, field, most=_MAX_WORDS)
     if sum(map(len, words)) > _MAX_ARGUMENTS_BYTES:
         raise InvalidArgument(f"longer than {_MAX_ARGUMENTS_BYTES} bytes", field=field)
     return words
@@ -94,7 +96,7 @@ def merge_env(base: Sequence[str], value: object, field: str = "env") -> tuple[s
         ]
     else:
         pairs = []
-        for entry in strings(value, field):
+        for entry in strings(value, field, most=_MAX_WORDS):
             name, equals, content = entry.partition("=")
             pairs.append((name, content if equals else None))
     for name, content_or_none in pairs:

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hutch.drivers.failures import CommandFailed
 from hutch.engine import Instance
-from hutch.errors import Exhausted, OperationTimeout
+from hutch.errors import Exhausted, InvalidArgument, OperationTimeout
 from hutch.process.frames import Output
 from tests.engine.behaviours.conftest import Maker, Sh
 from tests.engine.behaviours.waiting import DEADLINE_S, until
@@ -121,3 +122,17 @@ def test_a_further_program_has_the_limits_of_the_first(make: Maker) -> None:
     with make.start(ulimits=["nofile=123:456", "core=0"]) as box:
         shown = box.exec(["sh", "-c", "ulimit -n; ulimit -Hn; ulimit -c"]).text
         assert shown.split() == ["123", "456", "0"]
+
+
+def test_a_hundred_thousand_arguments_arrive(box: Instance) -> None:
+    words = map(str, range(100_000, 200_000))
+    done = box.exec(["sh", "-c", 'shift 99998; echo "$# $0 $*"', "name", *words])
+    assert (done.exit_code, done.text.strip()) == (0, "2 name 199998 199999")
+
+
+def test_more_arguments_than_the_kernel_takes_are_told(box: Instance) -> None:
+    with pytest.raises(CommandFailed, match="too long") as failure:
+        box.exec(["true", *[""] * 250_000])
+    assert "2 MiB" in str(failure.value.hint)
+    with pytest.raises(InvalidArgument, match="command: more than"):
+        box.exec(["true", *[""] * 300_000])
