@@ -70,9 +70,19 @@ static int make_parents(struct launch *l, const char *path)
 	return 0;
 }
 
+/* Where the kernel's own file systems go. Through a link of the image they would hide what it
+ * has elsewhere, and what is masked in them would not be what is seen. */
+static bool is_kernels(const char *path)
+{
+	return !strcmp(path, "/proc") || !strcmp(path, "/sys") || !strcmp(path, "/dev");
+}
+
 int root_dir(struct launch *l, const char *path, uint32_t mode, uint32_t uid, uint32_t gid)
 {
-	int fd = root_open(l, path, O_PATH | O_DIRECTORY, 0);
+	uint64_t more = is_kernels(path) ? RESOLVE_NO_SYMLINKS : 0;
+	int fd = l->root < 0 ? fail(EBADF)
+			     : sys_openat2(l->root, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
+					   RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | more);
 
 	if (fd >= 0 || errno != ENOENT)
 		return fd;

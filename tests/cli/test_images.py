@@ -303,3 +303,29 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.01)
+
+
+@requires("cgroup", "overlayfs")
+@pytest.mark.parametrize(
+    ("path", "target", "found"),
+    [("dev", "etc", "a link"), ("proc", "/no-such", "a link"), ("sys", None, "no directory")],
+)
+def test_an_image_that_leads_the_kernels_files_elsewhere_is_named_with_the_cure(
+    cli: Cli, name: str, tmp_path: Path, path: str, target: str | None, found: str
+) -> None:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    if target is None:
+        (root / path).touch()
+    else:
+        (root / path).symlink_to(target)
+    archive = tmp_path / "image.tar"
+    subprocess.run(["tar", "-C", root, "-cf", archive, "."], check=True)
+    cli.out("import", str(archive), name)
+    try:
+        done = cli("run", "--rm", "--network", "none", name, "/bin/true")
+    finally:
+        cli.out("rmi", "-f", name)
+    assert done.returncode == 125
+    assert f"/{path} of the image is {found}".encode() in done.stderr
+    assert f"a directory /{path}".encode() in done.stderr

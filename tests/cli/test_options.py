@@ -63,6 +63,12 @@ def test_a_wrong_option_is_named(argv: list[str], message: str) -> None:
     assert caught.value.exit_code == 125
 
 
+def test_an_option_that_is_near_to_none_is_told_none() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse((*TABLE, ("gpus", "", "text", "", "")), ["--bogus"], interspersed=False)
+    assert caught.value.hint == "see --help"
+
+
 def test_a_misspelt_option_is_told_the_near_one() -> None:
     with pytest.raises(UsageError) as caught:
         parse(TABLE, ["--nmae"])

@@ -137,5 +137,5 @@ def _store(values: dict[str, Any], option: Option, value: str, written: str) -> 
 def _near(name: str, known: list[str]) -> str | None:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, 1)
+    near = get_close_matches(name, known, 1, 0.75)  # with 0.6 bogus is near gpus
     return f"did you mean --{near[0]}?" if near else "see --help"

@@ -74,6 +74,8 @@ def machine_failures(operation: str, directory: str) -> Iterator[None]:
 
 _NO_MODEL = re.compile(r"unable to find CPU model '(.*)'$")
 _NO_FEATURE = re.compile(r"Property '[\w.-]+-cpu\.(.*)' not found$")
+# Mounted over by the launcher, which follows no link there.
+_KERNELS = ("/dev", "/proc", "/sys")
 _NO_MEMORY = re.compile(r"(guest RAM|guest memory).*Cannot allocate memory$")
 
 
@@ -147,6 +149,14 @@ def _launch_failure(exc: LaunchFailed, plan: Plan, what: str) -> HutchError:
         operation = operations[exc.index] if exc.index < len(operations) else None
         name = exc.section if operation is None else type(operation).__name__
         detail = f" {exc.detail}" if exc.detail else ""
+        where = getattr(operation, "target", "")
+        if where in _KERNELS and exc.errno in (errno.ELOOP, errno.ENOTDIR):
+            found = "a link" if exc.errno == errno.ELOOP else "no directory"
+            return InvalidArgument(
+                f"{what}: {where} of the image is {found}",
+                hint=f"make the image anew with a directory {where}, which may be empty, or "
+                "with none",
+            )
         # move_mount(2): EINVAL where one is a directory and the other is not.
         if isinstance(operation, MoveMount) and exc.errno in (errno.EINVAL, errno.ENOTDIR):
             return InvalidArgument(
