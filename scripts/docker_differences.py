@@ -174,6 +174,16 @@ NAMED: tuple[Difference, ...] = (
         "what could not be started has not started",
         (r"events of containers", r"\.exec_start: (/nonesuch|true) "),
     ),
+    *named(
+        "newer Docker looks for the user when the program is made",
+        (r"exec nobody( .*)?", r"\.(status|type|body.*)"),
+        ("events of containers", r"\.exec_create: true "),
+    ),
+    *named(
+        "newer Docker's events tell how long a container ran, and that an image was made of one",
+        ("events of a container", r"\.body\[\]\.Actor\.Attributes\.execDuration"),
+        ("events of kind image", r"\.create"),
+    ),
     *named("the first process is hutch's supervisor", (r"rich top", r"\.body\.Processes\[\]\[\]")),
     *named("a loaded image has a name", (r"image inspected", r"\.body\.Metadata\.LastTagTime")),
     *named(

@@ -46,14 +46,4 @@ NEWER: tuple[Difference, ...] = (
         (r"made: (pause|resize.*)", r"\.body\.message"),
         ("run, no program", r"\.errors"),
     ),
-    *named(
-        "a user who is not there is told when the program is started, not when it is made",
-        (r"exec nobody( .*)?", r"\.(status|type|body.*)"),
-        ("events of containers", r"\.exec_create: true "),
-    ),
-    *named(
-        "events tell neither how long a program ran nor that an image was made by a commit",
-        ("events of a container", r"\.body\[\]\.Actor\.Attributes\.execDuration"),
-        ("events of kind image", r"\.create"),
-    ),
 )

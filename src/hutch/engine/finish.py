@@ -311,12 +311,14 @@ def _say(tx: Transaction, record: InstanceRecord, action: str) -> None:
 
 
 def _died(tx: Transaction, record: InstanceRecord) -> None:
+    ran_s = max(record.finished_ns - record.started_ns, 0) // 1_000_000_000
     attributes = {"name": record.name, "image": record.image_name}
     if record.error:
         attributes["error"] = record.error
     if record.oom_killed:
         tx.event("container", "oom", record.id, **attributes)
-    tx.event("container", "die", record.id, exitCode=str(record.exit_code), **attributes)
+    ended = {"exitCode": str(record.exit_code), "execDuration": str(ran_s)}
+    tx.event("container", "die", record.id, **ended, **attributes)
     note_volumes(tx, record, "unmount")
 
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.api.docker.conftest import Client, until
-from tests.api.docker.test_containers import create, start
+from tests.api.docker.test_containers import create, start, wait
 
 pytestmark = pytest.mark.requires("root", "overlayfs", "cgroup", "busybox")
 
@@ -141,10 +141,23 @@ def test_errors_have_docker_s_words_where_clients_look_for_them(
     assert refused.message == f"Container {name} is paused, unpause the container before exec"
 
 
+def test_the_end_of_a_container_tells_how_long_it_ran(api: Client, name: str, image: str) -> None:
+    begun = time.time()
+    create(api, name, image, "true")
+    start(api, name)
+    wait(api, name)
+    (event,) = events(api, begun, event=["die"], container=[name])
+    attributes = event["Actor"]["Attributes"]
+    assert attributes["exitCode"] == "0" and int(attributes["execDuration"]) >= 0
+
+
 def test_an_image_tells_what_its_last_step_was_for(api: Client, name: str, image: str) -> None:
+    begun = time.time()
     create(api, name, image, "true")
     made = api.ask("POST", f"/commit?container={name}&comment=what+for").json["Id"]
     told = api.ask("GET", f"/images/{made}/json").json
+    (event,) = events(api, begun, type=["image"], event=["create"], image=[made])
+    assert event["Actor"] == {"ID": made, "Attributes": {"name": made}}
     api.ask("DELETE", f"/images/{made}")
     assert told["Comment"] == "what for"
     assert told["Config"]["WorkingDir"] == ""

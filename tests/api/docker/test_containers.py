@@ -549,6 +549,25 @@ def test_what_clients_do_is_in_the_journal(
     until(lambda: told() >= {"die", "destroy"})
 
 
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ("nonesuch", "unable to find user nonesuch: no matching entries in passwd file"),
+        ("0:nonesuch", "unable to find group nonesuch: no matching entries in group file"),
+    ],
+)
+def test_exec_as_who_is_not_there_is_refused_when_it_is_made(
+    api: Client, name: str, image: str, user: str, message: str
+) -> None:
+    create(api, name, image, "sleep", "60")
+    start(api, name)
+    body = {"Cmd": ["true"], "User": user}
+    refused = api.ask("POST", f"/containers/{name}/exec", body)
+    assert (refused.status, refused.message) == (400, message)
+    made = api.ask("POST", f"/containers/{name}/exec", {"Cmd": ["true"], "User": "root:77"})
+    assert made.status == 201
+
+
 def test_exec_in_what_does_not_run_is_a_conflict(api: Client, name: str, image: str) -> None:
     create(api, name, image, "true")
     answer = api.ask("POST", f"/containers/{name}/exec", {"Cmd": ["true"]})

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ROUTES"]
 
 _KINDS = ("builder", "container", "image", "network", "volume")
-_IMAGES = frozenset("create delete import load mount prune pull push save tag untag".split())
+_IMAGES = frozenset("commit create delete import load mount prune pull push save tag untag".split())
 _FILTERS = frozenset(
     """config container daemon event image label network node plugin scope secret service type
     volume""".split()
@@ -122,6 +122,8 @@ class Translator:
         self._labels[identifier] = labels
 
     def _image(self, row: EventRow) -> Told:
+        if row.action == "commit":
+            return self._made(row)
         identifier, name = row.subject, row.attributes.get("name", row.subject)
         attributes = {**row.attributes, "name": name}
         if row.action == "pull":
@@ -133,6 +135,16 @@ class Translator:
             action=row.action,
             id=identifier,
             attributes=attributes,
+            time_ns=row.time_ns,
+        )
+
+    def _made(self, row: EventRow) -> Told:
+        """Return what Docker tells of an image made from a container."""
+        return Told(
+            kind="image",
+            action="create",
+            id=row.subject,
+            attributes={"name": row.subject},
             time_ns=row.time_ns,
         )
 

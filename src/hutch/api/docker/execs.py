@@ -21,6 +21,7 @@ from hutch.api.docker.replies import Answer, empty, json_reply
 from hutch.api.docker.routing import Route
 from hutch.api.docker.streams import size_of
 from hutch.api.docker.wire import Wire
+from hutch.drivers.users import resolve_user
 from hutch.engine.exec import exec_process
 from hutch.errors import HutchError, NotFound
 from hutch.lifecycle import State
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from hutch.api.docker.front import Front
     from hutch.api.docker.http import Hijacked
     from hutch.api.docker.requests import Request
+    from hutch.engine import Instance
     from hutch.process.supervisor import Supervisor
 
 __all__ = ["ROUTES", "Execs"]
 
 _KEPT_S = 300.0
 _MOST = 10_000
+_MAX_USERS = 4 << 20
 
 
 class ExecBody(Wire, frozen=True, kw_only=True):
@@ -140,11 +143,34 @@ async def _create(request: Request) -> Answer:
     if info.state != State.RUNNING:
         raise ApiError(409, f"container {info.id} is not running")
     _keys(body)
+    if not all(part.isdecimal() for part in body.user.split(":") if part):
+        await request.front.call_slow(_check_user, instance, body.user)
     made = Exec(info.id, body)
     request.front.execs.add(made)
     await request.front.call(instance.note, f"exec_create: {_line(body)}", execID=made.id)
     request.front.journal.poke()
     return json_reply({"Id": made.id}, 201)
+
+
+def _check_user(instance: Instance, user: str) -> None:
+    """Refuse who is not in the container; the start looks again."""
+
+    def read(path: str) -> bytes | None:
+        try:
+            return instance.files.read(path, limit=_MAX_USERS)
+        except NotFound:
+            return None
+
+    try:
+        resolve_user(user, (), read)
+    except NotFound as exc:
+        name, _, group = user.partition(":")
+        what, missing, file = ("user", name, "passwd")
+        if "no group" in exc.message:
+            what, missing, file = ("group", group, "group")
+        raise ApiError(
+            400, f"unable to find {what} {missing[:80]}: no matching entries in {file} file"
+        ) from None
 
 
 def _line(body: ExecBody) -> str:
