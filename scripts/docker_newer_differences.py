@@ -44,6 +44,5 @@ NEWER: tuple[Difference, ...] = (
     *named(
         "errors say in hutch's own words which field is wrong and what helps",
         (r"made: (pause|resize.*)", r"\.body\.message"),
-        ("run, no program", r"\.errors"),
     ),
 )
