@@ -184,7 +184,7 @@ assert msgspec.json.decode(msgspec.json.encode(uuid.UUID(int=7)), type=uuid.UUID
 @pytest.mark.parametrize(
     ("argv", "why"),
     [
-        (["create", "--link=db", "x"], "network create"),
+        (["create", "--link-local-ip=169.254.1.1", "x"], "--ip6"),
         (["container", "run", "--runtime", "runc", "x"], "--isolation"),
         (["start", "--checkpoint", "c", "x"], "hutch snapshot create"),
         (["image", "save", "--platform", "linux/arm64", "x"], "hutch pull --platform"),

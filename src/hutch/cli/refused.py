@@ -47,7 +47,6 @@ _CREATE: dict[str, str] = {
     "io-maxbandwidth": f"{_WINDOWS}; use --device-read-bps and --device-write-bps",
     "io-maxiops": f"{_WINDOWS}; use --device-read-iops and --device-write-iops",
     "kernel-memory": "the kernel has no such limit any more; use --memory",
-    "link": "make a network with `hutch network create`: its members find each other by name",
     "link-local-ip": "use --ip or --ip6 on a network of your own",
     "runtime": "there is one runtime, hutch's own; --isolation chooses container or vm",
     "use-api-socket": "there is no API socket; mount one with -v where an engine has one",
@@ -55,7 +54,7 @@ _CREATE: dict[str, str] = {
 _CONNECT: dict[str, str] = {
     "driver-opt": "the driver bridge has no options of an endpoint",
     "gw-priority": "the first network that leads outside gives the default route",
-    "link": _CREATE["link"],
+    "link": "use --alias: all in the network have that name for it; or hutch run --link",
     "link-local-ip": "use --ip or --ip6",
 }
 _NETWORK: dict[str, str] = {

@@ -282,6 +282,10 @@ def check_references(context: Context, spec: InstanceSpec) -> InstanceSpec:
     for mode in (spec.network_mode, spec.pid_mode, spec.ipc_mode):
         if mode.startswith("container:"):
             find_id(context, mode.removeprefix("container:"))
+    if spec.links:
+        from hutch.engine.links import resolve_links
+
+        spec = resolve_links(context, spec)
     return _with_networks(context, spec)
 
 

@@ -6,17 +6,26 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hutch.drivers.base import Guests
 from hutch.engine.context import Context
+from hutch.engine.lookup import load
 from hutch.engine.records import InstanceRecord
+from hutch.errors import HutchError
+from hutch.lifecycle import State
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint
 
-__all__ = ["instance_files", "write_files"]
+__all__ = ["instance_files", "rewrite_files", "rewrite_linked", "write_files"]
+
+_LIVE = (State.RUNNING, State.PAUSED)
 
 
-def instance_files(record: InstanceRecord, endpoints: Sequence[Endpoint]) -> dict[str, bytes]:
+def instance_files(
+    context: Context, record: InstanceRecord, endpoints: Sequence[Endpoint]
+) -> dict[str, bytes]:
     """Return the contents by file name."""
+    from hutch.engine.links import link_hosts
     from hutch.network.resolv import (
         hostname_file,
         hosts_file,
@@ -32,6 +41,7 @@ def instance_files(record: InstanceRecord, endpoints: Sequence[Endpoint]) -> dic
             endpoints,
             domainname=spec.domainname,
             extra_hosts=spec.extra_hosts,
+            links=link_hosts(context, record, endpoints),
         ),
         "hostname": hostname_file(spec.hostname),
         "resolv.conf": resolv_conf(
@@ -61,7 +71,7 @@ def write_files(
     In place: a running instance has these very files mounted.
     """
     directory = context.directory(record.id)
-    contents = instance_files(record, endpoints)
+    contents = instance_files(context, record, endpoints)
     for name, content in contents.items():
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(f"{directory}/{name}", flags, 0o644)
@@ -70,3 +80,31 @@ def write_files(
         finally:
             os.close(fd)
     return list(contents)
+
+
+def rewrite_files(context: Context, record: InstanceRecord) -> None:
+    """Bring the files up to date in a running instance."""
+    if record.state not in _LIVE:
+        return
+    names = write_files(context, record, context.networks.endpoints(record.id))
+    driver = context.driver(record.spec.isolation)
+    if not isinstance(driver, Guests):
+        return
+    # It has copies, but for the targets of mounts of its own.
+    taken = {mount.target for mount in record.mounts}
+    tree = driver.tree(record.id)
+    for name in names:
+        if f"/etc/{name}" not in taken:
+            content = (context.directory(record.id) / name).read_bytes()
+            tree.write(f"/etc/{name}", content, mode=None, owner=None, append=False, parents=False)
+
+
+def rewrite_linked(context: Context, identifier: str) -> None:
+    """Have those that link to an instance know of its new address."""
+    from hutch.engine.links import linked_from
+
+    for other in linked_from(context, identifier):
+        try:
+            rewrite_files(context, load(context, other))
+        except (HutchError, OSError):
+            continue  # it is gone, or cannot answer now: its next start writes them

@@ -49,8 +49,13 @@ def exec_process(
     environment is the instance's own with `env` on top, as in Docker.
     """
     record = running(context, identifier)
+    spec = record.spec
+    if spec.links:
+        from hutch.engine.links import with_links
+
+        spec = with_links(context, record)
     process = build_exec(
-        record.spec.process,
+        spec.process,
         command,
         user=user,
         env=env,

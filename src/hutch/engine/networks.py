@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hutch.drivers.base import Guests, Pluggable
+from hutch.drivers.base import Pluggable
 from hutch.engine.context import Context
-from hutch.engine.etc import write_files
+from hutch.engine.etc import rewrite_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.instance import Instance
 from hutch.engine.locking import instance_lock
@@ -229,27 +229,7 @@ class Networks:
         driver.unplug_network(record.id, record.pid, endpoint, successor)
 
     def _rewrite(self, identifier: str) -> None:
-        """Bring /etc/hosts and its siblings up to date in a running instance."""
-        record = load(self._context, identifier)
-        if record.state not in _LIVE:
-            return
-        names = write_files(self._context, record, self._networks.endpoints(identifier))
-        driver = self._context.driver(record.spec.isolation)
-        if isinstance(driver, Guests):
-            # It has copies, but for the targets of mounts of its own.
-            taken = {mount.target for mount in record.mounts}
-            tree = driver.tree(identifier)
-            for name in names:
-                if f"/etc/{name}" not in taken:
-                    content = (self._context.directory(identifier) / name).read_bytes()
-                    tree.write(
-                        f"/etc/{name}",
-                        content,
-                        mode=None,
-                        owner=None,
-                        append=False,
-                        parents=False,
-                    )
+        rewrite_files(self._context, load(self._context, identifier))
 
     def _identifier(self, instance: Instance | str) -> str:
         return instance.id if isinstance(instance, Instance) else find_id(self._context, instance)

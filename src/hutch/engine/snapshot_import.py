@@ -124,6 +124,7 @@ def _check_spec(spec: InstanceSpec) -> None:
     reaches = {
         "mounts": any(not isinstance(mount, TmpfsMount) for mount in spec.mounts),
         "volumes_from": spec.volumes_from,
+        "links": spec.links,
         "devices": spec.devices or spec.device_names or spec.device_rules or spec.gpus,
         "network": spec.network_mode.startswith(("host", "container:")),
         "isolation": spec.isolation != "vm",

@@ -14,7 +14,7 @@ from hutch.drivers.base import ForkedState, Launch, LaunchMount, SavedState, Sta
 from hutch.drivers.moving import Arrival
 from hutch.engine.context import Context
 from hutch.engine.disk_keys import attached_keys, disk_key
-from hutch.engine.etc import write_files
+from hutch.engine.etc import rewrite_linked, write_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import find_id, load, load_in, require_settled
@@ -104,6 +104,12 @@ def _start_locked(
         from hutch.engine.saved import kept_addresses
 
         kept = kept_addresses(saved, attachments(record))
+    if record.spec.links:
+        from hutch.engine.links import note_links, require_links
+
+        if not restarting:
+            require_links(context, record)
+        note_links(context, record)
     driver = context.driver(record.spec.isolation)
     with ExitStack() as undo:
         undo.callback(_write, context, record, state=record.state)
@@ -162,6 +168,7 @@ def _start_locked(
     if suspended:
         context.trash.discard(str(context.directory(record.id) / SUSPENDED))
     follow_settled(context, record, placed)
+    rewrite_linked(context, record.id)
     return started.supervisor
 
 
@@ -360,6 +367,10 @@ def _launch(
     starts: bool = True,
 ) -> Launch:
     spec = record.spec
+    if spec.links:
+        from hutch.engine.links import with_links
+
+        spec = with_links(context, record)
     directory = context.directory(record.id)
     assets = _layers(context, record)
     mounts = _files(context, record, endpoints)

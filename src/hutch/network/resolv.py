@@ -64,8 +64,10 @@ def hosts_file(
     domainname: str = "",
     extra_hosts: Sequence[str] = (),
     host_gateway: str = "",
+    links: Sequence[tuple[str, str]] = (),
 ) -> bytes:
-    """Return the content of /etc/hosts: the loopback, the extra hosts, the instance itself.
+    """Return the content of /etc/hosts: the loopback, the extra hosts, links (address and
+    names), the instance itself.
 
     `host_gateway` is what the word `host-gateway` stands for; empty: the gateway of the
     endpoint that gives the default route.
@@ -78,6 +80,7 @@ def hosts_file(
         if address == HOST_GATEWAY and not gateway:
             raise InvalidArgument("host-gateway needs a network with a gateway", field=field)
         lines.append(f"{gateway if address == HOST_GATEWAY else address}\t{name}\n")
+    lines.extend(f"{address}\t{names}\n" for address, names in links)
     own = f"{hostname}.{domainname} {hostname}" if domainname else hostname
     for endpoint in endpoints:
         lines.extend(f"{entry.address}\t{own}\n" for entry in endpoint.addresses)

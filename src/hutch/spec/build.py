@@ -20,6 +20,7 @@ from hutch.spec.limits import (
     read_resources,
     read_sysctls,
 )
+from hutch.spec.links import parse_links
 from hutch.spec.machine import MACHINE_OPTIONS, check_room, read_disk, read_machine
 from hutch.spec.model import InstanceSpec
 from hutch.spec.mounts import parse_volumes_from, read_mounts
@@ -50,7 +51,7 @@ OPTIONS = RESOURCE_OPTIONS.union(
     """add_host annotations cap_add cap_drop cgroupns device_cgroup_rules devices dns dns_options
     dns_search domainname entrypoint env env_file expose gpus group_add health_cmd health_interval
     health_retries health_start_period health_timeout hostname init interactive ip ip6 ipc
-    isolation labels log_driver log_opts mac_address mounts name network network_aliases
+    isolation labels links log_driver log_opts mac_address mounts name network network_aliases
     no_healthcheck no_new_privileges oom_score_adj pid placement platform privileged publish
     publish_all pull read_only remove restart security_opt shm_size stdin_once stop_signal
     stop_timeout storage_opts sysctls tmpfs tty ulimits user userns uts volumes volumes_from
@@ -385,6 +386,7 @@ _READERS: dict[str, tuple[str, Any]] = {
     "init": ("init", flag),
     "isolation": ("isolation", _isolation),
     "labels": ("labels", mapping),
+    "links": ("links", parse_links),
     "oom_score_adj": ("oom_score_adj", _oom_score),
     "placement": ("placement", _placement),
     "read_only": ("read_only", flag),

@@ -361,6 +361,7 @@ class InstanceSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
     pid_mode: str = ""
     ipc_mode: str = ""
     uts_mode: str = ""

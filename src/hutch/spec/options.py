@@ -113,6 +113,7 @@ class RunOptions(UpdateOptions, total=False):
     ipc: str | None
     isolation: Literal["container", "vm", "auto"] | str | None
     labels: Pairs | None
+    links: Texts | None
     log_driver: str | None
     log_opts: Pairs | None
     mac_address: str | None

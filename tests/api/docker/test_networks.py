@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.api.docker.conftest import Client
+from tests.api.docker.conftest import Client, until
 from tests.requires import requires
 
 pytestmark = requires("root", "overlayfs", "cgroup", "netns", "nftables", "busybox")
@@ -126,15 +126,25 @@ def test_a_container_joins_and_leaves_while_it_runs(
     assert "is not connected to network" in again.message
 
 
-def test_a_link_by_another_name_is_warned_of(api: Client, image: str, name: str, net: str) -> None:
-    make_network(api, net)
-    host = {"NetworkMode": net, "Links": ["db:db", "db:other"]}
-    made = api.ask("POST", f"/containers/create?name={name}", {"Image": image, "HostConfig": host})
-    assert made.status == 201, made
-    assert made.json["Warnings"] == ["link db:other: the container is found as db only"]
-    host["NetworkMode"] = "bridge"
-    refused = api.ask("POST", "/containers/create", {"Image": image, "HostConfig": host})
-    assert refused.status == 400
+def test_a_link_names_another_on_a_network_of_ones_own(
+    api: Client, image: str, name: str, net: str
+) -> None:
+    api.ask("POST", "/networks/create", {"Name": net})
+    host = {"NetworkMode": net}
+    try:
+        assert _bridged(api, f"{name}-db", image, "sleep", "1000", HostConfig=host).status == 201
+        more = {"EndpointsConfig": {net: {"Links": [f"{name}-db:other"]}}}
+        body = {"HostConfig": host, "NetworkingConfig": more}
+        assert _bridged(api, name, image, "sleep", "1000", **body).status == 201
+        api.ask("POST", f"/containers/{name}/start")
+        assert "other" not in _run(api, name, "cat", "/etc/hosts")
+        api.ask("POST", f"/containers/{name}-db/start")
+        assert f"{_address(api, f'{name}-db')}\tother " in _run(api, name, "cat", "/etc/hosts")
+        shown = api.ask("GET", f"/containers/{name}/json").json["NetworkSettings"]["Networks"]
+        assert shown[net]["Links"] == [f"{name}-db:other"]
+    finally:
+        for one in (name, f"{name}-db"):
+            api.ask("DELETE", f"/containers/{one}?force=1")
 
 
 def test_networks_that_nobody_names_are_pruned(api: Client, net: str) -> None:
@@ -279,3 +289,72 @@ def test_one_host_is_no_swarm_manager(api: Client, path: str) -> None:
 def test_there_are_no_plugins(api: Client) -> None:
     assert api.ask("GET", "/plugins").json == []
     assert api.ask("GET", "/plugins/x/y/json").status == 404
+
+
+# ---- links --------------------------------------------------------------------------------
+
+
+def _bridged(api: Client, name: str, image: str, *command: str, **more: Any) -> Any:
+    host = {"NetworkMode": "bridge"} | more.pop("HostConfig", {})
+    body = {"Image": image, "Cmd": list(command), "HostConfig": host} | more
+    return api.ask("POST", f"/containers/create?name={name}", body)
+
+
+def _run(api: Client, name: str, *command: str) -> str:
+    body = {"Cmd": list(command), "AttachStdout": True, "Tty": True}
+    made = api.ask("POST", f"/containers/{name}/exec", body).json["Id"]
+    return api.ask("POST", f"/exec/{made}/start", {"Tty": True}).body.decode()
+
+
+def _address(api: Client, name: str) -> str:
+    networks = api.ask("GET", f"/containers/{name}/json").json["NetworkSettings"]["Networks"]
+    return str(next(iter(networks.values()))["IPAddress"])
+
+
+def test_links_of_the_default_network_are_names_and_environment(
+    api: Client, name: str, image: str
+) -> None:
+    child, parent = f"{name}-db", f"{name}-app"
+    more = {"Env": ["MODE=fast"], "ExposedPorts": {"5432/tcp": {}, "53/udp": {}}}
+    assert _bridged(api, child, image, "sleep", "1000", **more).status == 201
+    links = [f"{child}:the-db", child]
+    made = _bridged(api, parent, image, "sleep", "1000", HostConfig={"Links": links})
+    assert made.status == 201
+    refused = api.ask("POST", f"/containers/{parent}/start")
+    assert refused.status >= 400 and "cannot link to" in refused.message
+    for one in (child, parent):
+        assert api.ask("POST", f"/containers/{one}/start").status == 204
+    address = _address(api, child)
+    told = dict(line.split("=", 1) for line in _run(api, parent, "env").splitlines())
+    assert told["THE_DB_PORT"] == told["THE_DB_PORT_5432_TCP"] == f"tcp://{address}:5432"
+    assert told["THE_DB_PORT_5432_TCP_ADDR"] == address
+    assert told["THE_DB_PORT_53_UDP_PROTO"] == "udp"
+    assert told["THE_DB_NAME"] == f"/{parent}/the-db" and told["THE_DB_ENV_MODE"] == "fast"
+    hosts = _run(api, parent, "cat", "/etc/hosts")
+    hostname = api.ask("GET", f"/containers/{child}/json").json["Config"]["Hostname"]
+    assert f"{address}\tthe-db {hostname} {child}" in hosts
+    shown = api.ask("GET", f"/containers/{parent}/json").json["HostConfig"]["Links"]
+    assert shown == [f"/{child}:/{parent}/the-db", f"/{child}:/{parent}/{child}"]
+
+    # Another takes its address meanwhile: the line follows.
+    api.ask("POST", f"/containers/{child}/stop?t=0")
+    taker: dict[str, Any] = {"NetworkingConfig": {"EndpointsConfig": {"bridge": {}}}}
+    _bridged(api, f"{name}-taker", image, "sleep", "1000", **taker)
+    api.ask("POST", f"/containers/{name}-taker/start")
+    api.ask("POST", f"/containers/{child}/start")
+    until(lambda: f"{_address(api, child)}\tthe-db " in _run(api, parent, "cat", "/etc/hosts"))
+
+
+def test_links_that_cannot_be_are_refused(api: Client, name: str, image: str) -> None:
+    for links, mode, status in (
+        ([f"{name}-nonesuch:x"], "bridge", 400),
+        ([":x"], "bridge", 400),
+        (["a:b c"], "bridge", 400),
+        ([f"{name}-nonesuch:x"], "host", 400),
+    ):
+        host = {"Links": links, "NetworkMode": mode}
+        assert _bridged(api, name, image, "true", HostConfig=host).status == status
+    other = _bridged(api, f"{name}-lone", image, "true", HostConfig={"NetworkMode": "none"})
+    assert other.status == 201
+    refused = _bridged(api, name, image, "true", HostConfig={"Links": [f"{name}-lone:x"]})
+    assert refused.status == 400 and "default network" in refused.message

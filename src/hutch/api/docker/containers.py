@@ -23,6 +23,7 @@ from hutch.api.docker.wire import ContainerBody, UpdateBody
 from hutch.engine import Instance
 from hutch.errors import AlreadyExists, Busy, HutchError, InvalidArgument, NotFound, WrongState
 from hutch.lifecycle import State
+from hutch.spec.links import split_link
 
 if TYPE_CHECKING:
     from hutch.api.docker.front import Front
@@ -210,7 +211,19 @@ def _describe(front: Front, instance: Instance, size: bool) -> dict[str, Any]:
         network_ids=network_ids(front),
         execs=front.execs.of(info.id),
         volumes_of_image=_image_volumes(front, info),
+        links=_links(front, info),
     )
+
+
+def _links(front: Front, info: InstanceInfo) -> list[tuple[str, str]]:
+    """Return the names of those that a container links to, with what it calls them."""
+    found = []
+    for link in map(split_link, info.spec.links):
+        try:
+            found.append((front.engine.get(link.name).name, link.alias))
+        except NotFound:
+            continue
+    return found
 
 
 def _image_volumes(front: Front, info: InstanceInfo) -> tuple[str, ...]:
@@ -359,8 +372,9 @@ ROUTES = (
             "HostConfig.LogConfig": "differs: `json-file` and `local` are the same, hutch's own "
             "format; `none`; others are refused",
             "HostConfig.Dns, DnsOptions, DnsSearch, ExtraHosts": "works",
-            "HostConfig.Links": "refused on the default network; differs on others: containers are "
-            "found by their own names, and a warning tells of links that name them otherwise",
+            "HostConfig.Links": "works, also those of EndpointsConfig: lines of `/etc/hosts`, "
+            "which follow a restart of the other, and on the default network its ports and "
+            "environment",
             "HostConfig.ShmSize, StorageOpt, Annotations": "works",
             "HostConfig.Runtime": "differs: `hutch` (and `runc`, which is the same), `hutch-vm`",
             "HostConfig.Isolation": "differs: `default`, `container`, `vm`, `auto`",
@@ -369,9 +383,8 @@ ROUTES = (
             "resizes the terminal",
             "HostConfig.CpuCount, CpuPercent, IOMaximumIOps, IOMaximumBandwidth": "refused: they "
             "are for Windows",
-            "NetworkingConfig.EndpointsConfig": "works for aliases, addresses and MAC; `Links` "
-            "are ignored: the others' own names are resolved; `DriverOpts` and `GwPriority` are "
-            "ignored",
+            "NetworkingConfig.EndpointsConfig": "works for aliases, addresses, MAC and links; "
+            "`DriverOpts` and `GwPriority` are ignored",
         },
     ),
     Route(

@@ -60,8 +60,8 @@ def _refuse(host: HostBody) -> None:
         ("Cgroup", host.cgroup, "a container has a group of its own"),
         (
             "Links",
-            host.links and host.network_mode in ("", "default", "bridge"),
-            "use a network of your own: there, names are resolved",
+            host.links and _is_lone(host.network_mode),
+            "a network mode without a network of its own can't be used with links",
         ),
         ("CpuRealtimePeriod", host.cpu_realtime_period, "realtime groups are not supported"),
         ("CpuRealtimeRuntime", host.cpu_realtime_runtime, "realtime groups are not supported"),
@@ -92,20 +92,9 @@ def create_warnings(body: ContainerBody) -> list[str]:
     host = body.host_config
     if host is None:
         return []
-    told = _link_warnings(host)
+    told = []
     if host.cgroup_parent:
         told.append(f"CgroupParent {host.cgroup_parent[:80]}: groups are the engine's own")
-    return told
-
-
-def _link_warnings(host: HostBody) -> list[str]:
-    """Tell of links that give a container another name than it has: on a network of one's own
-    only its own name and aliases are resolved."""
-    told = []
-    for link in host.links or ():
-        name, _, alias = link.partition(":")
-        if alias and alias.rpartition("/")[2] != name.rpartition("/")[2]:
-            told.append(f"link {link[:200]}: the container is found as {name[:100]} only")
     return told
 
 
@@ -255,8 +244,8 @@ _OPTIONS: dict[str, dict[str, str]] = {
 def _network(body: ContainerBody, host: HostBody, defaults: FrontOptions) -> dict[str, Any]:
     mode = "none" if body.network_disabled else host.network_mode
     mode = "bridge" if mode in ("", "default") else mode
-    lone = mode in ("none", "host") or mode.startswith("container:")
-    networks: list[dict[str, Any]] = []
+    lone = _is_lone(mode)
+    links = list(host.links or ())
     endpoints = {
         name if name != "default" else "bridge": endpoint
         for name, endpoint in (
@@ -267,6 +256,8 @@ def _network(body: ContainerBody, host: HostBody, defaults: FrontOptions) -> dic
     if endpoints and mode == "bridge" and not host.network_mode:
         mode = next(iter(endpoints))
         first = endpoints.pop(mode)
+    for endpoint in (first, *endpoints.values()):
+        links += (endpoint.links if endpoint is not None else None) or ()
     networks = [attachment_options(mode, first, body.mac_address)]
     networks += [attachment_options(name, endpoint) for name, endpoint in endpoints.items()]
     shared = mode.startswith("container:")
@@ -279,7 +270,12 @@ def _network(body: ContainerBody, host: HostBody, defaults: FrontOptions) -> dic
         "dns_options": host.dns_options or ([] if shared else list(defaults.dns_options)) or None,
         "dns_search": host.dns_search or ([] if shared else list(defaults.dns_search)) or None,
         "add_host": host.extra_hosts or None,
+        "links": links or None,
     }
+
+
+def _is_lone(mode: str) -> bool:
+    return mode in ("none", "host") or mode.startswith("container:")
 
 
 def attachment_options(name: str, given: EndpointBody | None, mac: str = "") -> dict[str, Any]:

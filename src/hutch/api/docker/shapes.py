@@ -10,6 +10,8 @@ from hutch.lifecycle import State
 from hutch.spec.model import VolumeMount
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hutch.engine.results import DiskSize, InstanceInfo, MountInfo
     from hutch.network.model import Endpoint
     from hutch.spec.model import InstanceSpec
@@ -127,8 +129,9 @@ def inspect_container(
     network_ids: dict[str, str],
     execs: list[str],
     volumes_of_image: tuple[str, ...] = (),
+    links: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """Return all that Docker tells of a container."""
+    """Return all that Docker tells of a container. `links` are names and aliases."""
     argv = info.command
     found: dict[str, Any] = {
         "Id": info.id,
@@ -160,7 +163,22 @@ def inspect_container(
     }
     if size is not None:
         found |= {"SizeRw": size.writable, "SizeRootFs": size.total}
+    if links:
+        _tell_links(found, info, links)
     return found
+
+
+def _tell_links(
+    found: dict[str, Any], info: InstanceInfo, links: Sequence[tuple[str, str]]
+) -> None:
+    """Put the links where Docker tells them: of the default network, or of one's own."""
+    if info.spec.network_mode == "bridge":
+        told = [f"/{name}:/{info.name}/{alias}" for name, alias in links]
+        found["HostConfig"]["Links"] = told
+        return
+    endpoint = found["NetworkSettings"]["Networks"].get(info.spec.network_mode)
+    if endpoint is not None:
+        endpoint["Links"] = [f"{name}:{alias}" for name, alias in links]
 
 
 def health_json(info: InstanceInfo) -> dict[str, Any] | None:
