@@ -159,3 +159,29 @@ def test_a_start_that_cannot_be_recorded_is_undone(
             one.unlink()
         assert not engine.list()
         box.remove()
+
+
+@requires("cgroup", "overlayfs", "seccomp", "busybox")
+def test_nothing_new_takes_what_is_kept_to_stop_and_remove(disk: Path) -> None:
+    reserve = disk / "root/hutch.db-reserve"
+    with Engine(disk / "root") as engine:
+        engine.images.bootstrap("busybox")
+        box = engine.start("busybox", ["sleep", "1000"], network="none")
+        filled = fill(disk)
+        for number in range(3):
+            with pytest.raises(Exhausted):
+                engine.volumes.create(f"more{number}")
+            with pytest.raises(Exhausted):
+                engine.queues.create(f"more{number}")
+            with pytest.raises(Exhausted):
+                engine.networks.create(f"more{number}")
+        assert reserve.exists()
+        Reserve(disk / "root/hutch.db").give_up()  # as the end of another has
+        with pytest.raises(Exhausted, match="kept to stop and remove"):
+            engine.queues.create("more")
+        box.remove(force=True)
+        assert not engine.list(all=True)
+        assert not engine.volumes.list()
+        for one in filled:
+            one.unlink()
+        engine.volumes.create("more0")

@@ -52,8 +52,9 @@ class EventRow(msgspec.Struct, frozen=True, kw_only=True):
 class StoreTransaction:
     """One transaction on one connection; see `hutch.records.Transaction`."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, reserve: Reserve | None = None) -> None:
         self._connection = connection
+        self._reserve = reserve
 
     def get(self, table: str, key: str, kind: type[S]) -> S | None:
         """Return the record, or None."""
@@ -71,7 +72,14 @@ class StoreTransaction:
         )
 
     def insert(self, table: str, key: str, value: msgspec.Struct) -> None:
-        """Store a new record; raise `AlreadyExists` where the key is taken."""
+        """Store a new record; raise `AlreadyExists` where the key is taken, and `Exhausted`
+        where the rest of the disk is kept for stopping and removing."""
+        if self._reserve is not None and self._reserve.is_kept_for_ends():
+            raise Exhausted(
+                f"{table}: {key!r}: the disk is full: what is left is kept to stop and remove",
+                hint="free disk space: `hutch rm`, `hutch system prune`",
+            )
+        self._reserve = None  # asked once, in the transaction's whole life
         try:
             self._connection.execute(
                 "INSERT INTO records VALUES (?, ?, ?)", (table, key, encode_json(value))
@@ -226,17 +234,14 @@ class Store:
         """Open a write transaction; nested in another of the same thread it joins it."""
         outer: sqlite3.Connection | None = getattr(self._current, "connection", None)
         if outer is not None:
-            yield StoreTransaction(outer)
+            yield StoreTransaction(outer, self._reserve)
             return
         with self._in_turn(), self._connection() as connection:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            # A commit that finds no room may lose its transaction: it is too late by then.
-            if self._reserve.is_needed():
-                self._reserve.give_up()
             self._with_room(lambda: connection.execute("BEGIN IMMEDIATE"))
             self._current.connection = connection
             try:
-                yield StoreTransaction(connection)
+                yield StoreTransaction(connection, self._reserve)
                 self._commit(connection)
             except BaseException:
                 if connection.in_transaction:
@@ -247,6 +252,9 @@ class Store:
 
     def _commit(self, connection: sqlite3.Connection) -> None:
         """Commit; once more with the room of the reserve where SQLite has not rolled back."""
+        # A commit that finds no room may lose its transaction: it is too late by then.
+        if self._reserve.is_needed():
+            self._reserve.give_up()
         try:
             connection.execute("COMMIT")
         except sqlite3.OperationalError as exc:

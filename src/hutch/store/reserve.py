@@ -46,11 +46,21 @@ class Reserve:
 
     def is_needed(self) -> bool:
         """Tell whether a transaction might not find room without the reserve."""
+        return self._has_less_than(_ENOUGH)
+
+    def is_kept_for_ends(self) -> bool:
+        """Tell whether what is left is for what makes room: nothing new is to take it.
+
+        Once the reserve is given up as much is to stay free as it was.
+        """
+        return self._has_less_than(_ENOUGH if os.path.exists(self._path) else _ENOUGH + _SIZE)
+
+    def _has_less_than(self, size: int) -> bool:
         try:
             status = os.statvfs(os.path.dirname(self._path) or ".")
         except OSError:
             return False
-        return status.f_bavail * status.f_frsize < _ENOUGH
+        return status.f_bavail * status.f_frsize < size
 
     def give_up(self) -> bool:
         """Give the space back; False where there was none."""

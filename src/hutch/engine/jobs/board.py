@@ -148,7 +148,7 @@ def request_all(context: Context, kind: RequestKind, of: Selection) -> int:
 
 def _put(tx: Transaction, wanted: JobRequest) -> str:
     key = f"{time.time_ns():020d}-{new_id()[:8]}"
-    tx.insert(REQUESTS, key, wanted)
+    tx.put(REQUESTS, key, wanted)  # no insert: a cancellation makes room on a full disk
     return key
 
 
