@@ -290,31 +290,49 @@ def test_ctrl_c_in_the_middle_of_a_stream_leaves_it_here_and_nothing_there(
     box.remove()
 
 
+def aborted(identifier: str, previous: str) -> MigrationRecord:
+    """What a source has noted whose target is yet to be told."""
+    return MigrationRecord(
+        token="a" * 32,
+        role=Role.SOURCE,
+        phase=Phase.ABORTED,
+        instance=identifier,
+        name="moved",
+        destination="exec:false",
+        previous=previous,
+        resume=True,
+        isolation="container",
+    )
+
+
 def test_what_was_taken_back_is_started_once_however_often_the_target_is_to_be_told(
     source: Engine,
 ) -> None:
     box = source.create("busybox", ["true"], name="moved")
-    context = source._context
-    aborted = MigrationRecord(
-        token="a" * 32,
-        role=Role.SOURCE,
-        phase=Phase.ABORTED,
-        instance=box.id,
-        name="moved",
-        destination="exec:false",
-        previous="suspended",
-        resume=True,
-        isolation="container",
-    )
-    put(context, aborted)
+    context, migration = source._context, aborted(box.id, "suspended")
+    put(context, migration)
     try:
         source.reconcile()
         assert states(source, "moved") == ["created"]
-        assert find(context, aborted.token) == msgspec.structs.replace(aborted, resume=False)
+        assert find(context, migration.token) == msgspec.structs.replace(migration, resume=False)
     finally:
-        forget(context, aborted.token)
+        forget(context, migration.token)
     box.remove()
     assert traces(source) == []
+
+
+def test_what_cannot_be_started_again_keeps_nothing_else_from_being_settled(
+    source: Engine,
+) -> None:
+    box = source.create("busybox", ["/missing"], name="moved")
+    context, migration = source._context, aborted(box.id, "created")
+    put(context, migration)
+    try:
+        source.reconcile()
+        assert find(context, migration.token) == migration
+    finally:
+        forget(context, migration.token)
+    box.remove()
 
 
 def test_a_claim_loses_to_whoever_settles_first(

@@ -336,7 +336,10 @@ def _settle(context: Context, migration: MigrationRecord) -> bool:
     """Settle one, its lock held; tell whether there was something to do."""
     match migration.phase:
         case Phase.SENDING | Phase.ABORTED:
-            abandon(context, migration)
+            try:
+                abandon(context, migration)
+            except HutchError:
+                return False  # it cannot be started now, say: others are settled all the same
         case Phase.COMMITTED:
             try:
                 if _is_here(context, migration):
