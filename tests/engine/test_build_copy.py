@@ -348,6 +348,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         data = _archive("w:gz") if self.path == "/x.tgz" else b"content"
+        data *= 10_000 if self.path == "/big" else 1
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Last-Modified", "Sun, 09 Sep 2001 01:46:40 GMT")
@@ -382,6 +383,15 @@ def test_add_fetches_urls_and_checks_them(build: Builder, server: str) -> None:
         build.tree(f"FROM scratch\nADD {server}/gone /d/\n")
     with pytest.raises(SourceError, match="--checksum"):
         build.tree(f"FROM scratch\nADD --checksum=md5:0 {server}/file.txt /d/\n")
+
+
+def test_a_download_whose_end_finds_no_room_is_a_failure(server: str, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "small", tmp_path], check=True)
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            fetching.download(lambda: None, f"{server}/big", str(tmp_path))
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 def test_where_the_content_of_a_directory_goes_is_made_anew(build: Builder, tmp_path: Path) -> None:

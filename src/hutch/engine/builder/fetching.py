@@ -108,7 +108,7 @@ def _download(check: Callable[[], None], url: str, directory: str, checksum: str
             digest = new_hash(checksum.partition(":")[0] or "sha256")
             size = 0
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb", buffering=0) as file:
+            with open(fd, "wb") as file:
                 for data in answer.stream(_CHUNK):
                     check()
                     size += len(data)
