@@ -184,6 +184,36 @@ def _add(slots: list[int], fd: int) -> int:
     return len(slots) - 1
 
 
+def _ports(
+    request: BootRequest, qemu: Descriptors, holding: Callable[[int], int]
+) -> tuple[Ports, int, int]:
+    """Give QEMU what every machine has; return that, and the monitor's ends of the agent's
+    socket and of the pipe for the console's log."""
+    config, control = request.config, -1
+    if config.console or config.control:
+        mine, its = socket.socketpair()
+        qemu.add(mine.detach())  # the first: it is the monitor's own, and kept from QEMU
+        control = qemu.add(its.detach())
+    vmm_end, qemu_end = socket.socketpair()
+    agent = holding(vmm_end.detach())
+    ports = Ports(
+        control=control,
+        agent=qemu.add(qemu_end.detach()),
+        qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
+    )
+    said, console_log = os.pipe2(os.O_CLOEXEC)
+    holding(said)
+    if config.console:
+        os.close(console_log)
+        return ports, agent, said
+    ports = msgspec.structs.replace(
+        ports,
+        console_log=qemu.add(console_log),
+        console=qemu.add(listen_at(request.directory, CONSOLE_SOCKET)),
+    )
+    return ports, agent, said
+
+
 def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, list[int]]:
     """Return our end of the link to the monitor, and the descriptors it gets, in order."""
 
@@ -191,34 +221,8 @@ def _descriptors(request: BootRequest, held: ExitStack) -> tuple[MonitorLink, li
         held.callback(os.close, fd)
         return fd
 
-    vmm_end, qemu_end = socket.socketpair()
-    agent = holding(vmm_end.detach())
     qemu = Descriptors(held)
-    said, console_end = os.pipe2(os.O_CLOEXEC)
-    holding(said)
-    control = -1
-    if request.config.console or request.config.control:
-        mine, its = socket.socketpair()
-        qemu.add(mine.detach())  # the first: it is the monitor's own, and kept from QEMU
-        control = qemu.add(its.detach())
-    if request.config.console:
-        os.close(console_end)
-    else:
-        console_log = qemu.add(console_end)
-    if request.config.console:
-        ports = Ports(
-            control=control,
-            agent=qemu.add(qemu_end.detach()),
-            qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
-        )
-    else:
-        ports = Ports(
-            control=control,
-            agent=qemu.add(qemu_end.detach()),
-            qmp=qemu.add(listen_at(request.directory, QMP_SOCKET)),
-            console=qemu.add(listen_at(request.directory, CONSOLE_SOCKET)),
-            console_log=console_log,
-        )
+    ports, agent, said = _ports(request, qemu, holding)
     argv = tuple(request.argv(ports, qemu))
     env = request.config.env
     if request.discards:
