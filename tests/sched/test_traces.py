@@ -176,6 +176,16 @@ def test_a_bad_batsim_workload_is_named(change: dict[str, object], words: str) -
         read_batsim(b"{")
 
 
+def test_a_log_never_gives_two_users_one_number() -> None:
+    out = io.StringIO()
+    names = ["ann", "1", "bob", "2", "ann", "1", "7"]
+    jobs = [TraceJob(n, n, 1, user=name) for n, name in enumerate(names)]
+    write_trace(jobs, out, "swf")
+    users = [line.split()[11] for line in out.getvalue().splitlines() if line[0] != ";"]
+    assert len(dict(zip(names, users, strict=True))) == len(set(users)) == 5
+    assert users[:2] == users[4:6] and users[6] == "7"
+
+
 @pytest.mark.parametrize("kind", ["swf", "csv", "batsim"])
 @some
 @given(

@@ -21,7 +21,8 @@ def write_trace(
     """Write jobs as `swf`, `csv` or `batsim`; return how many. `cores`: of the machine.
 
     SWF knows users, queues and keys by number only: they are counted in order of
-    appearance. It has no priorities, weights or deadlines.
+    appearance, and a name that is a number stays it where it is free. It has no priorities,
+    weights or deadlines.
     """
     match kind:
         case "swf":
@@ -39,18 +40,30 @@ def write_trace(
 
 
 class Numbers:
-    """Numbers for names, in order of appearance from 1; a name that is one stays it."""
+    """Numbers for names, in order of appearance from 1; a name that is one stays it, unless
+    another name has it already. No two names have the same."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
+        self._taken: set[int] = set()
+        self._last = 0
 
     def of(self, name: str) -> int:
         """Return the number of a name; -1 of none."""
         if not name:
             return -1
-        if name.isdecimal():
-            return int(name)
-        return self._numbers.setdefault(name, len(self._numbers) + 1)
+        if name not in self._numbers:
+            self._numbers[name] = self._new(int(name) if name.isdecimal() else None)
+        return self._numbers[name]
+
+    def _new(self, wanted: int | None) -> int:
+        if wanted is None or wanted in self._taken:
+            self._last += 1
+            while self._last in self._taken:
+                self._last += 1
+            wanted = self._last
+        self._taken.add(wanted)
+        return wanted
 
 
 def _write_swf(jobs: Iterable[TraceJob], out: IO[str], cores: int | None) -> int:
