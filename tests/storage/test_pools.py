@@ -211,8 +211,9 @@ def test_a_volume_that_does_not_fit_into_its_pool_is_not_made(volumes: Volumes) 
         # With quotas sizes are bounds, not room.
         volumes.create("two", options={"pool": "p", "size": "64M"})
         return
-    with pytest.raises(Exhausted):
+    with pytest.raises(Exhausted) as caught:
         volumes.create("two", options={"pool": "p", "size": "64M"})
+    assert "hutch pool grow" in str(caught.value.hint)
     assert [volume.name for volume in volumes.list()] == ["one"]
     pool = volumes.pools.get("p")
     assert sorted(os.listdir(pool.path)) == ["one"]

@@ -11,7 +11,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from hutch.errors import Busy, Unsupported
+from hutch.errors import Busy, Exhausted, Unsupported
 from hutch.storage.faults import disk_errors
 from hutch.storage.filemounts import mount_file, unmount_file
 from hutch.storage.snapshots import LIMITED_FILE
@@ -58,12 +58,21 @@ def make_limited(
     disks.create(path, check_size(size, field=field))
     try:
         if reserved:
-            reserve(path)
+            _reserve_in_pool(path)
         ensure_limited(directory, reserved=reserved)
     except BaseException:
         release_limited(directory)
         os.unlink(path)
         raise
+
+
+def _reserve_in_pool(path: str) -> None:
+    try:
+        reserve(path)
+    except Exhausted as exc:
+        raise Exhausted(
+            str(exc), hint="hutch pool ls tells what is free; hutch pool grow POOL SIZE"
+        ) from exc
 
 
 def reserve(path: str) -> None:
