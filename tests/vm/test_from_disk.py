@@ -14,6 +14,7 @@ import pytest
 from hutch.engine import Engine, Instance
 from hutch.engine.session import Session
 from hutch.errors import (
+    Exhausted,
     HutchError,
     InvalidArgument,
     NotFound,
@@ -231,6 +232,20 @@ def test_it_is_suspended_and_goes_on_with_its_addresses(engine: Engine, base: Pa
         machine.start(discard=True)
         with machine.attach(stdin=True) as session:
             until(session, b"runs")
+
+
+def test_it_is_resumed_with_what_it_was_given_while_it_ran(
+    machine: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hutch.drivers.vm.resize._PATIENCE_S", 0.2)
+    start(machine).close()
+    machine.update(cpus=2)
+    # Without a driver it does not take the memory, and yet has the device from then on.
+    with pytest.raises(Exhausted, match="took 0 of"):
+        machine.update(memory="256M")
+    machine.suspend()
+    with machine.start_attached() as session:
+        _echoes(session, b"alive")
 
 
 def test_a_snapshot_of_a_running_one_is_gone_back_to(machine: Instance, engine: Engine) -> None:

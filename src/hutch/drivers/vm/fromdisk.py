@@ -201,13 +201,14 @@ def _boot(
     if wish.seed and launch.saved is None:
         _write_seed(launch)
     host = find_host(machines.root, spec.machine.accel, machines.proving_kernel())
-    save_record(launch.directory, _record(host, launch))
+    record = _record(host, launch)
+    save_record(launch.directory, record)
     screen = _screen(launch, wish)
     held.callback(os.close, screen)
 
     def argv(ports: Ports, descriptors: Descriptors) -> Sequence[str]:
         nics = _cards(launch, taps, descriptors)
-        machine = _machine(launch, host, ports, nics, tpm, descriptors)
+        machine = _machine(launch, record, ports, nics, tpm, descriptors)
         devices, iommu = passed.pieces(host.version, machines.sandbox, descriptors)
         machine = msgspec.structs.replace(machine, host_devices=devices, iommu=iommu)
         return machine_arguments(machine, version=host.version, qemu=host.qemu)
@@ -247,7 +248,7 @@ def _boot(
 
 def _record(host: Host, launch: Launch) -> MachineRecord:
     shape = shape_of(launch.spec, host)
-    return MachineRecord(
+    record = MachineRecord(
         qemu=host.qemu,
         qemu_version=str(host.version),
         accelerator=host.accelerator,
@@ -264,11 +265,23 @@ def _record(host: Host, launch: Launch) -> MachineRecord:
         pinned=launch.spec.machine.cpu_pin,
         host_devices=launch.host_devices,
     )
+    if not isinstance(launch.saved, SavedState):
+        return record
+    # The state has the devices of the machine that was saved, with all it was given by then.
+    with opened(launch.saved) as loaded:
+        before = loaded.machine
+    return msgspec.structs.replace(
+        record,
+        shape=before.shape or shape,
+        memory=before.memory,
+        vcpus=before.vcpus,
+        plugged=before.plugged,
+    )
 
 
 def _machine(
     launch: Launch,
-    host: Host,
+    record: MachineRecord,
     ports: Ports,
     nics: Sequence[Nic],
     tpm: TpmServer | None,
@@ -279,9 +292,11 @@ def _machine(
     if wish.firmware == "uefi":
         store = descriptors.add(_opened(f"{launch.directory}/{VARIABLES_FILE}", os.O_RDWR))
         firmware = Firmware(code=find_uefi().code, variables=Descriptor(store))
+    if record.shape is None:
+        raise InternalError(f"the record of {launch.name} does not say what the machine is")
     return Machine(
         name=launch.id[:12],
-        shape=shape_of(launch.spec, host),
+        shape=record.shape,
         boot=firmware,
         uuid=f"{known[:8]}-{known[8:12]}-4{known[13:16]}-8{known[17:20]}-{known[20:32]}",
         monitor=Descriptor(ports.qmp),
@@ -294,6 +309,7 @@ def _machine(
         root_ports=ROOT_PORTS,
         tpm=tpm.device(descriptors) if tpm else None,
         reboot=True,
+        plugged=record.plugged_memory(),
         incoming=launch.saved is not None,
     )
 
