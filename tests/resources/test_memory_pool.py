@@ -7,13 +7,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hutch.engine import Engine
 from hutch.errors import Exhausted, InvalidArgument
 from hutch.linux import mount as linux
 from hutch.resources.memory_pool import MemoryPool, MemorySlots
-from hutch.resources.settings import Settings, with_values
+from hutch.resources.settings import Settings, save_settings, with_values
 from hutch.spec.build import ImageDefaults, build
 from tests.requires import requires
 
@@ -34,10 +35,16 @@ def blocks(pool: MemoryPool) -> int:
     return sum(os.stat(f"{pool._directory}/{n}").st_blocks * 512 for n in pool._names())
 
 
+def want(pool: MemoryPool, pieces: dict[int, int]) -> None:
+    """Have the root's settings say so, and the pool be so."""
+    save_settings(pool._root, msgspec.structs.replace(Settings(), memory_pool=pieces))
+    pool.prepare(pieces)
+
+
 @requires("root")
 @pytest.mark.integration
 def test_pieces_are_there_before_they_are_asked_for(pool: MemoryPool) -> None:
-    pool.prepare({4 * MIB: 2, 2 * MIB: 1})
+    want(pool, {4 * MIB: 2, 2 * MIB: 1})
     assert blocks(pool) == 10 * MIB
     assert pool.slots() == (
         MemorySlots(size=2 * MIB, total=1, free=1),
@@ -57,11 +64,12 @@ def test_pieces_are_there_before_they_are_asked_for(pool: MemoryPool) -> None:
     os.close(fd)
 
     # Fewer are wanted: what is in use stays.
-    pool.prepare({4 * MIB: 1})
+    want(pool, {4 * MIB: 1})
     assert pool.slots() == (MemorySlots(size=4 * MIB, total=2, free=0),)
     pool.give_back("one")
     pool.give_back("one")
-    pool.prepare({4 * MIB: 2})
+    assert pool.slots() == (MemorySlots(size=4 * MIB, total=1, free=0),)
+    want(pool, {4 * MIB: 2})
     fd = pool.take(4 * MIB, "fourth")
     assert os.pread(fd, 4 * MIB, 0) == bytes(4 * MIB) and blocks(pool) == 8 * MIB
     os.close(fd)
@@ -87,6 +95,17 @@ def test_what_a_killed_process_left_goes_with_the_next(pool: MemoryPool) -> None
         left.write(bytes(MIB))
     pool.prepare({})
     assert not os.path.ismount(pool._directory)
+
+
+@requires("root")
+@pytest.mark.integration
+def test_a_pool_given_up_goes_with_the_last_that_uses_it(pool: MemoryPool) -> None:
+    want(pool, {4 * MIB: 2})
+    os.close(pool.take(4 * MIB, "one"))
+    want(pool, {})
+    assert pool.slots() == (MemorySlots(size=4 * MIB, total=1, free=0),)
+    pool.give_back("one")
+    assert pool.slots() == () and not os.path.ismount(pool._directory)
 
 
 @requires("root")

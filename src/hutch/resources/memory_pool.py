@@ -19,6 +19,7 @@ from hutch.linux import mount as linux
 from hutch.linux.files import fallocate, punch_hole
 from hutch.linux.locks import lock_file
 from hutch.resources.inventory import read_inventory
+from hutch.resources.settings import load_settings
 from hutch.units import format_bytes
 
 TYPE_CHECKING = False
@@ -45,6 +46,7 @@ class MemoryPool:
     """The pool of one root; thread-safe, shared with other processes."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._directory = f"{root}/memory"
         self._lock = root / "locks" / "memory-pool"
 
@@ -63,8 +65,11 @@ class MemoryPool:
             count = {size: wanted.get(size, 0) for size in sizes}
             for size in sorted(sizes, key=lambda size: count[size] > len(self._names(size))):
                 self._settle(size, count[size])
-            if not os.listdir(self._directory):
-                linux.umount2(self._directory, linux.MNT_DETACH)
+            self._unmount_empty()
+
+    def _unmount_empty(self) -> None:
+        if os.path.ismount(self._directory) and not os.listdir(self._directory):
+            linux.umount2(self._directory, linux.MNT_DETACH)
 
     def _sweep(self) -> None:
         """Remove what a process left that was killed at a piece."""
@@ -164,15 +169,22 @@ class MemoryPool:
             return os.open(mine, os.O_RDWR | os.O_CLOEXEC)
 
     def give_back(self, instance: str) -> None:
-        """Empty what a machine had and keep it for the next; safe to repeat. Where the host has
-        no memory for it any more, the piece is lost until `prepare`."""
+        """Empty what a machine had and keep it for the next; safe to repeat. A piece that the
+        settings no longer have goes. Where the host has no memory for it any more, the piece is
+        lost until `prepare`."""
         if not any(name.endswith(f"-{instance}") for name in self._names()):
             return
         with self._locked():
+            wanted = load_settings(self._root).memory_pool
             for name in self._names():
                 kind, size, holder = name.split("-", 2)
-                if kind == "used" and holder == instance:
+                if kind != "used" or holder != instance:
+                    continue
+                if len(self._names(int(size))) > wanted.get(int(size), 0):
+                    os.unlink(f"{self._directory}/{name}")
+                else:
                     self._renew(name, int(size))
+            self._unmount_empty()
 
     def _renew(self, name: str, size: int) -> None:
         path = f"{self._directory}/{name}"
