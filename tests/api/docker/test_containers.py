@@ -6,11 +6,13 @@ import json
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from hutch.api.docker.times import parse_time_ns
 from hutch.engine import Engine
 from tests.api.docker.conftest import Client, UnixConnection, until
 
@@ -376,6 +378,13 @@ def test_logs_have_tails_times_and_spans(api: Client, name: str, image: str) -> 
     assert text_of(api.ask("GET", f"{path}&tail=all").body, 1) == b"1\n2\n3\n4\n"
     assert text_of(api.ask("GET", f"{path}&since=9999999999").body, 1) == b""
     assert text_of(api.ask("GET", f"{path}&until=1").body, 1) == b""
+    every = text_of(api.ask("GET", f"{path}&timestamps=1").body, 1).decode().splitlines()
+    second = every[1].partition(" ")[0]
+    # Long after: what was written until then is told all the same.
+    until(lambda: time.time_ns() - parse_time_ns(second, "until") > 1_100_000_000)
+    assert text_of(api.ask("GET", f"{path}&until={second}").body, 1) == b"1\n2\n"
+    assert text_of(api.ask("GET", f"{path}&follow=1&until={second}").body, 1) == b"1\n2\n"
+    assert text_of(api.ask("GET", f"{path}&since={second}").body, 1) == b"2\n3\n4\n"
     stamped = text_of(api.ask("GET", f"{path}&timestamps=1&tail=1").body, 1)
     when, _, rest = stamped.partition(b" ")
     assert rest == b"4\n"

@@ -22,7 +22,7 @@ from hutch.api.docker.replies import encode
 from hutch.api.docker.requests import Query
 from hutch.api.docker.routes import ROUTES
 from hutch.api.docker.routing import Router, parse_version
-from hutch.api.docker.times import parse_time
+from hutch.api.docker.times import parse_time, parse_time_ns
 from hutch.engine import Engine
 from hutch.errors import InvalidArgument
 from tests.api.docker.conftest import Client, Daemon
@@ -248,6 +248,20 @@ def test_a_moment_that_is_none_is_refused(text: str) -> None:
         parse_time(text, "since")
 
 
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("1795943713.912300316", 1795943713912300316),
+        ("2026-11-29T09:15:13.912300316Z", 1795943713912300316),
+        ("2026-11-29T10:15:13.9+01:00", 1795943713900000000),
+        ("1795943713", 1795943713000000000),
+        ("-1.5", -1500000000),
+    ],
+)
+def test_no_nanosecond_of_a_moment_is_lost(text: str, moment: int) -> None:
+    assert parse_time_ns(text, "since") == moment
+
+
 # ---- framing ----------------------------------------------------------------------------------
 
 
@@ -259,7 +273,7 @@ def test_frames_are_told_apart_again(pieces: list[tuple[int, bytes]]) -> None:
 
 @given(st.lists(st.binary(max_size=40), max_size=20), st.booleans(), st.booleans())
 def test_a_log_of_any_lines_is_rendered(lines: list[bytes], times: bool, framed: bool) -> None:
-    form = LogForm(stdout=True, stderr=True, multiplexed=framed, timestamps=times, since=1.0)
+    form = LogForm(stdout=True, stderr=True, multiplexed=framed, timestamps=times, since_ns=10**9)
     data = form.render([line.replace(b"\n", b"") for line in lines])
     if framed:
         list(demultiplex(data))

@@ -13,7 +13,7 @@ import msgspec
 from hutch.api.docker.errors import ApiError
 from hutch.api.docker.replies import Answer, Stream, encode
 from hutch.api.docker.routing import Route
-from hutch.api.docker.times import parse_time
+from hutch.api.docker.times import parse_time_ns
 from hutch.errors import HutchError, InvalidArgument
 from hutch.oci.reference import parse
 
@@ -254,8 +254,8 @@ async def _events(request: Request) -> Answer:
     query = request.query
     filters = query.filters()
     _check(filters)
-    since = parse_time(query.text("since"), "since") if query.text("since") else None
-    until = parse_time(query.text("until"), "until") if query.text("until") else None
+    since = parse_time_ns(query.text("since"), "since") if query.text("since") else None
+    until = parse_time_ns(query.text("until"), "until") if query.text("until") else None
     if since is not None and until is not None and since > until:
         raise ApiError(400, "`since` time cannot be after `until` time")
     # From now on, even while the head of the answer is under way.
@@ -290,19 +290,19 @@ class _Lines:
 async def _told(
     front: Front,
     listener: Listener,
-    since: float | None,
-    until: float | None,
+    since: int | None,
+    until: int | None,
     filters: dict[str, list[str]],
 ) -> AsyncIterator[bytes]:
     translator = Translator(front)
     last = 0
-    if since is not None or (until is not None and until <= time.time()):
-        first_ns = int((since if since is not None else time.time()) * 1e9)
+    if since is not None or (until is not None and until <= time.time_ns()):
+        first_ns = since if since is not None else time.time_ns()
         while True:
             rows = await front.call(front.engine.context.store.events, last, _BATCH)
             for row in rows:
                 last = row.seq
-                if until is not None and row.time_ns > until * 1e9:
+                if until is not None and row.time_ns > until:
                     return
                 if row.time_ns >= first_ns and (line := _line(translator, row, filters)):
                     yield line
@@ -313,19 +313,19 @@ async def _told(
             yield line
 
 
-async def _coming(listener: Listener, until: float | None) -> AsyncIterator[EventRow]:
-    """Yield events as they come, to the moment `until`."""
+async def _coming(listener: Listener, until: int | None) -> AsyncIterator[EventRow]:
+    """Yield events as they come, to the moment `until` (nanoseconds)."""
     import asyncio
 
     while True:
-        left = None if until is None else until - time.time()
+        left = None if until is None else (until - time.time_ns()) / 1e9
         if left is not None and left <= 0:
             return
         try:
             row = await asyncio.wait_for(listener.next(), left)
         except TimeoutError:
             return
-        if until is not None and row.time_ns > until * 1e9:
+        if until is not None and row.time_ns > until:
             return
         yield row
 

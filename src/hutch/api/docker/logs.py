@@ -12,7 +12,7 @@ from hutch.api.docker.frames import pack_head, stream_type
 from hutch.api.docker.naming import find_container
 from hutch.api.docker.replies import Answer, Stream
 from hutch.api.docker.routing import Route
-from hutch.api.docker.times import parse_time
+from hutch.api.docker.times import parse_time_ns
 from hutch.engine.logs import open_cursor, writes_log
 from hutch.linux.inotify import IN_MODIFY, Inotify
 
@@ -43,8 +43,8 @@ async def _logs(request: Request) -> Answer:
         stdout=stdout,
         stderr=stderr,
         multiplexed=not tty,
-        since=since,
-        until=until,
+        since_ns=since,
+        until_ns=until,
         tail=_tail(query.text("tail")),
         timestamps=query.flag("timestamps"),
     )
@@ -52,11 +52,11 @@ async def _logs(request: Request) -> Answer:
     return Stream(batches, stream_type(tty=tty, version=request.version))
 
 
-def _moment(request: Request, name: str) -> float | None:
+def _moment(request: Request, name: str) -> int | None:
     given = request.query.text(name)
     if not given:
         return None
-    return parse_time(given, name) or None
+    return parse_time_ns(given, name) or None
 
 
 def _tail(text: str) -> int | None:
@@ -82,7 +82,7 @@ async def log_batches(
             return
         with _Writes(str(context.directory(identifier))) as writes:
             running = True
-            while running and not form.is_past():
+            while running and not form.is_over():
                 # Asked first: what was written until it ended is then read.
                 running = await front.call(writes_log, context, identifier)
                 count = 0
@@ -122,8 +122,8 @@ class LogForm:
         stdout: bool,
         stderr: bool,
         multiplexed: bool,
-        since: float | None = None,
-        until: float | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
         tail: int | None = None,
         timestamps: bool = False,
     ) -> None:
@@ -134,15 +134,19 @@ class LogForm:
         if stderr:
             self._streams |= {ord("e"): 2, ord("E"): 2}
         self._multiplexed = multiplexed
-        self._since = None if since is None else int(since * 1e9)
-        self._until = None if until is None else int(until * 1e9)
+        self._since = since_ns
+        self._until = until_ns
         self._timestamps = timestamps
         self._second = (-1, b"")
         self._begins = {1: True, 2: True}
         self._past = False
 
     def is_past(self) -> bool:
-        """Tell whether the end of the wanted span has been reached."""
+        """Tell whether what was written last is after the wanted span."""
+        return self._past
+
+    def is_over(self) -> bool:
+        """Tell whether nothing more can be written within the wanted span."""
         return self._past or (self._until is not None and time.time_ns() > self._until + 10**9)
 
     def render(self, lines: list[bytes]) -> bytes:
