@@ -87,3 +87,17 @@ def test_it_writes_utf8_in_any_locale() -> None:
     )
     assert (shown.returncode, shown.stderr) == (0, b"")
     assert "\N{HORIZONTAL ELLIPSIS}" in shown.stdout.decode()
+
+
+@requires("root", "cgroup", "overlayfs", "seccomp", "busybox")
+def test_arguments_and_paths_are_utf8_in_any_locale(busybox_root: Path, tmp_path: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "GIVEN": "\u00e4"}
+    source = tmp_path / "\u00f6"
+    source.mkdir()
+    (source / "file").write_text("of \u00f6 ")
+    command = [sys.executable, "-m", "hutch", "--root", str(busybox_root), "run", "--rm"]
+    command += ["--network", "none", "-e", "X=\u00fc", "-e", "GIVEN", "-v", f"{source}:/\u00e9"]
+    command += ["busybox", "sh", "-c", "cat /\u00e9/*; echo $X $GIVEN \u00df"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **plain})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == "of \u00f6 \u00fc \u00e4 \u00df\n"

@@ -50,8 +50,25 @@ if _interruptible:
 from hutch.cli.main import main as _main  # noqa: E402 - what takes the time
 
 
+def _take_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode where the locale has another encoding.
+
+    Arguments, the environment and names of files are bytes, and those of an image are UTF-8:
+    an interpreter that has read them in another encoding cannot be told otherwise any more.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode or not sys.executable:
+        return
+    if sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] != sys.argv[1:]:
+        return  # called from a program with arguments of its own
+    try:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    except OSError:
+        return  # too long by one option: then it is as the locale says
+
+
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
+    _take_utf8()
     if _interruptible:
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     try:
