@@ -278,6 +278,9 @@ def test_what_ran_is_a_workload_for_the_simulator(engine: Engine, queue: str) ->
         (record.id, record.priority, record.ran_ns / 1e9) for record in ended
     ]
     assert trace[0].submit == 0
+    assert list(engine.jobs.history(["default"])) == trace
+    with pytest.raises(NotFound, match="no such queue: nowhere"):
+        engine.jobs.history(["default", "nowhere"])
 
 
 def test_an_image_that_a_job_needs_is_not_removed(engine: Engine, queue: str) -> None:

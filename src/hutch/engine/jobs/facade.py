@@ -216,8 +216,8 @@ class Jobs:
         return board.count_jobs(self._context)
 
     def history(self, queues: Sequence[str] = (), *, since: float = 0.0) -> Iterator[TraceJob]:
-        """Yield the jobs that ran to an end as a workload for `hutch.sched`; `since` in seconds
-        since the epoch."""
+        """Return the jobs that ran to an end as a workload for `hutch.sched`; `since` in seconds
+        since the epoch. Raises `NotFound` for a queue that never was."""
         from hutch.engine.jobs.history import history
 
         return history(self._context, queues, since_s=since)

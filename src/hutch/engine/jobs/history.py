@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from hutch.engine.context import Context
 from hutch.engine.jobs.board import list_jobs
+from hutch.engine.jobs.queues import get
 from hutch.engine.jobs.records import JobRecord, JobState
 from hutch.sched.workload import TraceJob
 
@@ -17,19 +18,23 @@ _RAN = (JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT, JobState.CANCELLE
 def history(
     context: Context, queues: Sequence[str] = (), *, since_s: float = 0.0
 ) -> Iterator[TraceJob]:
-    """Yield the jobs that ran to an end, in order of their submission; of some queues, or of
-    all. Times count from the first of them; `since_s` is seconds since the epoch."""
+    """Return the jobs that ran to an end, in order of their submission; of some queues, or of
+    all. Times count from the first of them; `since_s` is seconds since the epoch. Raises
+    `NotFound` for a queue that there is not, and of which there are no jobs either."""
+    ended = list_jobs(context, states=_RAN)
+    missing = set(queues) - {record.queue for record in ended}
+    for name in sorted(missing):
+        get(context, name)
     records = [
         record
-        for record in list_jobs(context, states=_RAN)
+        for record in ended
         if record.ran_ns
         and (not queues or record.queue in queues)
         and record.submitted_ns >= since_s * 1e9
     ]
     records.sort(key=lambda record: record.eligible_ns)
     first = records[0].eligible_ns if records else 0
-    for record in records:
-        yield _trace_job(record, first)
+    return (_trace_job(record, first) for record in records)
 
 
 def _trace_job(record: JobRecord, first_ns: int) -> TraceJob:
