@@ -138,6 +138,7 @@ def test_a_pool_is_read_and_put_back() -> None:
         {"isolation": "container"},
         {"isolation": "vm", "placement": "memory=pool,huge=2M"},
         {"isolation": "vm", "placement": "memory=other"},
+        {"isolation": "vm", "placement": "huge=2M,merge=on"},
     ],
 )
 def test_who_cannot_have_it_is_told(options: dict[str, str]) -> None:

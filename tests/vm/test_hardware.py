@@ -140,11 +140,21 @@ def test_a_machine_of_huge_pages_gets_no_more_than_there_are(engine: Engine) -> 
         count.write_text(str(before))
 
 
+def test_a_machine_of_an_image_has_no_disk_to_export(engine: Engine, tmp_path: Path) -> None:
+    box = engine.create("busybox", ["true"], **SMALL)
+    try:
+        with pytest.raises(Unsupported, match="has no disk that starts by itself"):
+            engine.machines.export_disk(box.name, tmp_path / "d.qcow2")
+    finally:
+        box.remove()
+    assert not (tmp_path / "d.qcow2").exists()
+
+
 def test_locked_memory_stays_where_it_is(engine: Engine) -> None:
     with started(engine, memory_lock=True) as box:
         locked = re.search(r"VmLck:\s+(\d+)", host(engine, box, "status"))
         assert locked is not None and int(locked[1]) >= 128 << 10
-        with pytest.raises(WrongState, match="locked"):
+        with pytest.raises(WrongState, match="the machine, whose memory is locked, was started"):
             box.update(memory="256M")
     with started(engine) as box:
         assert re.search(r"VmLck:\s+0 kB", host(engine, box, "status"))

@@ -159,7 +159,8 @@ class Machines:
             raise WrongState(f"instance {record.name} is {record.state}", hint="stop it first")
         if record.spec.machine.from_disk is None:
             raise Unsupported(
-                f"instance {record.name}: has no disk of its own", hint="leave out --disk"
+                f"instance {record.name}: is of an image, and has no disk that starts by itself",
+                hint="leave out --disk for its files, or `hutch commit` it to an image",
             )
         key = disk_key(self._context, record)
         if key is not None and not plain and format not in ("qcow2", "luks"):

@@ -255,6 +255,12 @@ def _check_whole(spec: InstanceSpec) -> None:
         if getattr(spec.placement, name) and spec.isolation != "vm":
             field = f"placement.{name}"
             raise InvalidArgument("is for virtual machines", field=field, hint="add --vm")
+    if spec.placement.merge and spec.placement.huge:
+        raise InvalidArgument(
+            "the kernel merges no huge pages",
+            field="placement.merge",
+            hint="leave out merge=on, or huge=",
+        )
     if spec.placement.memory == "pool":
         _check_pooled(spec)
     if spec.ipc_mode.startswith("container:") and spec.isolation == "vm":

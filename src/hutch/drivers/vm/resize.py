@@ -59,7 +59,7 @@ def check_room(record: MachineRecord, *, vcpus: int, memory: int) -> None:
         )
     room = max(shape.memory, shape.max_memory)
     if memory > room:
-        reason = ", whose memory is locked" if shape.lock_memory else ""
+        reason = ", whose memory is locked," if shape.lock_memory else ""
         raise WrongState(
             f"memory: the machine{reason} was started with room for {room} bytes",
             hint=hint if reason else f"{hint} with a larger --memory-max",
