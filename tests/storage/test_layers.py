@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -279,6 +280,22 @@ def test_trash_goes_whatever_is_in_it(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "trash") == []
     assert os.listdir(outside) == ["keep"]
     assert not trash.discard(str(victim))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_where_nothing_can_be_moved_trees_are_removed_in_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(source: str, target: str) -> None:
+        raise OSError(number, os.strerror(number), source)
+
+    (tmp_path / "volumes/data/_data").mkdir(parents=True)
+    (tmp_path / "volumes/data/_data/file").touch()
+    trash = Trash(tmp_path)
+    monkeypatch.setattr(os, "rename", full)
+    assert trash.discard(str(tmp_path / "volumes/data"))
+    assert os.listdir(tmp_path / "volumes") == []
+    assert not trash.discard(str(tmp_path / "volumes/data"))
 
 
 def test_leftover_trash_is_emptied_later(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     RemoveTrees = Callable[[str, tuple[str, ...]], None]
 
 __all__ = ["Trash"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Trash:
@@ -34,17 +37,28 @@ class Trash:
         self._more = False
 
     def discard(self, path: str) -> bool:
-        """Move `path` away and delete it later; return whether it was there."""
+        """Move `path` away and delete it later; return whether it was there. Where the disk is
+        so full that nothing can be moved (btrfs), it is deleted at once, in its place."""
         target = f"{self._path}/{os.path.basename(path)}.{os.urandom(6).hex()}"
+        try:
+            self._move(path, target)
+        except OSError as exc:
+            if not os.path.lexists(path):
+                return False
+            if exc.errno not in _FULL:
+                raise
+            _remove_in_place(path)
+        self._start()
+        return True
+
+    def _move(self, path: str, target: str) -> None:
         try:
             os.rename(path, target)
         except FileNotFoundError:
             if not os.path.lexists(path):
-                return False
+                raise
             os.makedirs(self._path, 0o700, exist_ok=True)
             os.rename(path, target)
-        self._start()
-        return True
 
     def _start(self) -> None:
         with self._lock:
@@ -106,3 +120,11 @@ class Trash:
             remove(self._path, names)
         except (OSError, HutchError):
             pass
+
+
+def _remove_in_place(path: str) -> None:
+    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(os.path.basename(path), dir_fd=fd)
+    finally:
+        os.close(fd)
