@@ -152,7 +152,7 @@ def _cleared(engine: Engine) -> bool:
 
 MOMENTS = [
     ("hutch.engine.create", "insert_record"),
-    ("hutch.drivers.vm.launching.MachineLauncher", "_record"),
+    ("hutch.drivers.vm.launching", "machine_record"),
     ("hutch.process.supervisor.Supervisor", "wait_pid"),
     ("hutch.process.vmm.MonitorLink", "wait_qemu"),
     ("hutch.drivers.vm.launching.MachineLauncher", "resume"),
@@ -167,6 +167,7 @@ from hutch.engine import Engine
 module, _, rest = sys.argv[2].rpartition(".")
 owner = importlib.import_module(sys.argv[2]) if rest.islower() else getattr(
     importlib.import_module(module), rest)
+getattr(owner, sys.argv[3])  # one that is not there would never be reached
 setattr(owner, sys.argv[3], lambda *a, **k: os.kill(os.getpid(), 9))
 if sys.argv[3] == "finish":
     importlib.import_module("hutch.engine.run").finish = owner.finish

@@ -72,6 +72,7 @@ def test_a_program_whose_client_left_before_it_began_is_over() -> None:
         front=SimpleNamespace(execs=known),
         params={"id": one.id},
         version=(1, 51),
+        upgrade=True,
         optional_json=read,
         hijack=leave,
     )
