@@ -14,6 +14,7 @@ from hutch.engine import Engine, reset
 from hutch.errors import Busy, InvalidArgument
 from hutch.linux.locks import lock_file
 from hutch.network.firewall import has_table, table_name
+from hutch.storage.removal import remove_path
 from tests.requires import requires
 
 
@@ -66,7 +67,13 @@ def test_a_reset_leaves_nothing_and_can_be_stopped_anywhere(
     with Engine(root) as engine:
         bridges = [network.bridge for network in engine.networks.list() if network.bridge]
     assert len(bridges) == 2 and set(bridges) <= set(os.listdir("/sys/class/net"))
-    for step in ("_remove_storage", "_unmount_all", "_remove_groups", "_remove_files", "_delete"):
+    for step in (
+        "_remove_storage",
+        "_unmount_all",
+        "_remove_groups",
+        "_remove_files",
+        "remove_path",
+    ):
         with monkeypatch.context() as patch, Engine(root) as engine:
             original = getattr(reset, step)
 
@@ -114,7 +121,7 @@ def test_what_still_had_the_root_open_does_not_make_it_anew(
 ) -> None:
     """The hook of an instance's end runs when the instance has been removed already."""
     late: list[str] = []
-    delete = reset._delete
+    delete = remove_path
 
     def meanwhile(path: str) -> None:
         delete(path)
@@ -123,7 +130,7 @@ def test_what_still_had_the_root_open_does_not_make_it_anew(
             late.append(path)
 
     with Engine(root) as engine:
-        monkeypatch.setattr(reset, "_delete", meanwhile)
+        monkeypatch.setattr(reset, "remove_path", meanwhile)
         assert engine.reset().kept == () and late
     for command in (["_exited", "0" * 64], ["_dispatch"]):
         assert hutch(root, *command).returncode == 0

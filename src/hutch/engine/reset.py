@@ -20,6 +20,7 @@ from hutch.engine.stop import remove
 from hutch.errors import Busy, HutchError, InvalidArgument, NotFound
 from hutch.linux.locks import lock_file
 from hutch.records import Progress, ProgressEvent, silent
+from hutch.storage.removal import remove_path
 
 __all__ = ["is_root", "reset"]
 
@@ -222,7 +223,7 @@ def _remove_files(context: Context) -> list[str]:
     # What a process made that had the root open still, the store among it, goes as well.
     for _ in range(_ROUNDS):
         for name in (*_TREES, *_FILES, *_LAST):
-            _delete(f"{root}/{name}")
+            remove_path(f"{root}/{name}")
         try:
             os.rmdir(root)
             return []
@@ -234,13 +235,3 @@ def _remove_files(context: Context) -> list[str]:
             return kept
         time.sleep(_SETTLE_S)
     return kept
-
-
-def _delete(path: str) -> None:
-    from hutch.storage.removal import remove_tree
-
-    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        remove_tree(os.path.basename(path), dir_fd=fd)
-    finally:
-        os.close(fd)

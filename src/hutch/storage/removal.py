@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["remove_tree"]
+__all__ = ["remove_path", "remove_tree"]
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEPTH = 48
@@ -20,6 +20,16 @@ def remove_tree(name: str | bytes, *, dir_fd: int) -> None:
     pending: list[str | bytes] = [name]
     while pending:
         _remove(pending.pop(), dir_fd, dir_fd, 0, pending)
+
+
+def remove_path(path: str) -> None:
+    """Remove what is at `path` and all beneath it as `remove_tree` does; missing is fine, but
+    for the directory it is in."""
+    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(os.path.basename(path), dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 def _remove(

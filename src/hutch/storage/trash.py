@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 
-from hutch.storage.removal import remove_tree
+from hutch.storage.removal import remove_path, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Trash:
                 return False
             if exc.errno not in _FULL:
                 raise
-            _remove_in_place(path)
+            remove_path(path)
         self._start()
         return True
 
@@ -120,11 +120,3 @@ class Trash:
             remove(self._path, names)
         except (OSError, HutchError):
             pass
-
-
-def _remove_in_place(path: str) -> None:
-    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        remove_tree(os.path.basename(path), dir_fd=fd)
-    finally:
-        os.close(fd)
