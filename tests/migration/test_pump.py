@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
 import pytest
 
@@ -55,12 +56,21 @@ def test_a_bounded_stream_arrives_whole_and_by_small_pieces(
         assert max(counts) <= (1 << 20) // 20
 
 
-def test_a_stream_that_waits_for_its_turn_can_be_closed() -> None:
+def test_a_stream_that_waits_for_its_turn_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     local, qemu = socket.socketpair()
     link, there = socket.socketpair()
     with local, qemu, link, there:
         pump = Pump(local, link, bandwidth=1)  # a page would take over an hour
+        # Who waits is woken before the ends are shut down: nothing may go in between.
+        close = pump._closed.set
+
+        def close_slowly() -> None:
+            close()
+            time.sleep(0.2)
+
+        monkeypatch.setattr(pump._closed, "set", close_slowly)
         with pump:
             qemu.sendall(bytes(8192))
-            assert there.recv(4096)
-        assert pump.sent < 8192
+            assert there.recv(8192) == bytes(4096)
+        assert there.recv(8192) == b""
+        assert pump.sent == 4096

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -337,6 +339,23 @@ def _is_from_image(engine: Engine, box: Instance) -> bool:
     return record.template in _made(engine)
 
 
+@contextmanager
+def _told(engine: Engine) -> Iterator[list[str]]:
+    """Give the keys of the templates that starts within the block have made; one at least."""
+    asked: list[str] = []
+    machines = type(engine._context.machines._machines)
+    prepare = machines._start_preparing
+
+    def tell(self: Any, key: str) -> None:
+        asked.append(key)
+        prepare(self, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machines, "_start_preparing", tell)
+        yield asked
+    assert asked, "no template was asked for"
+
+
 def machines(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that starts machines."""
     for mark in NEEDS:
@@ -374,11 +393,12 @@ def test_user_network_input_and_exit_code_are_the_instances(engine: Engine) -> N
     options: dict[str, Any] = {**SMALL, "user": "7:9", "workdir": "/made/here"}
     options["ulimits"] = {"nofile": "99:99"}
     del options["network"]
-    before = _made(engine)
+    options["tmpfs"] = [f"/{secrets.token_hex(8)}"]  # a template that nothing else makes
     # One that goes when it ends, and one with an input, are from other templates than others.
-    for _ in range(2):
-        engine.run("busybox", ["true"], **options, input=b"given")
-    until(lambda: bool(_made(engine) - before), "no template for this user")
+    with _told(engine) as asked:
+        for _ in range(2):
+            engine.run("busybox", ["true"], **options, input=b"given")
+    until(lambda: _made(engine).issuperset(asked), "no template for this user")
     mac = "02:00:00:00:0a:0b"
     done = engine.run(
         "busybox", ["sh", "-c", script], **options, hostname="mine", mac_address=mac, input=b"given"
@@ -464,10 +484,10 @@ def test_a_template_that_cannot_be_made_leaves_nothing(
     machines = engine._context.machines._machines
     asked: list[str] = []
     monkeypatch.setattr(type(machines), "_start_preparing", lambda _, key: asked.append(key))
+    own = [f"/{secrets.token_hex(8)}"]  # a template that nothing else makes
     with nothing_left(engine):
         for _ in range(2):
-            start(engine, tmpfs=[f"/{name}"]).remove(force=True)
-    before = _made(engine)  # the kernel's own may have been made anew
+            start(engine, tmpfs=own).remove(force=True)
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "no space")
@@ -475,19 +495,18 @@ def test_a_template_that_cannot_be_made_leaves_nothing(
     monkeypatch.setattr(module, name, fail)
     with nothing_left(engine), pytest.raises(OSError, match="no space"):
         machines.prepare(asked[0])
-    assert _made(engine) == before
     assert not (engine.root / "templates" / asked[0]).exists()
-    start(engine, tmpfs=[f"/{name}"]).remove(force=True)
+    start(engine, tmpfs=own).remove(force=True)
     assert len(asked) == 1, "every start tries it again"
 
 
 @machines
 def test_the_addresses_are_the_clones_own(engine: Engine) -> None:
-    options = {"network": "bridge"}
-    before = _made(engine)
-    for _ in range(2):
-        start(engine, **options).remove(force=True)
-    until(lambda: bool(_made(engine) - before), "no template with a card")
+    options: dict[str, Any] = {"network": "bridge", "tmpfs": [f"/{secrets.token_hex(8)}"]}
+    with _told(engine) as asked:
+        for _ in range(2):
+            start(engine, **options).remove(force=True)
+    until(lambda: _made(engine).issuperset(asked), "no template with a card")
     boxes = [start(engine, **options) for _ in range(2)]
     try:
         assert all(_is_from_image(engine, box) for box in boxes)

@@ -72,6 +72,8 @@ class Pump:
         try:
             while count := self._local.recv_into(buffer):
                 self._pace.wait(count)
+                if self._closed.is_set():
+                    return  # both ends are shut down, or are about to be
                 self._link.sendall(buffer[:count])
                 self.sent += count
         except OSError:
