@@ -46,10 +46,7 @@ def _bounded(stage: Stage) -> Iterator[Any]:
         finally:
             for info in engine.list(all=True):
                 engine.get(info.id).remove(force=True)
-            for path in engine.context.groups.hierarchy.parent.values():
-                if os.path.isdir(path):
-                    os.rmdir(path)
-            engine.resources.configure({"parent": "", "memory": ""})
+            engine.resources.configure({"parent": "none", "memory": "none"})
 
 
 def _latencies(session: Any) -> list[float]:

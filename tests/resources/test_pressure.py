@@ -38,9 +38,9 @@ def small(engine: Engine) -> Iterator[Engine]:
     yield engine
     for info in engine.list(all=True):
         engine.get(info.name).remove(force=True)
-    for path in engine._context.groups.hierarchy.parent.values():
-        if Path(path).is_dir():
-            os.rmdir(path)
+    paths = engine._context.groups.hierarchy.parent.values()
+    engine.resources.configure({"parent": "none"})
+    assert not [path for path in paths if Path(path).exists()]
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

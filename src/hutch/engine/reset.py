@@ -198,12 +198,7 @@ def _unescape(text: bytes) -> bytes:
 
 
 def _remove_groups(context: Context) -> None:
-    """Take the group above the instances' away; another root's instances keep it."""
-    for path in context.groups.hierarchy.parent.values():
-        try:
-            os.rmdir(path)
-        except OSError:
-            continue
+    context.groups.hierarchy.remove_parent()
 
 
 def _remove_files(context: Context) -> list[str]:

@@ -66,11 +66,11 @@ class Resources:
         """Change settings by name (`{"reserved.memory": "2G", "overcommit.cpus": "2"}`), for
         every process on this root; what runs already goes on. `none` puts one back."""
         from hutch.linux.locks import lock_file
-        from hutch.resources.settings import load_settings, save_settings, with_values
+        from hutch.resources.settings import Settings, load_settings, save_settings, with_values
 
         root = self._context.root
         with lock_file(root / "locks" / "settings"):
-            before = load_settings(root)
+            before, groups = load_settings(root), self._context.groups.hierarchy
             settings = with_values(before, values)
             if settings.parent != before.parent:
                 self._require_none_running()
@@ -84,6 +84,8 @@ class Resources:
                     raise
             if settings.memory_pool != before.memory_pool:
                 self._prepare_pool(before, settings)
+            if settings.parent != before.parent != Settings().parent:
+                groups.remove_parent()
         return settings
 
     def _require_left(self, before: Settings, settings: Settings) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 
 from hutch.errors import Busy, Denied, InvalidArgument, NotFound, Unsupported
 
@@ -15,6 +17,7 @@ __all__ = [
     "read_int",
     "read_keyed",
     "read_text",
+    "remove_empty",
     "remove_tree",
     "walk_deepest_first",
     "write_text",
@@ -152,6 +155,13 @@ def pids_below(directory: str) -> set[int]:
         found.update(int(pid) for pid in text.split())
     found.discard(0)
     return found
+
+
+def remove_empty(directories: Iterable[str]) -> None:
+    """Remove the groups that have neither processes nor groups beneath them."""
+    for directory in set(directories):
+        with suppress(OSError):
+            os.rmdir(directory)
 
 
 def remove_tree(directory: str, timeout_s: float) -> None:

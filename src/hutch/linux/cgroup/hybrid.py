@@ -48,6 +48,11 @@ class HybridHierarchy:
             self._v2.ensure_parent()
         return self.parent
 
+    def remove_parent(self) -> None:
+        """Remove the group above from both, where nothing is in it."""
+        self._v1.remove_parent()
+        self._v2.remove_parent()
+
     def create(self, identifier: str, limits: Limits) -> HybridGroup:
         """Make the group and set its limits; nothing is left when it raises."""
         v1 = self._v1.create(identifier, without(limits, self._only_v2))
@@ -188,6 +193,9 @@ class NoHierarchy:
     def ensure_parent(self) -> dict[str, str]:
         """Return nothing."""
         return {}
+
+    def remove_parent(self) -> None:
+        """Do nothing."""
 
     def create(self, identifier: str, limits: Limits) -> NoGroup:
         """Return a group without effect; `Unsupported` when a limit is asked for.

@@ -114,6 +114,10 @@ class Hierarchy(Protocol):
         """Make the group above where it is missing, for memory; return its directories."""
         ...
 
+    def remove_parent(self) -> None:
+        """Remove the group above if nothing is in it; another's groups keep it."""
+        ...
+
     def create(self, identifier: str, limits: Limits) -> Group:
         """Make the group and set its limits; nothing is left when it raises."""
         ...

@@ -54,6 +54,10 @@ class V1Hierarchy:
             self._make_parent("memory")
         return self.parent
 
+    def remove_parent(self) -> None:
+        """Remove the group above if nothing is in it, from each hierarchy."""
+        files.remove_empty(f"{mount}/{self._parent}" for mount in self._mounts.values())
+
     def create(self, identifier: str, limits: Limits) -> V1Group:
         """Make the group and set its limits; nothing is left when it raises."""
         check_id(identifier)

@@ -81,6 +81,10 @@ class V2Hierarchy:
         self._make_parent()
         return self.parent
 
+    def remove_parent(self) -> None:
+        """Remove the group above if nothing is in it."""
+        files.remove_empty([self._root])
+
     def create(self, identifier: str, limits: Limits) -> V2Group:
         """Make the group and set its limits; nothing is left when it raises."""
         check_id(identifier)
