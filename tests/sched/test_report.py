@@ -11,7 +11,7 @@ import pytest
 from hutch.sched import Capacity, create
 from hutch.sched.report.axes import format_number, format_time, marks, ticks
 from hutch.sched.report.curves import cdf_picture, cdf_text
-from hutch.sched.report.drawing import Rect, Text, to_svg
+from hutch.sched.report.drawing import COLOURS, Line, Rect, Text, ink_on, to_svg
 from hutch.sched.report.gantt import Slice, SliceRecorder, gantt_picture, gantt_text
 from hutch.sched.report.html import html_page
 from hutch.sched.report.result import CSV_COLUMNS, Result, csv_cells, result_of
@@ -94,10 +94,14 @@ def test_a_chart_in_the_terminal_has_a_row_for_each_job() -> None:
     assert short[-1] == "2 more jobs are not shown"
 
 
-def test_curves_end_at_the_highest_value() -> None:
-    result = played("fcfs")
+def test_curves_are_stairs_from_the_lowest_value_to_the_highest() -> None:
+    result = played("fcfs")  # of four jobs two do not wait, the others 5 and 8 seconds
     curve = result.curve("waiting")
-    assert curve[0][1] == 0 and curve[-1][1] == 1
+    assert curve == [(0, 0.5), (5, 0.75), (8, 1)]
+    picture = cdf_picture({"fcfs": curve}, "waiting")
+    line = next(s for s in picture.shapes if isinstance(s, Line) and s.colour == COLOURS[0])
+    shares = [round((260 - y) / 226, 6) for _, y in line.points]
+    assert shares == [0.5, 0.5, 0.75, 0.75, 1, 1]
     assert all(a <= b for (a, _), (b, _) in pairwise(curve))
     ET.fromstring(to_svg(cdf_picture({"fcfs": curve}, "waiting")))
     assert "o fcfs" in cdf_text({"fcfs": curve}, "waiting")[-1]
@@ -120,7 +124,7 @@ def test_a_page_says_which_schedules_it_does_not_draw() -> None:
     cut.dropped = 3
     page = html_page([played("fcfs"), cut], trace="log", cores=3, settings={})
     assert page.count("<svg") == 5 + 1
-    assert "Not drawn, for their many pauses: rr:quantum=1." in page
+    assert "Not drawn, for they have too many slices: rr:quantum=1." in page
 
 
 def test_large_numbers_are_written_out() -> None:
@@ -157,3 +161,21 @@ def test_ticks_are_round() -> None:
     assert ticks(0, 7200) == [0, 900, 1800, 2700, 3600, 4500, 5400, 6300, 7200]
     assert marks(1, 4000, times=True) == [1, 10, 60, 600, 3600]
     assert marks(1, 1500, times=False) == [1, 10, 100, 1000]
+    assert marks(1, 18, times=True) == [1, 2, 5, 10]
+    assert marks(1, 2.3, times=False) == [1, 2]
+    assert marks(0.01, 0.2, times=True) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2])
+
+
+def test_what_is_written_on_a_colour_can_be_read_there() -> None:
+    assert ink_on("#e69f00") == ink_on("#56b4e9") != ink_on("#0072b2") == ink_on("#7f3c8d")
+
+
+def test_a_dark_page_has_dark_charts() -> None:
+    page = html_page([played("fcfs")], trace="log", cores=3, settings={})
+    rules = page.partition("@media (prefers-color-scheme: dark) {\nrect")[2].partition("</style>")[
+        0
+    ]
+    for shape in ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6]).iter():
+        for name in ("fill", "stroke"):
+            colour = shape.get(name, "none")
+            assert colour in COLOURS or colour == "none" or f'[{name}="{colour}"]' in rules

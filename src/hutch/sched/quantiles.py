@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Quantiles"]
 
@@ -67,21 +67,43 @@ class Quantiles:
 
     def _bucketed(self, fraction: float) -> float:
         rank = fraction * (self.count - 1)
-        floor = int(math.log(_ZERO) / _LOG_GAMMA)
         seen = 0
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
             if seen > rank:
-                value = math.exp((bucket - 1 + floor + 0.5) * _LOG_GAMMA) if bucket else 0.0
-                return min(max(value, self._lowest), self._highest)
+                return self._value(bucket)
         return self._highest
 
+    def _value(self, bucket: int) -> float:
+        """Return the value that stands for those of a bucket."""
+        floor = int(math.log(_ZERO) / _LOG_GAMMA)
+        value = math.exp((bucket - 1 + floor + 0.5) * _LOG_GAMMA) if bucket else 0.0
+        return min(max(value, self._lowest), self._highest)
+
     def curve(self, points: int = 200) -> list[tuple[float, float]]:
-        """Return points (value, share of values up to it) of the distribution."""
-        if not self.count:
-            return []
-        shares = [i / points for i in range(points + 1)]
-        return list(zip(self.at(*shares), shares, strict=True))
+        """Return points (value, share of values up to it) of the distribution, rising: the
+        corners of its stairs, of very many about so many, the lowest and the highest too."""
+        step = 1 / max(points, 1)
+        found: list[tuple[float, float]] = []
+        for value, seen in self._steps():
+            share = seen / self.count
+            if not found or seen == self.count or share - found[-1][1] >= step * (1 - 1e-9):
+                found.append((value, share))
+        return found
+
+    def _steps(self) -> Iterator[tuple[float, int]]:
+        """Yield each value once, rising, and how many are not above it."""
+        if self._values is not None:
+            ordered = sorted(self._values)
+            last = len(ordered) - 1
+            for rank, value in enumerate(ordered):
+                if rank == last or ordered[rank + 1] != value:
+                    yield value, rank + 1
+            return
+        seen = 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            yield self._value(bucket), seen
 
 
 def _interpolate(ordered: Sequence[float], fractions: Iterable[float]) -> list[float]:

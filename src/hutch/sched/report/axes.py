@@ -65,11 +65,15 @@ _MARKS = (1, 10, 60, 600, 3600, 36000, 86400, 864000)
 def marks(low: float, high: float, *, times: bool) -> list[float]:
     """Return what to mark between two numbers above 0 on a logarithmic axis.
 
-    Powers of ten, or for times above a second those that are round in minutes and hours.
+    Powers of ten, or for times above a second those that are round in minutes and hours; on a
+    short axis also what lies between them.
     """
     first = math.ceil(math.log10(low) - 1e-9)
     last = math.floor(math.log10(high) + 1e-9)
     tens = [10.0**n for n in range(first, last + 1)]
+    if high / low < (60 if times else 100):
+        rounded = [m * 10.0**n for n in range(first - 1, last + 1) for m in (1, 2, 5)]
+        return [value for value in rounded if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
     if not times:
         return tens
     found = [value for value in tens if value < 1]

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from hutch.sched.report.axes import format_number, format_time, marks
-from hutch.sched.report.drawing import COLOURS, GREY, INK, Line, Picture, Rect, Text
+from hutch.sched.report.drawing import COLOURS, GREY, GRID, GROUND, INK, Line, Picture, Rect, Text
 
 __all__ = ["LABELS", "Curve", "cdf_picture", "cdf_text"]
 
 Curve = Sequence[tuple[float, float]]
-"""Points (value, share of jobs up to it), rising."""
+"""Points (value, share of jobs up to it), rising: the upper corners of stairs."""
 
 LABELS = {
     "turnaround": "turnaround",
@@ -30,13 +30,19 @@ def _scale(curves: Mapping[str, Curve], metric: str) -> tuple[float, float]:
     highest = max((points[-1][0] for points in curves.values() if points), default=floor)
     if metric in _TIMES and highest < 10:
         floor = 0.01
-    return floor, max(highest, floor * 10)
+    return floor, max(highest, floor * 2)
 
 
-def _from(points: Curve, low: float) -> list[tuple[float, float]]:
-    """Return a curve from the axis's lowest value on: one point stands for all below it."""
-    below = [point for point in points if point[0] <= low]
-    return below[-1:] + [point for point in points if point[0] > low]
+def _stairs(points: Curve, low: float, high: float) -> list[tuple[float, float]]:
+    """Return a curve's corners from the axis's lowest value to its highest: the first stands
+    for all that is below."""
+    share = max((s for value, s in points if value <= low), default=0.0)
+    corners = [(low, share)]
+    for value, upper in points:
+        if value > low:
+            corners += [(value, share), (value, upper)]
+            share = upper
+    return [*corners, (high, share)]
 
 
 def cdf_picture(
@@ -59,22 +65,22 @@ def cdf_picture(
     picture = Picture(width, height, [], title)
     shapes = picture.shapes
     shapes.append(Text(_LEFT, 20, title or f"share of jobs by {LABELS[metric]}", 13, bold=True))
-    shapes.append(Rect(_LEFT, _TOP, plot_width, plot_height, "#f9fafb"))
+    shapes.append(Rect(_LEFT, _TOP, plot_width, plot_height, GROUND))
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = place(low, share)[1]
-        shapes.append(Line([(_LEFT, y), (_LEFT + plot_width, y)], "#d8dee4", 0.7))
+        shapes.append(Line([(_LEFT, y), (_LEFT + plot_width, y)], GRID, 0.7))
         shapes.append(Text(_LEFT - 8, y + 4, f"{share:.0%}", 11, GREY, "end"))
     for value in marks(low, high, times=metric in _TIMES):
         x = place(value, 0)[0]
-        shapes.append(Line([(x, _TOP), (x, _TOP + plot_height)], "#d8dee4", 0.7))
+        shapes.append(Line([(x, _TOP), (x, _TOP + plot_height)], GRID, 0.7))
         words = ("up to " if value == low else "") + show(value)
         shapes.append(Text(x, _TOP + plot_height + 17, words, 11, anchor="middle"))
     shapes.append(Text(_LEFT + plot_width / 2, height - 6, LABELS[metric], 11, INK, "middle"))
     for n, (words, points) in enumerate(zip(legend, curves.values(), strict=True)):
         colour = COLOURS[n % len(COLOURS)]
         if points:
-            drawn = [*_from(points, low), (high, 1.0)]
-            shapes.append(Line([place(*point) for point in drawn], colour, 1.8, n >= 7))
+            drawn = [place(*corner) for corner in _stairs(points, low, high)]
+            shapes.append(Line(drawn, colour, 1.8, n >= 7))
         y = _TOP + 8 + n * 17
         x = _LEFT + plot_width + 12
         shapes.append(Line([(x, y), (x + 20, y)], colour, 2.4, n >= 7))

@@ -10,11 +10,17 @@ from html import escape
 
 import msgspec
 
-__all__ = ["COLOURS", "GREY", "INK", "Line", "Picture", "Rect", "Text", "to_svg"]
+__all__ = ["COLOURS", "DARK", "GREY", "GRID", "GROUND", "INK", "PAPER"]
+__all__ += ["Line", "Picture", "Rect", "Text", "ink_on", "to_svg"]
 
 INK = "#24292f"
 GREY = "#8c959f"
 PAPER = "#ffffff"
+GROUND = "#f6f8fa"
+"""What is drawn upon, within the paper."""
+GRID = "#d8dee4"
+DARK = {PAPER: "#15191f", GROUND: "#1d232b", GRID: "#3d444d", INK: "#e6edf3", GREY: "#9198a1"}
+"""What stands for these colours where a page is dark."""
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -77,6 +83,18 @@ class Picture(msgspec.Struct):
     height: float
     shapes: list[Shape]
     title: str = ""
+
+
+def ink_on(fill: str) -> str:
+    """Return the colour, light or dark, in which words can be read on another; by WCAG 2's
+    relative luminance."""
+    red, green, blue = (_linear(int(fill[at : at + 2], 16) / 255) for at in (1, 3, 5))
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "#ffffff" if luminance < 0.3 else "#111418"
+
+
+def _linear(part: float) -> float:
+    return part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
 
 
 def to_svg(picture: Picture) -> str:

@@ -9,7 +9,18 @@ from heapq import heapify, heappop, heappush
 import msgspec
 
 from hutch.sched.report.axes import format_time, ticks
-from hutch.sched.report.drawing import COLOURS, GREY, INK, Line, Picture, Rect, Text
+from hutch.sched.report.drawing import (
+    COLOURS,
+    GREY,
+    GROUND,
+    INK,
+    PAPER,
+    Line,
+    Picture,
+    Rect,
+    Text,
+    ink_on,
+)
 from hutch.sched.simulator import SimJob
 
 __all__ = ["Slice", "SliceRecorder", "gantt_picture", "gantt_text"]
@@ -118,7 +129,7 @@ def gantt_picture(
     shapes = picture.shapes
     if title:
         shapes.append(Text(_LEFT, 20, title, 13, bold=True))
-    shapes.append(Rect(_LEFT, _TOP, plot, height, "#f3f4f6"))
+    shapes.append(Rect(_LEFT, _TOP, plot, height, GROUND))
     colour = _colours(slices)
     for bar in _discernible(_bars(slices, cores), low, scale, cores):
         x = _LEFT + (bar.what.began - low) * scale
@@ -129,12 +140,13 @@ def gantt_picture(
         )
         y, tall = _TOP + bar.row * row, bar.rows * row
         # A bar narrower than its edges would vanish under them, and nobody can point at it.
-        edge = "#ffffff" if wide > 3 else ""
+        edge = PAPER if wide > 3 else ""
         told = label if wide > 1 else ""
-        shapes.append(Rect(x, y, max(wide, 0.5), tall, colour[bar.what.job], told, edge))
+        fill = colour[bar.what.job]
+        shapes.append(Rect(x, y, max(wide, 0.5), tall, fill, told, edge))
         name = str(bar.what.job)
         if wide > 7 * len(name) + 4 and tall >= 13:
-            shapes.append(Text(x + wide / 2, y + tall / 2 + 4, name, 11, "#ffffff", "middle"))
+            shapes.append(Text(x + wide / 2, y + tall / 2 + 4, name, 11, ink_on(fill), "middle"))
     for at in ticks(low, high):
         x = _LEFT + (at - low) * scale
         shapes.append(Line([(x, _TOP + height), (x, _TOP + height + 4)], INK))

@@ -8,7 +8,7 @@ from html import escape
 from hutch.sched.metrics import METRICS
 from hutch.sched.report.axes import format_number, format_time
 from hutch.sched.report.curves import LABELS, cdf_picture
-from hutch.sched.report.drawing import to_svg
+from hutch.sched.report.drawing import DARK, to_svg
 from hutch.sched.report.gantt import gantt_picture
 from hutch.sched.report.result import Result
 
@@ -22,9 +22,16 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 p, figcaption { color: var(--dim); } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } td.best { background: var(--best); }
 figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; border-radius: 6px; }
 """
+# Words on bars keep their colours, as the bars do.
+_DARK_STYLE = "".join(
+    f"""rect[fill="{light}"]{{fill:{dark}}} [stroke="{light}"]{{stroke:{dark}}} """
+    f"""text[fill="{light}"]{{fill:{dark}}}\n"""
+    for light, dark in DARK.items()
+)
 
 _TIMES = ("turnaround", "waiting", "response")
 # Path, heading, how it is written, whether less is better (None: neither).
@@ -47,15 +54,16 @@ def html_page(
     """Return the page: a table, curves of each metric, and charts where slices were kept."""
     first = results[0].figures
     facts = [
-        f"{first['jobs']:,} jobs",
-        f"{cores:g} cores",
+        f"{first['jobs']:,} job{'s' * (first['jobs'] != 1)}",
+        f"{cores:g} core{'s' * (cores != 1)}",
         *(f"{name} {value}" for name, value in settings.items()),
     ]
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width">',
-        f"<title>Policies on {escape(trace)}</title><style>{_STYLE}</style></head><body>",
+        f"<title>Policies on {escape(trace)}</title><style>{_STYLE}"
+        f"@media (prefers-color-scheme: dark) {{\n{_DARK_STYLE}}}\n</style></head><body>",
         f"<h1>Policies compared on {escape(trace)}</h1>",
         f"<p>{escape(', '.join(facts))}. The best of each column is marked.</p>",
         _table(results),
@@ -81,7 +89,9 @@ def _table(results: Sequence[Result]) -> str:
         cells = [f"<td>{escape(result.policy)}</td>"]
         for path, _, show, _ in _COLUMNS:
             value = result.value(path)
-            mark = ' class="best"' if value is not None and best.get(path) == value else ""
+            # What is written alike is marked alike.
+            is_best = value is not None and path in best and show(value) == show(best[path])
+            mark = ' class="best"' if is_best else ""
             cells.append(f"<td{mark}>{'–' if value is None else escape(show(value))}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
@@ -116,7 +126,7 @@ def _charts(results: Sequence[Result], cores: float) -> str:
     ]
     if left_out:
         figures.append(
-            f"<p>Not drawn, for their many pauses: {escape(', '.join(left_out))}. "
-            "With --window they are.</p>"
+            f"<p>Not drawn, for they have too many slices: {escape(', '.join(left_out))}. "
+            "<code>--window FROM:TO</code> draws some seconds of them.</p>"
         )
     return "<h2>Schedules</h2>" + "".join(figures)
