@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import InvalidArgument, NotFound
+from hutch.linux.files import RENAME_EXCHANGE, renameat2
 from hutch.storage import tree
 from tests.requires import requires
 from tests.storage.tars import directory, end, file, symlink
@@ -192,14 +193,13 @@ def test_a_swapped_link_never_leads_out(root_fd: int, inside: Path, tmp_path: Pa
     outside = tmp_path / "outside"
     outside.mkdir()
     (inside / "real").mkdir()
+    (inside / "link").symlink_to(outside)
     stop = threading.Event()
 
     def swap() -> None:
         while not stop.is_set():
-            os.rename(inside / "real", inside / "kept")
-            os.symlink(outside, inside / "real")
-            os.unlink(inside / "real")
-            os.rename(inside / "kept", inside / "real")
+            # At once: were the name free for a moment, an extraction would make it anew.
+            renameat2(root_fd, "real", root_fd, "link", RENAME_EXCHANGE)
 
     thread = threading.Thread(target=swap)
     thread.start()

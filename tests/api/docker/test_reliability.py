@@ -106,24 +106,39 @@ def test_what_a_killed_daemon_was_at_is_put_right(
     assert set(states.values()) <= {"created", "running", "exited"}
 
 
-def _descriptors(daemon: Daemon) -> int:
-    """Count what the daemon holds open, but for the database, which each thread keeps open."""
-    count = 0
+def _descriptors(daemon: Daemon) -> list[str]:
+    """Return what the daemon holds open, but for the database, which each thread keeps open."""
+    found = []
     directory = f"/proc/{daemon.process.pid}/fd"
     for name in os.listdir(directory):
         with suppress(FileNotFoundError):
-            count += "/hutch.db" not in os.readlink(f"{directory}/{name}")
-    return count
+            found.append(os.readlink(f"{directory}/{name}"))
+    return [target for target in found if "/hutch.db" not in target]
+
+
+def _connections(daemon: Daemon) -> int:
+    """Count the daemon's ends of connections to its socket."""
+    connected, taken = "03", set()
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        _, _, _, _, _, state, inode, *path = line.split()
+        # An end of a connection has the path that the socket which took it was bound to.
+        if state == connected and path and path[0].startswith(daemon.path):
+            taken.add(f"socket:[{inode}]")
+    return sum(target in taken for target in _descriptors(daemon))
 
 
 def test_clients_that_vanish_leave_nothing_behind(
-    api: Client, daemon: Daemon, name: str, image: str
+    root: Path, new_daemon: NewDaemon, image: str
 ) -> None:
+    # A daemon of its own: whatever it holds open is of this test.
+    daemon = new_daemon(root)
+    api, name = Client(daemon.path), "lasting"
     create(api, name, image, "sleep", "1000", OpenStdin=True)
     start(api, name)
     create(api, f"{name}-later", image, "true")
     api.ask("GET", f"/containers/{name}/stats?stream=0&one-shot=1")
-    before = _descriptors(daemon)
+    until(lambda: _connections(daemon) == 0)
+    before = len(_descriptors(daemon))
     socks = []
     for _ in range(10):
         socks.append(hijack(api, f"/containers/{name}/attach?stream=1&stdin=1&stdout=1")[0])
@@ -141,10 +156,10 @@ def test_clients_that_vanish_leave_nothing_behind(
             "Content-Length: 0\r\n\r\n".encode()
         )
         socks.append(sock)
-    until(lambda: _descriptors(daemon) >= before + len(socks))
+    until(lambda: _connections(daemon) == len(socks))
     for sock in socks:
         sock.close()
-    until(lambda: _descriptors(daemon) <= before)
+    until(lambda: _connections(daemon) == 0 and len(_descriptors(daemon)) <= before)
     assert api.ask("GET", f"/containers/{name}/json").json["State"]["Running"]
 
 
