@@ -60,7 +60,7 @@ NAMED: tuple[Difference, ...] = (
         (r"build,? .*", r"\.body(\.message|\[\]\.error|\[\]\.errorDetail\.message)"),
         (r"events, (wrong order|bad time)", r"\.body\.message"),
         (r"no program: inspected", r"\.body\.State\.Error"),
-        (r"(run, no program|rm, running)", r"\.errors\[\]"),
+        (r"(run, no program|rm, running)", r"\.errors(\[\])?"),
     ),
     *named(
         "what the client did wrong is answered with 400, 403, 404 or 409, as by newer Docker, "

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hutch.daemon.config import load_config, merge
+from hutch.api.docker.creating import options_of
+from hutch.api.docker.wire import BindingBody, ContainerBody, HostBody
+from hutch.daemon.config import DaemonConfig, load_config, merge
 from hutch.daemon.listen import Tls, open_listeners
 from hutch.errors import Busy, InvalidArgument, NotFound
+from hutch.image.registry_config import RegistryConfig
+from hutch.network.choices import AddressPool
 
 
 def test_dockers_keys_are_read(tmp_path: Path) -> None:
@@ -32,13 +38,126 @@ def test_dockers_keys_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['{"bip": "10.0.0.1/24"}', "[]", "{", '{"hosts": "unix:///x"}', '{"debug": 1}'],
+    [
+        '{"nonsense": 1}',
+        '{"idle": []}',
+        '{"bip": 5}',
+        "[]",
+        "{",
+        '{"hosts": "unix:///x"}',
+        '{"debug": 1}',
+    ],
 )
 def test_what_is_not_known_or_wrong_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "daemon.json"
     path.write_text(text)
     with pytest.raises(InvalidArgument, match=r"daemon\.json"):
         load_config(str(path), must_exist=True)
+
+
+def _written(tmp_path: Path, **keys: Any) -> DaemonConfig:
+    path = tmp_path / "daemon.json"
+    path.write_text(json.dumps({name.replace("_", "-"): value for name, value in keys.items()}))
+    return load_config(str(path), must_exist=True)
+
+
+def test_a_file_as_hosts_have_it_is_taken(tmp_path: Path) -> None:
+    config = _written(
+        tmp_path,
+        storage_driver="overlay2",
+        exec_opts=["native.cgroupdriver=systemd"],
+        features={"buildkit": True},
+        runtimes={"nvidia": {"path": "nvidia-container-runtime", "runtimeArgs": []}},
+        iptables=True,
+        icc=True,
+        userland_proxy=False,
+        builder={"gc": {"enabled": True, "defaultKeepStorage": "20GB"}},
+        log_driver="json-file",
+        log_opts={"max-size": "10m", "max-file": "3"},
+        max_concurrent_downloads=10,
+        insecure_registries=["registry.lan:5000", "10.0.0.0/8"],
+        registry_mirrors=["https://mirror.lan/"],
+        live_restore=True,
+        bip="172.26.0.1/24",
+        fixed_cidr="172.26.0.128/25",
+        default_address_pools=[{"base": "10.10.0.0/16", "size": 24}],
+        mtu=1450,
+        ip="127.0.0.1",
+        proxies={"http-proxy": "http://proxy.lan:3128", "no-proxy": "lan"},
+    )
+    config.check()
+    assert config.idle == (*("builder", "exec-opts", "features", "runtimes", "userland-proxy"),)
+    choices = config.network_choices()
+    assert (choices.subnets, choices.gateways) == (("172.26.0.0/24",), ("172.26.0.1",))
+    assert choices.ip_ranges == ("172.26.0.128/25",)
+    assert choices.pools == (AddressPool(base="10.10.0.0/16", size=24),)
+    assert choices.mtu == 1450
+    registry = config.registry(RegistryConfig(insecure=("a.lan",), mirrors={"b.lan": ("c.lan",)}))
+    assert registry.insecure == ("a.lan", "registry.lan:5000", "10.0.0.0/8")
+    assert registry.mirrors == {"b.lan": ("c.lan",), "docker.io": ("https://mirror.lan/",)}
+    assert registry.parallel == 10
+    assert config.environment()["http_proxy"] == "http://proxy.lan:3128"
+    assert config.environment()["NO_PROXY"] == "lan"
+    assert config.front_options().host_ip == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "field"),
+    [
+        ("bip", "172.26.0.1", "bip"),
+        ("bip", "nonsense/16", "bip"),
+        ("fixed-cidr", "172.26.0.1/16", "fixed-cidr"),
+        ("default-address-pools", [{"base": "10.0.0.0/16", "size": 8}], "pools[0].size"),
+        ("default-address-pools", [{"base": "10.0.0.1/16", "size": 24}], "pools[0].base"),
+        ("default-address-pools", [{"base": "10.0.0.0/16"}], "size"),
+        ("mtu", 10, "mtu"),
+        ("registry-mirrors", ["mirror.lan"], "registry-mirrors[0]"),
+        ("max-concurrent-downloads", -1, "max-concurrent-downloads"),
+        ("proxies", {"ftp-proxy": "x"}, "proxies"),
+        ("default-cgroupns-mode", "other", "default-cgroupns-mode"),
+        ("default-ipc-mode", "host", "default-ipc-mode"),
+        ("seccomp-profile", "/nonexistent/profile.json", "seccomp-profile"),
+        ("default-network-opts", {"overlay": {}}, "default-network-opts"),
+        ("ip", "nonsense", "ip"),
+        ("icc", False, "icc"),
+        ("iptables", 1, "iptables"),
+        ("userns-remap", "default", "userns-remap"),
+        ("storage-driver", "btrfs", "storage-driver"),
+        ("authorization-plugins", ["x"], "authorization-plugins"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_key(
+    tmp_path: Path, key: str, value: object, field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        _written(tmp_path, **{key: value}).check()
+    assert field in f"{caught.value.field} {caught.value.message}"
+
+
+def test_defaults_of_containers_are_taken_where_nothing_else_is_said(tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    options = _written(
+        tmp_path,
+        ip="127.0.0.1",
+        default_cgroupns_mode="host",
+        default_ipc_mode="shareable",
+        no_new_privileges=True,
+        host_gateway_ips=["fd00::1", "10.1.2.3"],
+        seccomp_profile=str(tmp_path / "profile.json"),
+    ).front_options()
+    host = HostBody(
+        port_bindings={"80/tcp": [BindingBody()], "81/tcp": [BindingBody(host_ip="127.0.0.2")]},
+        extra_hosts=["outside:host-gateway", "other:10.0.0.9"],
+    )
+    made = options_of(ContainerBody(image="x", host_config=host), options)
+    assert made["publish"] == ["127.0.0.1::80/tcp", "127.0.0.2::81/tcp"]
+    assert made["add_host"] == ["outside:10.1.2.3", "other:10.0.0.9"]
+    assert (made["cgroupns"], made["ipc"], made["no_new_privileges"]) == ("host", "shareable", True)
+    assert made["security_opt"] == ['seccomp={"defaultAction": "SCMP_ACT_ALLOW"}']
+    asked = HostBody(security_opt=["seccomp=unconfined"], cgroupns_mode="private", ipc_mode="host")
+    made = options_of(ContainerBody(image="x", host_config=asked), options)
+    assert (made["cgroupns"], made["ipc"]) == ("private", "host")
+    assert made["security_opt"] == ["seccomp=unconfined"]
 
 
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hutch.errors import (
     AlreadyExists,
     Busy,
+    Exhausted,
     HutchError,
     InvalidArgument,
     NotFound,
@@ -21,6 +22,7 @@ from hutch.linux import rtnetlink
 from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import Networks
 from hutch.network.addresses import parse_subnet
+from hutch.network.choices import AddressPool, NetworkChoices, free_subnet
 from hutch.spec.model import NetworkAttachment
 from hutch.store.database import Store
 from tests.network.boxes import Lab
@@ -45,6 +47,61 @@ def test_defining_makes_nothing_on_the_host(lab: Lab) -> None:
         before = route.links()
         lab.networks.create("net")
         assert route.links() == before
+
+
+def test_subnets_are_chosen_from_the_pools(lab: Lab) -> None:
+    lab.networks.configure(
+        NetworkChoices(
+            pools=(
+                AddressPool(base="10.9.0.0/30", size=30),
+                AddressPool(base="10.10.0.0/23", size=24),
+                AddressPool(base="fd00:7::/32", size=64),
+            )
+        )
+    )
+    assert lab.networks.get("bridge").subnets[0].subnet == "10.9.0.0/30"
+    lab.networks.create("asked", subnets=["10.10.0.16/28"])
+    made = lab.networks.create("six", ipv6=True)
+    assert [one.subnet for one in made.subnets] == ["10.10.1.0/24", "fd00:7::/64"]
+    with pytest.raises(Exhausted, match="address pools"):
+        lab.networks.create("more")
+
+
+def test_a_large_pool_with_its_begin_taken_has_a_subnet_at_once() -> None:
+    taken = [parse_subnet("fd00::/16", field="x"), parse_subnet("10.0.0.0/9", field="x")]
+    six = free_subnet(AddressPool(base="fd00::/8", size=64), taken)
+    assert str(six) == "fd01::/64"
+    four = free_subnet(AddressPool(base="10.0.0.0/8", size=30), taken)
+    assert str(four) == "10.128.0.0/30"
+    assert free_subnet(AddressPool(base="10.1.0.0/16", size=24), taken) is None
+
+
+def test_the_default_network_is_made_as_asked_while_nobody_is_in_it(lab: Lab) -> None:
+    before = lab.networks.get("bridge")
+    asked = NetworkChoices(
+        subnets=("172.26.0.0/24",),
+        gateways=("172.26.0.9",),
+        ip_ranges=("172.26.0.128/25",),
+        mtu=1400,
+        masquerade=False,
+    )
+    assert lab.networks.configure(asked)
+    after = lab.networks.get("bridge")
+    assert (after.id, after.bridge) == (before.id, before.bridge)
+    assert after.subnets[0].gateway == "172.26.0.9"
+    assert (after.mtu, after.options) == (1400, {"masquerade": "false"})
+    box = lab.box()
+    (endpoint,) = lab.networks.prepare(box.id, [NetworkAttachment(name="bridge")])
+    assert endpoint.ipv4 == "172.26.0.128"
+    assert lab.networks.configure(asked)
+    assert not lab.networks.configure(NetworkChoices(subnets=("172.27.0.0/24",)))
+    assert lab.networks.get("bridge").subnets[0].subnet == "172.26.0.0/24"
+    lab.networks.detach(box.id)
+    with pytest.raises(InvalidArgument, match="overlaps"):
+        lab.networks.create("other", subnets=["172.28.0.0/16"])
+        lab.networks.configure(NetworkChoices(subnets=("172.28.0.0/24",)))
+    assert lab.networks.get("bridge").subnets[0].subnet == "172.26.0.0/24"
+    assert lab.networks.configure(NetworkChoices(subnets=("172.27.0.0/24",)))
 
 
 def test_a_chosen_subnet_overlaps_no_route_of_the_host(lab: Lab) -> None:

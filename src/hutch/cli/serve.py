@@ -42,6 +42,11 @@ def _serve(invocation: Invocation) -> int:
         "tlskey": values.get("tlskey"),
     }
     config = read()
+    if invocation.flag("validate"):
+        config.check()
+        from hutch.cli.output import show_result
+
+        return show_result(invocation, "configuration OK", Config=path, NoEffect=config.idle)
     with Engine(invocation.root or config.data_root or None) as engine:
         insecure = invocation.flag("insecure_tcp")
         with engine.jobs.dispatching() if invocation.flag("jobs") else nullcontext():
@@ -67,6 +72,7 @@ COMMANDS = {
             ("tlscacert", "", "text", "FILE", "Who signs the clients' certificates"),
             ("tlscert", "", "text", "FILE", "The server's certificate"),
             ("tlskey", "", "text", "FILE", "The server's key"),
+            ("validate", "", "flag", "", "Check the configuration, and end"),
         ),
         examples=(
             "hutch serve --docker unix:///run/hutch.sock",

@@ -41,6 +41,7 @@ def run_daemon(engine: Engine, config: DaemonConfig, *, insecure: bool, reload: 
     _allow_clients()
     with ExitStack() as stack:
         _hold_root(stack, engine)
+        apply(engine, config)
         listeners = _listeners(config, insecure)
         for listener in listeners:
             stack.callback(listener.close)
@@ -60,6 +61,21 @@ def _allow_clients() -> None:
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def apply(engine: Engine, config: DaemonConfig) -> None:
+    """Tell the engine what the configuration says of registries, proxies and networks."""
+    from hutch.daemon.docker_keys import IDLE
+
+    log = logging.getLogger("hutch.daemon")
+    registry, choices = config.registry(engine.context.read_registry()), config.network_choices()
+    environment = config.environment()
+    if not engine.context.rootless and not engine.context.networks.configure(choices):
+        log.warning("the default network stays as it was: it is in use")
+    engine.context.registry = registry
+    os.environ.update(environment)
+    for key in config.idle:
+        log.warning("%s of the configuration has no effect: %s", key, IDLE[key])
 
 
 def _start_log(config: DaemonConfig) -> None:
@@ -203,6 +219,7 @@ class _Server:
         try:
             config = self._reload()
             options = config.front_options()
+            apply(self._front.engine, config)
             _set_level(config)
         except HutchError as exc:
             self._front.log.error("the configuration stays as it was: %s", exc)

@@ -229,7 +229,11 @@ class Context:
 
     @cached_property
     def registry(self) -> RegistryConfig:
-        """How registries are reached."""
+        """How registries are reached; a daemon's configuration may replace it."""
+        return self.read_registry()
+
+    def read_registry(self) -> RegistryConfig:
+        """Return what this engine was given, else what the files say now."""
         if self._registry is not None:
             return self._registry
         from hutch.image.registry_config import load_registry_config

@@ -12,6 +12,7 @@ from hutch.errors import AlreadyExists, InvalidArgument, Unsupported
 from hutch.ids import new_id, short_id
 from hutch.network import ipam
 from hutch.network.addresses import Subnet, format_address, parse_address, parse_subnet
+from hutch.network.choices import AddressPool, NetworkChoices
 from hutch.network.model import (
     BUILTIN_NETWORKS,
     CURSORS,
@@ -23,7 +24,7 @@ from hutch.network.model import (
 )
 from hutch.records import Transaction
 
-__all__ = ["NetworkRequest", "choose_again", "define", "define_builtin", "matches"]
+__all__ = ["NetworkRequest", "choose_again", "define", "define_builtin", "fits", "matches"]
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _INTERFACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}")
@@ -35,6 +36,7 @@ _OPTIONS = {
     "com.docker.network.bridge.name": "bridge",
     "com.docker.network.bridge.enable_ip_masquerade": "masquerade",
 }
+_NO_CHOICES = NetworkChoices()
 _LONGEST_PREFIX = {32: 30, 128: 126}
 
 
@@ -55,7 +57,10 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def define(
-    tx: Transaction, request: NetworkRequest, host: Iterable[tuple[str, Subnet]]
+    tx: Transaction,
+    request: NetworkRequest,
+    host: Iterable[tuple[str, Subnet]],
+    pools: Sequence[AddressPool] = (),
 ) -> NetworkRecord:
     """Validate a request and store the network; `host` are the host's own subnets."""
     if not _NAME.fullmatch(request.name):
@@ -70,7 +75,7 @@ def define(
         raise Unsupported(f"driver: {request.driver!r} is not known", hint="use the driver bridge")
     network_id = new_id()
     options = _read_options(request.options)
-    subnets = _subnets(tx, request, list(host))
+    subnets = _subnets(tx, request, list(host), pools)
     network = NetworkRecord(
         id=network_id,
         name=request.name,
@@ -94,11 +99,13 @@ def define_builtin(
     host: Iterable[tuple[str, Subnet]],
     mtu: int,
     *,
+    choices: NetworkChoices = _NO_CHOICES,
     identity: NetworkRecord | None = None,
 ) -> NetworkRecord:
     """Store the networks `bridge`, `host` and `none`; return the first.
 
-    With `identity` the default network keeps that one's identifier and bridge name.
+    With `identity` the default network keeps that one's identifier and bridge name. Raises
+    `InvalidArgument` where `choices` ask for what is taken or cannot be.
     """
     existing = tx.get(NETWORKS, DEFAULT_NETWORK, NetworkRecord)
     if existing is not None:
@@ -108,21 +115,34 @@ def define_builtin(
         record = NetworkRecord(id=new_id(), name=name, driver=driver, created_ns=now)
         tx.put(NETWORKS, name, record)
     network_id = new_id() if identity is None else identity.id
+    request = NetworkRequest(
+        name=DEFAULT_NETWORK,
+        subnets=choices.subnets,
+        gateways=choices.gateways,
+        ip_ranges=choices.ip_ranges,
+        ipv6=choices.ipv6,
+    )
+    subnets = _subnets(tx, request, list(host), choices.pools)
     network = NetworkRecord(
         id=network_id,
         name=DEFAULT_NETWORK,
         driver="bridge",
         created_ns=now,
         bridge=_bridge_name(tx, {}, network_id) if identity is None else identity.bridge,
-        subnets=_subnets(tx, NetworkRequest(name=DEFAULT_NETWORK), list(host)),
-        mtu=mtu,
+        subnets=subnets,
+        ipv6=any(":" in record.subnet for record in subnets),
+        mtu=choices.mtu or mtu,
+        options={} if choices.masquerade else {"masquerade": "false"},
     )
     tx.insert(NETWORKS, network.name, network)
     return network
 
 
 def choose_again(
-    tx: Transaction, network: NetworkRecord, host: Iterable[tuple[str, Subnet]]
+    tx: Transaction,
+    network: NetworkRecord,
+    host: Iterable[tuple[str, Subnet]],
+    pools: Sequence[AddressPool] = (),
 ) -> NetworkRecord:
     """Return a network that nobody is in yet with other subnets in the place of chosen ones
     that the host has had a route to since, and store it; those asked for stay."""
@@ -136,7 +156,7 @@ def choose_again(
     for record in network.subnets:
         if record.chosen and _is_taken(record, taken):
             old = parse_subnet(record.subnet, field="subnet")
-            subnet = ipam.choose_subnet(taken, bits=old.bits)
+            subnet = ipam.choose_subnet(taken, bits=old.bits, pools=pools)
             gateway = format_address(subnet.address(1))
             record = SubnetRecord(subnet=str(subnet), gateway=gateway, chosen=True)
         changed.append(record)
@@ -145,6 +165,25 @@ def choose_again(
     for key, _ in tx.items(CURSORS, Cursor, f"{network.id}/"):
         tx.delete(CURSORS, key)
     return network
+
+
+def fits(network: NetworkRecord, choices: NetworkChoices) -> bool:
+    """Tell whether the default network is as `choices` ask. What they leave open fits, but for
+    a subnet that was chosen outside of their pools."""
+    subnets = [parse_subnet(record.subnet, field="subnet") for record in network.subnets]
+    pools = [parse_subnet(pool.base, field="pools") for pool in choices.pools]
+    for record, subnet in zip(network.subnets, subnets, strict=True):
+        of_family = [pool for pool in pools if pool.bits == subnet.bits]
+        if record.chosen and of_family and not any(subnet.is_within(pool) for pool in of_family):
+            return False
+    return (
+        {record.subnet for record in network.subnets} >= set(choices.subnets)
+        and {record.gateway for record in network.subnets} >= set(choices.gateways)
+        and {record.ip_range for record in network.subnets} >= set(choices.ip_ranges)
+        and (network.ipv6 or not choices.ipv6)
+        and choices.mtu in (0, network.mtu)
+        and choices.masquerade == (network.options.get("masquerade") != "false")
+    )
 
 
 def _is_taken(record: SubnetRecord, taken: Iterable[Subnet]) -> bool:
@@ -186,7 +225,10 @@ def _bridge_name(tx: Transaction, options: Mapping[str, str], network_id: str) -
 
 
 def _subnets(
-    tx: Transaction, request: NetworkRequest, host: list[tuple[str, Subnet]]
+    tx: Transaction,
+    request: NetworkRequest,
+    host: list[tuple[str, Subnet]],
+    pools: Sequence[AddressPool],
 ) -> tuple[SubnetRecord, ...]:
     """Return the network's subnets, those asked for and those chosen, in that order."""
     taken: list[tuple[str, Subnet]] = []
@@ -203,9 +245,9 @@ def _subnets(
         asked.add(subnet)
         taken.append(("the same network", subnet))
     if not any(subnet.bits == 32 for subnet in wanted):
-        wanted.insert(0, ipam.choose_subnet(subnet for _, subnet in taken))
+        wanted.insert(0, ipam.choose_subnet((one for _, one in taken), pools=pools))
     if request.ipv6 and not any(subnet.bits == 128 for subnet in wanted):
-        wanted.append(ipam.choose_subnet((subnet for _, subnet in taken), bits=128))
+        wanted.append(ipam.choose_subnet((one for _, one in taken), bits=128, pools=pools))
     gateways = _assigned(request.gateways, wanted, "gateways")
     ranges = _ranges(request.ip_ranges, wanted)
     return tuple(

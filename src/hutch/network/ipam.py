@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from hutch.errors import Busy, Exhausted, InvalidArgument
 from hutch.ids import short_id
 from hutch.network.addresses import Subnet, format_address, parse_address, parse_subnet
+from hutch.network.choices import AddressPool, free_subnet, own_pools
 from hutch.network.model import (
     ADDRESSES,
     CURSORS,
@@ -164,30 +165,32 @@ def mac_of(addresses: Iterable[EndpointAddress]) -> bytes:
     raise InvalidArgument("network without a subnet")
 
 
-def _pools() -> Iterator[Subnet]:
-    for second in range(17, 32):
-        yield parse_subnet(f"172.{second}.0.0/16", field="subnet")
-    for third in range(0, 256, 16):
-        yield parse_subnet(f"192.168.{third}.0/20", field="subnet")
-    for second in range(64, 255):
-        yield parse_subnet(f"10.{second}.0.0/20", field="subnet")
-
-
-def choose_subnet(taken: Iterable[Subnet], *, bits: int = 32) -> Subnet:
+def choose_subnet(
+    taken: Iterable[Subnet], *, bits: int = 32, pools: Sequence[AddressPool] = ()
+) -> Subnet:
     """Return a private subnet that overlaps none of `taken`.
 
-    IPv4 comes from Docker's own pools and then from 10/8; IPv6 is a random /64 of a
-    random /48 of fd00::/8, as RFC 4193 asks.
+    It comes from the pools of that family. Without any, IPv4 comes from Docker's own pools and
+    then from 10/8; IPv6 is a random /64 of a random /48 of fd00::/8, as RFC 4193 asks.
     """
     busy = list(taken)
+    own = [pool for pool in pools if _bits(pool.base) == bits]
+    for pool in own:
+        if (found := free_subnet(pool, busy)) is not None:
+            return found
+    if own:
+        raise Exhausted(
+            "no subnet of the address pools is left that overlaps neither a route nor a network",
+            hint="remove unused networks, name a subnet, or give more pools",
+        )
     if bits == 128:
         import os
 
         base = int.from_bytes(b"\xfd" + os.urandom(7) + bytes(8), "big")
         return Subnet(base=base, prefix=64, bits=128)
-    for pool in _pools():
-        if not any(pool.overlaps(other) for other in busy):
-            return pool
+    for subnet in own_pools():
+        if not any(subnet.overlaps(other) for other in busy):
+            return subnet
     raise Exhausted(
         "no private IPv4 subnet is left that overlaps neither a route nor a network",
         hint="remove unused networks, or name a subnet",

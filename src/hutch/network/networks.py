@@ -13,6 +13,7 @@ from hutch.ids import short_id
 from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import endpoints, netns
 from hutch.network.addresses import Subnet
+from hutch.network.choices import NetworkChoices
 from hutch.network.hostside import HostSide, choosing_subnets
 from hutch.network.lookup import find, named
 from hutch.network.model import (
@@ -58,6 +59,36 @@ class Networks:
         self._records = records
         self._host = HostSide(root, records)
         self._settled: set[str] = set()
+        self.choices = NetworkChoices()
+
+    def configure(self, choices: NetworkChoices) -> bool:
+        """Choose by these from now on. A default network that does not fit is made anew; return
+        whether it fits, which it does not while somebody is in it.
+
+        Raises `InvalidArgument` for a default network that cannot be; all stays as it was.
+        """
+        from hutch.network import bridge, definitions
+
+        with self._records.read() as tx:
+            network = tx.get(NETWORKS, DEFAULT_NETWORK, NetworkRecord)
+        if network is None or definitions.fits(network, choices):
+            self.choices = choices
+            return True
+        with RouteSocket() as route:
+            taken = bridge.host_subnets(route, but=network.bridge)
+            mtu = bridge.uplink_mtu(route)
+        with self._records.write() as tx:
+            if endpoints.members_of(tx, network.id):
+                self.choices = choices
+                return False
+            tx.delete(NETWORKS, DEFAULT_NETWORK)
+            definitions.define_builtin(tx, taken, mtu, choices=choices, identity=network)
+            for key, _ in tx.items(CURSORS, Cursor, f"{network.id}/"):
+                tx.delete(CURSORS, key)
+        self.choices = choices
+        self._settled.discard(network.id)
+        self._host.forget(network)
+        return True
 
     # ---- networks ---------------------------------------------------------------------
 
@@ -98,7 +129,7 @@ class Networks:
         with RouteSocket() as route:
             taken = bridge.host_subnets(route)
         with self._records.write() as tx:
-            network = definitions.define(tx, request, taken)
+            network = definitions.define(tx, request, taken, self.choices.pools)
             tx.event("network", "create", network.name, id=network.id, driver=driver)
         return network
 
@@ -134,11 +165,11 @@ class Networks:
         if endpoints.members_of(tx, network.id):
             return
         if name != DEFAULT_NETWORK:
-            definitions.choose_again(tx, network, taken)
+            definitions.choose_again(tx, network, taken, self.choices.pools)
             return
         tx.delete(NETWORKS, DEFAULT_NETWORK)
         mtu = bridge.uplink_mtu(route)
-        definitions.define_builtin(tx, taken, mtu, identity=network)
+        definitions.define_builtin(tx, taken, mtu, choices=self.choices, identity=network)
 
     def ensure_default(self) -> NetworkRecord:
         """Return the network `bridge`, defined on first use with a free private subnet."""
@@ -151,7 +182,7 @@ class Networks:
         with RouteSocket() as route:
             taken, mtu = bridge.host_subnets(route), bridge.uplink_mtu(route)
         with self._records.write() as tx:
-            return definitions.define_builtin(tx, taken, mtu)
+            return definitions.define_builtin(tx, taken, mtu, choices=self.choices)
 
     def get(self, reference: str) -> NetworkRecord:
         """Return a network by name, id or unambiguous id prefix; raise `NotFound`."""

@@ -263,13 +263,13 @@ def _network(body: ContainerBody, host: HostBody, defaults: FrontOptions) -> dic
     shared = mode.startswith("container:")
     return {
         "network": [mode] if lone and not endpoints else networks,
-        "publish": None if shared else _published(host),
+        "publish": None if shared else _published(host, defaults.host_ip),
         "publish_all": host.publish_all_ports or None,
         "expose": list(body.exposed_ports or ()) or None,
         "dns": host.dns or ([] if shared else list(defaults.dns)) or None,
         "dns_options": host.dns_options or ([] if shared else list(defaults.dns_options)) or None,
         "dns_search": host.dns_search or ([] if shared else list(defaults.dns_search)) or None,
-        "add_host": host.extra_hosts or None,
+        "add_host": _extra_hosts(host, defaults) or None,
         "links": links or None,
     }
 
@@ -298,15 +298,35 @@ def attachment_options(name: str, given: EndpointBody | None, mac: str = "") -> 
     return found
 
 
-def _published(host: HostBody) -> list[str] | None:
+def _extra_hosts(host: HostBody, defaults: FrontOptions) -> list[str]:
+    """Return the names that `/etc/hosts` is to have, with the configured address in the place
+    of the word that stands for the host's."""
+    given = host.extra_hosts or []
+    if not defaults.host_gateway:
+        return given
+    return [
+        one.removesuffix("host-gateway") + defaults.host_gateway
+        if one.endswith((":host-gateway", "=host-gateway"))
+        else one
+        for one in given
+    ]
+
+
+def _published(host: HostBody, default_ip: str) -> list[str] | None:
+    """Return the ports to publish; those that name no address of the host are at `default_ip`,
+    "" for all of them."""
+    at = f"[{default_ip}]" if ":" in default_ip else default_ip
+    anywhere = f"{at}::" if at else ""
     found = []
     for port, bindings in (host.port_bindings or {}).items():
         if not bindings:
-            found.append(port)
+            found.append(f"{anywhere}{port}")
         for binding in bindings or ():
             ip = f"[{binding.host_ip}]" if ":" in binding.host_ip else binding.host_ip
             if ip in ("0.0.0.0", "[::]"):
                 ip = ""
+            elif not ip:
+                ip = at
             if ip:
                 found.append(f"{ip}:{binding.host_port}:{port}")
             elif binding.host_port:
@@ -328,17 +348,20 @@ def _isolation(host: HostBody, defaults: FrontOptions) -> dict[str, Any]:
             )
     if host.masked_paths == [] and host.readonly_paths == [] and not host.privileged:
         security.append("systempaths=unconfined")
+    own = host.privileged or any(one.startswith(("seccomp=", "seccomp:")) for one in security)
+    if defaults.seccomp and not own:
+        security.append(f"seccomp={defaults.seccomp}")
     return {
         "isolation": _kind(host, defaults),
         "cap_add": host.cap_add or None,
         "cap_drop": host.cap_drop or None,
         "privileged": host.privileged or None,
         # As Docker: programs may gain privileges unless somebody says that they must not.
-        "no_new_privileges": False,
+        "no_new_privileges": defaults.no_new_privileges,
         "security_opt": security or None,
-        "cgroupns": host.cgroupns_mode or None,
+        "cgroupns": host.cgroupns_mode or ("" if host.privileged else defaults.cgroupns) or None,
         "group_add": host.group_add or None,
-        "ipc": host.ipc_mode or None,
+        "ipc": host.ipc_mode or defaults.ipc or None,
         "pid": host.pid_mode or None,
         "uts": host.uts_mode or None,
         "userns": host.userns_mode or None,

@@ -46,6 +46,13 @@ class FrontOptions(msgspec.Struct, frozen=True, kw_only=True):
     dns: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
+    host_ip: str = ""
+    host_gateway: str = ""
+    cgroupns: str = ""
+    ipc: str = ""
+    no_new_privileges: bool = False
+    seccomp: str = ""
+    network_options: dict[str, str] = {}
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):

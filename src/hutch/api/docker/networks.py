@@ -213,7 +213,7 @@ async def _create(request: Request) -> Answer:
         internal=body.internal,
         ipv6=body.enable_ipv6,
         labels=body.labels or {},
-        options=_engine_options(body.options or {}),
+        options=_engine_options(front.options.network_options | (body.options or {})),
     )
     try:
         network = await front.call_undoing(call, lambda made: _discard(front, made))

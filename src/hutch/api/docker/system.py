@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hutch.api.docker.front import Front
     from hutch.api.docker.requests import Request
     from hutch.engine.results import SystemInfo
+    from hutch.image.registry_config import RegistryConfig
 
 __all__ = ["ROUTES"]
 
@@ -117,8 +118,8 @@ def _host(front: Front, info: SystemInfo) -> dict[str, Any]:
         "CgroupDriver": "cgroupfs",
         "CgroupVersion": "2" if info.cgroup == "v2" else "1",
         "SystemTime": f"{stamp}.{now % 10**9:09d}Z",
-        "HttpProxy": os.environ.get("HTTP_PROXY", ""),
-        "HttpsProxy": os.environ.get("HTTPS_PROXY", ""),
+        "HttpProxy": _without_secret(os.environ.get("HTTP_PROXY", "")),
+        "HttpsProxy": _without_secret(os.environ.get("HTTPS_PROXY", "")),
         "NoProxy": os.environ.get("NO_PROXY", ""),
         "Labels": list(front.options.labels),
         "NGoroutines": 1,
@@ -158,7 +159,7 @@ def _what_it_can(front: Front) -> dict[str, Any]:
         "OomKillDisable": True,
         "LoggingDriver": front.options.log_driver,
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": {"InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": []},
+        "RegistryConfig": _registries(front.engine.context.registry),
         "GenericResources": None,
         "ExperimentalBuild": False,
         "Runtimes": {"hutch": {"path": "hutch"}, "hutch-vm": {"path": "hutch"}},
@@ -180,6 +181,37 @@ def _what_it_can(front: Front) -> dict[str, Any]:
         "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
         "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
         "Warnings": None,
+    } | _pools(front)
+
+
+def _pools(front: Front) -> dict[str, Any]:
+    pools = front.engine.context.networks.choices.pools
+    if not pools:
+        return {}
+    return {"DefaultAddressPools": [{"Base": pool.base, "Size": pool.size} for pool in pools]}
+
+
+def _without_secret(url: str) -> str:
+    """Return a URL as Docker shows it: who is let in stays unsaid."""
+    scheme, separator, rest = url.rpartition("://")
+    user, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{'xxxxx:xxxxx' if user else ''}{at}{host}"
+
+
+def _registries(config: RegistryConfig) -> dict[str, Any]:
+    """Return which registries have mirrors, and which need no certificate."""
+    hub = [url.rstrip("/") + "/" for url in config.mirrors.get("docker.io", ())]
+    networks = [one for one in config.insecure if "/" in one]
+    indexes = {
+        host: {"Name": host, "Mirrors": [], "Secure": False, "Official": False}
+        for host in config.insecure
+        if "/" not in host
+    }
+    indexes["docker.io"] = {"Name": "docker.io", "Mirrors": hub, "Secure": True, "Official": True}
+    return {
+        "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8", *networks],
+        "IndexConfigs": indexes,
+        "Mirrors": hub,
     }
 
 
