@@ -13,13 +13,22 @@ from pathlib import Path
 import msgspec
 
 from hutch.engine.context import Context
+from hutch.engine.headroom import headroom
 from hutch.engine.lookup import load
 from hutch.engine.memory import MEASURES, MemoryReport, View, load_measures, observe, report
 from hutch.errors import HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.linux.cgroup.reclaim import reclaim as take_back
 from hutch.linux.cgroup.reclaim import set_limit, usage_of
-from hutch.resources.ladder import Action, Measure, actions, missing_bytes, to_undo
+from hutch.resources.ladder import (
+    Action,
+    Measure,
+    Situation,
+    actions,
+    level_of,
+    missing_bytes,
+    to_undo,
+)
 from hutch.resources.settings import Settings, load_settings
 
 __all__ = ["ReclaimReport", "ReclaimStep", "reclaim_pass", "release_all", "watch"]
@@ -81,14 +90,36 @@ def reclaim_pass(context: Context, *, dry_run: bool = False) -> ReclaimReport:
 
 
 def watch(context: Context, interval_s: float) -> Iterator[ReclaimReport]:
-    """Make a pass now and then, and at once where the kernel tells of a stall; never ends."""
+    """Make a pass now and then, and at once where the kernel tells of a stall, or memory has come
+    to be short since the last; never ends."""
     from hutch.errors import Busy
     from hutch.linux.psi import wait_pressure
 
     while True:
+        left = None
         with suppress(Busy):
-            yield reclaim_pass(context)
-        wait_pressure(interval_s)
+            done = reclaim_pass(context)
+            left = _Left(context, done.after)
+            yield done
+        wait_pressure(interval_s, until=left.is_less if left is not None else lambda: False)
+
+
+class _Left:
+    """What a pass has left, for quick looks that tell whether it has shrunk and is too little."""
+
+    def __init__(self, context: Context, after: MemoryReport) -> None:
+        self._context, self._after = context, after
+        self._marks = load_settings(context.root).watermarks
+        self._free = headroom(context)
+
+    def is_less(self) -> bool:
+        after = self._after
+        gone = self._free - headroom(self._context)
+        # Where nothing was to be had, there is no point in asking again for a little.
+        if gone < max(after.total // 50, _MIB):
+            return False
+        now = Situation(total=after.total, available=max(0, after.available - gone))
+        return level_of(now, self._marks) != "none"
 
 
 def release_all(context: Context) -> list[ReclaimStep]:

@@ -15,10 +15,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hutch.engine.context import Context
+from hutch.engine.headroom import headroom
 from hutch.engine.jobs.book import Entry
 from hutch.engine.jobs.records import JobState
 from hutch.errors import HutchError
-from hutch.linux.cgroup.reclaim import read_memory, usage_of
+from hutch.linux.cgroup.reclaim import usage_of
 
 if TYPE_CHECKING:
     from hutch.resources.admission import Decision
@@ -88,7 +89,7 @@ class Relief:
             if self._is_frozen(entry) and entry not in chosen and self._kept[entry.record.id]
         ]
         short = self._nominal(everybody, chosen) + asked - (memory or 0)
-        short = max(short, asked - available(self._context))
+        short = max(short, asked - headroom(self._context))
         found: list[Entry] = []
         for entry in sorted(
             frozen, key=lambda e: e.record.slices[-1].end if e.record.slices else 0
@@ -136,22 +137,3 @@ class Relief:
         if not self._is_frozen(entry):
             return entry.record.memory
         return min(entry.record.memory, self._kept[entry.record.id])
-
-
-def available(context: Context) -> int:
-    """Return the bytes that can be had on the host, or under this root's own group."""
-    free = _of_host()
-    parent = context.groups.hierarchy.parent
-    with suppress(OSError):
-        had = read_memory(parent)
-        if had.limit is not None:
-            free = min(free, had.limit - had.usage)
-    return free
-
-
-def _of_host() -> int:
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 0
