@@ -105,7 +105,7 @@ def _holders(use: ResourceUse) -> list[str]:
         )
         for held in use.holdings
     ]
-    return table_lines(("INSTANCE", "MEMORY", "CPUS", "DISK", "HUGE PAGES, DEVICES"), rows)
+    return table_lines(("HELD BY", "MEMORY", "CPUS", "DISK", "HUGE PAGES, DEVICES"), rows)
 
 
 def _configure(invocation: Invocation) -> int:

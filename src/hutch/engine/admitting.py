@@ -40,9 +40,15 @@ def inventory(context: Context) -> Inventory:
 
 
 def holdings(
-    context: Context, tx: Transaction, settings: Settings, *, without: str = ""
+    context: Context,
+    tx: Transaction,
+    settings: Settings,
+    *,
+    without: str = "",
+    volumes: bool = False,
 ) -> list[Holding]:
-    """Return what everybody but `without` holds (a write transaction: what is void goes)."""
+    """Return what everybody but `without` holds (a write transaction: what is void goes);
+    volumes and pools where disk is given out up to a limit, or they are asked for."""
     from hutch.linux.boot import boot_time
     from hutch.resources.reservations import drop_void, holding_of
 
@@ -54,6 +60,11 @@ def holdings(
     for key, record in records.items():
         if key != without and key not in reserved:
             found.append(_unreserved(record, settings, live=key in live))
+    if volumes or settings.limits_disk:
+        from hutch.engine.disk_room import promised_disk
+
+        promised = promised_disk(context, tx)
+        found += [one for one in promised if one.id != without and one.id not in reserved]
     return found
 
 

@@ -165,9 +165,12 @@ class Context:
     @cached_property
     def volumes(self) -> Volumes:
         """Named and anonymous volumes."""
+        from functools import partial
+
+        from hutch.engine.disk_room import admit_promise
         from hutch.storage.volumes import Volumes
 
-        return Volumes(self.root, self.store)
+        return Volumes(self.root, self.store, admit=partial(admit_promise, self))
 
     @cached_property
     def memory_pool(self) -> MemoryPool:

@@ -259,12 +259,11 @@ def _make_layers(context: Context, identifier: str, image: ImageRecord, spec: In
 
 def layer_size(spec: InstanceSpec) -> int:
     """Return the bytes that a container's writable layer may have, 0 for no limit."""
-    asked = spec.storage_options.get("size")
-    if not asked or spec.isolation == "vm":
+    if spec.isolation == "vm":
         return 0
-    from hutch.units import parse_bytes
+    from hutch.spec.disk_room import disk_room
 
-    return parse_bytes(asked, field="storage_opts.size")
+    return disk_room(spec)
 
 
 def _root_owner(spec: InstanceSpec) -> tuple[int, int] | None:

@@ -10,13 +10,13 @@ from hutch.engine.context import Context
 from hutch.errors import NotFound
 from hutch.image.records import ImageRecord
 from hutch.records import Progress, ProgressEvent
+from hutch.spec.disk_room import disk_room
 from hutch.spec.model import InstanceSpec
 from hutch.storage.diskchain import place_disk
 from hutch.storage.diskkeys import DiskKey
 from hutch.storage.snapshots import DISK_FILE
-from hutch.units import parse_bytes
 
-__all__ = ["disk_size", "make_disk", "prepare_machine"]
+__all__ = ["make_disk", "prepare_machine"]
 
 
 def prepare_machine(
@@ -51,17 +51,9 @@ def make_disk(
     """Make a machine's writable disk: an empty one, encrypted with `key`, or that of a
     directory which nobody writes to any more, sharing what can be shared."""
     if not source and key is not None:
-        context.disks.create_encrypted(str(directory / DISK_FILE), disk_size(spec), key)
+        context.disks.create_encrypted(str(directory / DISK_FILE), disk_room(spec), key)
         return
     if not source:
-        context.disks.create(str(directory / DISK_FILE), disk_size(spec))
+        context.disks.create(str(directory / DISK_FILE), disk_room(spec))
         return
     place_disk(source, directory, context.disks)
-
-
-def disk_size(spec: InstanceSpec) -> int:
-    """Return the bytes of a machine's writable disk."""
-    from hutch.storage.disks import DEFAULT_SIZE
-
-    asked = spec.storage_options.get("size")
-    return spec.machine.disk or (parse_bytes(asked) if asked else DEFAULT_SIZE)

@@ -162,7 +162,7 @@ class Resources:
 
         settings, host = self.settings, inventory(self._context)
         with self._context.store.write() as tx:
-            held = holdings(self._context, tx, settings)
+            held = holdings(self._context, tx, settings, volumes=True)
         totals = {
             "memory": host.memory,
             "cpus": len(host.cpus),

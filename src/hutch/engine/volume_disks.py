@@ -42,13 +42,14 @@ def resize_volume(context: Context, name: str, size: str | int) -> None:
             raise InvalidArgument(
                 f"a volume cannot shrink: {name} has {present} bytes, got {wanted}", field="size"
             )
-        if machine is None:
-            context.disks.grow(context.volumes.as_disk(name), wanted)
-        elif wanted > present:
-            from hutch.drivers.vm.volumes import grow_volume
+        with context.volumes.admitted(name, context.volumes.record(name), size=wanted):
+            if machine is None:
+                context.disks.grow(context.volumes.as_disk(name), wanted)
+            elif wanted > present:
+                from hutch.drivers.vm.volumes import grow_volume
 
-            grow_volume(str(context.directory(machine.id)), _number(machine, name), wanted)
-        context.volumes.note_size(name, wanted)
+                grow_volume(str(context.directory(machine.id)), _number(machine, name), wanted)
+            context.volumes.note_size(name, wanted)
 
 
 @contextmanager

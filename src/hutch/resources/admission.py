@@ -158,7 +158,7 @@ def _disk(
 ) -> Shortage | None:
     capacity = capacity_of(inventory, settings)["disk"]
     held = [Held(id=h.id, name=h.name, amount=h.disk) for h in holdings if h.disk]
-    return shortage_of("disk", demand.disk, capacity, held, "disk")
+    return shortage_of("disk", demand.disk, capacity, held, "")
 
 
 def shortage_of(
@@ -174,10 +174,15 @@ def shortage_of(
     held.sort(key=lambda holder: (-holder.amount, holder.name))
     cures = []
     ending = _to_end(held, needed - free)
+    # Disk is held by who is there, the rest by who runs.
+    on_disk = resource == "disk"
     if ending:
-        cures.append(f"{_names(ending)} end{'s' if len(ending) == 1 else ''}")
-    if free > 0 and option:
-        cures.append(f"--{option} is at most {_amount(resource, free)}")
+        one, more = ("is removed", "are removed") if on_disk else ("ends", "end")
+        cures.append(f"{_names(ending)} {one if len(ending) == 1 else more}")
+    if free > 0 and (option or on_disk):
+        # What sets it is called differently for instances, volumes and pools.
+        what = "the size" if on_disk else f"--{option}"
+        cures.append(f"{what} is at most {_amount(resource, free)}")
     return Shortage(
         resource=resource,
         needed=needed,

@@ -10,6 +10,7 @@ import msgspec
 
 from hutch.errors import InvalidArgument
 from hutch.resources.settings import Settings
+from hutch.spec.disk_room import disk_room
 from hutch.spec.model import InstanceSpec
 
 __all__ = ["Demand", "Holding", "demand_of"]
@@ -87,7 +88,7 @@ def demand_of(spec: InstanceSpec, settings: Settings) -> Demand:
         fit=placement.fit or settings.fit,
         huge=huge,
         devices=tuple(name for name in spec.device_names if name.startswith("vfio=")),
-        disk=spec.machine.disk if is_machine else 0,
+        disk=disk_room(spec),
     )
 
 

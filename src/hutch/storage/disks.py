@@ -14,6 +14,7 @@ from contextlib import suppress
 import msgspec
 
 from hutch.errors import InvalidArgument, Unsupported, WrongState
+from hutch.spec.disk_room import DEFAULT_DISK
 from hutch.storage.faults import disk_errors
 from hutch.storage.sparse import copy_sparse
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_SIZE", "Disk", "Disks", "check_size", "disk_size"]
 
-DEFAULT_SIZE = 10 << 30
+DEFAULT_SIZE = DEFAULT_DISK
 _MIN, _MAX = 64 << 20, 16 << 40
 _STEP = 1 << 20
 _SMALL = 512 << 20

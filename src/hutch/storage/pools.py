@@ -37,6 +37,7 @@ from hutch.storage.poolkinds import (
     mount_pool,
     run_tool,
 )
+from hutch.storage.promises import Admit, admit_all, room_of_pool
 from hutch.storage.trash import Trash
 from hutch.storage.volume_records import (
     POOLS,
@@ -83,7 +84,15 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 class Pools:
     """The pools of one root; thread-safe, shared with other processes."""
 
-    def __init__(self, root: str | Path, records: Records, *, trash: Trash | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        records: Records,
+        *,
+        trash: Trash | None = None,
+        admit: Admit = admit_all,
+    ) -> None:
+        self._admit = admit
         self._root = os.fspath(root)
         self._pools = os.path.join(self._root, "pools")
         self._records = records
@@ -117,7 +126,8 @@ class Pools:
                 if transaction.get(POOLS, name, PoolRecord) is not None:
                     raise AlreadyExists(f"pool {name}: exists", hint="choose another name")
             home = source or f"{self._pools}/{name}"
-            with disk_errors(f"pool {name}"):
+            room = self._admit(room_of_pool(name, size, source))
+            with room, disk_errors(f"pool {name}"):
                 self._claim(name, home, mine=not source)
                 try:
                     quotas = self._fill(checked, home, size, reserved=reserved)
@@ -324,17 +334,18 @@ class Pools:
             raise InvalidArgument(
                 f"a pool cannot shrink: it has {present} bytes, got {size}", field="size"
             )
-        try:
-            _lengthen(path, size, reserved=record.reserved)
-            grow_mounted(fs, path, base)
-        except (Busy, Exhausted):
-            # Nothing has grown but the file.
-            os.truncate(path, present)
-            raise
-        with self._records.write() as transaction:
-            record = _require(transaction, name)
-            transaction.put(POOLS, name, msgspec.structs.replace(record, size=size))
-            transaction.event("pool", "grow", name, size=str(size))
+        with self._admit(room_of_pool(name, size, record.source)):
+            try:
+                _lengthen(path, size, reserved=record.reserved)
+                grow_mounted(fs, path, base)
+            except (Busy, Exhausted):
+                # Nothing has grown but the file.
+                os.truncate(path, present)
+                raise
+            with self._records.write() as transaction:
+                record = _require(transaction, name)
+                transaction.put(POOLS, name, msgspec.structs.replace(record, size=size))
+                transaction.event("pool", "grow", name, size=str(size))
 
     def trim(self, name: str) -> int:
         """Give what a pool does not use back to the host's disk; return the bytes of it."""

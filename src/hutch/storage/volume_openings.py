@@ -18,6 +18,7 @@ from hutch.storage.diskkeys import DiskKey, read_key
 from hutch.storage.faults import disk_errors
 from hutch.storage.homes import Form, Home
 from hutch.storage.locking import file_lock
+from hutch.storage.promises import Admit, admit_all
 from hutch.storage.volume_options import home_of, is_bind, is_foreign
 from hutch.storage.volume_records import (
     VOLUME_OPENINGS,
@@ -53,7 +54,8 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
 class Openings:
     """Where the volumes of one root lie, and which of them are open for whom."""
 
-    def __init__(self, root: str | Path, records: Records) -> None:
+    def __init__(self, root: str | Path, records: Records, *, admit: Admit = admit_all) -> None:
+        self._admit = admit
         self._root = os.fspath(root)
         self._volumes = os.path.join(self._root, "volumes")
         self._records = records
@@ -64,7 +66,7 @@ class Openings:
         """The pools that volumes may lie in."""
         from hutch.storage.pools import Pools
 
-        return Pools(self._root, self._records)
+        return Pools(self._root, self._records, admit=self._admit)
 
     def _volume(self, name: str, record: VolumeRecord) -> Volume:
         if is_bind(record.options):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 import msgspec
 
@@ -24,6 +24,7 @@ from hutch.storage.diskkeys import DiskKey
 from hutch.storage.disks import Disks
 from hutch.storage.faults import disk_errors
 from hutch.storage.homes import Form, Home
+from hutch.storage.promises import Admit, admit_all, room_of_volume
 from hutch.storage.snapshots import LIMITED_FILE, QCOW2_FILE
 from hutch.storage.trash import Trash
 from hutch.storage.volume_openings import Openings, Volume, require
@@ -62,9 +63,16 @@ class Volumes(Openings):
     A volume's lock (a file beside it) is taken before a transaction, never within one.
     """
 
-    def __init__(self, root: str | Path, records: Records, *, trash: Trash | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        records: Records,
+        *,
+        trash: Trash | None = None,
+        admit: Admit = admit_all,
+    ) -> None:
         self._trash = trash or Trash(root)
-        super().__init__(root, records)
+        super().__init__(root, records, admit=admit)
         self.disks = Disks(root)
 
     # ---- making and finding -----------------------------------------------------------
@@ -144,7 +152,7 @@ class Volumes(Openings):
         fill: Callable[[str], None] | None = None,
     ) -> Volume:
         """Make a volume's files, then its record; nothing is left of a failure. The caller
-        holds its lock and knows that it is new.
+        holds its lock and knows that it is new. Raises `Exhausted` where its size does not fit.
 
         `build` makes the files in place of an empty volume, `fill` puts first content into its
         directory.
@@ -156,6 +164,28 @@ class Volumes(Openings):
             self.pools.ensure(record.pool)
             project = self.pools.take_project(record.pool)
             record = msgspec.structs.replace(record, project=project)
+        with self.admitted(name, record):
+            return self._make(name, record, key, build, fill)
+
+    def admitted(
+        self, name: str, record: VolumeRecord, *, size: int = 0
+    ) -> AbstractContextManager[None]:
+        """Hold room for what a volume may take, with `size` for what it is to have from now on,
+        while it is made or grown. Raises `Exhausted`."""
+        pool = self.pools.load(record.pool)[0] if record.pool else None
+        promise = room_of_volume(name, record, pool)
+        if size and promise.size:
+            promise = msgspec.structs.replace(promise, size=size)
+        return self._admit(promise)
+
+    def _make(
+        self,
+        name: str,
+        record: VolumeRecord,
+        key: DiskKey | None,
+        build: Callable[[Home], None] | None,
+        fill: Callable[[str], None] | None,
+    ) -> Volume:
         home = self.home(name, record)
         key = key or self.key_of(name, record)
         # What a creator that was killed has left is not this one's.
@@ -347,8 +377,9 @@ class Volumes(Openings):
                     f"a volume cannot shrink: it has {home.size} bytes, got {size}", field="size"
                 )
             key = self.require_key(name, record)
-            homes.grow(home, size, self.disks, key=key)
-            self.note_size(name, size)
+            with self.admitted(name, record, size=size):
+                homes.grow(home, size, self.disks, key=key)
+                self.note_size(name, size)
         return self.get(name)
 
     def reconcile(self, instances: Iterable[str], *, running: Collection[str] | None = None) -> int:
