@@ -1,14 +1,22 @@
-"""Quantities as people write them: sizes in bytes, durations, bit rates."""
+"""Quantities as people write them: sizes in bytes, durations, bit rates, moments."""
 
 from __future__ import annotations
 
 import re
-from typing import NewType
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NewType
 
 from hutch.errors import InvalidArgument
 
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    # Seconds since the epoch; a Decimal says nanoseconds, which a float of today cannot.
+    Moment = float | Decimal
+
 __all__ = ["Bytes", "format_bytes", "format_duration", "format_rate", "parse_bytes"]
-__all__ += ["parse_duration", "parse_rate"]
+__all__ += ["parse_duration", "parse_moment", "parse_rate", "parse_time", "parse_time_ns", "to_ns"]
 
 Bytes = NewType("Bytes", int)
 
@@ -28,6 +36,8 @@ _SECONDS = {
 _MAX_BYTES = 1 << 63
 _RATE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmg]?)(?:bit)?(?:/s)?\s*$", re.IGNORECASE)
 _MAX_RATE = 10**12
+_MOST_NS = 10**21
+_LONGEST = 100
 
 
 def parse_bytes(value: str | int, *, field: str = "size") -> Bytes:
@@ -128,3 +138,62 @@ def format_rate(rate: int) -> str:
         if rate and rate % size == 0:
             return f"{rate // size}{unit}"
     return f"{rate}bit"
+
+
+def parse_time(text: str, field: str) -> float:
+    """Return seconds since the epoch: of `1700000000.5`, of an RFC 3339 time or date, or of
+    the moment that lies a duration such as `10m` or `1h30m` back."""
+    return parse_time_ns(text, field) / 1e9
+
+
+def parse_time_ns(text: str, field: str) -> int:
+    """Return the same in nanoseconds, none of them lost: logs and events are told apart by
+    them."""
+    try:
+        found = _nanoseconds(text.strip()[:_LONGEST], field)
+    except (ValueError, OverflowError, InvalidArgument):
+        raise _no_time(text, field) from None
+    if not abs(found) < _MOST_NS:
+        raise _no_time(text, field)
+    return found
+
+
+def parse_moment(text: str, field: str) -> Moment:
+    """Return the same in seconds, none of its nanoseconds lost."""
+    from decimal import Decimal
+
+    return Decimal(parse_time_ns(text, field)).scaleb(-9)
+
+
+def to_ns(moment: Moment) -> int:
+    """Return nanoseconds since the epoch."""
+    return int(moment * 10**9)
+
+
+def _nanoseconds(given: str, field: str) -> int:
+    seconds, dot, fraction = given.partition(".")
+    if _is_number(seconds.removeprefix("-")) and (not dot or _is_number(fraction)):
+        whole = int(seconds) * 10**9
+        part = int(f"{fraction[:9]:0<9}")
+        return whole - part if given.startswith("-") else whole + part
+    with suppress(ValueError):
+        return int(float(given)) * 10**9
+    if "-" in given[1:]:
+        from datetime import datetime
+
+        digits = fraction[: len(fraction) - len(fraction.lstrip("0123456789"))]
+        moment = datetime.fromisoformat(seconds + fraction[len(digits) :])
+        return int(moment.timestamp()) * 10**9 + int(f"{digits[:9]:0<9}")
+    return time.time_ns() - int(parse_duration(given, field=field) * 1e9)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _no_time(text: str, field: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"no time: {text[:60]!r}",
+        field=field,
+        hint="seconds since 1970, 2025-01-31T12:00:00Z, or a duration such as 10m",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,40 @@ def test_what_commands_make_and_change_is_one_object(cli: Any, name: str) -> Non
     assert second["Deleted"][0] == image["Id"]
 
 
+def test_what_goes_in_and_out_is_told(cli: Any, name: str, tmp_path: Path) -> None:
+    def tell(*args: str) -> Any:
+        return json.loads(cli.out("-o", "json", *args))
+
+    archive, file = str(tmp_path / "archive"), str(tmp_path / "file")
+    (tmp_path / "file").write_text("here")
+    cli.out("create", "--name", name, "--network", "none", "busybox", "true")
+    try:
+        told = {"Name": name, "Source": file, "Target": "/there"}
+        assert tell("cp", file, f"{name}:/there") == told
+        told = {"Name": name, "Source": "/there", "Target": f"{file}2"}
+        assert tell("cp", f"{name}:/there", f"{file}2") == told
+        assert tell("export", "-o", archive, name) == {"Name": name, "File": archive}
+        assert tell("save", "-o", archive, "busybox") == {"Names": ["busybox"], "File": archive}
+        cli.out("volume", "create", name)
+        told = {"Name": name, "File": archive}
+        assert tell("volume", "export", "-o", archive, name) == told
+        assert tell("volume", "import", name, archive) == {"Name": name}
+    finally:
+        cli.out("rm", name)
+        cli.out("volume", "rm", "-f", name)
+
+
+def test_a_look_at_a_dockerfile_is_told(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("from busybox\nRUN true\n")
+    done = cli("-o", "json", "build", "--check", str(tmp_path))
+    told = json.loads(done.stdout)
+    assert done.returncode == 1 and told["Dockerfile"] == "Dockerfile"
+    assert told["Warnings"] and told["Warnings"][0].keys() == {"Line", "Rule", "Message"}
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN true\n")
+    told = json.loads(cli.out("-o", "json", "build", "--check", str(tmp_path)))
+    assert told == {"Dockerfile": "Dockerfile", "Warnings": []}
+
+
 @pytest.mark.parametrize("kind", ["volume", "queue", "pool"])
 def test_made_and_removed_objects_have_their_names(cli: Any, name: str, kind: str) -> None:
     assert json.loads(cli.out(kind, "create", name, "--output", "json")) == {"Name": name}
@@ -45,6 +80,14 @@ def test_made_and_removed_objects_have_their_names(cli: Any, name: str, kind: st
 def test_a_network_is_made_and_removed(cli: Any, name: str) -> None:
     made = json.loads(cli.out("network", "create", name, "--output", "json"))
     assert made == {"Id": made["Id"], "Name": name}
+    cli.out("create", "--name", f"{name}-joins", "busybox", "true")
+    try:
+        joined = json.loads(cli.out("-o", "json", "network", "connect", name, f"{name}-joins"))
+        assert joined == {"Network": name, "Name": f"{name}-joins"}
+        left = json.loads(cli.out("-o", "json", "network", "disconnect", name, f"{name}-joins"))
+        assert left == joined
+    finally:
+        cli.out("rm", f"{name}-joins")
     assert json.loads(cli.out("network", "rm", name, "-o", "json")) == [{"Name": name}]
 
 

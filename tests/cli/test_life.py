@@ -97,6 +97,11 @@ def test_logs_are_split_tailed_stamped_and_followed(cli: Any, name: str) -> None
     lines = cli("logs", "-o", "json", name).stdout.splitlines()
     assert json.loads(lines[0])["log"] == "1\n"
     assert cli("logs", "--since", "yesterday", name).returncode == 1
+    for line in stamped:  # no nanosecond is lost on the way
+        moment = line.split(" ")[0]
+        found = cli("logs", "-t", "--since", moment, "--until", moment, name).stdout.decode()
+        expected = [one for one in stamped if one.startswith(moment)]
+        assert found.splitlines() == expected
 
 
 def test_follow_ends_with_the_instance(cli: Any, name: str) -> None:
@@ -211,6 +216,8 @@ def test_networks_and_ports(cli: Any, name: str) -> None:
         assert address.count(".") == 3
         assert cli.out("port", name, "80").startswith("0.0.0.0:")
         assert cli("port", name, "81").returncode == 1
+        (told,) = json.loads(cli.out("-o", "json", "port", name, "80")).items()
+        assert told[0] == "80/tcp" and told[1][0].startswith("0.0.0.0:")
         assert cli("network", "rm", name).returncode == 1
         cli.out("network", "disconnect", name, name)
         cli.out("network", "connect", name, name)
@@ -227,7 +234,10 @@ def test_the_rest_of_the_host_is_described(cli: Any, name: str) -> None:
     events = cli.out("events", "--since", "1h", "--no-follow", "--filter", f"container={name}")
     assert "container create" in events
     line = cli.out("events", "--since", "1h", "--no-follow", "--format", "json").splitlines()[-1]
-    assert json.loads(line)["Type"]
+    moment = json.loads(line)["timeNano"]
+    seconds = f"{moment // 10**9}.{moment % 10**9:09d}"
+    exact = cli.out("events", "--since", seconds, "--until", seconds, "--format", "json")
+    assert {json.loads(one)["timeNano"] for one in exact.splitlines()} == {moment}
     assert "exits booked" in cli.out("system", "reconcile")
     assert name in cli.out("_complete", "--", "rm", "").split()
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hutch.engine.builder.sources import Context as BuildContext
     from hutch.image.registry_config import RegistryConfig
     from hutch.spec.options import RunOptions
+    from hutch.units import Moment
 
 __all__ = ["Engine", "Images", "Networks", "Volumes"]
 
@@ -311,8 +312,8 @@ class Engine(Proxy):
     async def events(
         self,
         *,
-        since: float | None = None,
-        until: float | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
         filters: Mapping[str, Sequence[str]] | None = None,
         follow: bool = True,
     ) -> AsyncIterator[Event]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hutch.ids import InstanceId
     from hutch.linux.cgroup import Stats
     from hutch.process.logfile import LogRecord
+    from hutch.units import Moment
 
 __all__ = ["Files", "Instance"]
 
@@ -213,8 +214,8 @@ class Instance(Proxy):
         self,
         *,
         follow: bool = False,
-        since: float | None = None,
-        until: float | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
         tail: int | None = None,
         stdout: bool = True,
         stderr: bool = True,

@@ -54,7 +54,7 @@ def _build(invocation: Invocation) -> int:
         )
     call = _call(options)
     if call == "check" or invocation.flag("check"):
-        return _check(source, given)
+        return _check(invocation, source, given)
     result: BuildResult | None = None
     with shown_build(mode) as progress:
         result = invocation.engine.build(
@@ -120,7 +120,7 @@ def _call(options: dict[str, Any]) -> str:
     return str(call)
 
 
-def _check(source: Any, given: dict[str, Any]) -> int:
+def _check(invocation: Invocation, source: Any, given: dict[str, Any]) -> int:
     """Parse the Dockerfile and tell what is amiss, building nothing."""
     from hutch.dockerfile.lines import MAX_BYTES
     from hutch.dockerfile.lint import check_dockerfile
@@ -139,6 +139,10 @@ def _check(source: Any, given: dict[str, Any]) -> int:
         name, data = read_dockerfile(source, given.get("dockerfile"))
     dockerfile = parse_dockerfile(data, name)
     found = check_dockerfile(dockerfile)
+    if invocation.json:
+        warnings = [{"Line": one.line, "Rule": one.rule, "Message": one.message} for one in found]
+        print_json({"Dockerfile": name, "Warnings": warnings})
+        return 1 if found else 0
     for one in found:
         print(f"{name}:{one.line}: {one.rule}: {one.message}")
     print(f"{len(found)} warnings" if found else "no warnings")

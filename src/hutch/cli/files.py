@@ -48,16 +48,16 @@ def _copy_out(invocation: Invocation, name: str, path: str, target: str) -> int:
             write_bytes(chunk)
         return 0
     instance.files.copy_out(path, target, follow=invocation.flag("follow_link"))
-    return 0
+    return show_result(invocation, "", Name=name, Source=path, Target=target)
 
 
 def _copy_in(invocation: Invocation, source: str, name: str, path: str) -> int:
     instance = invocation.engine.get(name)
     if source == "-":
         instance.copy_in(path, sys.stdin.buffer)
-        return 0
-    instance.files.copy_in(source, path, follow=invocation.flag("follow_link"))
-    return 0
+    else:
+        instance.files.copy_in(source, path, follow=invocation.flag("follow_link"))
+    return show_result(invocation, "", Name=name, Source=source, Target=path)
 
 
 def _diff(invocation: Invocation) -> int:
@@ -88,7 +88,7 @@ def _export(invocation: Invocation) -> int:
     with open_output(target) as file:
         for chunk in instance.export():
             file.write(chunk)
-    return 0
+    return show_result(invocation, "", Name=invocation.arguments[0], File=target)
 
 
 def _export_disk(invocation: Invocation, target: str | None) -> int:
@@ -109,7 +109,7 @@ def _export_disk(invocation: Invocation, target: str | None) -> int:
             plain=invocation.flag("plain"),
             progress=progress,
         )
-    return 0
+    return show_result(invocation, "", Name=invocation.arguments[0], File=target)
 
 
 def _commit(invocation: Invocation) -> int:

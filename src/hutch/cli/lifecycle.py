@@ -188,9 +188,11 @@ def _prune(invocation: Invocation) -> int:
 
 def _until(values: list[str]) -> float:
     """Return the time in nanoseconds before which an instance must have been created."""
-    from hutch.cli.logs import parse_time
+    from hutch.units import parse_time_ns
 
-    return min((parse_time(value, "filter until") * 1e9 for value in values), default=float("inf"))
+    return min(
+        (float(parse_time_ns(value, "filter until")) for value in values), default=float("inf")
+    )
 
 
 def _simple(handler: Any, summary: str, example: str, options: tuple[Option, ...] = ()) -> Command:

@@ -133,16 +133,15 @@ def _port(invocation: Invocation) -> int:
         ports = [p for p in ports if f"{p.container_port}/{p.protocol}" == wanted]
         if not ports:
             raise UsageError(f"port {wanted} is not published by {info.name}", exit_code=1)
-        for port in ports:
-            for text in port_text(port):
-                print(text)
-        return 0
-    if invocation.json:
-        print_json({f"{p.container_port}/{p.protocol}": port_text(p) for p in ports})
-        return 0
+    addresses: dict[str, list[str]] = {}
     for port in ports:
-        for text in port_text(port):
-            print(f"{port.container_port}/{port.protocol} -> {text}")
+        addresses.setdefault(f"{port.container_port}/{port.protocol}", []).extend(port_text(port))
+    if invocation.json:
+        print_json(addresses)
+        return 0
+    for inside, texts in addresses.items():
+        for text in texts:
+            print(text if len(invocation.arguments) == 2 else f"{inside} -> {text}")
     return 0
 
 

@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 from hutch.cli.command import Command
 from hutch.cli.options import UsageError
 from hutch.cli.output import stamp, write_bytes
 from hutch.cli.session import Invocation
-from hutch.errors import InvalidArgument
+from hutch.units import parse_moment
 
-__all__ = ["COMMANDS", "parse_time"]
-
-
-def parse_time(text: str, field: str) -> float:
-    """Return seconds since the epoch from a Unix time, RFC 3339, or a duration ago (`10m`)."""
-    from datetime import UTC, datetime
-
-    from hutch.units import parse_duration
-
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return time.time() - parse_duration(text, field=field)
-    except InvalidArgument:
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(
-            f"--{field}: cannot read {text!r}",
-            hint="use 10m, 2024-05-01T12:00:00Z or a Unix time",
-            exit_code=1,
-        ) from None
-    if moment.tzinfo is None:
-        moment = moment.astimezone()
-    return moment.astimezone(UTC).timestamp()
+__all__ = ["COMMANDS"]
 
 
 def _tail(text: str) -> int | None:
@@ -56,8 +27,8 @@ def _logs(invocation: Invocation) -> int:
     since, until = values.get("since"), values.get("until")
     records = instance.logs(
         follow=invocation.flag("follow"),
-        since=parse_time(since, "since") if since else None,
-        until=parse_time(until, "until") if until else None,
+        since=parse_moment(since, "since") if since else None,
+        until=parse_moment(until, "until") if until else None,
         tail=_tail(values.get("tail", "all")),
     )
     stamped = invocation.flag("timestamps")

@@ -93,13 +93,13 @@ def _connect(invocation: Invocation) -> int:
         rx_rate=values.get("rx_rate", 0),
         tx_rate=values.get("tx_rate", 0),
     )
-    return 0
+    return show_result(invocation, "", Network=network, Name=instance)
 
 
 def _disconnect(invocation: Invocation) -> int:
     network, instance = invocation.arguments
     invocation.engine.networks.disconnect(network, instance, force=invocation.flag("force"))
-    return 0
+    return show_result(invocation, "", Network=network, Name=instance)
 
 
 COMMANDS = {

@@ -143,8 +143,8 @@ def _export(invocation: Invocation) -> int:
     import os
     import sys
 
-    from hutch.cli.logs import parse_time
     from hutch.sched.traces.write import write_trace
+    from hutch.units import parse_time
 
     since = invocation.options.get("since")
     jobs = invocation.engine.jobs.history(

@@ -216,13 +216,13 @@ def _percent(text: str) -> float:
 
 
 def _events(invocation: Invocation) -> int:
-    from hutch.cli.logs import parse_time
+    from hutch.units import parse_moment
 
     values = invocation.options
     since, until = values.get("since"), values.get("until")
     stream = invocation.engine.events(
-        since=parse_time(since, "since") if since else None,
-        until=parse_time(until, "until") if until else None,
+        since=parse_moment(since, "since") if since else None,
+        until=parse_moment(until, "until") if until else None,
         filters=invocation.filters() or None,
         follow=not invocation.flag("no_follow"),
     )

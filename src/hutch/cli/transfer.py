@@ -83,7 +83,7 @@ def _save(invocation: Invocation) -> int:
         sys.stdout.buffer.flush()
         return 0
     images.save(invocation.arguments, target, format=form)
-    return 0
+    return show_result(invocation, "", Names=invocation.arguments, File=target)
 
 
 def _load(invocation: Invocation) -> int:

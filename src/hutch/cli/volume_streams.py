@@ -23,7 +23,7 @@ def _write(invocation: Invocation, act: Callable[[str, str | IO[bytes]], None]) 
     target = invocation.options.get("output", "-")
     if target != "-":
         act(name, target)
-        return 0
+        return show_result(invocation, "", Name=name, File=target)
     if is_tty(1):
         raise UsageError(
             "the archive will not be written to a terminal",
@@ -73,7 +73,7 @@ def _restore(invocation: Invocation) -> int:
 def _import(invocation: Invocation) -> int:
     name, source = invocation.arguments
     invocation.engine.volumes.import_(name, _source(source))
-    return 0
+    return show_result(invocation, "", Name=name)
 
 
 COMMANDS = {

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from hutch.engine.context import Context
 from hutch.engine.results import Event
 from hutch.errors import InvalidArgument
+from hutch.units import to_ns
+
+if TYPE_CHECKING:
+    from hutch.units import Moment
 
 __all__ = ["events"]
 
@@ -21,15 +26,15 @@ _FILTERS = ("type", "event", "container", "image", "network", "volume", "label")
 def events(
     context: Context,
     *,
-    since: float | None = None,
-    until: float | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     filters: Mapping[str, Sequence[str]] | None = None,
     follow: bool = True,
 ) -> Iterator[Event]:
     """Yield events in order; without `since` only those from now on.
 
-    `since` and `until` are seconds since the epoch; an `until` in the past ends the stream
-    at once. Other processes' events come within 100 ms.
+    `since` and `until` are seconds since the epoch (a Decimal loses no nanoseconds); an
+    `until` in the past ends the stream at once. Other processes' events come within 100 ms.
     """
     wanted = {key: tuple(values) for key, values in (filters or {}).items()}
     for key in wanted:
@@ -44,13 +49,13 @@ def events(
 def _stream(
     context: Context,
     after: int,
-    since: float | None,
-    until: float | None,
+    since: Moment | None,
+    until: Moment | None,
     wanted: Mapping[str, tuple[str, ...]],
     follow: bool,
 ) -> Iterator[Event]:
-    first_ns = int((since or 0) * 1e9)
-    last_ns = None if until is None else int(until * 1e9)
+    first_ns = to_ns(since or 0)
+    last_ns = None if until is None else to_ns(until)
     while True:
         rows = context.store.events(after, _BATCH)
         for row in rows:

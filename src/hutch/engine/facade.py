@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hutch.image.registry_config import RegistryConfig
     from hutch.plan.ops import Plan
     from hutch.spec.options import RunOptions
+    from hutch.units import Moment
 
 __all__ = ["Engine"]
 
@@ -422,8 +423,8 @@ class Engine:
     def events(
         self,
         *,
-        since: float | None = None,
-        until: float | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
         filters: Mapping[str, Sequence[str]] | None = None,
         follow: bool = True,
     ) -> Iterator[Event]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hutch.process.logfile import LogRecord
     from hutch.spec.options import UpdateOptions
     from hutch.storage.tree import Stat
+    from hutch.units import Moment
 
 __all__ = ["Instance"]
 
@@ -291,8 +292,8 @@ class Instance:
         self,
         *,
         follow: bool = False,
-        since: float | None = None,
-        until: float | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
         tail: int | None = None,
         stdout: bool = True,
         stderr: bool = True,

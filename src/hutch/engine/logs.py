@@ -9,10 +9,12 @@ from hutch.engine.context import Context
 from hutch.engine.stop import current
 from hutch.errors import NotFound, Unsupported
 from hutch.lifecycle import State
+from hutch.units import to_ns
 
 if TYPE_CHECKING:
     from hutch.process.logcursor import LogCursor
     from hutch.process.logfile import LogRecord
+    from hutch.units import Moment
 
 __all__ = ["logs", "open_cursor", "writes_log"]
 
@@ -24,8 +26,8 @@ def logs(
     identifier: str,
     *,
     follow: bool,
-    since: float | None,
-    until: float | None,
+    since: Moment | None,
+    until: Moment | None,
     tail: int | None,
     stdout: bool,
     stderr: bool,
@@ -42,8 +44,8 @@ def logs(
     records = read_log(
         f"{context.directory(identifier)}/log",
         follow=follow and record.state in _RUNS,
-        since_ns=None if since is None else int(since * 1e9),
-        until_ns=None if until is None else int(until * 1e9),
+        since_ns=None if since is None else to_ns(since),
+        until_ns=None if until is None else to_ns(until),
         tail=tail,
         stop=lambda: not _runs(context, identifier),
     )

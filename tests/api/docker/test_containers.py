@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from hutch.api.docker.times import parse_time_ns
 from hutch.engine import Engine
+from hutch.units import parse_time_ns
 from tests.api.docker.conftest import Client, UnixConnection, until
 
 pytestmark = pytest.mark.requires("root", "overlayfs", "cgroup", "netns", "nftables", "busybox")

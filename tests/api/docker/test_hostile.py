@@ -22,9 +22,9 @@ from hutch.api.docker.replies import encode
 from hutch.api.docker.requests import Query
 from hutch.api.docker.routes import ROUTES
 from hutch.api.docker.routing import Router, parse_version
-from hutch.api.docker.times import parse_time, parse_time_ns
 from hutch.engine import Engine
 from hutch.errors import InvalidArgument
+from hutch.units import parse_time, parse_time_ns
 from tests.api.docker.conftest import Client, Daemon
 from tests.api.docker.test_containers import create, demultiplex
 

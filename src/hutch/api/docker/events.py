@@ -13,9 +13,9 @@ import msgspec
 from hutch.api.docker.errors import ApiError
 from hutch.api.docker.replies import Answer, Stream, encode
 from hutch.api.docker.routing import Route
-from hutch.api.docker.times import parse_time_ns
 from hutch.errors import HutchError, InvalidArgument
 from hutch.oci.reference import parse
+from hutch.units import parse_time_ns
 
 if TYPE_CHECKING:
     from hutch.api.docker.front import Front

@@ -12,9 +12,9 @@ from hutch.api.docker.frames import pack_head, stream_type
 from hutch.api.docker.naming import find_container
 from hutch.api.docker.replies import Answer, Stream
 from hutch.api.docker.routing import Route
-from hutch.api.docker.times import parse_time_ns
 from hutch.engine.logs import open_cursor, writes_log
 from hutch.linux.inotify import IN_MODIFY, Inotify
+from hutch.units import parse_time_ns
 
 if TYPE_CHECKING:
     from hutch.api.docker.front import Front

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hutch.api.docker.errors import ApiError
-from hutch.api.docker.times import parse_time
+from hutch.units import parse_time
 
 if TYPE_CHECKING:
     from hutch.api.docker.front import Front
