@@ -34,8 +34,11 @@ void client_accept(struct supervisor *s)
 	socklen_t len = sizeof(peer);
 	int fd = accept4(s->listen, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
-	if (fd < 0)
+	if (fd < 0) {
+		if (is_exhausted(errno))
+			s->accept_ns = mono_ns() + ACCEPT_PAUSE_MS * 1000000ull;
 		return;
+	}
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 ||
 	    (peer.uid != 0 && peer.uid != geteuid())) {
 		close(fd);
@@ -60,6 +63,7 @@ void client_drop(struct supervisor *s, struct client *c)
 		return;
 	close(c->fd);
 	c->fd = -1;
+	s->accept_ns = 0;
 	buffer_free(&c->queue);
 	if ((c->attach & ATTACH_STDIN) && (s->plan.flags & HOLD_STDIN_ONCE))
 		c->stdin_eof = true;

@@ -391,7 +391,8 @@ static void watch_all(const struct supervisor *s, struct watch *w)
 	watch(w, s->report, POLLIN, W_REPORT);
 	watch(w, s->pidfd, POLLIN, W_PROCESS);
 	watch(w, s->old_pidfd, POLLIN, W_OLD);
-	watch(w, s->listen, POLLIN, W_LISTEN);
+	if (!s->accept_ns)
+		watch(w, s->listen, POLLIN, W_LISTEN);
 	for (int i = 0; i < 2; i++)
 		if (s->state != LAUNCHING && clients_have_room(s, i + 1))
 			watch(w, s->streams[i], POLLIN, W_STDOUT + i);
@@ -466,6 +467,7 @@ static int timeout_ms(const struct supervisor *s)
 	if (s->state == DONE)
 		sooner(&deadline, s->flush_until_ns);
 	sooner(&deadline, health_deadline(s));
+	sooner(&deadline, s->accept_ns);
 	if (!deadline)
 		return -1;
 	return deadline <= now ? 0 : (int)((deadline - now) / 1000000 + 1);
@@ -508,6 +510,8 @@ _Noreturn void supervise(struct supervisor *s)
 			finish(s);
 		if (s->state == DONE && is_flushed(s))
 			break;
+		if (s->accept_ns && mono_ns() >= s->accept_ns)
+			s->accept_ns = 0;
 		watch_all(s, &w);
 		if (poll(w.fds, w.count, timeout_ms(s)) < 0 && errno != EINTR)
 			_exit(1);

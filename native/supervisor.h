@@ -57,6 +57,7 @@ struct supervisor {
 	struct launch launch;
 	enum state state;
 	int dir, listen;
+	uint64_t accept_ns; /* no descriptor for another client: not before one leaves, or this */
 	ino_t socket_inode; /* of our ctl.sock: another supervisor's is not ours to remove */
 	int report;      /* our end of the child's reports */
 	int pidfd, old_pidfd;

@@ -133,6 +133,15 @@ static inline int sys_pidfd_send_signal(int pidfd, int signum)
 	return (int)syscall(SYS_pidfd_send_signal, pidfd, signum, NULL, 0);
 }
 
+/* Whether accept(2) failed for want of what somebody else must give back first. The caller stays
+ * in the queue and its socket readable: who polls on at once only burns processor time. */
+static inline bool is_exhausted(int error)
+{
+	return error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
+}
+
+enum { ACCEPT_PAUSE_MS = 1000 };
+
 static inline int sys_memfd_create(const char *name, unsigned flags)
 {
 	return (int)syscall(SYS_memfd_create, name, flags);

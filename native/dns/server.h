@@ -43,6 +43,7 @@ struct server {
 	struct listener listeners[LISTENERS_MAX];
 	struct names *names;
 	struct upstreams upstreams;
+	long long accept_at; /* no descriptor for another connection: not before then, or 0 */
 };
 
 /* main.c */

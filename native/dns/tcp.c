@@ -2,6 +2,7 @@
  * Queries by TCP: two bytes of length before each message (RFC 1035, 4.2.2). A client's
  * connection takes one query at a time; its memory is bounded and its time is limited.
  */
+#include "../sys.h"
 #include "server.h"
 
 #include <errno.h>
@@ -258,6 +259,12 @@ static struct stream *take(const struct address *source)
 	return own < STREAMS_PER_SOURCE ? unused : NULL;
 }
 
+static void watch_listeners(struct server *server, uint32_t events)
+{
+	for (size_t i = 0; i < server->listener_count; i++)
+		rewatch(server, server->listeners[i].tcp, KIND_TCP, i, events);
+}
+
 /* Take a new connection, or close it where there are too many. */
 void tcp_accept(struct server *server, size_t listener)
 {
@@ -266,8 +273,13 @@ void tcp_accept(struct server *server, size_t listener)
 	socklen_t length = sizeof from;
 	int fd = accept4(server->listeners[listener].tcp, (struct sockaddr *)&from, &length,
 			 SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (fd < 0)
+	if (fd < 0) {
+		if (is_exhausted(errno)) {
+			server->accept_at = now_ms() + ACCEPT_PAUSE_MS;
+			watch_listeners(server, 0);
+		}
 		return;
+	}
 	address_from_socket(&from, &source);
 	struct stream *stream = take(&source);
 	if (!stream || watch(server, fd, KIND_STREAM, index_of(stream), EPOLLIN) < 0) {
@@ -308,6 +320,12 @@ void tcp_event(struct server *server, size_t index, int from_upstream, uint32_t 
 long long tcp_expire(struct server *server)
 {
 	long long now = now_ms(), soonest = -1;
+	if (server->accept_at && server->accept_at <= now) {
+		server->accept_at = 0;
+		watch_listeners(server, EPOLLIN);
+	}
+	if (server->accept_at)
+		soonest = server->accept_at - now;
 	for (size_t i = 0; i < STREAMS_MAX; i++) {
 		struct stream *stream = &table[i];
 		if (stream->used && stream->deadline <= now) {

@@ -1,4 +1,5 @@
 /* Relay connections, each end closed for writing when the other has said all it had. */
+#include "../sys.h"
 #include "proxy.h"
 
 #include <errno.h>
@@ -202,7 +203,7 @@ void tcp_accept(size_t index)
 	}
 	int client = accept4(proxy.listeners[index].fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (client < 0) {
-		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+		if (is_exhausted(errno))
 			pause_listeners(1);
 		return;
 	}

@@ -6,8 +6,6 @@
 #include "../text.h"
 #include "vmm.h"
 
-enum { PAUSE_MS = 1000 };
-
 static struct vmm_client *unused(struct vmm *v)
 {
 	for (int i = 0; i < MAX_VMM_CLIENTS; i++)
@@ -27,8 +25,8 @@ bool clients_have_place(const struct vmm *v)
 /* The host may have run out of descriptors, not we: then nobody who leaves makes room. */
 void accept_later(struct vmm *v)
 {
-	if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
-		v->accept_ns = mono_ns() + PAUSE_MS * 1000000ull;
+	if (is_exhausted(errno))
+		v->accept_ns = mono_ns() + ACCEPT_PAUSE_MS * 1000000ull;
 }
 
 void clients_accept(struct vmm *v)

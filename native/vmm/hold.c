@@ -50,8 +50,11 @@ int hold_memory(const char *seconds)
 		if (ready < 0)
 			continue;
 		connection = accept4(FD_LISTEN, NULL, NULL, SOCK_CLOEXEC);
-		if (connection < 0)
+		if (connection < 0) {
+			if (is_exhausted(errno))
+				poll(NULL, 0, ACCEPT_PAUSE_MS);
 			continue;
+		}
 		hand_over(connection);
 		close(connection);
 	}

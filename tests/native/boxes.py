@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import struct
 import termios
 import time
@@ -176,3 +177,26 @@ def unread(pid: int) -> int:
 
 def inode(fd: int) -> int:
     return os.fstat(fd).st_ino
+
+
+def deny_descriptors(pid: int, another: Callable[[], object] | None = None) -> tuple[int, int]:
+    """Leave a process no descriptor for another file; return the limit that it had.
+
+    poll(2) refuses to watch more files than the limit: `another` has a process that polls open
+    one more, until no number below its highest one is free.
+    """
+    while True:
+        used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+        free = next(number for number in range(len(used) + 1) if number not in used)
+        if another is None or free > max(used):
+            break
+        another()
+    limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, limit[1]))
+    return limit
+
+
+def sleeps(pid: int) -> int:
+    """Return how often a process has gone to sleep."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])

@@ -19,7 +19,7 @@ from hutch.errors import OutcomeUnknown, Unavailable
 from hutch.plan import guest as asks
 from hutch.plan import ops, wire
 from hutch.process import Guest, GuestCallFailed, LaunchFailed, Supervisor
-from tests.native.boxes import read_until, wait_until
+from tests.native.boxes import deny_descriptors, read_until, sleeps, wait_until
 from tests.native.machines import (
     CALL,
     COLLECT,
@@ -345,27 +345,20 @@ def test_clients_wait_while_there_is_no_descriptor_for_them(machines: Machines) 
         machine.peer.opened(CALL)
 
 
-def _switches(pid: int) -> int:
-    """How often a process has gone to sleep."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
-
-
 def test_a_client_is_let_in_when_the_host_has_a_descriptor_again(machines: Machines) -> None:
     with machines.run(plan=b"", volatile=True) as machine, ExitStack() as stack:
         machine.template()
         pid = machine.supervisor.wait_pid(WAIT_S)
-        while True:  # no number below the highest is free
+
+        def another() -> None:
             stack.enter_context(machine.guest._open(CALL))
             machine.peer.opened(CALL)
-            fds = [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
-            if len(fds) == max(fds) + 1:
-                break
-        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(fds) + 1, limit[1]))
-        before = _switches(pid)
+
+        another()
+        limit = deny_descriptors(pid, another)
+        before = sleeps(pid)
         stack.enter_context(machine.guest._open(CALL))
-        wait_until(lambda: _switches(pid) > before, "the attempt")
+        wait_until(lambda: sleeps(pid) > before, "the attempt")
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
         machine.peer.opened(CALL)  # and nobody has left
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.native.boxes import sleeps, wait_until
 from tests.network.boxes import TIMEOUT_S
 from tests.network.test_dns import query
 from tests.requires import requires
@@ -40,14 +42,28 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(program: Path, directory: Path, hosts: str) -> Iterator[tuple[str, int]]:
+def serving(
+    program: Path, directory: Path, hosts: str, *, descriptors: int = 256
+) -> Iterator[tuple[int, tuple[str, int]]]:
     """Run the server in the foreground; fail if it did not live to the end of the block."""
     directory.chmod(0o711)
     (directory / "hosts").write_text(hosts)
     (directory / "hosts").chmod(0o644)
     (directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")
     port = free_port()
-    argv = [str(program), "-f", "-d", str(directory), "-l", "127.0.0.1", "-p", str(port)]
+    argv = [
+        "sh",
+        "-c",
+        f'ulimit -n {descriptors}; exec "$0" "$@"',
+        str(program),
+        "-f",
+        "-d",
+        str(directory),
+        "-l",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
     argv += ["-r", str(directory / "resolv.conf")]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -58,7 +74,7 @@ def serving(program: Path, directory: Path, hosts: str) -> Iterator[tuple[str, i
                     break
                 except ConnectionRefusedError:
                     continue
-            yield "127.0.0.1", port
+            yield process.pid, ("127.0.0.1", port)
             assert process.poll() is None, process.stderr and process.stderr.read()
         finally:
             process.kill()
@@ -98,7 +114,7 @@ def mutations(count: int) -> Iterator[bytes]:
 
 
 def test_broken_packets_do_no_harm(checked: Path, tmp_path: Path) -> None:
-    with serving(checked, tmp_path, HOSTS) as address:
+    with serving(checked, tmp_path, HOSTS) as (_, address):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             for number, packet in enumerate(mutations(4000)):
                 client.sendto(packet, address)
@@ -108,7 +124,7 @@ def test_broken_packets_do_no_harm(checked: Path, tmp_path: Path) -> None:
 
 
 def test_broken_streams_do_no_harm(checked: Path, tmp_path: Path) -> None:
-    with serving(checked, tmp_path, HOSTS) as address:
+    with serving(checked, tmp_path, HOSTS) as (_, address):
         for number, packet in enumerate(mutations(400)):
             with socket.create_connection(address, timeout=TIMEOUT_S) as client:
                 length = len(packet) if number % 3 else (number * 977) % 65536
@@ -124,7 +140,7 @@ def test_broken_streams_do_no_harm(checked: Path, tmp_path: Path) -> None:
 
 def test_a_long_answer_is_cut_for_udp_and_whole_by_tcp(checked: Path, tmp_path: Path) -> None:
     message = query("many")
-    with serving(checked, tmp_path, HOSTS) as address:
+    with serving(checked, tmp_path, HOSTS) as (_, address):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(TIMEOUT_S)
             client.connect(address)
@@ -153,7 +169,7 @@ def test_a_long_answer_is_cut_for_udp_and_whole_by_tcp(checked: Path, tmp_path: 
     ],
 )
 def test_broken_data_leaves_the_old_in_force(checked: Path, tmp_path: Path, hosts: str) -> None:
-    with serving(checked, tmp_path, HOSTS) as address:
+    with serving(checked, tmp_path, HOSTS) as (_, address):
         (tmp_path / "hosts.tmp").write_text(hosts)
         (tmp_path / "hosts.tmp").chmod(0o644)
         (tmp_path / "hosts.tmp").rename(tmp_path / "hosts")
@@ -162,7 +178,7 @@ def test_broken_data_leaves_the_old_in_force(checked: Path, tmp_path: Path, host
 
 def test_large_data_is_read_whole(checked: Path, tmp_path: Path) -> None:
     lines = "".join(f"host 10.{n >> 8}.{n & 255}.1 h{n}\n" for n in range(20000))
-    with serving(checked, tmp_path, HOSTS + "from 127.0.0.9\n" + lines) as address:
+    with serving(checked, tmp_path, HOSTS + "from 127.0.0.9\n" + lines) as (_, address):
         assert alive(address)
 
 
@@ -179,3 +195,26 @@ def test_the_server_leaves_when_its_data_does(checked: Path, tmp_path: Path) -> 
             assert process.wait(TIMEOUT_S) in (0, 1)  # 1: gone before it was read
         finally:
             process.kill()
+
+
+def test_a_stream_waits_while_there_is_no_descriptor_for_it(checked: Path, tmp_path: Path) -> None:
+    message = query("web")
+    framed = len(message).to_bytes(2, "big") + message
+    with serving(checked, tmp_path, HOSTS) as (pid, address):
+        assert alive(address)
+        used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    room = next(number for number in range(len(used) + 1) if number not in used) + 1
+    with ExitStack() as stack:
+        pid, address = stack.enter_context(serving(checked, tmp_path, HOSTS, descriptors=room))
+        first, second = (
+            stack.enter_context(socket.create_connection(address, timeout=TIMEOUT_S))
+            for _ in range(2)
+        )
+        first.sendall(framed)
+        assert b"\xac\x12\x00\x02" in first.recv(512)
+        before = sleeps(pid)
+        # It sleeps after the answer, after others, and when it has tried again in vain.
+        wait_until(lambda: sleeps(pid) > before + 2, "the server to sleep")
+        first.close()
+        second.sendall(framed)
+        assert b"\xac\x12\x00\x02" in second.recv(512)
