@@ -1,7 +1,9 @@
 /* Our own connection to QEMU's monitor: what QEMU is told there, and what its events mean.
  *
  * A write for which the host has no room stops the machine instead of failing in it (QEMU's
- * werror=enospc). Nobody else may be there to see it, so it is tried again until there is. */
+ * werror=enospc). Nobody else may be there to see it, so it is tried again until there is. What
+ * stands still for another reason, by its user's will or while it is saved, is left alone: the
+ * writes under way at that moment may find no room too. */
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -12,6 +14,7 @@
 enum { RETRY_MS = 1000, QUIET_MS = 10000 };
 
 static const char hello[] = "{\"execute\":\"qmp_capabilities\"}\n";
+static const char how_is_it[] = "{\"execute\":\"query-status\"}\n";
 static const char go_on[] = "{\"execute\":\"cont\"}\n";
 
 /* Whole or not at all: QEMU's monitor would be lost after half a command. A buffer without
@@ -62,11 +65,20 @@ static void no_room(struct control *c)
 	c->retry_ns = now + RETRY_MS * 1000000ull;
 }
 
+static void answered(struct control *c, const char *line)
+{
+	c->asked = false;
+	if (says(line, "\"status\": \"io-error\""))
+		control_tell(go_on, sizeof(go_on) - 1, -1);
+}
+
 static void heed(struct vmm *v, const char *line)
 {
 	if (says(line, "\"event\": \"BLOCK_IO_ERROR\"") && says(line, "\"nospace\": true") &&
 	    says(line, "\"action\": \"stop\""))
 		no_room(&v->control);
+	else if (v->control.asked && says(line, "{\"return\": {") && says(line, "\"status\": \""))
+		answered(&v->control, line);
 	else if (says(line, "\"event\": \"SHUTDOWN\"") && says(line, "\"host-qmp-quit\""))
 		v->control.quit = true; /* only whoever has saved the machine ends QEMU so */
 }
@@ -115,5 +127,6 @@ void control_turn(struct vmm *v)
 	if (!c->retry_ns || mono_ns() < c->retry_ns)
 		return;
 	c->retry_ns = 0;
-	control_tell(go_on, sizeof(go_on) - 1, -1);
+	c->asked = true;
+	control_tell(how_is_it, sizeof(how_is_it) - 1, -1);
 }

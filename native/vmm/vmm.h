@@ -118,7 +118,8 @@ struct control {
 	bool open;
 	bool quit;         /* QEMU was told to end by whoever saved the machine */
 	uint64_t last_ns;  /* when there was no room; 0: never */
-	uint64_t retry_ns; /* when the machine is told to go on; 0: it does */
+	uint64_t retry_ns; /* when the machine is to be told to go on; 0: it does */
+	bool asked;        /* whether it still stands still for want of room */
 	size_t len;
 	char line[1024];   /* of an event: what matters is at its head */
 };

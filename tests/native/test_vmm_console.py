@@ -138,6 +138,7 @@ def test_a_qemu_that_fails_before_go_is_told(
 
 
 _EVENT = '{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "%s", "data": {%s}}\r\n'
+_STATUS = '{"return": {"status": "%s", "singlestep": false, "running": false}}\r\n'
 _NO_ROOM = '"device": "", "nospace": true, "reason": "x", "action": "stop"'
 
 
@@ -155,10 +156,27 @@ def test_a_machine_without_room_on_the_host_is_told_to_go_on(
         words = _EVENT % ("BLOCK_IO_ERROR", other) + _EVENT % ("STOP", "")
         words += _EVENT % ("BLOCK_IO_ERROR", "x" * 5000) + _EVENT % ("BLOCK_IO_ERROR", _NO_ROOM)
         qmp[0].sendall(words.encode())
-        assert _commands(qmp[0], 1) == ["cont"]
         # As it fails again it is told again, and the log has it once.
-        qmp[0].sendall((_EVENT % ("BLOCK_IO_ERROR", _NO_ROOM)).encode())
-        assert _commands(qmp[0], 1) == ["cont"]
+        for again in (True, True, False):
+            assert _commands(qmp[0], 1) == ["query-status"]
+            qmp[0].sendall((_STATUS % "io-error").encode())
+            assert _commands(qmp[0], 1) == ["cont"]
+            qmp[0].sendall((_EVENT % ("BLOCK_IO_ERROR", _NO_ROOM)).encode() * again)
+
+
+def test_what_stands_still_for_another_reason_is_left_alone(
+    machines: Machines, qmp: tuple[socket.socket, socket.socket], no_screen: int
+) -> None:
+    with machines.run(connection=qmp[1], screen=no_screen, console=True) as machine:
+        machine.link.wait_started(WAIT_S)
+        assert _commands(qmp[0], 1) == ["qmp_capabilities"]
+        for status in (
+            "paused",
+            "finish-migrate",
+        ):  # had it said more than its question, that would come first
+            qmp[0].sendall((_EVENT % ("BLOCK_IO_ERROR", _NO_ROOM)).encode())
+            assert _commands(qmp[0], 1) == ["query-status"]
+            qmp[0].sendall((_STATUS % status).encode())
 
 
 def test_a_machine_that_was_ended_through_its_monitor_was_saved(

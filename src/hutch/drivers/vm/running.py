@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RunningMachines"]
 
+_PAUSE_TRIES = 3
+
 
 class RunningMachines:
     """The part of the driver that finds a machine running and leaves it so."""
@@ -167,12 +169,18 @@ class RunningMachines:
         from hutch.qmp.machine import query_status, stop
 
         with self._monitor(identifier) as monitor:
-            if query_status(monitor) == "io-error":
+            # A machine that stands still already does not heed `stop`. Its monitor process may
+            # let it go on between the two, so a machine that runs after all is told again.
+            for _ in range(_PAUSE_TRIES):
+                stop(monitor)
+                status = query_status(monitor)
+                if status != "running":
+                    break
+            if status in ("running", "io-error"):
                 raise WrongState(
                     "the machine stands still: the host has no room for what it writes",
                     hint="make room, and it goes on by itself",
                 )
-            stop(monitor)
 
     def unpause(self, identifier: str) -> None:
         """Let them run, and what was frozen in the guest; its clock is set, which stood still."""
