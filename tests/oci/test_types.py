@@ -225,6 +225,20 @@ def test_a_hostile_configuration_is_refused_by_its_place(config: ProcessConfig, 
     assert said in str(failure.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "most"), [("Cmd", 1 << 18), ("Entrypoint", 1 << 18), ("Env", 8192), ("Shell", 8192)]
+)
+def test_a_list_of_a_configuration_is_limited_by_its_name(name: str, most: int) -> None:
+    def decode(count: int) -> None:
+        rootfs = {"type": "layers", "diff_ids": []}
+        decode_config(encoded({"config": {name: ["a"] * count}, "rootfs": rootfs}))
+
+    decode(most)
+    with pytest.raises(InvalidArgument) as failure:
+        decode(most + 1)
+    assert f"more than {most} entries - at `$.config.{name}`" in str(failure.value)
+
+
 def test_volumes_and_ports_have_one_form() -> None:
     config = ProcessConfig(
         volumes={"/b/../c//": {}, "rel/ative": {}},

@@ -42,6 +42,8 @@ MAX_LAYERS = 512
 MAX_INDEX_ENTRIES = 2048
 MAX_HISTORY = 4096
 MAX_LIST = 8192
+# More than execve(2) takes: of its 2 MiB each word has a pointer and a zero byte.
+MAX_WORDS = 1 << 18
 MAX_BLOB_BYTES = 1 << 40
 
 
@@ -249,11 +251,17 @@ def decode_config(data: bytes, *, what: str = "image config") -> ImageConfig:
     if len(config.history or ()) > MAX_HISTORY:
         raise _bad(what, "$.history", f"more than {MAX_HISTORY} steps")
     if config.config is not None:
-        for name in ("env", "entrypoint", "cmd", "labels", "volumes", "exposed_ports", "on_build"):
-            value = getattr(config.config, name)
-            if isinstance(value, (list, dict)) and len(value) > MAX_LIST:
-                raise _bad(what, f"$.config.{name}", f"more than {MAX_LIST} entries")
+        _check_lengths(config.config, what)
     return config
+
+
+def _check_lengths(config: ProcessConfig, what: str) -> None:
+    names = zip(config.__struct_fields__, config.__struct_encode_fields__, strict=True)
+    for name, spelt in names:
+        value = getattr(config, name)
+        most = MAX_WORDS if name in ("entrypoint", "cmd") else MAX_LIST
+        if isinstance(value, (list, dict)) and len(value) > most:
+            raise _bad(what, f"$.config.{spelt}", f"more than {most} entries")
 
 
 def manifest_kind(data: bytes, media_type: str, *, what: str = "manifest") -> str:
