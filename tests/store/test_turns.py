@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hutch.errors import Unavailable
+from hutch.errors import InternalError, Unavailable
 from hutch.store import Store, database
 
 
@@ -55,4 +55,17 @@ def test_who_waits_for_a_turn_that_never_comes_is_told(
         thread.join()
     with store.write() as tx:  # and the turn has been given back
         tx.put("t", "k", Count(1))
+    store.close()
+
+
+def test_a_write_inside_a_read_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "s.db")
+    with store.read() as outer:
+        with pytest.raises(InternalError, match="inside a read"), store.write() as tx:
+            tx.put("t", "k", Count(1))
+        assert outer.get("t", "k", Count) is None  # it goes on
+    with store.write() as outer, store.read(), store.write() as tx:
+        tx.put("t", "k", Count(2))
+    with store.read() as tx:
+        assert tx.get("t", "k", Count) == Count(2)
     store.close()

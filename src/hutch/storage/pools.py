@@ -401,8 +401,10 @@ class Pools:
                 _quietly(self._sweep, name)
 
     def _sweep(self, name: str) -> None:
-        with self._locked(name, timeout_s=0.0), self._records.read() as transaction:
-            if transaction.get(POOLS, name, PoolRecord) is None:
+        with self._locked(name, timeout_s=0.0):
+            with self._records.read() as transaction:
+                is_known = transaction.get(POOLS, name, PoolRecord) is not None
+            if not is_known:
                 self._erase(f"{self._pools}/{name}", keep=False)
 
     @contextmanager

@@ -17,7 +17,14 @@ from typing import TypeVar
 import msgspec
 
 from hutch.decoding import decode_json, encode_json, prepare
-from hutch.errors import AlreadyExists, Exhausted, HutchError, Unavailable, Unsupported
+from hutch.errors import (
+    AlreadyExists,
+    Exhausted,
+    HutchError,
+    InternalError,
+    Unavailable,
+    Unsupported,
+)
 from hutch.store.reserve import Reserve
 
 __all__ = ["EventRow", "Store", "StoreTransaction"]
@@ -221,7 +228,7 @@ class Store:
             return
         with self._connection() as connection:
             connection.execute("BEGIN")
-            self._current.connection = connection
+            self._current.connection, self._current.writes = connection, False
             try:
                 yield StoreTransaction(connection)
             finally:
@@ -231,15 +238,20 @@ class Store:
 
     @contextlib.contextmanager
     def write(self, *, durable: bool = False) -> Iterator[StoreTransaction]:
-        """Open a write transaction; nested in another of the same thread it joins it."""
+        """Open a write transaction; nested in another of the same thread it joins it.
+
+        Raise `InternalError` inside a read transaction: that one is rolled back at its end.
+        """
         outer: sqlite3.Connection | None = getattr(self._current, "connection", None)
         if outer is not None:
+            if not self._current.writes:
+                raise InternalError(f"{self._path}: a write inside a read transaction")
             yield StoreTransaction(outer, self._reserve)
             return
         with self._in_turn(), self._connection() as connection:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._with_room(lambda: connection.execute("BEGIN IMMEDIATE"))
-            self._current.connection = connection
+            self._current.connection, self._current.writes = connection, True
             try:
                 yield StoreTransaction(connection, self._reserve)
                 self._commit(connection)
