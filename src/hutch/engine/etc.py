@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,11 +13,12 @@ from hutch.engine.lookup import load
 from hutch.engine.records import InstanceRecord
 from hutch.errors import HutchError
 from hutch.lifecycle import State
+from hutch.linux.files import FALLOC_FL_KEEP_SIZE, fallocate
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint
 
-__all__ = ["instance_files", "rewrite_files", "rewrite_linked", "write_files"]
+__all__ = ["instance_files", "rewrite_files", "rewrite_linked", "write_files", "write_in_place"]
 
 _LIVE = (State.RUNNING, State.PAUSED)
 
@@ -73,13 +75,37 @@ def write_files(
     directory = context.directory(record.id)
     contents = instance_files(context, record, endpoints)
     for name, content in contents.items():
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(f"{directory}/{name}", flags, 0o644)
-        try:
-            os.write(fd, content)
-        finally:
-            os.close(fd)
+        write_in_place(f"{directory}/{name}", content)
     return list(contents)
+
+
+def write_in_place(path: str, content: bytes) -> None:
+    """Give a file a content without making it another file; nobody reads it empty meanwhile.
+
+    Raise `OSError` where there is no room for it: then the file has what it had.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        before = os.pread(fd, len(content) + 1, 0)
+        if before == content:
+            return
+        if before and content:
+            _find_room(fd, len(content))
+        done = 0
+        while done < len(content):
+            done += os.pwrite(fd, content[done:], done)
+        os.ftruncate(fd, len(content))
+    finally:
+        os.close(fd)
+
+
+def _find_room(fd: int, size: int) -> None:
+    """Have room for so much of an open file, where its file system can promise that."""
+    try:
+        fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, size)
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
 
 
 def rewrite_files(context: Context, record: InstanceRecord) -> None:
