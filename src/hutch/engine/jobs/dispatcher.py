@@ -26,6 +26,7 @@ from hutch.engine.jobs.attempt import (
     remove_instances,
 )
 from hutch.engine.jobs.book import Book, Entry, unmet
+from hutch.engine.jobs.clock import Clock
 from hutch.engine.jobs.policies import QueuePolicy, sched_job
 from hutch.engine.jobs.records import JobRequest, JobState, RequestKind
 from hutch.engine.jobs.recovery import is_frozen, recover, remove_leftovers
@@ -56,9 +57,16 @@ class Dispatcher:
     default what this process may use."""
 
     def __init__(
-        self, context: Context, *, cores: float | None = None, memory: int | None = None
+        self,
+        context: Context,
+        *,
+        cores: float | None = None,
+        memory: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._context = context
+        self._clock = clock or Clock()
+        self._now = self._clock.now
         self._book = Book(context)
         self._room = Room(context, cores=cores, memory=memory)
         self._queues = QueuePolicy(context, self._room.now)
@@ -68,7 +76,6 @@ class Dispatcher:
         self._ended_instances: list[str] = []  # to be removed when that is on disk
         self._try_at = 0.0
         self._freed = True
-        self._latest = 0.0
         self._stop = threading.Event()
         self._wakeup: Wakeup | None = None
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="hutch-jobs")
@@ -77,7 +84,7 @@ class Dispatcher:
             Parts(context, self._book, self._queues, self._room, self._relief, self._timers),
             hear=self._hear,
             refuse=self._refuse,
-            now=self._now,
+            clock=self._clock,
         )
 
     def stop(self) -> None:
@@ -122,6 +129,8 @@ class Dispatcher:
         last_work = time.monotonic()
         poked = True
         while not self._stop.is_set() and not (background and wakeup.asked_to_leave):
+            if moved_ns := self._clock.moved():
+                self._go_by(moved_ns)
             if poked:
                 self._look()
             self._take_reports()
@@ -146,11 +155,6 @@ class Dispatcher:
             return 0.0
         until = min(_POLL_S, min(self._queues.wake, self._timers.next) - self._now())
         return until if idle_s is None else min(until, max(idle_s, 0.01))
-
-    def _now(self) -> float:
-        """Return seconds since the epoch, never going back."""
-        self._latest = max(self._latest, time.time())
-        return self._latest
 
     # ---- taking in ------------------------------------------------------------------------
 
@@ -187,7 +191,7 @@ class Dispatcher:
     def _take_up(self, entry: Entry) -> None:
         """Go on with a job whose instance there is. Whether that is frozen is the truth, and
         not what was last written: the dispatcher before may have been killed in between."""
-        now_ns = time.time_ns()
+        now_ns = self._clock.now_ns()
         frozen = is_frozen(self._context, entry.record)
         if frozen and entry.record.state != JobState.PREEMPTED:
             self._book.slice(entry, now_ns, "paused")
@@ -284,6 +288,24 @@ class Dispatcher:
                 entry.job, self._now(), paused=entry.record.state == JobState.PREEMPTED
             )
 
+    def _go_by(self, moved_ns: int) -> None:
+        """Go by a clock that somebody has set, or that a sleep of the host has left behind: what
+        was measured by it moves along, so that nobody has run or waited for longer."""
+        for entry in self._book.entries.values():
+            record, job = entry.record, entry.job
+            changes = {
+                name: value + moved_ns
+                for name in ("mark", "eligible_ns")
+                if (value := getattr(record, name))
+            }
+            if changes:
+                self._book.change(entry, **changes)
+            if job is not None:
+                job.since += moved_ns / 1e9
+                job.began += moved_ns / 1e9 if job.began >= 0 else 0
+        self._timers.shift(moved_ns / 1e9)
+        self._rebuild()
+
     def _admit(self, entry: Entry) -> None:
         """Give a job to its policy, unless something keeps it back."""
         record = entry.record
@@ -293,7 +315,7 @@ class Dispatcher:
             return
         foretold = self._queues.predict(record)
         if not record.eligible_ns or foretold != record.predicted_s:
-            eligible_ns = record.eligible_ns or time.time_ns()
+            eligible_ns = record.eligible_ns or self._clock.now_ns()
             self._book.change(entry, eligible_ns=eligible_ns, predicted_s=foretold)
         job = sched_job(entry.record)
         try:
@@ -521,7 +543,7 @@ class Dispatcher:
         """Book the end of a job, and look at those that wait for it."""
         number = entry.record.id
         # A start is noted when it is heard of: by then a quick program has ended.
-        finished_ns = max(finished_ns or time.time_ns(), entry.record.started_ns)
+        finished_ns = max(finished_ns or self._clock.now_ns(), entry.record.started_ns)
         if state == JobState.COMPLETED:
             self._queues.learn(entry.record)
         self._book.change(

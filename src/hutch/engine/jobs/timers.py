@@ -37,6 +37,10 @@ class Timers:
             if bound_s and record.mark:
                 self.set((record.mark - record.ran_ns) / 1e9 + bound_s, entry)
 
+    def shift(self, by_s: float) -> None:
+        """Go by a clock that was set by so much."""
+        self._heap = [(at + by_s, number, attempt) for at, number, attempt in self._heap]
+
     def due(self, now: float) -> list[tuple[int, int]]:
         """Return the jobs and attempts whose time has come; what is set meanwhile comes next."""
         found = []

@@ -4,13 +4,13 @@ the memory that it needs."""
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from hutch.engine.context import Context
 from hutch.engine.jobs.attempt import Attempt, Hear
 from hutch.engine.jobs.book import Book, Entry
+from hutch.engine.jobs.clock import Clock
 from hutch.engine.jobs.policies import QueuePolicy
 from hutch.engine.jobs.records import JobState
 from hutch.engine.jobs.relief import Relief, frozen_usage
@@ -48,10 +48,10 @@ class Turns:
         *,
         hear: Hear,
         refuse: Callable[[Entry, Decision], None],
-        now: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._context, self._book, self._queues, self._room, self._relief, self._timers = parts
-        self._hear, self._refuse, self._now = hear, refuse, now
+        self._hear, self._refuse, self._clock = hear, refuse, clock
         self._threads = Threads("hutch-job")
         self._pausing: set[int] = set()  # to be paused as soon as they have started
         self._deferred: list[Entry] = []  # to be started when those have been paused
@@ -163,14 +163,14 @@ class Turns:
         except HutchError as exc:  # it runs beside those that have its cores now
             print(f"hutch: job {entry.record.id} is not paused: {exc}", file=sys.stderr)
             return
-        self._book.slice(entry, time.time_ns(), "paused")
+        self._book.slice(entry, self._clock.now_ns(), "paused")
         self._book.change(entry, state=JobState.PREEMPTED, preemptions=entry.record.preemptions + 1)
         usage = frozen_usage(self._context, attempt.instance) if entry.record.memory else 0
         self._relief.paused(entry, usage)
         self._room.give_way(attempt.instance, entry.record, usage)
         after_s = self._queues.suspends_after(entry.record.queue)
         if after_s and entry.record.isolation == "vm":
-            self._timers.set(time.time_ns() / 1e9 + after_s, entry)
+            self._timers.set(self._clock.now() + after_s, entry)
 
     def _resume(self, entry: Entry, chosen: list[Entry]) -> bool:
         """Let a job go on, if there is room for it again; tell whether there was."""
@@ -196,13 +196,13 @@ class Turns:
             return False
         if goes_on:
             self._relief.gone(entry.record.id)
-            self._book.change(entry, state=JobState.RUNNING, mark=time.time_ns())
+            self._book.change(entry, state=JobState.RUNNING, mark=self._clock.now_ns())
             if entry.job is not None:
-                entry.job.since = self._now()
+                entry.job.since = self._clock.now()
             self._timers.bound(entry)
         return True
 
     def _stay(self, entry: Entry) -> None:
         """Tell the policy that a job is paused as before; it may decide so again."""
         if entry.job is not None:
-            self._queues.put_back(entry.job, self._now())
+            self._queues.put_back(entry.job, self._clock.now())
