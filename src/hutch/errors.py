@@ -65,7 +65,14 @@ class Busy(HutchError):
 
 
 class Exhausted(HutchError):
-    """A resource ran out (disk, memory, addresses, descriptors, a stated limit)."""
+    """A resource ran out (disk, memory, addresses, descriptors, a stated limit).
+
+    Of a program that wrote more than its `limit`, `stdout` and `stderr` are what it had
+    written, at most that much of each.
+    """
+
+    stdout: bytes = b""
+    stderr: bytes = b""
 
 
 class Unavailable(HutchError):
@@ -81,7 +88,14 @@ class IntegrityError(HutchError):
 
 
 class OperationTimeout(HutchError):
-    """The operation did not end in the time allowed."""
+    """The operation did not end in the time allowed.
+
+    Of a program that was given up (`run`, `exec`), `stdout` and `stderr` are what it had
+    written by then.
+    """
+
+    stdout: bytes = b""
+    stderr: bytes = b""
 
 
 class OutcomeUnknown(HutchError):

@@ -131,11 +131,26 @@ def test_a_run_that_takes_too_long_or_writes_too_much_is_ended(play: Any) -> Non
         with pytest.raises(OperationTimeout):
             await engine.run("busybox", ["sleep", "1000"], name=name, timeout=0.2, network="none")
         assert not await exists(engine, name)
-        with pytest.raises(Exhausted):
+        with pytest.raises(Exhausted) as caught:
             await engine.run("busybox", ["yes"], name=name, limit=100_000, network="none")
+        assert caught.value.stdout == b"y\n" * 50_000
         assert not await exists(engine, name)
 
     play(test)
+
+
+def test_a_program_that_takes_too_long_has_not_written_in_vain(play: Any) -> None:
+    async def test(engine: aio.Engine) -> tuple[bytes, bytes]:
+        async with await engine.start("busybox", ["sleep", "1000"], network="none") as box:
+            session = await box.exec_stream(["sh", "-c", "echo early; exec sleep 1000"])
+            async with asyncio.timeout(60):
+                while not session._pieces:
+                    await session._change()
+            with pytest.raises(OperationTimeout) as caught:
+                await session.collect(input=None, timeout=0.1, limit=100)
+            return caught.value.stdout, caught.value.stderr
+
+    assert play(test) == (b"early\n", b"")
 
 
 def test_errors_are_those_of_the_engine(play: Any) -> None:

@@ -138,16 +138,22 @@ class Session:
                     if isinstance(piece, Output):
                         index = 1 if piece.stream == 2 else 0
                         total[index] += len(piece.data)
+                        streams[index].append(piece.data)
                         if total[index] > limit:
                             raise Exhausted(
                                 f"the program wrote more than {limit} bytes",
                                 hint="raise limit=, or read the output as a stream",
                             )
-                        streams[index].append(piece.data)
                 code = await self.wait()
         except TimeoutError:
             await self._end()
-            raise OperationTimeout(f"the program did not end within {timeout:g} s") from None
+            late = OperationTimeout(f"the program did not end within {timeout:g} s")
+            late.stdout, late.stderr = (b"".join(stream) for stream in streams)
+            raise late from None
+        except Exhausted as exc:
+            exc.stdout, exc.stderr = (b"".join(stream)[:limit] for stream in streams)
+            await self._end()
+            raise
         except BaseException:
             await self._end()
             raise

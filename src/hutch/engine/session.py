@@ -167,9 +167,11 @@ def collect(
     """
     try:
         status, out, err = link.collect(input, timeout_s, limit)
-    except OperationTimeout:
+    except OperationTimeout as exc:
         _kill(link)
-        raise OperationTimeout(f"the program did not end within {timeout_s:g} s") from None
+        late = OperationTimeout(f"the program did not end within {timeout_s:g} s")
+        late.stdout, late.stderr = exc.stdout, exc.stderr
+        raise late from None
     except BaseException:
         _kill(link)
         raise

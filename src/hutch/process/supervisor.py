@@ -506,10 +506,23 @@ class Supervisor:
         """Feed `input`, gather both streams, wait for the end.
 
         Raise `Exhausted` as soon as a stream has more than `limit_bytes`. After that, and
-        after `OperationTimeout`, the process still runs.
+        after `OperationTimeout`, the process still runs; both have what was gathered.
         """
-        deadline = _deadline(timeout_s)
         streams: tuple[list[bytes], list[bytes]] = ([], [])
+        try:
+            status = self._collect(input, _deadline(timeout_s), limit_bytes, streams)
+        except (OperationTimeout, Exhausted) as exc:
+            exc.stdout, exc.stderr = (b"".join(stream)[:limit_bytes] for stream in streams)
+            raise
+        return status, b"".join(streams[0]), b"".join(streams[1])
+
+    def _collect(
+        self,
+        input: bytes | None,
+        deadline: float | None,
+        limit_bytes: int,
+        streams: tuple[list[bytes], list[bytes]],
+    ) -> ExitStatus:
         room = [limit_bytes, limit_bytes]
         left = memoryview(input or b"")
         late = False
@@ -525,13 +538,13 @@ class Supervisor:
                         hint="raise limit=, or read the output as a stream",
                     )
                 if self._exit is not None:
-                    return self._exit, b"".join(streams[0]), b"".join(streams[1])
+                    return self._exit
                 if self._failure is not None:
                     raise self._failure
                 if self._eof:
                     raise OutcomeUnknown("the supervisor ended before the exit")
                 if late or not self._receive(deadline):
-                    raise OperationTimeout(f"the process has not ended after {timeout_s} s")
+                    raise OperationTimeout("the process has not ended in the time allowed")
                 late = _is_past(deadline)
 
     def _gather(self, streams: tuple[list[bytes], list[bytes]], room: list[int]) -> None:

@@ -86,8 +86,9 @@ def test_a_program_that_takes_too_long_is_killed(box: Instance, inside: Sh) -> N
 
 
 def test_a_program_that_writes_without_end_is_ended(box: Instance, inside: Sh) -> None:
-    with pytest.raises(Exhausted, match="more than 1000 bytes"):
+    with pytest.raises(Exhausted, match="more than 1000 bytes") as caught:
         box.exec(["yes"], limit=1000)
+    assert caught.value.stdout == b"y\n" * 500
     until(lambda: inside("ps -o args | grep -cx '[y]es'") == "0", "still running")
 
 
