@@ -337,3 +337,25 @@ def test_a_completion_script_is_good_syntax(cli: Any, shell: str, tmp_path: Path
     script.write_text(cli.out("completion", shell))
     done = subprocess.run([shell, "-n", str(script)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_a_program_is_called_does_not_act_on_the_terminal(
+    cli: Any, name: str, terminal: Any
+) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\r\u202e"
+    script = f": '{evil}'; touch \"/tmp/$1\"; echo made; exec sleep 1000"
+    cli.out(
+        *("run", "-d", "--network", "none", "--name", name, "busybox"),
+        *("sh", "-c", script, "sh", evil),
+    )
+    wait_until(lambda: cli.out("logs", name) == "made\n")
+    shown = cli.out("ps", "--no-trunc", "--filter", f"name={name}")
+    assert r"\x1b]0;owned\x07\x1b[2J\r\u202e" in shown
+    assert len(shown.splitlines()) == 2
+    assert f"A /tmp/{evil}\n" in cli.out("diff", name)
+    screen = terminal("diff", name)
+    assert screen.wait() == 0
+    assert rb"A /tmp/\x1b]0;owned\x07\x1b[2J\r\u202e" in screen.seen
+    failed = cli("exec", name, evil)
+    assert failed.returncode == 127
+    assert b"\x1b" not in failed.stderr

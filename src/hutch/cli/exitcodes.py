@@ -64,16 +64,23 @@ def report(exc: BaseException, *, run_like: bool = False, as_json: bool = False)
             about = {"Message": message, "Hint": hint, "ExitCode": code, **_details(exc)}
             print(to_json({"Error": about}, indent=False), file=sys.stderr)
             return code
-        print(f"hutch: {message}", file=sys.stderr)
+        print(_shown(f"hutch: {message}"), file=sys.stderr)
         if hint:
-            print(f"hint: {hint}", file=sys.stderr)
+            print(_shown(f"hint: {hint}"), file=sys.stderr)
         if excerpt := getattr(exc, "excerpt", ""):
-            print(excerpt.rstrip("\n"), file=sys.stderr)
+            print(_shown(excerpt.rstrip("\n")), file=sys.stderr)
         for note in getattr(exc, "__notes__", ()):
-            print(f"note: {note}", file=sys.stderr)
+            print(_shown(f"note: {note}"), file=sys.stderr)
     except OSError:
         pass
     return code
+
+
+def _shown(text: str) -> str:
+    """Return lines without what would act on a terminal: a program may have written them."""
+    from hutch.cli.output import visible
+
+    return "\n".join(visible(line.expandtabs()) for line in text.split("\n"))
 
 
 def _details(exc: BaseException) -> dict[str, object]:

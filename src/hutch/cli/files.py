@@ -7,7 +7,7 @@ import sys
 from hutch.cli.command import Command
 from hutch.cli.keys import KEY_VALUE, key_source
 from hutch.cli.options import UsageError
-from hutch.cli.output import is_tty, print_json, show_result, write_bytes
+from hutch.cli.output import is_tty, print_json, show_result, visible, write_bytes
 from hutch.cli.session import Invocation
 from hutch.storage.output import open_output
 
@@ -65,8 +65,9 @@ def _diff(invocation: Invocation) -> int:
     if invocation.json:
         print_json(changes)
         return 0
+    for_people = is_tty(1)
     for change in changes:
-        print(f"{change.kind} {change.path}")
+        print(f"{change.kind} {visible(change.path) if for_people else change.path}")
     return 0
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "stamp",
     "table_lines",
     "to_json",
+    "visible",
 ]
 
 # (title, key of the row)
@@ -118,12 +119,29 @@ class _Header(dict[str, Any]):
 
 def table_lines(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Return aligned lines, three spaces between columns."""
-    cells = [[str(cell) for cell in row] for row in (titles, *rows)]
+    cells = [[visible(str(cell)) for cell in row] for row in (titles, *rows)]
     widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(titles))]
     return [
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
         for row in cells
     ]
+
+
+def visible(text: str) -> str:
+    """Return text with its control characters written out, for people's eyes.
+
+    Names of files, commands and arguments are an image's or a program's: on a terminal they
+    would move the cursor, set its title, or hide what else is there.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _written_out(c) for c in text)
+
+
+def _written_out(char: str) -> str:
+    if 0xDC80 <= ord(char) <= 0xDCFF:  # a byte that is no UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def ago(time_ns: int, now: Callable[[], int] | None = None) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hutch.cli.command import FORMAT, Command
 from hutch.cli.options import UsageError
-from hutch.cli.output import print_json, show_rows, stamp, table_lines, to_json
+from hutch.cli.output import print_json, show_rows, stamp, table_lines, to_json, visible
 from hutch.cli.prompt import confirm
 from hutch.cli.session import Invocation
 from hutch.units import format_bytes
@@ -248,7 +248,7 @@ def _event_line(event: Event, template: str | None, *, as_json: bool) -> str:
 
         return Template(template).render(shape)
     details = ", ".join(f"{k}={v}" for k, v in sorted(event.attributes.items()))
-    extra = f" ({details})" if details else ""
+    extra = visible(f" ({details})") if details else ""
     return f"{stamp(event.time_ns)} {event.kind} {event.action} {event.subject}{extra}"
 
 
