@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.fuzzing import LONGER
 from tests.leaks import global_snapshot, wait_until_clean
 from tests.requires import MUST_HOLD, missing
 
@@ -32,8 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
     # and a terminal that goes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    # How long it takes to think of an input says how busy the machine is.
-    settings.register_profile("hutch", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+    # How long it takes to think of an input says how busy the machine is; and the suite finds
+    # what it found the day before, but for a longer run (tests/fuzzing.py).
+    settings.register_profile(
+        "hutch",
+        suppress_health_check=[HealthCheck.too_slow],
+        deadline=None,
+        derandomize=LONGER == 1,
+    )
     settings.load_profile("hutch")
     for line in (
         "requires(*needs): what the test needs of the host, from tests.requires",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["global_snapshot", "local_leaks", "wait_until_clean"]
+__all__ = ["global_snapshot", "local_leaks", "open_files", "wait_until_clean"]
 
 
 # The launcher, which an engine of a wider fixture opens when a test first starts something.
@@ -64,16 +64,25 @@ def local_leaks(directory: Path) -> set[str]:
     return found
 
 
-def _descriptors() -> set[str]:
-    found = set()
+def _open() -> Iterator[tuple[str, str]]:
     for entry in os.listdir("/proc/self/fd"):
         try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
+            yield entry, os.readlink(f"/proc/self/fd/{entry}")
         except OSError:
             continue  # the descriptor of the listing itself
-        if not target.startswith(_OF_AN_ENGINE):
-            found.add(f"descriptor {entry} -> {target}")
-    return found
+
+
+def open_files() -> list[str]:
+    """Return what this process has open, of each descriptor.
+
+    Look for what the test itself would leave: what earlier ones left to the collector of
+    garbage may be closed at any time.
+    """
+    return [target for _, target in _open()]
+
+
+def _descriptors() -> set[str]:
+    return {f"descriptor {n} -> {to}" for n, to in _open() if not to.startswith(_OF_AN_ENGINE)}
 
 
 def _cgroups() -> set[str]:
@@ -116,7 +125,7 @@ def global_snapshot() -> set[str]:
 
 
 def wait_until_clean(
-    directory: Path, before: set[str] | None, *, timeout_s: float = 10.0
+    directory: Path, before: set[str] | None, *, timeout_s: float = 60.0
 ) -> set[str]:
     """Wait until nothing of the test is left; return what still is at the deadline."""
     deadline = time.monotonic() + timeout_s

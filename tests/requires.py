@@ -22,7 +22,7 @@ __all__ = ["MUST_HOLD", "NEEDS", "criu_program", "live_qemu", "missing", "requir
 Probe = Callable[[], str | None]
 
 
-def _run(*argv: str, timeout_s: float = 20.0) -> str | None:
+def _run(*argv: str, timeout_s: float = 60.0) -> str | None:
     """Run a command; return None where it worked, else a short reason."""
     try:
         done = subprocess.run(

@@ -22,7 +22,7 @@ import pytest
 from hutch.engine import Engine
 from hutch.testing import ensure_image
 
-_DEADLINE_S = 30.0
+_DEADLINE_S = 60.0
 
 
 class Cli:

@@ -261,7 +261,7 @@ def test_a_load_that_is_ended_leaves_nothing(number: signal.Signals, empty: Cli)
     process.stdin.flush()
     _until(lambda: any("/blobs/" in name for name in left(empty.root)))
     process.send_signal(number)
-    assert process.wait(30) == CODES[number]
+    assert process.wait(60) == CODES[number]
     process.communicate()
     assert left(empty.root) == []
 

@@ -618,7 +618,7 @@ def test_a_command_ends_with_the_process_that_builds(
             if line.split()[-1:] == [unique.encode()] and b"RUN" not in line:
                 break
         process.send_signal(signal.SIGKILL)
-        process.wait(30)
+        process.wait(60)
     finally:
         process.kill()
         if process.stderr is not None:

@@ -33,7 +33,7 @@ def mounts(engine: Engine) -> list[str]:
 
 def loops(engine: Engine) -> list[str]:
     """The loop devices that stay: one goes when the last mount namespace has let go of it."""
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 60.0
     while True:
         found = []
         for path in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -62,7 +62,7 @@ def test_what_was_written_is_there_after_a_reboot(engine: Engine) -> None:
     options: dict[str, object] = {"network": "none", "storage_opts": "size=64M"}
     box = engine.create("busybox", ["sh", "-c", "cat /f || echo new > /f"], **options)  # type: ignore[arg-type]
     box.start()
-    assert box.wait(timeout=30) == 0
+    assert box.wait(timeout=60) == 0
     # As if the host had been started anew.
     (point,) = mounts(engine)
     umount2(point, MNT_DETACH)
@@ -70,7 +70,7 @@ def test_what_was_written_is_there_after_a_reboot(engine: Engine) -> None:
     assert "/f" in [change.path for change in box.diff()]
     umount2(point, MNT_DETACH)
     box.start()
-    assert box.wait(timeout=30) == 0
+    assert box.wait(timeout=60) == 0
     assert [record.data for record in box.logs()][-1:] == [b"new\n"]
     assert 0 < box.disk_size().writable < 16 * MIB
     box.remove()

@@ -15,7 +15,7 @@ from tests.requires import requires
 
 pytestmark = requires("root", "cgroup", "overlayfs", "seccomp", "busybox")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

@@ -242,7 +242,7 @@ def running_registry(directory: Path, *, auth: str = "", tls: str = "") -> Itera
             yield f"127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 def _free_port() -> int:
@@ -253,7 +253,7 @@ def _free_port() -> int:
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         assert process.poll() is None, log.read_text()
         try:

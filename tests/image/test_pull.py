@@ -325,7 +325,7 @@ def test_the_callers_stop_ends_a_pull_and_leaves_a_part(
 
     def pause() -> None:
         stop.set()
-        release.wait(20)
+        release.wait(60)
 
     def rule(asked: Asked) -> Fault | None:
         if not wanted(asked):
@@ -416,7 +416,7 @@ def test_an_interrupt_ends_a_pull_at_once_and_leaves_a_part(
 
     def pause() -> None:
         reached.set()
-        release.wait(30)
+        release.wait(60)
 
     def rule(asked: Asked) -> Fault | None:
         if not wanted(asked):
@@ -425,7 +425,7 @@ def test_an_interrupt_ends_a_pull_at_once_and_leaves_a_part(
 
     proxy.rule = rule
     with start_puller(root, f"{proxy.host}/interrupted:v1") as process:
-        assert reached.wait(20)
+        assert reached.wait(60)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert not release.is_set()
@@ -447,11 +447,11 @@ def test_a_killed_pull_leaves_nothing_that_hinders_the_next(
 
     def pause() -> None:
         reached.set()
-        release.wait(20)
+        release.wait(60)
 
     proxy.rule = lambda asked: Fault(before=pause) if wanted(asked) else None
     with start_puller(root, f"{proxy.host}/killed:v1") as process:
-        assert reached.wait(20)
+        assert reached.wait(60)
         process.kill()
     release.set()
     proxy.rule = lambda asked: None

@@ -289,7 +289,7 @@ class TestOnTheKernel:
             (inner / "cgroup.procs").write_text(str(other.pid))
             live.freeze()
             live.kill_all()
-            assert (child.wait(10), other.wait(10)) == (-9, -9)
+            assert (child.wait(60), other.wait(60)) == (-9, -9)
         live.remove()
         assert not inner.exists()
 
@@ -298,7 +298,7 @@ class TestOnTheKernel:
     ) -> None:
         with member(live, "cat") as child:
             live._kill_one_by_one()
-            assert child.wait(10) == -9
+            assert child.wait(60) == -9
 
     def test_a_wait_that_takes_too_long_is_a_timeout(self, live: V2Group) -> None:
         with member(live, "cat"), pytest.raises(OperationTimeout):
@@ -370,7 +370,7 @@ class TestOnTheKernel:
             group.add(child.pid)
             group.freeze()
             group.kill_all()
-            assert child.wait(10) == -9
+            assert child.wait(60) == -9
         group.remove()
         assert hybrid.list_groups() == []
 

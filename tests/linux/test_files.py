@@ -178,7 +178,7 @@ def test_a_descriptor_is_taken_from_another_process() -> None:
         )
         os.close(taken)
         child.stdin.close()
-        assert child.wait(10) == 0
+        assert child.wait(60) == 0
 
 
 def test_prctl_reports_refusals() -> None:

@@ -21,7 +21,7 @@ CALL, SPAWN, EXEC, FILES, ADOPT = range(1, 6)
 WINDOW = 65536
 PAYLOAD = 32768
 PADDING = b"\xff" * (PAYLOAD + 12)  # ends any frame under way and begins none
-WAIT_S = 30.0
+WAIT_S = 60.0
 ATTACH_ALL = (
     frames.ATTACH_STDIN | frames.ATTACH_STDOUT | frames.ATTACH_STDERR | frames.ATTACH_LOSSLESS
 )

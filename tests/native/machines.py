@@ -29,7 +29,7 @@ CALL, SPAWN, EXEC, FILES, ADOPT = range(1, 6)
 WINDOW = 64 << 10
 SLEEP = ("/bin/sleep", "1000")
 COLLECT = attach_flags(stdin=True, stdout=True, stderr=True, lossless=True)
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Frame(msgspec.Struct, frozen=True):

@@ -298,7 +298,7 @@ def test_a_link_in_the_image_does_not_lead_to_the_host(
     plan = box(rootfs, ["true"], prepare=[ops.OpenTree(slot=0, path="/usr")], before_pivot=[op])
     with runner.start(plan) as supervisor:
         try:
-            supervisor.wait(20)
+            supervisor.wait(60)
         except LaunchFailed:
             pass  # refused is as good as led elsewhere
     assert list(outside.iterdir()) == []

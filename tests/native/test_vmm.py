@@ -305,14 +305,14 @@ def test_an_agent_that_never_answers_is_given_up(machines: Machines) -> None:
 
 
 def test_a_setup_that_never_ends_is_given_up(machines: Machines) -> None:
-    with machines.run(boot_timeout_s=1, setup=SETUP) as machine:
+    with machines.run(boot_timeout_s=4, setup=SETUP) as machine:
         machine.peer.welcome()
         failed = failure(machine)
     assert (failed.stage, failed.errno) == ("setup", errno.ETIMEDOUT)
 
 
 def test_a_launch_that_never_ends_is_given_up(machines: Machines) -> None:
-    with machines.run(boot_timeout_s=1) as machine:
+    with machines.run(boot_timeout_s=4) as machine:
         machine.peer.welcome()
         failed = failure(machine)
     assert (failed.stage, failed.errno) == ("agent", errno.ETIMEDOUT)

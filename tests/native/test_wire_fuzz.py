@@ -50,7 +50,7 @@ def structural(data: bytes, seed: int) -> bytes:
 def attempt(runner: Runner, plan: bytes) -> None:
     with runner.start(plan) as supervisor:
         try:
-            supervisor.wait(20)
+            supervisor.wait(60)
         except LaunchFailed:
             pass
 

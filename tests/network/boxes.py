@@ -21,7 +21,7 @@ from hutch.network import Endpoint, Networks, netns
 from hutch.spec.model import NetworkAttachment, PortMapping
 from hutch.store.database import Store
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 class Box:

@@ -70,7 +70,7 @@ def serving(
             while True:
                 assert process.poll() is None
                 try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S).close()
                     break
                 except ConnectionRefusedError:
                     continue

@@ -29,14 +29,14 @@ def web(**options: object) -> list[PortMapping]:
 def test_a_port_is_reached_from_the_loopback(lab: Lab) -> None:
     box = lab.start(ports=web())
     with box.listen(80) as server:
-        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=TIMEOUT_S))
 
 
 def test_a_port_on_the_loopback_is_not_reached_from_outside(lab: Lab) -> None:
     outside = lab.outside()
     box = lab.start(ports=web(host_ip="127.0.0.1"))
     with box.listen(80) as server:
-        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=TIMEOUT_S))
         with pytest.raises(OSError), outside.inside():
             socket.create_connection(("203.0.113.1", 8080), timeout=0.5)
 
@@ -86,7 +86,7 @@ def test_a_range_of_ports_leads_to_the_same_range_inside(lab: Lab) -> None:
     box = lab.start(ports=mappings)
     for number in (0, 19):
         with box.listen(80 + number) as server:
-            meets(server, socket.create_connection(("127.0.0.1", 9000 + number), timeout=5))
+            meets(server, socket.create_connection(("127.0.0.1", 9000 + number), timeout=TIMEOUT_S))
 
 
 def test_a_port_of_another_instance_is_refused_and_the_holder_named(lab: Lab) -> None:
@@ -102,7 +102,7 @@ def test_one_port_on_two_addresses_goes_to_two_instances(lab: Lab) -> None:
     one = lab.start(ports=web(host_ip="127.0.0.1"))
     other = lab.start(ports=web(host_ip="203.0.113.1"))
     with one.listen(80) as local, other.listen(80) as public:
-        meets(local, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+        meets(local, socket.create_connection(("127.0.0.1", 8080), timeout=TIMEOUT_S))
         meets(public, outside.connect("203.0.113.1", 8080))
 
 
@@ -118,7 +118,7 @@ def test_a_free_port_is_chosen_and_recorded(lab: Lab) -> None:
     chosen = lab.networks.endpoints(box.id)[0].ports[0].host_port
     assert 32768 <= chosen <= 60999
     with box.listen(80) as server:
-        meets(server, socket.create_connection(("127.0.0.1", chosen), timeout=5))
+        meets(server, socket.create_connection(("127.0.0.1", chosen), timeout=TIMEOUT_S))
 
 
 def test_a_port_is_free_again_after_the_end(lab: Lab) -> None:
@@ -128,21 +128,21 @@ def test_a_port_is_free_again_after_the_end(lab: Lab) -> None:
     assert "8080" not in nft.run("list ruleset\n")
     other = lab.start(ports=web())
     with other.listen(80) as server:
-        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=TIMEOUT_S))
 
 
 @pytest.mark.parametrize("host_ip", ["", "::", "::1"])
 def test_a_port_is_reached_from_the_ipv6_loopback(lab: Lab, host_ip: str) -> None:
     box = lab.start(ports=web(host_ip=host_ip))
     with box.listen(80) as server:
-        meets(server, socket.create_connection(("::1", 8080), timeout=5))
+        meets(server, socket.create_connection(("::1", 8080), timeout=TIMEOUT_S))
 
 
 def test_an_ipv6_instance_is_reached_from_the_ipv6_loopback(lab: Lab) -> None:
     lab.networks.create("six", ipv6=True)
     box = lab.start("six", ports=web(host_ip="::1"))
     with box.listen(80, host="::") as server:
-        meets(server, socket.create_connection(("::1", 8080), timeout=5))
+        meets(server, socket.create_connection(("::1", 8080), timeout=TIMEOUT_S))
 
 
 def test_udp_is_relayed_from_the_ipv6_loopback(lab: Lab) -> None:
@@ -163,7 +163,10 @@ def test_udp_is_relayed_from_the_ipv6_loopback(lab: Lab) -> None:
 def test_a_relayed_connection_ends_one_way_at_a_time(lab: Lab) -> None:
     box = lab.start(ports=web())
     sent = os.urandom(1 << 20)
-    with box.listen(80) as server, socket.create_connection(("::1", 8080), timeout=5) as client:
+    with (
+        box.listen(80) as server,
+        socket.create_connection(("::1", 8080), timeout=TIMEOUT_S) as client,
+    ):
         accepted, _ = server.accept()
 
         def echo() -> None:
@@ -182,7 +185,7 @@ def test_a_relayed_connection_ends_one_way_at_a_time(lab: Lab) -> None:
 def test_a_relayed_connection_is_refused_where_nobody_listens_inside(lab: Lab) -> None:
     lab.start(ports=web())
     with (
-        socket.create_connection(("::1", 8080), timeout=5) as client,
+        socket.create_connection(("::1", 8080), timeout=TIMEOUT_S) as client,
         pytest.raises(ConnectionResetError),
     ):
         if client.recv(1) == b"":
@@ -272,7 +275,7 @@ def test_ports_move_to_the_network_that_is_left(lab: Lab, host: str) -> None:
     [left] = lab.networks.endpoints(box.id)
     assert (left.network, [port.host_port for port in left.ports]) == (second, [8080])
     with box.listen(80) as server:
-        meets(server, socket.create_connection((host, 8080), timeout=5))
+        meets(server, socket.create_connection((host, 8080), timeout=TIMEOUT_S))
         if host == "127.0.0.1":
             gateway = left.addresses[0].gateway
             meets(server, box.connect(gateway, 8080))
@@ -285,7 +288,7 @@ def test_an_instance_without_a_way_out_publishes_once_it_has_one(lab: Lab) -> No
     assert lab.networks.endpoints(box.id) == []
     lab.networks.connect(box.id, NetworkAttachment(name=second), box.pid, ports=web())
     with box.listen(80) as server:
-        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=TIMEOUT_S))
 
 
 def test_an_instance_of_a_removed_network_names_it(lab: Lab) -> None:

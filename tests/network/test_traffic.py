@@ -10,7 +10,7 @@ import pytest
 from hutch.errors import Busy
 from hutch.linux import nft
 from hutch.spec.model import PortMapping
-from tests.network.boxes import Lab, listener, meets
+from tests.network.boxes import TIMEOUT_S, Lab, listener, meets
 from tests.requires import requires
 
 pytestmark = [requires("root", "netns", "nftables"), pytest.mark.integration]
@@ -26,6 +26,7 @@ def refused(connect: Callable[[], socket.socket]) -> bool:
 
 
 def quick(host: str, port: int) -> socket.socket:
+    """Try for so long only: nothing answers."""
     return socket.create_connection((host, port), timeout=0.5)
 
 
@@ -38,7 +39,7 @@ def test_instances_of_one_network_reach_each_other(lab: Lab) -> None:
 def test_the_host_and_an_instance_reach_each_other(lab: Lab) -> None:
     box = lab.start()
     with box.listen(80) as server:
-        meets(server, quick(box.ipv4, 80))
+        meets(server, socket.create_connection((box.ipv4, 80), timeout=TIMEOUT_S))
     gateway = box.endpoints[0].addresses[0].gateway
     with listener("", 81) as server:
         assert meets(server, box.connect(gateway, 81)) == box.ipv4
@@ -110,7 +111,7 @@ def test_ipv6_works_within_and_to_the_outside(lab: Lab) -> None:
     with other.listen(80, host="::") as server:
         assert meets(server, one.connect(address, 80)) == one.endpoints[0].ipv6
         gateway = one.endpoints[0].addresses[1].gateway
-        meets(server, socket.create_connection((gateway, 8080), timeout=5))
+        meets(server, socket.create_connection((gateway, 8080), timeout=TIMEOUT_S))
 
 
 def test_an_instance_cannot_reach_the_hosts_loopback(lab: Lab) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hutch.errors import Busy, Unsupported
 from hutch.network import user
 from hutch.spec.model import PortMapping
-from tests.network.boxes import Box, Lab, listener, meets
+from tests.network.boxes import TIMEOUT_S, Box, Lab, listener, meets
 from tests.requires import requires
 
 pytestmark = [requires("root", "netns", "nftables", "slirp4netns"), pytest.mark.integration]
@@ -36,13 +36,13 @@ def test_a_published_port_leads_to_the_instance(lab: Lab, box: Box, tmp_path: Pa
     mapping = PortMapping(container_port=80, host_port=8080)
     assert user.start(box.pid, tmp_path, [mapping])[0].host_port == 8080
     with box.listen(80) as server:
-        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=5))
+        meets(server, socket.create_connection(("127.0.0.1", 8080), timeout=TIMEOUT_S))
 
 
 def test_a_free_port_is_chosen(lab: Lab, box: Box, tmp_path: Path) -> None:
     (port,) = user.start(box.pid, tmp_path, [PortMapping(container_port=80)])
     with box.listen(80) as server:
-        meets(server, socket.create_connection(("127.0.0.1", port.host_port), timeout=5))
+        meets(server, socket.create_connection(("127.0.0.1", port.host_port), timeout=TIMEOUT_S))
 
 
 def test_the_end_frees_the_port_and_may_come_twice(lab: Lab, box: Box, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_machine_stops_runs_and_ends(tmp_path: Path) -> None:
         with conversation(path) as monitor:
             assert machine.query_status(monitor) == "prelaunch"
             machine.cont(monitor)
-            assert machine.wait_status(monitor, machine.RUNNING, timeout_s=30) == "running"
+            assert machine.wait_status(monitor, machine.RUNNING, timeout_s=60) == "running"
             machine.stop(monitor)
             assert machine.query_status(monitor) == "paused"
             with pytest.raises(OperationTimeout, match="still paused, not running"):
@@ -40,9 +40,9 @@ def test_a_machine_stops_runs_and_ends(tmp_path: Path) -> None:
 def test_a_change_of_state_is_waited_for(tmp_path: Path) -> None:
     with qemu(tmp_path, "-no-shutdown") as path, conversation(path) as monitor:
         machine.cont(monitor)
-        machine.wait_status(monitor, {"running"}, timeout_s=30)
+        machine.wait_status(monitor, {"running"}, timeout_s=60)
         machine.system_powerdown(monitor)
-        event = monitor.wait_event(["POWERDOWN"], timeout_s=30)
+        event = monitor.wait_event(["POWERDOWN"], timeout_s=60)
         assert event.time > 1e9
 
 
@@ -93,7 +93,7 @@ def test_a_device_that_needs_no_guest_goes_at_once(tmp_path: Path) -> None:
     arguments = ("-M", "q35", "-device", "virtio-serial-pci,id=ser0")
     with qemu(tmp_path, *arguments) as path, conversation(path) as monitor:
         devices.device_add(monitor, "virtserialport", id="p0", bus="ser0.0", name="x")
-        devices.device_del(monitor, "p0", timeout_s=30)
+        devices.device_del(monitor, "p0", timeout_s=60)
 
 
 def test_processors_are_plugged_into_their_places(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_template_is_saved_once_and_loaded_by_many(tmp_path: Path) -> None:
                 migrations.load_state(monitor, state, ignore_shared=True)
                 assert machine.query_status(monitor) == "paused"
                 machine.cont(monitor)
-                assert machine.wait_status(monitor, {"running"}, timeout_s=30) == "running"
+                assert machine.wait_status(monitor, {"running"}, timeout_s=60) == "running"
     finally:
         os.close(state)
 
@@ -208,7 +208,7 @@ def test_one_machine_migrates_to_another(tmp_path: Path) -> None:
         migrations.continue_migration(source)
         migrations.wait_migration(source)
         migrations.wait_migration(target)
-        assert machine.wait_status(target, {"running", "paused"}, timeout_s=30)
+        assert machine.wait_status(target, {"running", "paused"}, timeout_s=60)
         assert migrations.query_migrate(source).status == "completed"
 
 

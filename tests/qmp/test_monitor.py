@@ -41,7 +41,7 @@ def monitor_of(after: Talk) -> Iterator[Monitor]:
         after(peer)
 
     # A copy, so that the monitor may close its own.
-    with fake_qemu(talk) as sock, Monitor(sock.dup(), timeout_s=30) as monitor:
+    with fake_qemu(talk) as sock, Monitor(sock.dup(), timeout_s=60) as monitor:
         yield monitor
 
 
@@ -122,7 +122,7 @@ def test_a_late_answer_is_not_taken_for_the_next_command() -> None:
         with pytest.raises(OperationTimeout, match="slow"):
             monitor.execute("slow", timeout_s=0.05)
         asked_again.set()
-        assert monitor.execute("quick", timeout_s=30) == "right"
+        assert monitor.execute("quick", timeout_s=60) == "right"
 
 
 @pytest.mark.parametrize("greeting", [b"", b"hello\n", b"{}\n", b'{"QMP": 1}\n', b"\xff\xfe\n"])
@@ -180,7 +180,7 @@ def test_a_lost_connection_leaves_the_outcome_unknown() -> None:
 )
 def test_garbage_ends_the_connection(line: bytes) -> None:
     with monitor_of(answering(line)) as monitor, pytest.raises(OutcomeUnknown) as caught:
-        monitor.execute("x", timeout_s=30)
+        monitor.execute("x", timeout_s=60)
     assert len(caught.value.message) < 1000
 
 
@@ -199,7 +199,7 @@ def test_an_answer_without_end_is_cut_off() -> None:
             peer.sendall(b"x" * 65536)
 
     with monitor_of(talk) as monitor, pytest.raises(OutcomeUnknown, match=str(ANSWER_MAX)):
-        monitor.execute("x", timeout_s=30)
+        monitor.execute("x", timeout_s=60)
 
 
 def flood(peer: socket.socket) -> None:
@@ -220,7 +220,7 @@ def test_the_end_of_qemu_is_waited_for() -> None:
         with pytest.raises(OperationTimeout):
             monitor.wait_closed(timeout_s=0.05)
     with monitor_of(lambda peer: None) as monitor:
-        monitor.wait_closed(timeout_s=30)
+        monitor.wait_closed(timeout_s=60)
 
 
 def test_a_socket_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_conversation_keeps_others_out(tmp_path: Path) -> None:
         listening.listen(1)
         thread = threading.Thread(target=serve, args=[listening])
         thread.start()
-        with conversation(path, timeout_s=30), pytest.raises(Busy), conversation(path, wait_s=0):
+        with conversation(path, timeout_s=60), pytest.raises(Busy), conversation(path, wait_s=0):
             pass
         thread.join()
 
@@ -302,6 +302,6 @@ def test_any_json_from_qemu_is_an_error_of_ours_at_worst(body: object, cut: bool
 
     with monitor_of(talk) as monitor:
         try:
-            monitor.execute("x", timeout_s=30)
+            monitor.execute("x", timeout_s=60)
         except HutchError:
             pass

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 TWO = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
 
 

@@ -121,7 +121,7 @@ def test_a_writer_waits_for_the_one_before(content: ContentStore) -> None:
     thread.start()
     first.write(DATA)
     first.commit()
-    thread.join(10)
+    thread.join(60)
     assert seen == [True]
 
 

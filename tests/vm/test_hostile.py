@@ -149,7 +149,7 @@ def _instead(box: Instance, answer: Callable[[socket.socket], None]) -> Iterator
             except OSError:
                 return
             with link:
-                link.settimeout(10)
+                link.settimeout(60)
                 try:
                     link.recv(8)
                     answer(link)

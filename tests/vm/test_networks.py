@@ -85,7 +85,7 @@ def test_they_reach_each_other_by_ipv6(lab: Lab) -> None:
 def test_a_published_udp_port_leads_into_the_machine(lab: Lab) -> None:
     (port,) = [p for e in lab.engine.networks.members("first") for p in e.ports]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(20)
+        client.settimeout(60)
         client.connect(("127.0.0.1", port.host_port))
         client.send(b"is anybody there?")
         with pytest.raises(ConnectionRefusedError):

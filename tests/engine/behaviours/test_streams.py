@@ -89,8 +89,16 @@ def test_two_who_are_attached_see_the_same(make: Maker) -> None:
 
 
 def test_logs_are_both_streams_in_order_with_their_times(make: Maker) -> None:
-    with make.start("echo one; sleep 0.05; echo two >&2; sleep 0.05; echo three") as one:
+    # Whoever reads two pipes late cannot tell which was written to first.
+    script = (
+        "echo one; until test -e /a; do sleep 0.01; done; echo two >&2;"
+        "until test -e /b; do sleep 0.01; done; echo three"
+    )
+    with make.start(script) as one:
         before = time.time_ns() - int(3600e9)
+        for number, name in enumerate(("/a", "/b"), 1):
+            until(lambda wanted=number: len(list(one.logs())) == wanted, "not logged")  # type: ignore[misc]
+            one.files.write(name, b"")
         one.wait(timeout=DEADLINE_S)
         records = list(one.logs())
         assert [(r.stream, r.data) for r in records] == [
