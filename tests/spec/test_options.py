@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from hutch.errors import InvalidArgument
+from hutch.spec.build import build, update
+from hutch.spec.defaults import ImageDefaults
 from hutch.spec.limits import lifted, parse_device, parse_ulimits, read_resources
 from hutch.spec.model import (
     BindMount,
@@ -304,6 +306,18 @@ def test_bad_resources_are_refused(given: dict[str, Any]) -> None:
         read_resources(given)
     assert caught.value.field is not None
     assert caught.value.field.split("[")[0] in given
+
+
+@pytest.mark.parametrize(("isolation", "least"), [("container", 6), ("vm", 96)])
+def test_memory_has_a_least_amount_that_the_kind_says(isolation: str, least: int) -> None:
+    for size in ("1M", f"{least - 1}M"):
+        with pytest.raises(InvalidArgument) as caught:
+            build("x", ImageDefaults(), ["true"], isolation=isolation, memory=size)
+        assert caught.value.field == "memory"
+        assert caught.value.message.startswith(f"memory: must be at least {least}M, got ")
+    spec = build("x", ImageDefaults(), ["true"], isolation=isolation, memory=f"{least}M")
+    with pytest.raises(InvalidArgument, match=f"at least {least}M"):
+        update(spec, memory=f"{least - 1}M")
 
 
 def test_restart_policies_are_read() -> None:

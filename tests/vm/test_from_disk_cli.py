@@ -127,6 +127,24 @@ def test_a_disk_is_of_the_format_that_its_name_says(
     assert disk_info(made).format == format
 
 
+def test_a_name_that_says_no_format_is_refused_unless_one_is_given(
+    hutch: Cli, tmp_path: Path
+) -> None:
+    odd, made = str(tmp_path / "a.foo"), str(tmp_path / "a.raw")
+    hutch.out("vm", "disk", "create", made, "8M")
+    for command in (
+        ("vm", "disk", "create", odd, "8M"),
+        ("vm", "disk", "convert", "-q", made, odd),
+        ("export", "--disk", "-o", odd, "nothing"),
+    ):
+        refused = hutch(*command)
+        assert b".foo is the ending of no format that is known" in refused.stderr
+        assert b"give --format, or a name that ends in raw, qcow2, vmdk" in refused.stderr
+        assert not Path(odd).exists()
+    hutch.out("vm", "disk", "create", "--format", "qcow2", odd, "8M")
+    assert disk_info(odd).format == "qcow2"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

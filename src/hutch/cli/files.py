@@ -106,7 +106,7 @@ def _export_disk(invocation: Invocation, target: str | None) -> int:
         invocation.engine.machines.export_disk(
             invocation.arguments[0],
             target,
-            format=format_of(target),
+            format=invocation.options.get("format") or format_of(target),
             plain=invocation.flag("plain"),
             progress=progress,
         )
@@ -163,11 +163,13 @@ COMMANDS = {
         options=(
             ("disk", "", "flag", "", "Write the disk of a stopped machine that has one"),
             ("disk-key", "", "text", KEY_VALUE, "Its key: FILE, fd:N, env:NAME or prompt"),
+            ("format", "", "text", "FORMAT", "Format of the disk (as the name of FILE ends)"),
             ("plain", "", "flag", "", "Write an encrypted disk unencrypted"),
             ("output", "o", "text", "FILE", "Write to a file instead of stdout"),
         ),
-        epilog="A disk's format is what the name of FILE ends in: qcow2, raw, luks, vmdk, "
-        "vhdx, vhd, vdi. An encrypted disk stays so, by the same key, unless --plain is given.",
+        epilog="A disk's format is --format, or what the name of FILE ends in: qcow2, raw, img, "
+        "luks, vmdk, vhdx, vhd, vdi (raw where it has no ending). An encrypted disk stays so, by "
+        "the same key, unless --plain is given.",
         examples=("hutch export -o web.tar web", "hutch export --disk -o db.qcow2 db"),
     ),
     "commit": Command(

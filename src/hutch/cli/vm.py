@@ -216,7 +216,13 @@ COMMANDS = {
         low=2,
         high=2,
         options=(
-            ("format", "", "text", "FORMAT", f"{_FORMATS} (as its name ends, else qcow2)"),
+            (
+                "format",
+                "",
+                "text",
+                "FORMAT",
+                f"{_FORMATS} (as its name ends; qcow2 where it has no ending)",
+            ),
             _KEY,
         ),
         examples=(
@@ -241,7 +247,13 @@ COMMANDS = {
         high=2,
         options=(
             ("compress", "c", "flag", "", "Compress a qcow2"),
-            ("format", "", "text", "FORMAT", "Format of TARGET (as its name ends, else raw)"),
+            (
+                "format",
+                "",
+                "text",
+                "FORMAT",
+                "Format of TARGET (as its name ends; raw where it has no ending)",
+            ),
             ("from", "", "text", "FORMAT", "Format of SOURCE (as its content says)"),
             ("key", "", "text", KEY_VALUE, "Key of SOURCE: FILE, fd:N, env:NAME or prompt"),
             ("new-key", "", "text", KEY_VALUE, "Encrypt TARGET (LUKS), likewise"),

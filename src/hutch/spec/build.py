@@ -100,7 +100,8 @@ def build(
         values["device_names"] = _device_names(given["devices"], "devices")
     if "stop_signal" not in values and image.stop_signal:
         values["stop_signal"] = _signal(image.stop_signal, "image.stop_signal")
-    machine = read_machine(given, values.get("isolation", "container"))
+    isolation = values.get("isolation", "container")
+    machine = read_machine(given, isolation)
     spec = InstanceSpec(
         image=text(image_ref, "image", empty=False),
         process=read_process(image, argv_of(entrypoint, words), given),
@@ -109,7 +110,7 @@ def build(
         mounts=mounts,
         network_mode=network_mode,
         networks=networks,
-        resources=arranged(read_resources(given), machine),
+        resources=arranged(read_resources(given, machine=isolation == "vm"), machine),
         security=read_security(given),
         health=read_health(image, given),
         logs=read_logs(given),
@@ -133,7 +134,9 @@ def update(spec: InstanceSpec, **options: Unpack[UpdateOptions]) -> InstanceSpec
                 field=name,
                 hint="limits, rates of networks, the restart policy and a machine's disk size can",
             )
-    changes: dict[str, Any] = {"resources": read_resources(given, spec.resources)}
+    changes: dict[str, Any] = {
+        "resources": read_resources(given, spec.resources, machine=spec.isolation == "vm")
+    }
     if "restart" in given:
         changes["restart"] = read_restart(given["restart"])
     if "network" in given:

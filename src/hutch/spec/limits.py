@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 MIN_MEMORY = 6 << 20
+MIN_MACHINE = 96 << 20
+"""What a guest's kernel with its initramfs needs to get to its end, in bytes."""
 RESOURCE_OPTIONS = frozenset(
     """blkio_weight cpu_period cpu_quota cpu_shares cpus cpuset_cpus cpuset_mems device_read_bps
     device_read_iops device_write_bps device_write_iops memory memory_min memory_reservation
@@ -40,8 +42,11 @@ _MAX_LIMIT = (1 << 63) - 1
 # ---- resources --------------------------------------------------------------------------
 
 
-def read_resources(given: Mapping[str, Any], base: Resources | None = None) -> Resources:
-    """Return the limits of the options over those of `base`, checked against each other."""
+def read_resources(
+    given: Mapping[str, Any], base: Resources | None = None, *, machine: bool = False
+) -> Resources:
+    """Return the limits of the options over those of `base`, checked against each other and
+    against what a container, or a `machine`, needs at least."""
     named = [name for name in given if name in RESOURCE_OPTIONS]
     if not named:
         return base or Resources()
@@ -59,7 +64,7 @@ def read_resources(given: Mapping[str, Any], base: Resources | None = None) -> R
         if (changes.get("cpu_quota_us") or changes.get("cpu_period_us")) and "cpus" not in changes:
             changes["cpus"] = 0.0
         resources = replace(base, **changes)
-    _check_memory(resources)
+    _check_memory(resources, least=MIN_MACHINE if machine else MIN_MEMORY)
     if resources.cpus and (resources.cpu_quota_us or resources.cpu_period_us):
         raise InvalidArgument(
             "cannot be combined with cpu_period or cpu_quota",
@@ -69,12 +74,17 @@ def read_resources(given: Mapping[str, Any], base: Resources | None = None) -> R
     return resources
 
 
-def _check_memory(resources: Resources) -> None:
+def _check_memory(resources: Resources, *, least: int) -> None:
     memory, swap = resources.memory, resources.memory_swap
     for field in ("memory", "memory_reservation", "memory_min"):
         size = getattr(resources, field)
-        if size and size < MIN_MEMORY:
-            raise InvalidArgument(f"must be at least 6M, got {size} bytes", field=field)
+        low = least if field == "memory" else MIN_MEMORY
+        if size and size < low:
+            raise InvalidArgument(
+                f"must be at least {low >> 20}M, got {size} bytes",
+                field=field,
+                hint="a virtual machine starts in no less" if low == MIN_MACHINE else None,
+            )
         if memory and size > memory:
             raise InvalidArgument(
                 f"must not be more than the memory limit of {memory} bytes", field=field

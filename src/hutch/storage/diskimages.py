@@ -139,9 +139,19 @@ def require_whole(image: DiskImage, *, field: str) -> DiskImage:
 
 
 def format_of(path: str, *, otherwise: DiskFormat = "raw") -> DiskFormat:
-    """Return the format that a file's name ends in, `otherwise` where it says nothing."""
-    ending = os.path.basename(path).rpartition(".")[2].lower()
-    return _checked(_ENDINGS.get(ending, ending if ending in FORMATS else otherwise))
+    """Return the format that a file's name ends in, `otherwise` where it has no ending; raise
+    `InvalidArgument` for one that names no format."""
+    _, dot, ending = os.path.basename(path).rpartition(".")
+    if not dot:
+        return otherwise
+    found = _ENDINGS.get(ending.lower(), ending.lower())
+    if found not in FORMATS:
+        raise InvalidArgument(
+            f"{path}: .{ending[:40]} is the ending of no format that is known",
+            field="format",
+            hint=f"give --format, or a name that ends in {', '.join((*FORMATS, *_ENDINGS))}",
+        )
+    return _checked(found)
 
 
 def stamp_of(path: str) -> str:

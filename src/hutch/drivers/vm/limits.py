@@ -28,8 +28,6 @@ __all__ = [
 __all__ += ["memory_of", "memory_wanted", "vcpus_of", "vcpus_wanted"]
 
 DEFAULT_MEMORY = 512 << 20
-# A kernel with its initramfs does not get to its end in less.
-MIN_MEMORY = 96 << 20
 # QEMU's own, beyond the guest's memory: 96-109 MB were measured under emulation, without
 # the translated code.
 _OVERHEAD = 192 << 20
@@ -162,12 +160,6 @@ def check_spec(spec: InstanceSpec) -> None:
     ):
         if given:
             raise _only_container(field)
-    if spec.resources.memory and spec.resources.memory < MIN_MEMORY:
-        raise InvalidArgument(
-            f"a virtual machine needs at least {MIN_MEMORY >> 20}M, got {spec.resources.memory} "
-            "bytes",
-            field="memory",
-        )
     if spec.resources.memory > MAX_MEMORY:
         raise InvalidArgument(
             f"must be at most {MAX_MEMORY >> 40}T, got {spec.resources.memory} bytes",
