@@ -354,12 +354,15 @@ def test_a_claim_loses_to_whoever_settles_first(
 
 
 RIVAL = """
+import os, signal
 import hutch.engine.migrate_receive as receive
 real = receive.put
 def put(context, migration, **options):
     if migration.volumes and migration.phase == "preparing":
         made = context.volumes.create("kept")
         open(f"{made.path}/precious", "w").close()
+        real(context, migration, **options)
+        #os.kill(os.getpid(), signal.SIGKILL)
     return real(context, migration, **options)
 receive.put = put
 from hutch.cli.main import main
@@ -367,14 +370,18 @@ main()
 """
 
 
+@pytest.mark.parametrize("is_killed", [False, True], ids=["told", "killed"])
 def test_a_volume_that_somebody_makes_meanwhile_is_theirs(
-    source: Engine, target: Other, moved: str
+    source: Engine, target: Other, moved: str, is_killed: bool
 ) -> None:
     argv = target.argv("_migrate_target")
     at = argv.index("-m")
-    command = shlex.join([*argv[:at], "-c", RIVAL, *argv[at + 2 :]])
-    with pytest.raises(HutchError, match="kept: was made here meanwhile"):
+    rival = RIVAL.replace("#", "" if is_killed else "#")
+    command = shlex.join([*argv[:at], "-c", rival, *argv[at + 2 :]])
+    reason = "closed the link" if is_killed else "kept: was made here meanwhile"
+    with pytest.raises(HutchError, match=reason):
         source.migrate("moved", f"exec:{command}", with_volumes=True)
+    target.hutch("system", "reconcile")
     with target.engine() as there:
         assert os.listdir(there._context.volumes.get("kept").path) == ["precious"]
         there._context.volumes.remove("kept")

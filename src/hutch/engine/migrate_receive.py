@@ -438,24 +438,21 @@ class _Incoming:
 
     def _volumes(self) -> None:
         """Make the volumes that came along, each with its files in one rename."""
-        made: list[str] = []
+        put(self._context, self._migration(Phase.PREPARING, volumes=self._sent_volumes()))
         for offered in self._offer.volumes:
             if not offered.sent:
                 continue
-            # From here on it is this migration's to remove: unless somebody else makes it.
-            put(self._context, self._migration(Phase.PREPARING, volumes=[*made, offered.name]))
             try:
                 self._context.volumes.create_filled(
                     offered.name,
                     options={},
                     labels=offered.labels,
                     anonymous=offered.anonymous,
+                    arrived=self._offer.token,  # it is this migration's to remove
                     fill=partial(os.rename, self._staged[offered.name]),
                 )
             except AlreadyExists as exc:
-                put(self._context, self._migration(Phase.PREPARING, volumes=made))
                 raise AlreadyExists(f"volume {offered.name}: was made here meanwhile") from exc
-            made.append(offered.name)
 
     def _final(self, there: InstanceRecord, image: ImageRecord | None) -> InstanceRecord:
         """Return the record as it is here: nothing in it is of the source's host."""

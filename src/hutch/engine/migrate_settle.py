@@ -307,7 +307,7 @@ def clear(context: Context, migration: MigrationRecord) -> None:
         context.trash.discard(str(context.directory(migration.instance)))
     for name in migration.volumes:
         context.volumes.release(name, migration.instance)
-        context.volumes.remove(name, missing_ok=True)
+        context.volumes.remove_arrived(name, migration.token)
 
 
 # ---- both ---------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ class PoolRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A volume as the store has it. `populated`: it has been given to an instance, and is
-    not filled from an image again. `project` is the number of its quota."""
+    not filled from an image again. `project` is the number of its quota. `arrived`: the token
+    of the migration that has brought it."""
 
     created_at: float
     driver: str = "local"
@@ -48,6 +49,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     anonymous: bool = False
     populated: bool = False
     project: int = 0
+    arrived: str = ""
 
     @property
     def pool(self) -> str:

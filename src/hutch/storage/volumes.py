@@ -126,15 +126,18 @@ class Volumes(Openings):
         labels: Mapping[str, str],
         fill: Callable[[str], None],
         anonymous: bool = False,
+        arrived: str = "",
         key: DiskKey | None = None,
     ) -> Volume:
         """Make a volume whose first content `fill` puts into its directory: it appears when
-        that is whole and on the disk. Raises `AlreadyExists`."""
+        that is whole and on the disk. `arrived` is the migration that brings it. Raises
+        `AlreadyExists`."""
         record = VolumeRecord(
             created_at=time.time(),
             options=checked_options(options),
             labels=_labels(labels, anonymous=anonymous),
             anonymous=anonymous,
+            arrived=arrived,
         )
         with self.locked(check_name(name)), disk_errors(f"volume {name}"):
             with self._records.read() as transaction:
@@ -266,6 +269,13 @@ class Volumes(Openings):
                 return False
             raise
         return True
+
+    def remove_arrived(self, name: str, arrived: str) -> None:
+        """Remove a volume that a migration has brought, unless somebody uses it by now; one of
+        the same name that somebody else has made is not touched."""
+        with self.locked(check_name(name)), suppress(Busy, NotFound):
+            if self.record(name).arrived == arrived:
+                self._remove(name)
 
     def _remove(self, name: str) -> None:
         with self._records.write() as transaction:
