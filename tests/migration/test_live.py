@@ -16,6 +16,7 @@ from hutch.engine.context import Context
 from hutch.errors import HutchError, InvalidArgument, OperationTimeout, Unavailable
 from hutch.migration.records import MigrationRecord
 from hutch.migration.wire import Wire
+from hutch.qmp.machine import stop
 from hutch.qmp.migration import set_parameters
 from hutch.records import ProgressEvent
 from tests.migration.conftest import Other, behind, die_migrating
@@ -30,6 +31,8 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(600),
 ]
+
+_STANDS_S = 0.5
 
 # Counts aloud, and writes 20 MB/s to its memory and now and then to its disk.
 COUNT = """
@@ -169,11 +172,22 @@ def test_a_machine_goes_on_at_the_target_without_a_gap(
 def test_memory_goes_by_several_streams_compressed(
     source: Engine, target: Other, moved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what it has said comes along, though it is not logged yet when it stands still."""
+    """And what it has said comes along, though it is not logged yet when it stands still; from
+    then on its downtime counts, though much of its memory is sent after that."""
     before = len(said(source))
+    real = Departing.allow
+
+    def stopped_early(self: Departing) -> None:
+        stop(self._monitor)
+        time.sleep(_STANDS_S)
+        real(self)
+
     with behind(source, moved, monkeypatch, migrate_live._Journey, "copy_disk"):
+        monkeypatch.setattr(Departing, "allow", stopped_early)
         done = source.migrate("moved", target.destination, parallel=2, compress=True)
+    monkeypatch.setattr(Departing, "allow", real)
     assert (done.way, done.problem) == ("pre-copy", "")
+    assert _STANDS_S < done.downtime_s <= done.offline_s
     goes_on_there(source, target, before)
     end(target)
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import msgspec
 import pytest
 
 from hutch.drivers.moving import Streams
 from hutch.engine import Engine, migrate_live
+from hutch.engine.lookup import load
+from hutch.engine.migrate_check import _check_room
 from hutch.engine.migrate_machines import _processor
+from hutch.engine.migrate_send import Sender
+from hutch.engine.records import SUSPENDED, InstanceRecord
 from hutch.errors import Busy, Unsupported, WrongState
 from hutch.host.processors import HostProcessor
-from hutch.migration.messages import Live
+from hutch.lifecycle import State
+from hutch.migration.messages import Live, Offer
+from hutch.migration.wire import Wire
+from hutch.records import silent
+from hutch.storage.snapshots import DISK_FILE
 from tests.migration.conftest import Other
 from tests.requires import live_qemu, requires
 
@@ -106,4 +118,50 @@ def test_what_only_a_copy_while_it_runs_has_is_refused_of_one_that_cannot(
         with pytest.raises(Unsupported, match="CRIU saves its memory as a whole"):
             source.migrate("moved", target.destination, post_copy=True)
     finally:
+        box.remove()
+
+
+def offered(engine: Engine, record: InstanceRecord) -> Offer:
+    sender = Sender(engine._context, cast(Wire, None), record, progress=silent)
+    assert sender.prepare("token", with_volumes=False) == []
+    return sender.offer
+
+
+def test_the_room_asked_for_is_what_is_allocated(source: Engine, tmp_path: Path) -> None:
+    """Not what a disk could hold; a suspended memory once; all of a disk that a twin shares."""
+    box = source.create("busybox", ["true"], name="moved", isolation="vm", disk="20G")
+    try:
+        record = load(source._context, box.id)
+        directory = source._context.directory(box.id)
+        empty = offered(source, record).size
+        assert 0 < empty < 64 << 20
+        os.link(directory / DISK_FILE, tmp_path / "a twin's")
+        assert offered(source, record).size == empty
+        (directory / SUSPENDED).mkdir()
+        (directory / SUSPENDED / "memory").write_bytes(b"m" * (8 << 20))
+        suspended = msgspec.structs.replace(record, state=State.SUSPENDED)
+        grown = offered(source, suspended).size - empty
+        assert 8 << 20 <= grown < 9 << 20
+    finally:
+        box.remove()
+
+
+def test_a_target_with_too_little_room_is_told(
+    source: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = source.create("busybox", ["true"], name="moved", isolation="vm")
+    try:
+        offer = msgspec.structs.replace(
+            offered(source, load(source._context, box.id)), size=1 << 30
+        )
+        wanted = (1 << 30) + (offer.kernel.size if offer.kernel else 0)
+        enough = wanted + wanted // 16 + (64 << 20)
+        found: list[str] = []
+        for free in (enough, enough - 1):
+            status = SimpleNamespace(f_bavail=free, f_frsize=1)
+            monkeypatch.setattr(os, "statvfs", lambda _, status=status: status)
+            _check_room(source._context, offer, True, found)
+        assert found == [f"it needs {enough} bytes of disk, the target has {enough - 1} free"]
+    finally:
+        monkeypatch.undo()
         box.remove()

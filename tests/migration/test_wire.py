@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hutch.engine.migrate_live import resumed_after
 from hutch.errors import (
     Exhausted,
     HutchError,
@@ -21,7 +22,7 @@ from hutch.errors import (
 )
 from hutch.linux.files import punch_hole
 from hutch.migration.links import parse_destination
-from hutch.migration.messages import Commit, Failed, Forget, Hello, failure
+from hutch.migration.messages import Commit, Committed, Failed, Forget, Hello, failure
 from hutch.migration.streams import (
     Pieces,
     SentBlocks,
@@ -264,3 +265,13 @@ def test_ssh_destinations_quote_what_a_shell_there_sees(text: str, argv: str) ->
 def test_a_host_that_looks_like_an_option_stays_a_host() -> None:
     argv = parse_destination("ssh://-oProxyCommand=x/").argv
     assert argv[argv.index("--") + 1].lower() == "-oproxycommand=x"
+
+
+@pytest.mark.parametrize(
+    ("answered_s", "expected"), [(0.05, 0.06), (0.25, 0.01), (0.0, 0.01)], ids=str
+)
+def test_the_way_of_the_commit_counts_as_downtime(answered_s: float, expected: float) -> None:
+    """Half of what the answer was under way for beside what the target took; nothing where
+    the target does not say how long that was."""
+    committed = Committed(resumed_s=0.01, answered_s=answered_s)
+    assert resumed_after(committed, 0.15) == pytest.approx(expected)

@@ -91,6 +91,8 @@ class Departure(Protocol):
     waits: bool
     """Whether it is only stopped when the target's answers have come through. Where it does
     not wait, its streams are to be held before the memory is begun."""
+    stopped_at: float
+    """Since when it stands still, by `time.monotonic`; 0 while it runs."""
 
     def mirror(self, connection: int) -> None:
         """Begin to copy the disk over a connected socket."""

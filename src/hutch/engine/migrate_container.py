@@ -19,7 +19,7 @@ from hutch.engine.context import Context
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load
 from hutch.engine.migrate_land import activate_running, kept
-from hutch.engine.migrate_live import LiveResult, decide, sending
+from hutch.engine.migrate_live import LiveResult, decide, resumed_after, sending
 from hutch.engine.migrate_send import Sender, addresses_of
 from hutch.engine.migrate_settle import put
 from hutch.engine.records import SUSPENDED, InstanceRecord
@@ -95,7 +95,8 @@ def _commit(
     lost: BaseException | None = None
     try:
         wire.send(say.Commit(token=migration.token))
-        resumed = wire.expect(say.Committed).resumed_s
+        committed = wire.expect(say.Committed)
+        resumed = resumed_after(committed, time.monotonic() - told)
     except (HutchError, KeyboardInterrupt) as exc:
         lost = exc
     return LiveResult(
@@ -165,4 +166,4 @@ def land_container(
             endpoints=tuple(endpoint.network for endpoint in endpoints),
         )
     context.trash.discard(str(saved))
-    wire.send(say.Committed(resumed_s=resumed))
+    wire.send(say.Committed(resumed_s=resumed, answered_s=time.monotonic() - told))

@@ -68,7 +68,7 @@ def land(context: Context, wire: Wire, migration: MigrationRecord, live: say.Liv
         with suppress(HutchError, OSError):  # it may have ended already
             # What came along has made the log longer than its supervisor knows.
             started.supervisor.log_reopen()
-    wire.send(say.Committed(problem=problem, resumed_s=taking.resumed_s))
+    wire.send(taking.committed(problem))
     if live.streams.post_copy:
         _wait_for_memory(context, wire, record)
 
@@ -137,7 +137,7 @@ class _Taking:
         self._wire = wire
         self._migration = migration
         self._directory = directory
-        self.resumed_s = 0.0
+        self._told = self._resumed = 0.0
 
     def receive(self, landing: Landing) -> int:
         """See `hutch.drivers.moving.Arrival`."""
@@ -156,10 +156,18 @@ class _Taking:
         landing.watch(wire.fileno())
         if wire.expect(say.Commit).token != self._migration.token:
             raise IntegrityError("the source decides about another migration")
-        told = time.monotonic()
+        self._told = time.monotonic()
         landing.go()
-        self.resumed_s = time.monotonic() - told
+        self._resumed = time.monotonic()
         return unacked
+
+    def committed(self, problem: str) -> say.Committed:
+        """Return what the source is told now that it runs here."""
+        return say.Committed(
+            problem=problem,
+            resumed_s=self._resumed - self._told,
+            answered_s=time.monotonic() - self._told,
+        )
 
     def _switch(self, landing: Landing) -> int:
         while True:

@@ -34,7 +34,8 @@ from hutch.migration.records import MigrationRecord, Phase, Role
 from hutch.migration.wire import Wire
 from hutch.records import ProgressEvent
 
-__all__ = ["LiveOptions", "LiveResult", "check_streams", "decide", "move_live", "sending"]
+__all__ = ["LiveOptions", "LiveResult", "check_streams", "decide", "move_live", "resumed_after"]
+__all__ += ["sending"]
 
 _LINK_S = 60.0
 _POLL_S = 0.02
@@ -153,6 +154,13 @@ def decide(context: Context, migration: MigrationRecord) -> MigrationRecord:
         return put(context, migration, phase=Phase.COMMITTED, tx=tx)
 
 
+def resumed_after(committed: say.Committed, answered_s: float) -> float:
+    """Return the seconds from the commit until it ran there: what the target says, and the
+    commit's own way, half of what its answer was under way for."""
+    way = max(0.0, answered_s - committed.answered_s) / 2 if committed.answered_s else 0.0
+    return committed.resumed_s + way
+
+
 class _Journey:
     """The steps of one machine's way over open links."""
 
@@ -176,7 +184,6 @@ class _Journey:
         self._token = ""
         self._unacked: int | None = None
         self._began = 0.0
-        self._stopped = 0.0
         self._passes = 0
         self._whole = True
 
@@ -291,7 +298,6 @@ class _Journey:
         if not departure.wait_stopped(_HOLD_S):
             departure.hurry()
             departure.wait_stopped(_STOP_S)
-        self._stopped = time.monotonic()
         departure.end_mirror()
         self._wire.send(say.Switch(unacked=self._unacked))
         self._wire.expect(say.Switched)
@@ -300,13 +306,14 @@ class _Journey:
 
     def commit(self, arrived: str, migration: MigrationRecord) -> LiveResult:
         """Tell the target, which lets it run; what fails from now on is told, not raised."""
-        told = time.monotonic()
+        told, stopped = time.monotonic(), self._departure.stopped_at
         resumed = 0.0
         lost: BaseException | None = None
         try:
             self._wire.send(say.Commit(token=self._token))
-            resumed = self._wire.expect(say.Committed).resumed_s
+            committed = self._wire.expect(say.Committed)
             online = time.monotonic()
+            resumed = resumed_after(committed, online - told)
             self._fetch()
         except (HutchError, KeyboardInterrupt) as exc:
             lost, online = exc, time.monotonic()
@@ -314,8 +321,8 @@ class _Journey:
             id=arrived,
             migration=migration,
             sent=self._sender.sent + sum(pump.sent for pump in self._pumps),
-            downtime_s=told - self._stopped + resumed,
-            offline_s=online - self._stopped,
+            downtime_s=told - stopped + resumed,
+            offline_s=online - stopped,
             passes=self._passes,
             post_copied=not self._whole,
             lost=lost,

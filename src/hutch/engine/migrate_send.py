@@ -31,10 +31,10 @@ from hutch.migration.streams import SentBlocks, pack_ahead, pack_changes, pack_f
 from hutch.migration.wire import Wire
 from hutch.process.supervisor import Supervisor
 from hutch.records import Progress, ProgressEvent
-from hutch.storage.diskchain import ensure_one, is_chain
+from hutch.storage.diskchain import allocated, ensure_one, is_chain
 from hutch.storage.faults import disk_errors
 from hutch.storage.pack import pack_diff, pack_directory
-from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE, measure
+from hutch.storage.snapshots import DISK_FILE, QCOW2_FILE
 
 __all__ = ["Sender", "addresses_of"]
 
@@ -101,8 +101,7 @@ class Sender:
             token=token,
             instance=msgspec.Raw(msgspec.json.encode(record)),
             image=image,
-            size=context.snapshots.usage(record.id).bytes
-            + _base_size(record)
+            size=_files_size(context, record)
             + (_memory(context, record) if streams is None else 0),
             kernel=kernel,
             volumes=tuple(volumes),
@@ -349,17 +348,19 @@ def addresses_of(context: Context, record: InstanceRecord) -> tuple[Address, ...
     )
 
 
-def _base_size(record: InstanceRecord) -> int:
-    wish = from_disk(record)
-    if wish is None or not os.path.exists(wish.path):
-        return 0
-    return os.stat(wish.path).st_blocks * 512
+def _files_size(context: Context, record: InstanceRecord) -> int:
+    """Return the bytes that its files take at the target: what is allocated of them, with a
+    suspended memory, and all of a disk that its twins here have a share in."""
+    directory, wish = context.directory(record.id), from_disk(record)
+    size = context.snapshots.usage(record.id).bytes
+    size += allocated(directory, whole=True) - allocated(directory)
+    if wish is not None and os.path.exists(wish.path):
+        size += os.stat(wish.path).st_blocks * 512
+    return size
 
 
 def _memory(context: Context, record: InstanceRecord) -> int:
-    """Return the bytes that its saved memory takes, or may take."""
-    if record.state == State.SUSPENDED:
-        return measure(str(context.directory(record.id) / SUSPENDED)).bytes
+    """Return the bytes that the memory of one that runs may take when it is saved."""
     if record.state == State.RUNNING and record.spec.isolation != "vm":
         return context.containers.stats(record.id).memory.usage
     if record.state == State.RUNNING:

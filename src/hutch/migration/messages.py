@@ -194,10 +194,12 @@ class Commit(Message, frozen=True, tag="commit"):
 
 class Committed(Message, frozen=True, tag="committed"):
     """Target: it may be started. `problem` says why it was not, where that was asked for. A
-    machine that came live runs: its processors since `resumed_s` after the Commit came."""
+    machine that came live runs: its processors since `resumed_s` after the Commit came, which
+    is answered after `answered_s`."""
 
     problem: str = ""
     resumed_s: float = 0.0
+    answered_s: float = 0.0
 
 
 class Abort(Message, frozen=True, tag="abort"):

@@ -93,14 +93,14 @@ def virtual_size(directory: str | Path) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def allocated(directory: str | Path) -> int:
+def allocated(directory: str | Path, *, whole: bool = False) -> int:
     """Return the bytes of the host's disk that a directory's disk takes; those of a file that
-    several have are shared out between them."""
+    several have are shared out between them, unless the `whole` disk is asked for."""
     total = 0
     for path in chain(directory):
         with suppress(FileNotFoundError):  # the disk is being made one
             status = os.stat(path)
-            total += status.st_blocks * 512 // max(1, status.st_nlink)
+            total += status.st_blocks * 512 // (1 if whole else max(1, status.st_nlink))
     return total
 
 

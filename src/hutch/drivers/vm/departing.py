@@ -153,6 +153,7 @@ class Departing:
     ) -> None:
         self.waits = monitor.version.waits_for_switchover
         self.downtime_ms = _POST_COPY_MS if streams.post_copy else max(1, int(downtime_s * 1000))
+        self.stopped_at = 0.0
         self.held: ExitStack
         self._monitor = monitor
         self._directory = directory
@@ -219,6 +220,7 @@ class Departing:
             wait_migration(self._monitor, until=("pre-switchover",), timeout_s=timeout_s)
         except OperationTimeout:
             return False
+        self.stopped_at = _when_stopped(self._monitor)
         return True
 
     def hurry(self) -> None:
@@ -249,6 +251,17 @@ class Departing:
             go_on(self._monitor)
         except HutchError:
             pass
+
+
+def _when_stopped(monitor: Monitor) -> float:
+    """Return when the processors were stopped, by `time.monotonic`: QEMU says it at once, and
+    has written its disks back and perhaps sent much of the memory before it says the rest."""
+    now = time.monotonic()
+    try:
+        stopped = monitor.wait_event(["STOP"], timeout_s=0)
+    except OperationTimeout:
+        return now
+    return now - max(0.0, time.time() - stopped.time)
 
 
 def run_on(directory: str) -> None:
