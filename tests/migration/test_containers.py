@@ -167,7 +167,7 @@ def test_a_source_that_is_killed_leaves_one_container(
 
 TARGET = [
     ("hutch.engine.migrate_container:start_here", "before", "source"),
-    ("hutch.engine.migrate_container:activate_running", "before", "target"),
+    ("hutch.engine.migrate_container:activate_started", "before", "target"),
 ]
 
 

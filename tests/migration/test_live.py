@@ -265,7 +265,7 @@ def test_a_target_that_is_killed_when_it_is_up_has_it(
 ) -> None:
     """Its starter dies before it has written down that the machine runs there."""
     before = len(said(source))
-    where = "hutch.engine.migrate_land:activate_running"
+    where = "hutch.engine.migrate_land:activate_started"
     source.migrate("moved", once_killed(target, tmp_path, where, "before"))
     goes_on_there(source, target, before)
     end(target)

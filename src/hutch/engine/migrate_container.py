@@ -18,15 +18,15 @@ from hutch.drivers.moving import Holdable
 from hutch.engine.context import Context
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import load
-from hutch.engine.migrate_land import activate_running, kept
-from hutch.engine.migrate_live import LiveResult, decide, resumed_after, sending
+from hutch.engine.migrate_land import activate_started, kept
+from hutch.engine.migrate_live import LiveResult, decide, let_run, sending
 from hutch.engine.migrate_send import Sender, addresses_of
 from hutch.engine.migrate_settle import put
 from hutch.engine.records import SUSPENDED, InstanceRecord
 from hutch.engine.saved import require_running
 from hutch.engine.start import attachments
 from hutch.engine.start import land as start_here
-from hutch.errors import HutchError, IntegrityError, Unsupported
+from hutch.errors import IntegrityError, Unsupported
 from hutch.host.criu import load_criu
 from hutch.lifecycle import State
 from hutch.migration import messages as say
@@ -83,28 +83,13 @@ def move_container(
         arrived = wire.expect(say.Prepared).id
         migration = decide(context, migration)
         held.let_go()
-    return _commit(wire, sender, arrived, migration, stopped)
-
-
-def _commit(
-    wire: Wire, sender: Sender, arrived: str, migration: MigrationRecord, stopped: float
-) -> LiveResult:
-    """Tell the target, which lets it run; what fails from now on is told, not raised."""
-    told = time.monotonic()
-    resumed = 0.0
-    lost: BaseException | None = None
-    try:
-        wire.send(say.Commit(token=migration.token))
-        committed = wire.expect(say.Committed)
-        resumed = resumed_after(committed, time.monotonic() - told)
-    except (HutchError, KeyboardInterrupt) as exc:
-        lost = exc
+    downtime_s, offline_s, lost = let_run(wire, token, stopped)
     return LiveResult(
         id=arrived,
         migration=migration,
         sent=sender.sent,
-        downtime_s=told - stopped + resumed,
-        offline_s=time.monotonic() - stopped,
+        downtime_s=downtime_s,
+        offline_s=offline_s,
         passes=1,
         post_copied=False,
         lost=lost,
@@ -157,13 +142,6 @@ def land_container(
     )
     resumed = time.monotonic() - told
     with started.supervisor:
-        activate_running(
-            context,
-            migration,
-            pid=started.pid,
-            start_time=started.start_time,
-            supervisor=started.supervisor.supervisor_pid or 0,
-            endpoints=tuple(endpoint.network for endpoint in endpoints),
-        )
+        activate_started(context, migration, started, endpoints)
     context.trash.discard(str(saved))
     wire.send(say.Committed(resumed_s=resumed, answered_s=time.monotonic() - told))

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import msgspec
 
+from hutch.drivers.base import Started
 from hutch.drivers.moving import Arrival, Landing, Movable
 from hutch.drivers.vm.landing import connect_stream
 from hutch.engine.context import Context
@@ -30,10 +31,11 @@ from hutch.migration import messages as say
 from hutch.migration.pump import carry
 from hutch.migration.records import MigrationRecord, Phase
 from hutch.migration.wire import Wire
+from hutch.network.model import Endpoint
 from hutch.process.supervisor import Supervisor
 from hutch.spec.model import NetworkAttachment
 
-__all__ = ["activate_running", "carry_stream", "confirm", "decline", "kept", "land", "take_tail"]
+__all__ = ["activate_started", "carry_stream", "confirm", "decline", "kept", "land", "take_tail"]
 
 
 _END_S = 30.0
@@ -56,14 +58,7 @@ def land(context: Context, wire: Wire, migration: MigrationRecord, live: say.Liv
     had = kept(attachments(record), live.addresses)
     started, endpoints = start_here(context, record, had, arrival)
     with started.supervisor:
-        activate_running(
-            context,
-            migration,
-            pid=started.pid,
-            start_time=started.start_time,
-            supervisor=started.supervisor.supervisor_pid or 0,
-            endpoints=tuple(endpoint.network for endpoint in endpoints),
-        )
+        activate_started(context, migration, started, endpoints)
         problem = _plug_in(driver, migration)
         with suppress(HutchError, OSError):  # it may have ended already
             # What came along has made the log longer than its supervisor knows.
@@ -97,7 +92,24 @@ def kept(
     return made
 
 
-def activate_running(context: Context, migration: MigrationRecord, **started: object) -> None:
+def activate_started(
+    context: Context,
+    migration: MigrationRecord,
+    started: Started,
+    endpoints: Sequence[Endpoint],
+) -> None:
+    """Record that what was started here runs, and that it is this root's."""
+    _activate_running(
+        context,
+        migration,
+        pid=started.pid,
+        start_time=started.start_time,
+        supervisor=started.supervisor.supervisor_pid or 0,
+        endpoints=tuple(endpoint.network for endpoint in endpoints),
+    )
+
+
+def _activate_running(context: Context, migration: MigrationRecord, **started: object) -> None:
     """Record that it runs, and that it is this root's."""
     with context.store.write(durable=True) as tx:
         present = load_in(tx, migration.instance)
@@ -222,7 +234,7 @@ def confirm(context: Context, migration: MigrationRecord) -> str:
         raise WrongState(f"instance {migration.name} never ran here")
     endpoints = context.networks.endpoints(migration.instance) if migration.cards else ()
     networks = tuple(endpoint.network for endpoint in endpoints)
-    activate_running(context, migration, endpoints=networks)
+    _activate_running(context, migration, endpoints=networks)
     return _plug_in(driver, migration) if isinstance(driver, Movable) else ""
 
 

@@ -12,7 +12,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import msgspec
@@ -34,8 +34,8 @@ from hutch.migration.records import MigrationRecord, Phase, Role
 from hutch.migration.wire import Wire
 from hutch.records import ProgressEvent
 
-__all__ = ["LiveOptions", "LiveResult", "check_streams", "decide", "move_live", "resumed_after"]
-__all__ += ["sending"]
+__all__ = ["LiveOptions", "LiveResult", "check_streams", "decide", "let_run", "move_live"]
+__all__ += ["resumed_after", "sending"]
 
 _LINK_S = 60.0
 _POLL_S = 0.02
@@ -152,6 +152,26 @@ def decide(context: Context, migration: MigrationRecord) -> MigrationRecord:
         marked = msgspec.structs.replace(record, state=State.MIGRATING)
         tx.put(INSTANCES, record.id, marked)
         return put(context, migration, phase=Phase.COMMITTED, tx=tx)
+
+
+def let_run(
+    wire: Wire, token: str, stopped: float, then: Callable[[], None] = lambda: None
+) -> tuple[float, float, BaseException | None]:
+    """Tell the target of the decision, then do what is left to do. Return for how long the
+    instance stood still and was out of its networks, since `stopped` by `time.monotonic`, and
+    what has failed, which is no reason any more to take it back."""
+    told = time.monotonic()
+    resumed, online = 0.0, 0.0
+    lost: BaseException | None = None
+    try:
+        wire.send(say.Commit(token=token))
+        committed = wire.expect(say.Committed)
+        online = time.monotonic()
+        resumed = resumed_after(committed, online - told)
+        then()
+    except (HutchError, KeyboardInterrupt) as exc:
+        lost = exc
+    return told - stopped + resumed, (online or time.monotonic()) - stopped, lost
 
 
 def resumed_after(committed: say.Committed, answered_s: float) -> float:
@@ -306,23 +326,14 @@ class _Journey:
 
     def commit(self, arrived: str, migration: MigrationRecord) -> LiveResult:
         """Tell the target, which lets it run; what fails from now on is told, not raised."""
-        told, stopped = time.monotonic(), self._departure.stopped_at
-        resumed = 0.0
-        lost: BaseException | None = None
-        try:
-            self._wire.send(say.Commit(token=self._token))
-            committed = self._wire.expect(say.Committed)
-            online = time.monotonic()
-            resumed = resumed_after(committed, online - told)
-            self._fetch()
-        except (HutchError, KeyboardInterrupt) as exc:
-            lost, online = exc, time.monotonic()
+        stopped = self._departure.stopped_at
+        downtime_s, offline_s, lost = let_run(self._wire, self._token, stopped, self._fetch)
         return LiveResult(
             id=arrived,
             migration=migration,
             sent=self._sender.sent + sum(pump.sent for pump in self._pumps),
-            downtime_s=told - stopped + resumed,
-            offline_s=online - stopped,
+            downtime_s=downtime_s,
+            offline_s=offline_s,
             passes=self._passes,
             post_copied=not self._whole,
             lost=lost,

@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,10 @@ from hutch.drivers.container.processes import (
     open_process,
     process_start_time,
 )
+from hutch.drivers.grouped import Grouped
 from hutch.drivers.limits import device_rules, limits, resolve_devices
-from hutch.errors import HutchError, NotFound, Unsupported, WrongState
-from hutch.linux.cgroup import Group, Hierarchy, Stats
+from hutch.errors import HutchError, NotFound, Unsupported
+from hutch.linux.cgroup import Group, Stats
 from hutch.plan.container import (
     SYNC_IDMAP,
     SYNC_NETWORK,
@@ -38,7 +39,6 @@ from hutch.plan.wire import encode
 from hutch.process.errors import LaunchFailed
 from hutch.process.launcher import Launcher
 from hutch.process.supervisor import Supervisor
-from hutch.resources.groups import InstanceGroups
 from hutch.spec.model import InstanceSpec, Resources
 
 if TYPE_CHECKING:
@@ -64,18 +64,13 @@ _REFUSALS = (
 )
 
 
-class ContainerDriver:
+class ContainerDriver(Grouped):
     """The driver of containers on this host; see `hutch.drivers.base.Driver`."""
 
     def __init__(self, root: Path, launcher: Launcher) -> None:
-        self._root = root
-        self._groups = InstanceGroups(root)
+        super().__init__(root)
         self._launcher = launcher
         self._assets = AssetBuilder(root, launcher)
-
-    @property
-    def _hierarchy(self) -> Hierarchy:
-        return self._groups.hierarchy
 
     def check(self, spec: InstanceSpec) -> None:
         """Raise for devices, limits or namespaces that this host cannot give."""
@@ -198,14 +193,6 @@ class ContainerDriver:
             undo.pop_all()
             return supervisor
 
-    def _group(self, identifier: str) -> Group:
-        try:
-            return self._hierarchy.load(identifier)
-        except NotFound as exc:
-            raise WrongState(
-                f"instance {identifier[:12]} has no control group: it is not running"
-            ) from exc
-
     def pause(self, identifier: str) -> None:
         """Freeze all processes of the container."""
         with _kernel("pause"):
@@ -224,27 +211,6 @@ class ContainerDriver:
     def stats(self, identifier: str) -> Stats:
         """Return one reading of the counters."""
         return self._group(identifier).stats()
-
-    def processes(self, identifier: str) -> list[int]:
-        """Return the host pids in the container's control group."""
-        return list(self._group(identifier).pids())
-
-    def oom_kills(self, identifier: str) -> int:
-        """Return the count of processes killed for lack of memory, 0 where nobody counts."""
-        try:
-            return self._hierarchy.load(identifier).oom_kills()
-        except NotFound:
-            return 0
-
-    def kill_all(self, identifier: str) -> None:
-        """Kill what is left in the control group."""
-        with suppress(NotFound):
-            self._hierarchy.load(identifier).kill_all()
-
-    def cleanup(self, identifier: str) -> None:
-        """Remove the control group."""
-        with suppress(NotFound):
-            self._hierarchy.load(identifier).remove()
 
     # ---- saved states -------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -391,15 +391,9 @@ class VmDriver(RunningMachines):
         with self._monitor(identifier) as monitor:
             unplug_card(monitor, self._guest(identifier), pid, endpoint, routes)
 
-    def kill_all(self, identifier: str) -> None:
-        """Kill the monitor and QEMU."""
-        with suppress(NotFound):
-            self._hierarchy.load(identifier).kill_all()
-
     def cleanup(self, identifier: str) -> None:
         """Remove the control group, and give its devices back to the host."""
-        with suppress(NotFound):
-            self._hierarchy.load(identifier).remove()
+        super().cleanup(identifier)
         if os.path.exists(f"{self._directory(identifier)}/{LEDGER}"):
             give_back_devices(self._directory(identifier))
 

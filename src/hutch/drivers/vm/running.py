@@ -13,6 +13,7 @@ import msgspec
 from hutch.drivers import failures
 from hutch.drivers.base import Launch, ProcessRow
 from hutch.drivers.confinement import Confinement
+from hutch.drivers.grouped import Grouped
 from hutch.drivers.vm import inside
 from hutch.drivers.vm.awake import check_awake
 from hutch.drivers.vm.boot import QMP_SOCKET
@@ -31,10 +32,9 @@ from hutch.errors import (
     Unsupported,
     WrongState,
 )
-from hutch.linux.cgroup import Group, Hierarchy, Stats
+from hutch.linux.cgroup import Stats
 from hutch.process.guest import Guest
 from hutch.process.launcher import Launcher
-from hutch.resources.groups import InstanceGroups
 from hutch.spec.model import InstanceSpec
 from hutch.storage.disks import Disks
 from hutch.storage.snapshots import QCOW2_FILE
@@ -49,18 +49,13 @@ __all__ = ["RunningMachines"]
 _PAUSE_TRIES = 3
 
 
-class RunningMachines:
+class RunningMachines(Grouped):
     """The part of the driver that finds a machine running and leaves it so."""
 
     def __init__(self, root: Path, launcher: Launcher, kernels: Kernels) -> None:
-        self._root = root
-        self._groups = InstanceGroups(root)
+        super().__init__(root)
         self._confinement = Confinement(root)
         self._machines = MachineLauncher(root, launcher, kernels)
-
-    @property
-    def _hierarchy(self) -> Hierarchy:
-        return self._groups.hierarchy
 
     def _directory(self, identifier: str) -> str:
         return str(self._root / "instances" / identifier)
@@ -124,17 +119,11 @@ class RunningMachines:
             return msgspec.structs.replace(found, memory=limited)
         return found
 
-    def processes(self, identifier: str) -> list[int]:
-        """Return the host pids of the monitor and QEMU."""
-        return list(self._group(identifier).pids())
-
     def oom_kills(self, identifier: str) -> int:
         """Return how often a kernel killed for lack of memory, the host's or the guest's."""
         from hutch.drivers.vm.console import count_oom_kills
 
-        count = 0
-        with suppress(NotFound):
-            count = self._hierarchy.load(identifier).oom_kills()
+        count = super().oom_kills(identifier)
         with suppress(NotFound):
             directory = self._directory(identifier)
             load_record(directory)  # there was a start
@@ -155,14 +144,6 @@ class RunningMachines:
             return None
 
     # ---- life ---------------------------------------------------------------------------
-
-    def _group(self, identifier: str) -> Group:
-        try:
-            return self._hierarchy.load(identifier)
-        except NotFound as exc:
-            raise WrongState(
-                f"instance {identifier[:12]} has no control group: it is not running"
-            ) from exc
 
     def pause(self, identifier: str) -> None:
         """Stop the machine's processors."""
