@@ -77,7 +77,7 @@ class Other:
 
     def hutch(self, *arguments: str) -> str:
         done = subprocess.run(
-            self.argv(*arguments), capture_output=True, text=True, timeout=100, check=False
+            self.argv(*arguments), capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -153,7 +153,7 @@ def die_migrating(source: Engine, target: Other, where: str, when: str, *options
     """Migrate `moved` by a process that is killed there."""
     here = [sys.executable, "-m", "hutch", "--root", str(source.root)]
     command = killed([*here, "migrate", *options, "moved", target.destination], where, when)
-    done = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False)
     assert done.returncode == -signal.SIGKILL, (where, when, done.stderr.decode())
 
 

@@ -22,6 +22,7 @@ from tests.requires import criu_program, requires
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.timeout(600),
     pytest.mark.serial,
     requires("root", "overlayfs", "cgroup", "netns", "criu"),
 ]

@@ -27,6 +27,7 @@ from tests.requires import requires
 pytestmark = [
     requires("root", "cgroup", "overlayfs", "seccomp", "netns", "nftables", "busybox"),
     pytest.mark.integration,
+    pytest.mark.timeout(600),
 ]
 
 STARTABLE = ("created", "exited")

@@ -225,7 +225,7 @@ class Host:
 
     def hutch(self, *arguments: str, fails: bool = False) -> str:
         done = subprocess.run(
-            self.hutch_argv(*arguments), capture_output=True, text=True, timeout=100, check=False
+            self.hutch_argv(*arguments), capture_output=True, text=True, timeout=300, check=False
         )
         assert (done.returncode != 0) == fails, done.stderr
         return done.stderr if fails else done.stdout.strip()

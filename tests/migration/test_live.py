@@ -87,7 +87,7 @@ def goes_on_here(source: Engine, target: Other) -> None:
     box = source.get("moved")
     assert box.info().state == "running"
     before = len(said(source))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while len(said(source)) < before + 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -153,7 +153,7 @@ def test_a_machine_goes_on_at_the_target_without_a_gap(
         target.destination,
         post_copy=post_copy,
         bandwidth=bandwidth,
-        timeout_s=120,
+        timeout_s=400,
         progress=told.append,
     )
     assert done.problem == ""

@@ -22,10 +22,11 @@ from tests.vm.bootdisks import sector_disk
 pytestmark = [
     requires("root", "qemu", "apt-mirror", "busybox", "cgroup", "netns", "erofs", "mke2fs"),
     pytest.mark.integration,
+    pytest.mark.timeout(600),
 ]
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
-WAIT_S = 60.0
+WAIT_S = 200.0
 DECIDE = "hutch.engine.migrate:_decide"
 
 

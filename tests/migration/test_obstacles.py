@@ -31,6 +31,7 @@ pytestmark = [
     requires("root", "qemu", "live-qemu", "apt-mirror", "busybox", "cgroup", "netns", "erofs"),
     requires("mke2fs", "nftables", "seccomp"),
     pytest.mark.integration,
+    pytest.mark.timeout(600),
 ]
 
 
