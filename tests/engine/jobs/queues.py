@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hutch.engine import Engine
@@ -11,7 +12,8 @@ from hutch.engine.jobs.facade import Job
 from hutch.engine.jobs.records import LABEL, JobRecord, JobState
 from hutch.errors import AlreadyExists
 
-__all__ = ["WAIT_S", "cancel_all", "is_in", "most_at_once", "submit", "until", "use_policy"]
+__all__ = ["WAIT_S", "cancel_all", "is_in", "let_go", "most_at_once", "run_at_once", "submit"]
+__all__ += ["submit_held_back", "until", "use_policy"]
 
 WAIT_S = 60.0
 
@@ -35,6 +37,22 @@ def until(condition: Callable[[], object], wait_s: float = WAIT_S) -> None:
 def submit(engine: Engine, *command: str, **options: Any) -> Job:
     """Submit a job that can be ended at once."""
     return engine.jobs.submit("busybox", command, network="none", stop_timeout=0, **options)
+
+
+def submit_held_back(engine: Engine, scratch: Path, *, exit: int = 0, **options: Any) -> Job:
+    """Submit a job that ends when it is let go, and not by a clock."""
+    script = f"while [ ! -e /scratch/go ]; do usleep 10000; done; exit {exit}"
+    return submit(engine, "sh", "-c", script, volumes=[f"{scratch}:/scratch"], **options)
+
+
+def let_go(scratch: Path) -> None:
+    """Let all jobs end that were held back by this directory."""
+    (scratch / "go").touch()
+
+
+def run_at_once(jobs: Sequence[Job], count: int) -> Callable[[], bool]:
+    """Return the question whether so many jobs run now."""
+    return lambda: sum(job.info().state == JobState.RUNNING for job in jobs) == count
 
 
 def is_in(job: Job, state: JobState) -> Callable[[], bool]:

@@ -16,8 +16,11 @@ from tests.engine.jobs.queues import (
     WAIT_S,
     cancel_all,
     is_in,
+    let_go,
     most_at_once,
+    run_at_once,
     submit,
+    submit_held_back,
     until,
     use_policy,
 )
@@ -89,21 +92,25 @@ def test_processors_of_ones_own_are_waited_for(engine: Engine) -> None:
     cancel_all(engine)
 
 
-def test_overcommitted_processors_are_given_out_to_jobs(given: Engine) -> None:
+def test_overcommitted_processors_are_given_out_to_jobs(given: Engine, scratch: Path) -> None:
     cpus = len(given.resources.inventory().cpus)
     given.resources.configure({"overcommit.cpus": "2"})
     with given.jobs.dispatching():
-        jobs = [submit(given, "sleep", "0.5", cpus=cpus) for _ in range(3)]
+        jobs = [submit_held_back(given, scratch, cpus=cpus) for _ in range(3)]
+        until(run_at_once(jobs, 2))
+        let_go(scratch)
         ended = [job.wait(WAIT_S) for job in jobs]
     assert most_at_once(ended) == 2
 
 
-def test_a_preempted_job_leaves_its_processors_and_takes_them_again(given: Engine) -> None:
+def test_a_preempted_job_leaves_its_processors_and_takes_them_again(
+    given: Engine, scratch: Path
+) -> None:
     cpus = len(given.resources.inventory().cpus)
     given.resources.configure({"overcommit.cpus": str(1 / cpus)})
     with given.jobs.dispatching():
         use_policy(given, "priority-preemptive")
-        low = submit(given, "sleep", "1", priority=5, memory="20M")
+        low = submit_held_back(given, scratch, priority=5, memory="20M")
         until(is_in(low, JobState.RUNNING))
         high = submit(given, "sleep", "60", priority=1, memory="20M")
         until(is_in(high, JobState.RUNNING))
@@ -112,6 +119,7 @@ def test_a_preempted_job_leaves_its_processors_and_takes_them_again(given: Engin
         assert held[f"job-{low.id}"].cpus == 0 and held[f"job-{high.id}"].cpus == 1
         assert 0 < held[f"job-{low.id}"].memory < 20 * MIB
         high.cancel()
+        let_go(scratch)
         assert low.wait(WAIT_S).state == JobState.COMPLETED
         assert low.info().preemptions == 1
 

@@ -18,7 +18,7 @@ from hutch.engine.context import Context
 from hutch.engine.jobs.records import ACTIVE, JobRecord, JobState, key_of
 from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.errors import HutchError
-from tests.engine.jobs.queues import WAIT_S, cancel_all, until
+from tests.engine.jobs.queues import WAIT_S, cancel_all, let_go, submit_held_back, until
 from tests.requires import requires
 
 pytestmark = [requires("root", "overlayfs", "cgroup", "busybox")]
@@ -95,13 +95,15 @@ def test_a_removal_that_was_cut_short_is_ended_by_the_next_dispatcher(
 
 
 def test_a_job_that_ended_without_a_dispatcher_is_booked_by_the_next(
-    engine: Engine, dispatcher: Callable[[], subprocess.Popen[bytes]]
+    engine: Engine, dispatcher: Callable[[], subprocess.Popen[bytes]], scratch: Path
 ) -> None:
     first = dispatcher()
-    job = engine.jobs.submit("busybox", ["sh", "-c", "sleep 0.5; exit 9"], network="none")
+    job = submit_held_back(engine, scratch, exit=9)
     until(lambda: job.info().state == JobState.RUNNING)
     first.kill()
     first.wait()
+    let_go(scratch)
+    until(lambda: engine.get(f"job-{job.id}").info().state == "exited")
     ended = job.wait(WAIT_S)  # who waits starts a dispatcher
     assert (ended.state, ended.exit_code, ended.attempt) == (JobState.FAILED, 9, 1)
 
@@ -156,11 +158,14 @@ def test_one_that_was_about_to_start_is_started(
     assert (ended.state, ended.attempt) == (JobState.COMPLETED, 1)
 
 
-def test_one_that_was_frozen_when_its_dispatcher_was_killed_goes_on(engine: Engine) -> None:
+def test_one_that_was_frozen_when_its_dispatcher_was_killed_goes_on(
+    engine: Engine, scratch: Path
+) -> None:
     with engine.jobs.dispatching():
-        job = engine.jobs.submit("busybox", ["sleep", "0.5"], network="none")
+        job = submit_held_back(engine, scratch)
         until(lambda: job.info().state == JobState.RUNNING)
     engine.get(f"job-{job.id}").pause()  # what came to no record
+    let_go(scratch)
     with engine.jobs.dispatching():
         ended = job.wait(WAIT_S)
     assert (ended.state, ended.attempt) == (JobState.COMPLETED, 1)
@@ -168,15 +173,20 @@ def test_one_that_was_frozen_when_its_dispatcher_was_killed_goes_on(engine: Engi
     cancel_all(engine)
 
 
-def test_one_that_went_on_when_its_dispatcher_was_killed_has_its_cores(engine: Engine) -> None:
+def test_one_that_went_on_when_its_dispatcher_was_killed_has_its_cores(
+    engine: Engine, scratch: Path
+) -> None:
     with engine.jobs.dispatching(cores=1):
-        job = engine.jobs.submit("busybox", ["sleep", "1"], network="none", stop_timeout=0)
+        job = submit_held_back(engine, scratch)
         until(lambda: job.info().state == JobState.RUNNING)
     forged = msgspec.structs.replace(job.info(), state=JobState.PREEMPTED, mark=0)
     with engine._context.store.write() as tx:
         tx.put(ACTIVE, key_of(job.id), forged)
     with engine.jobs.dispatching(cores=1):
         other = engine.jobs.submit("busybox", ["true"], network="none")
+        until(lambda: job.info().state == JobState.RUNNING)
+        assert other.info().state == JobState.PENDING
+        let_go(scratch)
         first, second = job.wait(WAIT_S), other.wait(WAIT_S)
     assert (first.state, second.state) == (JobState.COMPLETED, JobState.COMPLETED)
     assert second.started_ns >= first.finished_ns
