@@ -243,7 +243,7 @@ def test_a_pull_that_is_ended_can_be_done_again(
     process = empty.spawn("pull", "-q", f"{proxy.host}/ended:1")
     assert asked.acquire(timeout=30)
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (CODES[number], b"")
     go.set()
     assert empty.out("images", "-q") == ""
@@ -275,7 +275,7 @@ def test_a_bootstrap_that_is_ended_leaves_no_process(number: signal.Signals, emp
         pass
     _until(lambda: any("mmdebstrap" in command for command in _working_on(empty.root)))
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == CODES.get(number, -number)
     _until(lambda: _working_on(empty.root) == [])
     if number == signal.SIGKILL:

@@ -109,7 +109,7 @@ def test_follow_ends_with_the_instance(cli: Any, name: str) -> None:
     follower = cli.spawn("logs", "-f", name)
     assert follower.stdout.readline() == b"out\n"
     cli.out("stop", "-t", "20", name)
-    follower.communicate(timeout=30)
+    follower.communicate(timeout=60)
     assert follower.returncode == 0
 
 

@@ -147,7 +147,7 @@ def test_signals_are_handed_on(cli: Any, name: str) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     assert (out, process.returncode) == (b"got\n", 9)
 
 
@@ -160,7 +160,7 @@ def test_who_asks_three_times_gets_the_prompt_back(cli: Any, name: str) -> None:
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == b"asked\n"
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"left running" in said
     assert cli.out("inspect", "-f", "{{.State.Status}}", name) == "running\n"
@@ -293,7 +293,7 @@ def test_an_interrupted_pull_is_130_and_leaves_nothing(cli: Any) -> None:
         connection, _ = server.accept()
         with connection:
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert "no/such" not in cli.out("images")

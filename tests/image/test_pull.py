@@ -427,7 +427,7 @@ def test_an_interrupt_ends_a_pull_at_once_and_leaves_a_part(
     with start_puller(root, f"{proxy.host}/interrupted:v1") as process:
         assert reached.wait(60)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert not release.is_set()
     release.set()
     assert process.returncode != 0

@@ -261,7 +261,7 @@ def test_a_memory_hog_is_killed_and_counted(make: Callable[[Limits], V1Group]) -
 def test_a_fork_beyond_the_limit_fails(make: Callable[[Limits], V1Group]) -> None:
     group = make(Limits(pids=1))
     with member(group, "sh", "-c", "(true); true") as child:
-        _, errors = child.communicate(timeout=20)
+        _, errors = child.communicate(timeout=60)
     assert "fork" in errors.lower()
 
 
@@ -325,7 +325,7 @@ def test_the_default_devices_are_open_and_others_closed(
     node = tmp_path / "mem"
     os.mknod(node, 0o600 | 0o020000, os.makedev(1, 1))
     with member(group, "sh", "-c", f"head -c1 /dev/zero >/dev/null && cat {node}") as child:
-        _, errors = child.communicate(timeout=20)
+        _, errors = child.communicate(timeout=60)
     assert "Operation not permitted" in errors
     assert str(node) in errors
 

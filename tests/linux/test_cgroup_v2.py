@@ -328,12 +328,12 @@ class TestOnTheKernel:
         script = f"head -c1 /dev/zero >/dev/null && echo zero; cat {node}"
         try:
             with member(group, "sh", "-c", script) as child:
-                output, errors = child.communicate(timeout=20)
+                output, errors = child.communicate(timeout=60)
             assert output == "zero\n"
             assert "Operation not permitted" in errors
             group.update(Limits(devices=()))
             with member(group, "sh", "-c", "head -c1 /dev/zero") as child:
-                _, errors = child.communicate(timeout=20)
+                _, errors = child.communicate(timeout=60)
             assert "Operation not permitted" in errors
         finally:
             group.kill_all()

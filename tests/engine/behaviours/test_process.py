@@ -132,7 +132,9 @@ def test_a_user_is_found_by_name(make: Maker) -> None:
 
 
 def test_an_init_reaps_what_the_program_leaves(make: Maker) -> None:
-    script = "(sh -c 'sleep 0.1 & exit 0'); sleep 0.5; ps -o pid,stat,comm"
+    # One that nobody reaps stays in the list, and with it the program.
+    gone = "until ! ps -o comm | grep -q ^sleep; do usleep 10000; done"
+    script = f"(sh -c 'sleep 0.1 & exit 0'); timeout 60 sh -c '{gone}'; ps -o pid,stat,comm"
     done = make.sh(script, init=True)
     assert done.exit_code == 0
     lines = [line.split() for line in done.text.splitlines()]
@@ -155,6 +157,6 @@ def limited(make: Maker) -> Iterator[Instance]:
 
 def test_the_limit_of_processes_is_changed_while_it_runs(limited: Instance) -> None:
     assert limited.exec(["sh", "-c", "sleep 0 & sleep 0 & wait"]).exit_code == 0
-    line = "sleep 1 & sleep 1 & sleep 1 & wait; echo all"
+    line = "sleep 20 & sleep 20 & sleep 20 & wait; echo all"
     limited.update(pids_limit=4)
     assert b"all" not in limited.exec(["sh", "-c", line]).stdout
