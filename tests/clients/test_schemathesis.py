@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.clients.test_schema import schema
 from tests.requires import requires
 
@@ -39,6 +41,7 @@ exit $code
 """
 
 
+@pytest.mark.timeout(1900)
 def test_no_request_breaks_the_daemon_or_is_answered_otherwise_than_described(
     schema: Any, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ class Instance(Proxy):
     restart = threaded(engine.Instance.restart)
     remove = threaded(engine.Instance.remove)
     rename = threaded(engine.Instance.rename)
+    unlink = threaded(engine.Instance.unlink)
     update = threaded(engine.Instance.update)
     stats = threaded(engine.Instance.stats)
     disk_size = threaded(engine.Instance.disk_size)

@@ -92,6 +92,7 @@ def _connect(invocation: Invocation) -> int:
         mac_address=values.get("mac_address", ""),
         rx_rate=values.get("rx_rate", 0),
         tx_rate=values.get("tx_rate", 0),
+        links=values.get("link", ()),
     )
     return show_result(invocation, "", Network=network, Name=instance)
 
@@ -162,6 +163,7 @@ COMMANDS = {
             ("alias", "", "list", "NAME", "Further name on this network"),
             ("ip", "", "text", "ADDRESS", "IPv4 address"),
             ("ip6", "", "text", "ADDRESS", "IPv6 address"),
+            ("link", "", "list", "INSTANCE[:ALIAS]", "A name for another that is in it"),
             ("mac-address", "", "text", "ADDRESS", "MAC address"),
             ("rx-rate", "", "text", "RATE", "What it may receive, such as 10mbit (a second)"),
             ("tx-rate", "", "text", "RATE", "What it may send"),

@@ -178,6 +178,12 @@ class Instance:
 
         rename(self._context, self.id, name)
 
+    def unlink(self, alias: str) -> None:
+        """Take away the name that it has for another (`links`). Raises `NotFound`."""
+        from hutch.engine.links import remove_link
+
+        remove_link(self._context, self.id, alias)
+
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end and return the exit code; raise `OperationTimeout`."""
         return stopping.wait(self._context, self.id, timeout)

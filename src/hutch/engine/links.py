@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.engine.context import Context
-from hutch.engine.lookup import find_id, load
-from hutch.engine.records import InstanceRecord
+from hutch.engine.finish import refresh_locked
+from hutch.engine.locking import instance_lock
+from hutch.engine.lookup import find_id, load, load_in
+from hutch.engine.records import INSTANCES, InstanceRecord
 from hutch.errors import InvalidArgument, NotFound, WrongState
 from hutch.lifecycle import State
-from hutch.spec.links import Link, split_link
+from hutch.spec.links import Link, parse_links, split_link
 
 if TYPE_CHECKING:
     from hutch.network import Endpoint
     from hutch.spec.model import InstanceSpec
 
-__all__ = ["link_environment", "link_hosts", "linked_from", "note_links", "require_links"]
-__all__ += ["resolve_links", "with_links"]
+__all__ = ["add_links", "link_environment", "link_hosts", "linked_from", "note_links"]
+__all__ += ["read_links", "remove_link", "require_links", "resolve_links", "with_links"]
 
 _DEFAULT = "bridge"
 _FILE = "linked"
@@ -90,6 +92,46 @@ def note_links(context: Context, record: InstanceRecord) -> None:
                 file.write(f"{record.id}\n")
         except FileNotFoundError:
             continue  # it was removed this moment
+
+
+def read_links(
+    context: Context, spec: InstanceSpec, network: str, given: Sequence[str]
+) -> tuple[str, ...]:
+    """Return further links of an instance that joins a network, with identifiers for names.
+    Raises as `resolve_links`."""
+    asked = msgspec.structs.replace(spec, links=parse_links(list(given)), network_mode=network)
+    return resolve_links(context, asked).links
+
+
+def add_links(context: Context, record: InstanceRecord, links: Sequence[str]) -> None:
+    """Give an instance further links, under its lock; one that has the same alias goes."""
+    aliases = {split_link(text).alias for text in links}
+    kept = [text for text in record.spec.links if split_link(text).alias not in aliases]
+    note_links(context, _store_links(context, record, (*kept, *links)))
+
+
+def remove_link(context: Context, identifier: str, alias: str) -> None:
+    """Take from an instance the name that it has for another; its programs have what they were
+    started with. Raises `NotFound`."""
+    from hutch.engine.etc import rewrite_files
+
+    with instance_lock(context, identifier):
+        record = refresh_locked(context, load(context, identifier))
+        left = tuple(text for text in record.spec.links if split_link(text).alias != alias)
+        if len(left) == len(record.spec.links):
+            raise NotFound(f"instance {record.name} has no link {alias}")
+        rewrite_files(context, _store_links(context, record, left))
+
+
+def _store_links(
+    context: Context, record: InstanceRecord, links: tuple[str, ...]
+) -> InstanceRecord:
+    with context.store.write(durable=True) as tx:
+        present = load_in(tx, record.id)
+        spec = msgspec.structs.replace(present.spec, links=links)
+        changed = msgspec.structs.replace(present, spec=spec)
+        tx.put(INSTANCES, record.id, changed)
+    return changed
 
 
 def linked_from(context: Context, identifier: str) -> list[str]:

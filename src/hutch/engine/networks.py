@@ -12,6 +12,7 @@ from hutch.engine.context import Context
 from hutch.engine.etc import rewrite_files
 from hutch.engine.finish import refresh_locked
 from hutch.engine.instance import Instance
+from hutch.engine.links import add_links, read_links
 from hutch.engine.locking import instance_lock
 from hutch.engine.lookup import all_records, find_id, load, load_in
 from hutch.engine.records import INSTANCES, InstanceRecord
@@ -135,11 +136,13 @@ class Networks:
         mac_address: str = "",
         rx_rate: str | int = 0,
         tx_rate: str | int = 0,
+        links: Sequence[str] = (),
     ) -> None:
         """Give an instance an endpoint in a further network, live where it runs.
 
         `rx_rate` and `tx_rate` limit what it may receive and send: bits per second, or a
-        text such as `10mbit`.
+        text such as `10mbit`. `links` are `NAME[:ALIAS]`: others there, and what this
+        instance calls them.
         """
         attachment = NetworkAttachment(
             name=self._networks.get(network).name,
@@ -155,6 +158,7 @@ class Networks:
         context = self._context
         with instance_lock(context, identifier):
             record = refresh_locked(context, load(context, identifier))
+            linked = read_links(context, record.spec, attachment.name, links) if links else ()
             held = attachments(record)
             if not uses_networks(record) and record.spec.network_mode != "none":
                 raise InvalidArgument(
@@ -177,6 +181,8 @@ class Networks:
                     attach=self._plugger(record),
                 )
             self._store(record, (*held, attachment))
+            if linked:
+                add_links(context, record, linked)
             self._rewrite(identifier)
 
     def disconnect(self, network: str, instance: Instance | str, *, force: bool = False) -> None:

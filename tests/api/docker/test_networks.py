@@ -345,6 +345,32 @@ def test_links_of_the_default_network_are_names_and_environment(
     until(lambda: f"{_address(api, child)}\tthe-db " in _run(api, parent, "cat", "/etc/hosts"))
 
 
+def test_a_link_comes_with_a_network_and_goes(api: Client, name: str, net: str, image: str) -> None:
+    make_network(api, net)
+    app, database = f"{name}-app", f"{name}-db"
+    for one, mode in ((app, "none"), (database, net)):
+        host = {"NetworkMode": mode}
+        assert _bridged(api, one, image, "sleep", "1000", HostConfig=host).status == 201
+        assert api.ask("POST", f"/containers/{one}/start").status == 204
+    join = {"Container": app, "EndpointConfig": {"Links": [f"{name}-no:x"]}}
+    assert api.ask("POST", f"/networks/{net}/connect", join).status == 400
+    assert "x" not in _run(api, app, "cat", "/etc/hosts").split()
+    join["EndpointConfig"] = {"Links": [f"{database}:the-db"]}
+    assert api.ask("POST", f"/networks/{net}/connect", join).status == 200
+    line = f"{_address(api, database)}\tthe-db "
+    assert line in _run(api, app, "cat", "/etc/hosts")
+    told = api.ask("GET", f"/containers/{app}/json").json
+    assert told["NetworkSettings"]["Networks"][net]["Links"] == [f"{database}:the-db"]
+
+    assert api.ask("DELETE", f"/containers/{app}/other?link=1").status == 404
+    assert api.ask("DELETE", f"/containers/{name}-no/the-db?link=1").status == 404
+    assert api.ask("DELETE", f"/containers/{app}?link=1").message.startswith("Conflict")
+    assert api.ask("DELETE", f"/containers/{app}/the-db?link=1").status == 204
+    assert line not in _run(api, app, "cat", "/etc/hosts")
+    told = api.ask("GET", f"/containers/{app}/json").json
+    assert not told["NetworkSettings"]["Networks"][net]["Links"] and told["State"]["Running"]
+
+
 def test_links_that_cannot_be_are_refused(api: Client, name: str, image: str) -> None:
     for links, mode, status in (
         ([f"{name}-nonesuch:x"], "bridge", 400),

@@ -268,9 +268,9 @@ async def _rename(request: Request) -> Answer:
 
 async def _remove(request: Request) -> Answer:
     query = request.query
-    instance = await find_container(request)
     if query.flag("link"):
-        raise ApiError(400, "links are not supported")
+        return await _unlink(request)
+    instance = await find_container(request)
     info = await request.front.call(instance.info)
     if info.state in (State.RUNNING, State.PAUSED, State.RESTARTING) and not query.flag("force"):
         cure = (
@@ -287,6 +287,20 @@ async def _remove(request: Request) -> Answer:
         )
     finally:
         request.front.journal.poke()
+    return empty()
+
+
+async def _unlink(request: Request) -> Answer:
+    """Take a link away: its name is that of the container, and what that calls the other."""
+    parent, _, alias = request.params["id"].strip("/").rpartition("/")
+    if not parent:
+        await find_container(request)
+        raise ApiError(500, "Conflict, cannot remove the default link name of the container")
+    try:
+        instance = await request.front.call(request.front.engine.get, parent)
+        await request.front.call_slow(instance.unlink, alias)
+    except NotFound:
+        raise ApiError(404, f"No such container: {parent}/{alias}") from None
     return empty()
 
 
@@ -412,10 +426,10 @@ ROUTES = (
     ),
     Route(
         method="DELETE",
-        path="/containers/{id}",
+        path="/containers/{id...}",
         handler=_remove,
         summary="Remove a container",
-        options={"force": "works", "v": "works", "link": "refused: there are no links"},
+        options={"force": "works", "v": "works", "link": "works"},
     ),
     Route(
         method="POST",

@@ -332,7 +332,6 @@ async def _connect(request: Request) -> Answer:
     instance = await find_container(request, body.container)
     given = body.endpoint_config
     options = attachment_options(network.name, given)
-    _check_links(front, given)
     call = functools.partial(
         front.engine.networks.connect,
         network.name,
@@ -341,6 +340,7 @@ async def _connect(request: Request) -> Answer:
         ip=options.get("ip", ""),
         ip6=options.get("ip6", ""),
         mac_address=options.get("mac-address", ""),
+        links=(given.links if given is not None else None) or (),
     )
     try:
         await front.call_slow(call)
@@ -351,14 +351,6 @@ async def _connect(request: Request) -> Answer:
         ) from None
     front.journal.poke()
     return empty(200)
-
-
-def _check_links(front: Front, given: EndpointBody | None) -> None:
-    """Links are names that the network resolves anyway; others there are none of."""
-    for link in (given.links if given is not None else None) or ():
-        name, _, alias = link.partition(":")
-        if alias and alias != name:
-            front.log.info("link %s: only the names of the container itself are resolved", link)
 
 
 async def _disconnect(request: Request) -> Answer:
@@ -438,7 +430,8 @@ ROUTES = (
             "EndpointConfig.IPAMConfig": "works: IPv4Address, IPv6Address",
             "EndpointConfig.Aliases": "works",
             "EndpointConfig.MacAddress": "works",
-            "EndpointConfig.Links": "differs: containers are found by their own names and aliases",
+            "EndpointConfig.Links": "works: lines of `/etc/hosts`, which follow a restart of the "
+            "other",
             "EndpointConfig.DriverOpts": "ignored",
             "EndpointConfig.GwPriority": "ignored: the first network that is not internal leads "
             "out",
