@@ -225,10 +225,6 @@ NAMED: tuple[Difference, ...] = (
     ),
     # ---- networks -------------------------------------------------------------------------
     *named(
-        "`Attachable` means something in a swarm only",
-        (r"networks? .*", r"\.body(\[\])?\.Attachable"),
-    ),
-    *named(
         "the default network's bridge has a name of hutch's, and its gateway is told",
         (r"network bridge", r"\.body\.(IPAM\.Config\[\]\.Gateway|Options\..*bridge\.name)"),
     ),

@@ -165,10 +165,18 @@ def _networks(side: Side) -> None:
         "IPAM": {
             "Driver": "default",
             "Config": [
-                {"Subnet": "10.77.0.0/24", "Gateway": "10.77.0.1", "IPRange": "10.77.0.128/25"}
+                {
+                    "Subnet": "10.77.0.0/24",
+                    "Gateway": "10.77.0.1",
+                    "IPRange": "10.77.0.128/25",
+                    "AuxiliaryAddresses": {"router": "10.77.0.9"},
+                }
             ],
         },
-        "Options": {"com.docker.network.bridge.name": "cmp0"},
+        "Options": {
+            "com.docker.network.bridge.name": "cmp0",
+            "com.docker.network.bridge.host_binding_ipv4": "127.0.0.1",
+        },
     }
     side.ask("network made", "POST", "/networks/create", body)
     side.ask("network made twice", "POST", "/networks/create", body | {"CheckDuplicate": True})

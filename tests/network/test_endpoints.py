@@ -81,6 +81,32 @@ def test_a_full_subnet_is_told_and_a_freed_address_given_again(lab: Lab) -> None
     assert lab.networks.prepare(new_id(), wanted)[0].ipv4 == "10.9.0.6"
 
 
+def test_an_address_that_is_kept_free_is_given_to_nobody(lab: Lab) -> None:
+    kept = {"router": "10.9.0.3", "printer": "10.9.0.5"}
+    lab.networks.create("small", subnets=["10.9.0.0/29"], reserved=kept)
+    wanted = [NetworkAttachment(name="small")]
+    given = [lab.networks.prepare(new_id(), wanted)[0].ipv4 for _ in range(3)]
+    assert given == ["10.9.0.2", "10.9.0.4", "10.9.0.6"]
+    with pytest.raises(Exhausted):
+        lab.networks.prepare(new_id(), wanted)
+    with pytest.raises(Busy, match="router"):
+        lab.networks.prepare(new_id(), [NetworkAttachment(name="small", ipv4="10.9.0.3")])
+    with pytest.raises(InvalidArgument, match=r"reserved\[far\]"):
+        lab.networks.create("other", subnets=["10.10.0.0/29"], reserved={"far": "10.9.0.3"})
+
+
+def test_ports_are_at_the_network_s_address_of_the_host(lab: Lab) -> None:
+    lab.networks.create("near", options={"host_ip": "127.0.0.1"})
+    ports = [
+        PortMapping(container_port=80),
+        PortMapping(container_port=81, host_ip="127.0.0.2"),
+    ]
+    (endpoint,) = lab.networks.prepare(new_id(), [NetworkAttachment(name="near")], ports=ports)
+    assert [port.host_ip for port in endpoint.ports] == ["127.0.0.1", "127.0.0.2"]
+    with pytest.raises(InvalidArgument, match="host_ip"):
+        lab.networks.create("wrong", options={"host_ip": "nonsense"})
+
+
 def test_a_freed_address_is_not_the_next_one_given(lab: Lab) -> None:
     first = new_id()
     freed = lab.networks.prepare(first, [NetworkAttachment(name="bridge")])[0].ipv4

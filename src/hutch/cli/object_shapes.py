@@ -90,12 +90,13 @@ def network_shape(network: NetworkRecord, endpoints: Iterable[Endpoint]) -> dict
                     "Subnet": subnet.subnet,
                     "Gateway": subnet.gateway,
                     **({"IPRange": subnet.ip_range} if subnet.ip_range else {}),
+                    **({"AuxiliaryAddresses": subnet.reserved} if subnet.reserved else {}),
                 }
                 for subnet in network.subnets
             ],
         },
         "Internal": network.internal,
-        "Attachable": False,
+        "Attachable": network.attachable,
         "Containers": {
             endpoint.instance_id: {
                 "Name": endpoint.names[0] if endpoint.names else "",

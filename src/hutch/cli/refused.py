@@ -54,11 +54,9 @@ _CREATE: dict[str, str] = {
 _CONNECT: dict[str, str] = {
     "driver-opt": "the driver bridge has no options of an endpoint",
     "gw-priority": "the first network that leads outside gives the default route",
-    "link": "use --alias: all in the network have that name for it; or hutch run --link",
     "link-local-ip": "use --ip or --ip6",
 }
 _NETWORK: dict[str, str] = {
-    "aux-address": "keep addresses free with --ip-range",
     "config-from": _SWARM,
     "config-only": _SWARM,
     "ingress": _SWARM,

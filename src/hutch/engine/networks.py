@@ -57,12 +57,15 @@ class Networks:
         subnets: Sequence[str] = (),
         gateways: Sequence[str] = (),
         ip_ranges: Sequence[str] = (),
+        reserved: Mapping[str, str] | None = None,
         internal: bool = False,
         ipv6: bool = False,
+        attachable: bool = False,
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
     ) -> NetworkRecord:
-        """Create a network; without subnets a free one is chosen."""
+        """Create a network; without subnets a free one is chosen. `reserved` are addresses, by
+        name, that no instance gets; `attachable` changes nothing here, and is told."""
         if self._context.rootless:
             raise Unsupported(
                 f"network {name}: networks of one's own need root",
@@ -74,8 +77,10 @@ class Networks:
             subnets=subnets,
             gateways=gateways,
             ip_ranges=ip_ranges,
+            reserved=reserved or {},
             internal=internal,
             ipv6=ipv6,
+            attachable=attachable,
             labels=labels or {},
             options=options or {},
         )

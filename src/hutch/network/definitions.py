@@ -32,25 +32,30 @@ _OPTIONS = {
     "mtu": "mtu",
     "bridge": "bridge",
     "masquerade": "masquerade",
+    "host_ip": "host_ip",
     "com.docker.network.driver.mtu": "mtu",
     "com.docker.network.bridge.name": "bridge",
     "com.docker.network.bridge.enable_ip_masquerade": "masquerade",
+    "com.docker.network.bridge.host_binding_ipv4": "host_ip",
 }
 _NO_CHOICES = NetworkChoices()
 _LONGEST_PREFIX = {32: 30, 128: 126}
 
 
 class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller asks of a new network. `gateways` and `ip_ranges` go with the subnet
-    that contains them; options are `mtu`, `bridge`, `masquerade` or Docker's names."""
+    """What a caller asks of a new network. `gateways`, `ip_ranges` and the addresses that are
+    `reserved` go with the subnet that contains them; options are `mtu`, `bridge`, `masquerade`,
+    `host_ip` or Docker's names."""
 
     name: str
     driver: str = "bridge"
     subnets: Sequence[str] = ()
     gateways: Sequence[str] = ()
     ip_ranges: Sequence[str] = ()
+    reserved: Mapping[str, str] = {}
     internal: bool = False
     ipv6: bool = False
+    attachable: bool = False
     labels: Mapping[str, str] = {}
     options: Mapping[str, str] = {}
     dns: bool = True
@@ -87,6 +92,7 @@ def define(
         ipv6=any(":" in record.subnet for record in subnets),
         mtu=_mtu(options),
         dns=request.dns,
+        attachable=request.attachable,
         labels=dict(request.labels),
         options=options,
     )
@@ -204,6 +210,8 @@ def _read_options(given: Mapping[str, str]) -> dict[str, str]:
         options[name] = str(value)
     if options.get("masquerade", "true") not in ("true", "false"):
         raise InvalidArgument("masquerade must be true or false", field="options")
+    if options.get("host_ip"):
+        parse_address(options["host_ip"], field="options.host_ip")
     return options
 
 
@@ -250,12 +258,17 @@ def _subnets(
         wanted.append(ipam.choose_subnet((one for _, one in taken), bits=128, pools=pools))
     gateways = _assigned(request.gateways, wanted, "gateways")
     ranges = _ranges(request.ip_ranges, wanted)
+    reserved = _reserved(request.reserved, wanted)
     return tuple(
         SubnetRecord(
             subnet=str(subnet),
             gateway=gateways.get(number) or format_address(subnet.address(1)),
             ip_range=ranges.get(number, ""),
-            chosen=subnet not in asked and number not in gateways and number not in ranges,
+            chosen=subnet not in asked
+            and number not in gateways
+            and number not in ranges
+            and number not in reserved,
+            reserved=reserved.get(number, {}),
         )
         for number, subnet in enumerate(wanted)
     )
@@ -302,6 +315,19 @@ def _ranges(texts: Sequence[str], subnets: Sequence[Subnet]) -> dict[int, str]:
         if number is None or number in found:
             raise InvalidArgument(f"{text} fits no subnet that lacks one", field=where)
         found[number] = str(wanted)
+    return found
+
+
+def _reserved(given: Mapping[str, str], subnets: Sequence[Subnet]) -> dict[int, dict[str, str]]:
+    """Return the addresses to be kept free, by the number of the subnet that contains them."""
+    found: dict[int, dict[str, str]] = {}
+    for name, text in given.items():
+        field = f"reserved[{name[:40]}]"
+        address = parse_address(text, field=field)
+        number = next((n for n, subnet in enumerate(subnets) if address in subnet), None)
+        if number is None:
+            raise InvalidArgument(f"{text} is in no subnet of the network", field=field)
+        found.setdefault(number, {})[name] = format_address(address)
     return found
 
 

@@ -109,10 +109,20 @@ def create_endpoint(
                 field="ports",
             )
         endpoint = msgspec.structs.replace(
-            endpoint, ports=reserve_ports(tx, endpoint, ports, elsewhere)
+            endpoint, ports=reserve_ports(tx, endpoint, _bound(network, ports), elsewhere)
         )
     tx.put(ENDPOINTS, endpoint_key(instance_id, network.id), endpoint)
     return endpoint
+
+
+def _bound(network: NetworkRecord, ports: Sequence[PortMapping]) -> Sequence[PortMapping]:
+    """Return the ports, with the network's own address of the host where they name none."""
+    host_ip = network.options.get("host_ip", "")
+    if host_ip in ("", "0.0.0.0"):
+        return ports
+    return [
+        port if port.host_ip else msgspec.structs.replace(port, host_ip=host_ip) for port in ports
+    ]
 
 
 def _upstreams(dns: Sequence[str]) -> tuple[str, ...]:

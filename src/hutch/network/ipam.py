@@ -52,6 +52,7 @@ def allocate(
             if address not in subnet:
                 continue
             _check_usable(subnet, gateway, address)
+            _check_unreserved(network, record, address)
         elif any(_bits(done.address) == subnet.bits for done in taken):
             continue
         else:
@@ -90,6 +91,13 @@ def _check_usable(subnet: Subnet, gateway: bytes, address: bytes) -> None:
         raise InvalidArgument(text, field=_field(subnet))
 
 
+def _check_unreserved(network: NetworkRecord, record: SubnetRecord, address: bytes) -> None:
+    text = format_address(address)
+    for name, kept in record.reserved.items():
+        if kept == text:
+            raise Busy(f"address {text} of network {network.name} is kept free for {name}")
+
+
 def _take(tx: Transaction, network: NetworkRecord, address: bytes, lease: AddressLease) -> None:
     key = _key(network.id, address)
     holder = tx.get(ADDRESSES, key, AddressLease)
@@ -115,10 +123,13 @@ def _next_free(
     cursor_key = f"{network.id}/{number}"
     cursor = tx.get(CURSORS, cursor_key, Cursor)
     start = cursor.next if cursor is not None else 0
+    reserved = {parse_address(text, field="reserved") for text in record.reserved.values()}
     used: set[str] | None = None
     for probe, address in enumerate(_candidates(subnet, pool, gateway, start)):
         if probe == _PROBES:
             used = {key for key, _ in tx.items(ADDRESSES, AddressLease, f"{network.id}/")}
+        if address in reserved:
+            continue
         key = _key(network.id, address)
         if used is not None:
             if key in used:

@@ -28,17 +28,19 @@ BUILTIN_NETWORKS = ("bridge", "host", "none")
 
 class SubnetRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One subnet of a network; addresses are given out from `ip_range` where it is set.
-    `chosen`: nobody asked for this one, and it may be another while nobody is in it."""
+    `reserved` are addresses, by name, that nobody is given. `chosen`: nobody asked for this one,
+    and it may be another while nobody is in it."""
 
     subnet: str
     gateway: str
     ip_range: str = ""
     chosen: bool = False
+    reserved: dict[str, str] = {}
 
 
 class NetworkRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One network, kept under its name. `mtu` 0 leaves the kernel's; `dns` says whether
-    its members' names are resolved."""
+    its members' names are resolved; `attachable` is what somebody has said, for who asks."""
 
     id: str
     name: str
@@ -50,6 +52,7 @@ class NetworkRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     ipv6: bool = False
     mtu: int = 0
     dns: bool = False
+    attachable: bool = False
     labels: dict[str, str] = {}
     options: dict[str, str] = {}
 

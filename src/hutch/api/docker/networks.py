@@ -38,10 +38,10 @@ _OPTIONS = {
     "mtu": "com.docker.network.driver.mtu",
     "bridge": "com.docker.network.bridge.name",
     "masquerade": "com.docker.network.bridge.enable_ip_masquerade",
+    "host_ip": "com.docker.network.bridge.host_binding_ipv4",
 }
 _GIVEN_ANYWAY = {
     "com.docker.network.bridge.enable_icc": ("true", "1"),
-    "com.docker.network.bridge.host_binding_ipv4": ("0.0.0.0", ""),
     "com.docker.network.bridge.gateway_mode_ipv4": ("nat", ""),
     "com.docker.network.bridge.gateway_mode_ipv6": ("nat", ""),
 }
@@ -158,10 +158,13 @@ def network_json(network: NetworkRecord, members: dict[str, dict[str, str]]) -> 
     """Return all that Docker tells of a network."""
     subnets = []
     for subnet in network.subnets:
-        entry = {"Subnet": subnet.subnet}
+        entry: dict[str, Any] = {"Subnet": subnet.subnet}
         if subnet.ip_range:
             entry["IPRange"] = subnet.ip_range
-        subnets.append(entry | {"Gateway": subnet.gateway})
+        entry["Gateway"] = subnet.gateway
+        if subnet.reserved:
+            entry["AuxiliaryAddresses"] = subnet.reserved
+        subnets.append(entry)
     return {
         "Name": network.name,
         "Id": network.id,
@@ -172,7 +175,7 @@ def network_json(network: NetworkRecord, members: dict[str, dict[str, str]]) -> 
         "EnableIPv6": network.ipv6,
         "IPAM": {"Driver": "default", "Options": None, "Config": subnets},
         "Internal": network.internal,
-        "Attachable": False,
+        "Attachable": network.attachable,
         "Ingress": False,
         "ConfigFrom": {"Network": ""},
         "ConfigOnly": False,
@@ -210,8 +213,10 @@ async def _create(request: Request) -> Answer:
         subnets=[one.subnet for one in subnets if one.subnet],
         gateways=[one.gateway for one in subnets if one.gateway],
         ip_ranges=[one.ip_range for one in subnets if one.ip_range],
+        reserved={n: a for one in subnets for n, a in (one.auxiliary_addresses or {}).items()},
         internal=body.internal,
         ipv6=body.enable_ipv6,
+        attachable=body.attachable,
         labels=body.labels or {},
         options=_engine_options(front.options.network_options | (body.options or {})),
     )
@@ -257,11 +262,6 @@ def _check(body: NetworkBody) -> None:
         ("EnableIPv4", body.enable_ipv4 is False),
         ("IPAM.Driver", body.ipam is not None and body.ipam.driver not in ("", "default")),
         ("IPAM.Options", body.ipam is not None and body.ipam.options),
-        (
-            "IPAM.Config.AuxiliaryAddresses",
-            body.ipam is not None
-            and any(one.auxiliary_addresses for one in body.ipam.config or ()),
-        ),
     )
     for field, given in refused:
         if given:
@@ -393,7 +393,6 @@ ROUTES = (
         path="/networks/{id}",
         handler=_inspect,
         summary="Describe a network and who is in it",
-        verdict="differs: `Attachable` is false always",
         options={
             "verbose": "ignored: it is about swarms",
             "scope": "ignored: all networks are local",
@@ -407,15 +406,16 @@ ROUTES = (
         options={
             "Name": "works; unique whatever `CheckDuplicate` says",
             "Driver": "works for bridge; refused: all others",
-            "IPAM.Config": "works: Subnet, Gateway, IPRange; refused: AuxiliaryAddresses",
+            "IPAM.Config": "works: Subnet, Gateway, IPRange, AuxiliaryAddresses",
             "IPAM.Driver": "refused, but for default",
             "Internal": "works",
             "EnableIPv6": "works",
             "EnableIPv4": "refused when false",
-            "Options": "works: com.docker.network.driver.mtu, com.docker.network.bridge.name and "
-            ".enable_ip_masquerade; refused: others that ask for what is not so anyway",
+            "Options": "works: com.docker.network.driver.mtu, com.docker.network.bridge.name, "
+            ".enable_ip_masquerade and .host_binding_ipv4; refused: others that ask for what is "
+            "not so anyway",
             "Labels": "works",
-            "Attachable": "ignored: networks of one host can be joined always",
+            "Attachable": "works: it is told; networks of one host can be joined always",
             "Ingress": "refused, as by a Docker node that is no swarm manager",
             "ConfigOnly": "refused",
             "ConfigFrom": "refused",
