@@ -16,6 +16,12 @@ from typing import Any
 import pytest
 
 UID = 54321
+NOBODY = 65534
+# In a mount namespace where /etc/subuid and /etc/subgid give the user nobody a range.
+WITH_RANGE = """
+mount --make-rprivate / && mount --bind "$1" /etc/subuid && mount --bind "$1" /etc/subgid &&
+shift && exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
+"""
 Hutch = Callable[..., subprocess.CompletedProcess[str]]
 
 # Namespaces are counted where they are made: in this one there may be none. To write its
@@ -90,6 +96,16 @@ def installed(
         yield run
     finally:
         shutil.rmtree(home, onerror=_gone_is_fine)
+
+
+@contextmanager
+def installed_with_range(directory: Path, *, timeout_s: float = 60) -> Iterator[Hutch]:
+    """Run Python as a user with 65,536 subordinate ids; `directory` gets a file."""
+    ranges = directory / "ranges"
+    ranges.write_text("nobody:700000:65536\n")
+    prefix = ["unshare", "-m", "sh", "-c", WITH_RANGE, "sh", str(ranges)]
+    with installed(NOBODY, prefix, timeout_s=timeout_s) as run:
+        yield run
 
 
 def _gone_is_fine(_function: object, path: str, _info: object) -> None:

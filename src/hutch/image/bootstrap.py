@@ -180,6 +180,16 @@ def _write_suite(
     )
     if done.returncode != 0:
         output = done.stderr.decode(errors="replace")
+        if _lacks_ids(output):
+            # Ids are looked for first; without namespaces they would be of no use.
+            output = run_command(["unshare", "--user", "true"]).stderr.decode(errors="replace")
+            if not output:
+                raise Unsupported(
+                    f"{base.reference}: packages have files of several users, and this user has "
+                    "no ids for them",
+                    hint="apt-get install uidmap, and usermod --add-subuids 100000-165535 "
+                    "--add-subgids 100000-165535 NAME (a range that nobody has); or run as root",
+                )
         if _was_refused(output):
             raise Unsupported(
                 f"{base.reference}: this host lets this user make no namespaces, which installing "
@@ -195,6 +205,11 @@ def _was_refused(output: str) -> bool:
     """Tell whether mmdebstrap was refused a namespace; where there may be none of them, the
     kernel says that there is no space. Root is refused them too, in a container."""
     return re.search(r"\bunshare\b[^\n]*failed", output) is not None
+
+
+def _lacks_ids(output: str) -> bool:
+    """Tell whether it was for want of a range in /etc/subuid and /etc/subgid, or of uidmap."""
+    return re.search(r"/etc/sub[ug]id|new[ug]idmap|unshare: you \(", output) is not None
 
 
 def _is_full(fd: int) -> bool:
@@ -258,18 +273,20 @@ def _release_epoch(sources: Sequence[Source], suite: str, workspace: Path) -> in
 def _wrapper() -> list[str]:
     """Return what to put before mmdebstrap, so that it and all it starts die with us.
 
-    As root it is the first process of a mount and process namespace of its own: what it
-    mounts and starts there goes with it. The new root is built in memory where there is
-    plenty: dpkg's many synchronous writes then cost nothing.
+    It is the first process of a mount and process namespace of its own: what it mounts and
+    starts there goes with it. An ordinary user is root of a user namespace with the
+    subordinate ids: mmdebstrap's own (`--mode=unshare`) does not have the user's id in it, so
+    nothing in a private directory could be read. The new root is built in memory where there
+    is plenty: dpkg's many synchronous writes then cost nothing.
     """
     # The signal comes to the one process it is set for, and the namespace's end to the rest.
     # A session of its own: mmdebstrap hangs up on its whole process group where it fails.
     tied = ["setpriv", "--pdeathsig", "KILL", "setsid"]
-    if os.geteuid() != 0:
-        return tied
     plenty = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") > _TMPFS_MEMORY
     script = _IN_MEMORY if plenty else 'exec "$@"'
     namespaces = ["--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+    if os.geteuid() != 0:
+        namespaces += ["--user", "--map-root-user", "--map-auto"]
     return [*tied, "unshare", *namespaces, "--propagation", "private", "sh", "-c", script, "sh"]
 
 
@@ -281,7 +298,7 @@ def _mmdebstrap(
     (workspace / "build").mkdir()
     command = [
         *(tool, "--format=tar", "--skip=output/dev", f"--variant={base.variant}"),
-        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        "--mode=root",
     ]
     if base.packages:
         command.append(f"--include={','.join(base.packages)}")
@@ -342,10 +359,6 @@ def _failure(base: BaseImage, output: str) -> Unavailable | Unsupported:
         return Unsupported(
             f"{base.reference}: the host has no key of this archive: {said}",
             hint=f"install the archive keyring of {base.distribution} or give --keyring FILE",
-        )
-    if "newuidmap" in output or "subuid" in output or "unprivileged user namespaces" in output:
-        return Unsupported(
-            f"{base.reference}: {said}", hint="run as root, or apt-get install uidmap"
         )
     return Unavailable(
         f"{base.reference}: the packages could not be installed: {said}",
