@@ -60,6 +60,14 @@ def test_who_waits_hears_of_a_time_limit_and_not_of_what_it_ended(jobs: Any, nam
     assert shown["Why"] == "it ran out of time"
 
 
+def test_the_log_of_a_job_that_never_began_says_why(jobs: Any, name: str) -> None:
+    (number,) = submit(jobs, name, "busybox", "no-such-program")
+    assert jobs("job", "wait", number).returncode != 0
+    done = jobs("job", "logs", number)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"wrote nothing: " in done.stderr and b"no-such-program" in done.stderr
+
+
 def test_the_daemon_dispatches_too(jobs: Any, name: str, tmp_path: Path) -> None:
     jobs.out("queue", "run", "--idle", "0.01s")  # nobody else does
     daemon = jobs.spawn("serve", "--docker", f"unix://{tmp_path}/socket", "--jobs")

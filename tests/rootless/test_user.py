@@ -12,16 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.requires import requires
-from tests.rootless.conftest import UID, Hutch, installed
+from tests.rootless.conftest import UID, Hutch, installed_with_range
 
 pytestmark = requires("root", "userns", "overlayfs", "busybox")
-
-NOBODY = 65534
-# In a mount namespace where /etc/subuid and /etc/subgid give the user nobody a range.
-WITH_RANGE = """
-mount --make-rprivate / && mount --bind "$1" /etc/subuid && mount --bind "$1" /etc/subgid &&
-shift && exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
-"""
 
 
 @contextmanager
@@ -47,11 +40,15 @@ def hutch(python: Hutch) -> Iterator[Hutch]:
 @pytest.fixture
 def hutch_with_range(tmp_path: Path) -> Iterator[Hutch]:
     """Run `hutch` as a user with 65,536 subordinate ids."""
-    ranges = tmp_path / "ranges"
-    ranges.write_text("nobody:700000:65536\n")
-    prefix = ["unshare", "-m", "sh", "-c", WITH_RANGE, "sh", str(ranges)]
-    with installed(NOBODY, prefix) as python, with_busybox(python) as run:
+    with installed_with_range(tmp_path) as python, with_busybox(python) as run:
         yield run
+
+
+@requires("mmdebstrap")
+def test_a_user_without_ids_for_packages_is_told_how_to_get_some(hutch: Hutch) -> None:
+    done = hutch("image", "bootstrap", "-q", "--mirror", "file:/nowhere", "debian:bookworm")
+    assert done.returncode == 1
+    assert "no ids for them" in done.stderr and "--add-subuids" in done.stderr
 
 
 def test_a_user_runs_a_container_as_root_of_their_own(hutch: Hutch) -> None:
@@ -72,6 +69,13 @@ def test_the_life_of_a_container_without_root(hutch: Hutch, tmp_path: Path) -> N
        "echo up; sleep 1000")  # fmt: skip
     assert ok("exec", "box", "sh", "-c", "echo $(id -u) > /f; cat /f") == "0"
     assert ok("logs", "box") == "up"
+    # An ordinary user's test has no control group to count in.
+    titles, *rows = ok("top", "box").splitlines()
+    assert titles.startswith("UID") and any(row.endswith("sleep 1000") for row in rows)
+    assert ok("stats", "--no-stream", "--format", "{{.PIDs}}", "box") in ("1", "2")
+    refused = hutch("commit", "box", "kept")
+    assert refused.returncode == 1 and "--pause=false" in refused.stderr
+    ok("commit", "--pause=false", "box", "kept")
     ok("stop", "-t", "0", "box")
     ok("start", "box")
     assert ok("exec", "box", "cat", "/f") == "0"

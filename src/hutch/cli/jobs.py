@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hutch.cli.command import FORMAT, NO_TRUNC, QUIET, Command
 from hutch.cli.options import Option, UsageError
-from hutch.cli.output import ago, print_json, show_result, show_rows, stamp, write_bytes
+from hutch.cli.output import ago, print_json, show_result, show_rows, stamp, visible, write_bytes
 from hutch.cli.run_options import CREATE_OPTIONS, engine_options
 from hutch.cli.session import Invocation
 from hutch.units import format_bytes
@@ -284,8 +284,13 @@ def _why(invocation: Invocation) -> int:
 def _logs(invocation: Invocation) -> int:
     job = _job(invocation, invocation.arguments[0])
     tail = invocation.options.get("tail")
+    wrote = False
     for record in job.logs(follow=invocation.flag("follow"), tail=tail):
         write_bytes(record.data, record.stream)
+        wrote = True
+    if not wrote and (reason := job.info().reason):
+        # One that could not be started has nothing to show but this.
+        print(f"hutch: job {job.id} wrote nothing: {visible(reason)}", file=sys.stderr)
     return 0
 
 

@@ -10,7 +10,7 @@ from hutch.engine.context import Context
 from hutch.engine.records import InstanceRecord
 from hutch.engine.results import Change
 from hutch.engine.stop import current, pause, unpause
-from hutch.errors import Unsupported
+from hutch.errors import Denied, Unsupported
 from hutch.image.records import ImageRecord
 from hutch.lifecycle import State
 from hutch.storage.snapshots import OverlayAssets
@@ -122,4 +122,8 @@ def commit(
 
 
 def _pause(context: Context, identifier: str) -> None:
-    pause(context, identifier, programs_only=True)
+    try:
+        pause(context, identifier, programs_only=True)
+    except Denied as exc:
+        hint = "stop it first, or copy it while it runs: --pause=false (pause=False)"
+        raise Denied(exc.message, hint=hint) from exc

@@ -35,7 +35,12 @@ def _live(context: Context, identifier: str) -> InstanceRecord:
 def stats(context: Context, identifier: str) -> Stats:
     """Return one reading of the counters."""
     record = _live(context, identifier)
-    return context.driver(record.spec.isolation).stats(identifier)
+    found = context.driver(record.spec.isolation).stats(identifier)
+    if record.spec.isolation == "container" and not (found.cpu.total_ns or found.pids.current):
+        from hutch.engine.uncounted import stats_beside
+
+        return stats_beside(record.pid)
+    return found
 
 
 def disk_size(context: Context, identifier: str) -> DiskSize:
@@ -106,6 +111,10 @@ def top(context: Context, identifier: str, ps_args: Sequence[str] = ()) -> Proce
     if isinstance(driver, Guests):
         return _guest_table(driver.process_rows(identifier), ps_args)
     pids = sorted(driver.processes(identifier))
+    if not pids:
+        from hutch.engine.uncounted import processes_beside
+
+        pids = processes_beside(record.pid)
     if ps_args:
         return _ps(pids, ps_args)
     rows = [row for pid in pids if (row := _process_row(pid)) is not None]
