@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -203,6 +205,35 @@ def test_a_cancelled_exec_ends_its_program(play: Any) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert not await sleeps()
+
+    play(test)
+
+
+def test_an_exec_that_is_cancelled_while_it_begins_ends_its_program(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+    made: list[hutch.Session] = []
+    begin = hutch.Instance.exec_stream
+
+    def begin_slowly(*args: Any, **options: Any) -> hutch.Session:
+        made.append(begin(*args, **options))
+        begun.set()
+        assert cancelled.wait(60)
+        return made[0]
+
+    async def test(engine: aio.Engine) -> None:
+        async with await engine.start("busybox", ["sleep", "1000"], network="none") as box:
+            monkeypatch.setattr(hutch.Instance, "exec_stream", begin_slowly)
+            task = asyncio.ensure_future(box.exec(["sleep", "986"]))
+            assert await asyncio.to_thread(begun.wait, 60)
+            task.cancel()
+            cancelled.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            status = made[0].link.exit_status
+            assert status is not None and status.signal == signal.SIGKILL
+            assert "sleep 986" not in str((await box.top()).rows)
 
     play(test)
 

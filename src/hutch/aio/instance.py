@@ -11,7 +11,7 @@ from hutch.aio.calls import Pool, Proxy, settled, threaded
 from hutch.aio.session import Session
 from hutch.engine.files import Files as SyncFiles
 from hutch.engine.results import CommandError, Completed
-from hutch.engine.session import join_command
+from hutch.engine.session import end_program, join_command
 from hutch.errors import NotFound, OperationTimeout
 from hutch.records import Progress, silent
 
@@ -46,6 +46,12 @@ class Files(Proxy):
     copy_in = threaded(SyncFiles.copy_in)
     copy_out = threaded(SyncFiles.copy_out)
     copy_in_tar = threaded(SyncFiles.copy_in_tar)
+
+
+def _end(session: engine.Session) -> None:
+    """End a program that was begun for nobody; closing alone would not wait for it."""
+    with session:
+        end_program(session.link)
 
 
 class Instance(Proxy):
@@ -189,7 +195,7 @@ class Instance(Proxy):
             privileged=privileged,
             detach=detach,
         )
-        return await self._session(call)
+        return await self._session(call, undo=engine.Session.close if detach else _end)
 
     async def attach(
         self, *, stdin: bool = True, stdout: bool = True, stderr: bool = True
@@ -207,8 +213,12 @@ class Instance(Proxy):
         )
         return await self._session(call)
 
-    async def _session(self, call: Callable[[], engine.Session]) -> Session:
-        session = await self._pool.call(call, undo=engine.Session.close)
+    async def _session(
+        self,
+        call: Callable[[], engine.Session],
+        undo: Callable[[engine.Session], None] = engine.Session.close,
+    ) -> Session:
+        session = await self._pool.call(call, undo=undo)
         return Session(self._pool, session)
 
     async def logs(

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from hutch.aio.calls import settled
-from hutch.errors import Exhausted, HutchError, OperationTimeout
+from hutch.engine.session import end_program
+from hutch.errors import Exhausted, OperationTimeout
 from hutch.process.frames import Gap, Output
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 _QUEUE_BYTES = 1 << 20
-_KILL_WAIT_S = 10.0
 
 
 class Session:
@@ -176,16 +176,9 @@ class Session:
             self._listening = False
         self._closed = True
         try:
-            await settled(self._pool.call(self._kill))
+            await settled(self._pool.call(lambda: end_program(self._link)))
         finally:
             self._session.close()
-
-    def _kill(self) -> None:
-        try:
-            self._link.shutdown()
-            self._link.wait(_KILL_WAIT_S)
-        except (OSError, HutchError):
-            return  # it has ended by itself
 
     def close(self) -> None:
         """Leave the streams; safe to repeat."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hutch.process.frames import Gap, Output
 
 __all__ = ["Session", "attach_session", "check_feed", "collect", "collect_flags", "join_command"]
-__all__ += ["session_flags", "start_session"]
+__all__ += ["end_program", "session_flags", "start_session"]
 
 _KILL_WAIT_S = 10.0
 
@@ -168,20 +168,20 @@ def collect(
     try:
         status, out, err = link.collect(input, timeout_s, limit)
     except OperationTimeout as exc:
-        _kill(link)
+        end_program(link)
         late = OperationTimeout(f"the program did not end within {timeout_s:g} s")
         late.stdout, late.stderr = exc.stdout, exc.stderr
         raise late from None
     except BaseException:
-        _kill(link)
+        end_program(link)
         raise
     finally:
         link.close()
     return Completed(exit_code=status.code, stdout=out, stderr=err, id=identifier)
 
 
-def _kill(link: Supervisor) -> None:
-    """End a program whose output nobody wants any more, before letting go of it."""
+def end_program(link: Supervisor) -> None:
+    """Kill a program whose output nobody wants any more, and wait until it is gone."""
     try:
         link.shutdown()
         link.wait(_KILL_WAIT_S)
