@@ -227,12 +227,19 @@ def test_a_removed_group_is_gone_and_may_be_removed_again(hierarchy: V1Hierarchy
     group.remove()
     group.remove()
     other.remove()
+    hierarchy.remove("g")
+    assert hierarchy.oom_kills("g") == 0
     assert hierarchy.list_groups() == []
     with pytest.raises(NotFound):
         hierarchy.load("g")
 
 
 def test_removal_takes_the_groups_made_inside_along(hierarchy: V1Hierarchy) -> None:
+    group = hierarchy.create("g", Limits())
+    for path in group.directories.values():
+        Path(path, "inner/most").mkdir(parents=True)
+    hierarchy.remove("g")
+    assert hierarchy.list_groups() == []
     group = hierarchy.create("g", Limits())
     for path in group.directories.values():
         Path(path, "inner/most").mkdir(parents=True)
@@ -252,7 +259,7 @@ def test_a_memory_hog_is_killed_and_counted(make: Callable[[Limits], V1Group]) -
     group = make(Limits(memory=16 * MiB, memory_swap=16 * MiB))
     with member(group, "dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1") as child:
         assert child.wait(60) == -9
-    assert group.oom_kills() == 1
+    assert group.oom_kills() == group._owner.oom_kills(group.id) == 1
     memory = group.stats().memory
     assert memory.oom_kills == 1
     assert memory.max_usage <= 16 * MiB

@@ -38,10 +38,7 @@ class Grouped:
 
     def oom_kills(self, identifier: str) -> int:
         """Return the count of processes killed for lack of memory, 0 where nobody counts."""
-        try:
-            return self._hierarchy.load(identifier).oom_kills()
-        except NotFound:
-            return 0
+        return self._hierarchy.oom_kills(identifier)
 
     def kill_all(self, identifier: str) -> None:
         """Kill what is left in the group."""
@@ -50,5 +47,4 @@ class Grouped:
 
     def cleanup(self, identifier: str) -> None:
         """Remove the group."""
-        with suppress(NotFound):
-            self._hierarchy.load(identifier).remove()
+        self._hierarchy.remove(identifier)

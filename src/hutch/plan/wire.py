@@ -7,6 +7,7 @@ every string and list carries its length, and the reader in `native/wire.c` chec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from struct import Struct
 from struct import error as StructError
 from typing import Any
@@ -148,13 +149,22 @@ def encode_ops(items: Sequence[tuple[int, str, Sequence[Any]]]) -> bytes:
     return b"".join(out)
 
 
+def _encoded(op: ops.AnyOp) -> bytes:
+    code, fields = _ENCODERS[type(op)]
+    values = zip(fields, msgspec.structs.astuple(op), strict=True)
+    body = b"".join([field(value) for field, value in values])
+    return _OP(code, 0, len(body)) + body
+
+
+# Most operations of a plan are those of the plan before. An environment and the content of a
+# file may be secrets: they are not kept.
+_as_before = lru_cache(maxsize=512)(_encoded)
+_KEPT = {kind for kind, (_, letters) in CODES.items() if not set("bB") & set(letters)}
+_KEPT = _KEPT - {ops.Exec} | {ops.Seccomp}
+
+
 def _section(operations: Sequence[ops.AnyOp], out: list[bytes]) -> None:
-    astuple = msgspec.structs.astuple
-    for op in operations:
-        code, fields = _ENCODERS[type(op)]
-        body = b"".join([field(value) for field, value in zip(fields, astuple(op), strict=True)])
-        out.append(_OP(code, 0, len(body)))
-        out.append(body)
+    out += [_as_before(op) if type(op) in _KEPT else _encoded(op) for op in operations]
 
 
 def _supervision(held: ops.Supervision, out: list[bytes]) -> None:

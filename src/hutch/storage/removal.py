@@ -48,6 +48,8 @@ def _remove(
         for child, is_directory in found:
             if not is_directory:
                 _unlink(child, fd)
+            elif _is_gone(child, fd):
+                continue
             elif depth < _DEPTH:
                 _remove(child, fd, top_fd, depth + 1, pending)
             else:
@@ -60,6 +62,15 @@ def _remove(
         os.rmdir(name, dir_fd=dir_fd)
     except FileNotFoundError:
         pass
+
+
+def _is_gone(name: str | bytes, dir_fd: int) -> bool:
+    """Tell whether a directory could be removed as it is, for it is empty."""
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+    except OSError:
+        return False
+    return True
 
 
 def _open(name: str | bytes, dir_fd: int) -> int:

@@ -23,6 +23,7 @@ from hutch.plan.assets import (
     BindAsset,
     ContainerAssets,
     NamespaceAsset,
+    ResolvedUser,
     RootAsset,
 )
 from hutch.plan.ops import Idmap
@@ -45,6 +46,7 @@ _PROPAGATION = {
     "slave": flags.MS_SLAVE,
     "shared": flags.MS_SHARED,
 }
+_MOST_USERS = 256
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,7 @@ class AssetBuilder:
     def __init__(self, root: Path, launcher: Launcher) -> None:
         self._launcher = launcher
         self.confinement = Confinement(root)
+        self._users: dict[tuple[str, tuple[str, ...], tuple[str, ...]], ResolvedUser] = {}
 
     @cached_property
     def _user_maps(self) -> UserMaps:
@@ -86,8 +89,7 @@ class AssetBuilder:
         binds = tuple(
             self._bind(mount, fds, held, idmap=userns_slot >= 0) for mount in launch.mounts
         )
-        reader = LayeredReader((launch.rootfs,) if launch.rootfs else (launch.upper, *launch.lower))
-        user = resolve_user(spec.process.user, spec.process.groups, reader)
+        user = self._user(launch)
         if os.geteuid() != 0:
             from hutch.drivers.container import rootless
 
@@ -127,6 +129,22 @@ class AssetBuilder:
             columns=launch.columns,
         )
         return Prepared(spec=spec, assets=assets, fds=tuple(fds))
+
+    def _user(self, launch: Launch) -> ResolvedUser:
+        """Return who the process is: by the image alone, whose layers do not change, where
+        the instance has no /etc of its own yet."""
+        process = launch.spec.process
+        if launch.rootfs or os.path.lexists(f"{launch.upper}/etc"):
+            own = (launch.rootfs,) if launch.rootfs else (launch.upper, *launch.lower)
+            return resolve_user(process.user, process.groups, LayeredReader(own))
+        key = process.user, process.groups, launch.lower
+        found = self._users.get(key)
+        if found is None:
+            found = resolve_user(process.user, process.groups, LayeredReader(launch.lower))
+            if len(self._users) >= _MOST_USERS:
+                self._users.clear()
+            self._users[key] = found
+        return found
 
     def _join(self, launch: Launch, fds: list[int], held: ExitStack) -> tuple[NamespaceAsset, ...]:
         joined = []

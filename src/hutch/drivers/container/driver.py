@@ -270,8 +270,8 @@ def _exit_environment() -> dict[str, str]:
     """Return what the exit command needs of our environment; the rest may hold secrets,
     and would stay in the supervisor's memory for the life of the container."""
     return {
-        name: value
-        for name, value in os.environ.items()
+        name: os.environ[name]
+        for name in os.environ
         if name in _KEPT_VARIABLES or name.startswith(("HUTCH_", "XDG_", "PYTHON"))
     }
 

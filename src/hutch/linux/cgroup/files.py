@@ -121,6 +121,9 @@ def _refusal(exc: OSError, path: str, value: str, field: str) -> Exception:
 def child_names(directory: str) -> list[str]:
     """Return the groups directly beneath; none where the directory is gone."""
     try:
+        # Each directory in it is a link to it (`..`); to list all its files takes far longer.
+        if os.stat(directory).st_nlink == 2:
+            return []
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError as exc:

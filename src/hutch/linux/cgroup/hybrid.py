@@ -80,6 +80,15 @@ class HybridHierarchy:
                 raise
         return HybridGroup(self, v1 or V1Group(self._v1, identifier, {}), v2)
 
+    def oom_kills(self, identifier: str) -> int:
+        """Return the count of a group and those beneath; 0 where there is none."""
+        return self._v1.oom_kills(identifier)
+
+    def remove(self, identifier: str) -> None:
+        """Remove a group from both, where it is there."""
+        self._v1.remove(identifier)
+        self._v2.remove(identifier)
+
     def list_groups(self) -> list[str]:
         """Return the identifiers of all groups here, half-removed ones too."""
         return sorted({*self._v1.list_groups(), *self._v2.list_groups()})
@@ -208,6 +217,13 @@ class NoHierarchy:
     def load(self, identifier: str) -> NoGroup:
         """Return a group without effect."""
         return NoGroup(identifier)
+
+    def oom_kills(self, identifier: str) -> int:
+        """Return 0."""
+        return 0
+
+    def remove(self, identifier: str) -> None:
+        """Do nothing."""
 
     def list_groups(self) -> list[str]:
         """Return nothing."""

@@ -126,6 +126,14 @@ class Hierarchy(Protocol):
         """Return an existing group; `NotFound` when there is none."""
         ...
 
+    def oom_kills(self, identifier: str) -> int:
+        """Return what the group's own `oom_kills` does; 0 where there is none."""
+        ...
+
+    def remove(self, identifier: str) -> None:
+        """Remove a group and those beneath; fine if gone, `Busy` while processes stay."""
+        ...
+
     def list_groups(self) -> list[str]:
         """Return the identifiers of all groups here."""
         ...

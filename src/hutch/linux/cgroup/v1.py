@@ -92,6 +92,19 @@ class V1Hierarchy:
             raise NotFound(f"no control group {identifier}")
         return V1Group(self, identifier, found)
 
+    def oom_kills(self, identifier: str) -> int:
+        """Return the count of a group and those beneath; 0 where there is none."""
+        check_id(identifier)
+        if "memory" not in self._mounts:
+            return 0
+        return read_oom_kills(self.directory("memory", identifier))
+
+    def remove(self, identifier: str) -> None:
+        """Remove a group, where it is there: in whichever hierarchies it may be."""
+        check_id(identifier)
+        found = {name: self.directory(name, identifier) for name in self._mounts}
+        V1Group(self, identifier, found).remove()
+
     def list_groups(self) -> list[str]:
         """Return the identifiers of all groups here, half-removed ones too."""
         found: set[str] = set()
@@ -280,10 +293,9 @@ class V1Group:
     def remove(self, timeout_s: float = 2.0) -> None:
         """Remove the group and those beneath; fine if gone, `Busy` while processes stay."""
         deadline = time.monotonic() + timeout_s
-        for controller in list(self.directories):
-            path = self.directories[controller]
+        for path in dict.fromkeys(self.directories.values()):
             files.remove_tree(path, deadline - time.monotonic())
-            del self.directories[controller]
+        self.directories.clear()
 
 
 def _kill(pids: set[int]) -> list[int]:

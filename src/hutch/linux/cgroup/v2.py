@@ -131,6 +131,17 @@ class V2Hierarchy:
             raise NotFound(f"no control group {identifier}")
         return V2Group(self, identifier, path)
 
+    def oom_kills(self, identifier: str) -> int:
+        """Return the count of a group and those beneath; 0 where there is none."""
+        check_id(identifier)
+        return read_oom_kills(f"{self._root}/{identifier}")
+
+    def remove(self, identifier: str) -> None:
+        """Remove a group, where it is there."""
+        check_id(identifier)
+        if os.path.isdir(path := f"{self._root}/{identifier}"):
+            V2Group(self, identifier, path).remove()
+
     def list_groups(self) -> list[str]:
         """Return the identifiers of all groups here."""
         return sorted(files.child_names(self._root))
