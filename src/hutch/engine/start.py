@@ -95,15 +95,9 @@ def _start_locked(
 ) -> Supervisor:
     move(record.state, State.STARTING, name=record.name)
     suspended = record.state == State.SUSPENDED and saved is None
-    kept: Sequence[NetworkAttachment] = ()
     if suspended:
         saved = SavedState(directory=str(context.directory(record.id) / SUSPENDED))
-    # A machine without an agent cannot be told of other addresses.
-    from_disk = record.spec.machine.from_disk is not None
-    if isinstance(saved, SavedState) and (suspended or from_disk):
-        from hutch.engine.saved import kept_addresses
-
-        kept = kept_addresses(saved, attachments(record))
+    kept = _kept_addresses(record, saved, suspended=suspended)
     if record.spec.links:
         from hutch.engine.links import note_links, require_links
 
@@ -141,25 +135,8 @@ def _start_locked(
             raise
         undo.pop_all()
     try:
-        _write(
-            context,
-            record,
-            event="resume" if suspended else "start",
-            state=State.RUNNING,
-            pid=started.pid,
-            start_time=started.start_time,
-            supervisor=started.supervisor.supervisor_pid or 0,
-            started_ns=time.time_ns(),
-            finished_ns=0,
-            exit_code=0,
-            error="",
-            oom_killed=False,
-            stopped_by_user=False,
-            boot_id=context.boot_id,
-            generation=record.generation + 1,
-            restart_count=record.restart_count if restarting else 0,
-            endpoints=tuple(endpoint.network for endpoint in endpoints),
-        )
+        event = "resume" if suspended else "start"
+        _record_start(context, record, started, endpoints, event=event, restarting=restarting)
     except HutchError:
         # On a full disk, say. What runs without a record could be neither stopped nor removed.
         driver.kill_all(record.id)
@@ -170,6 +147,49 @@ def _start_locked(
     follow_settled(context, record, placed)
     rewrite_linked(context, record.id)
     return started.supervisor
+
+
+def _kept_addresses(
+    record: InstanceRecord, saved: SavedState | ForkedState | None, *, suspended: bool
+) -> Sequence[NetworkAttachment]:
+    """Return the networks with the addresses that an instance is to have again."""
+    # A machine without an agent cannot be told of other addresses.
+    from_disk = record.spec.machine.from_disk is not None
+    if not isinstance(saved, SavedState) or not (suspended or from_disk):
+        return ()
+    from hutch.engine.saved import kept_addresses
+
+    return kept_addresses(saved, attachments(record))
+
+
+def _record_start(
+    context: Context,
+    record: InstanceRecord,
+    started: Started,
+    endpoints: Sequence[Endpoint],
+    *,
+    event: str,
+    restarting: bool,
+) -> None:
+    _write(
+        context,
+        record,
+        event=event,
+        state=State.RUNNING,
+        pid=started.pid,
+        start_time=started.start_time,
+        supervisor=started.supervisor.supervisor_pid or 0,
+        started_ns=time.time_ns(),
+        finished_ns=0,
+        exit_code=0,
+        error="",
+        oom_killed=False,
+        stopped_by_user=False,
+        boot_id=context.boot_id,
+        generation=record.generation + 1,
+        restart_count=record.restart_count if restarting else 0,
+        endpoints=tuple(endpoint.network for endpoint in endpoints),
+    )
 
 
 def land(
