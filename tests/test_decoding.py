@@ -33,3 +33,20 @@ def test_a_signal_while_a_decoder_is_made_is_handled_when_it_is_there(
     assert len(made) == 1
     assert signal.getsignal(signal.SIGINT) is before
     assert decoding.prepare(Kind).decode(b'{"field": 1}') == Kind(field=1)
+
+
+@pytest.mark.parametrize("kind", [object, dict[str, object], dict[str, str]])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'{"a": "\xff"}', "not UTF-8 text"),
+        (b'{"\xff": "a"}', "not UTF-8 text"),
+        (b'{"a": ' + b"[" * 100_000, "nested too deeply|Expected `str`"),
+        (b'{"a": ', "truncated"),
+    ],
+)
+def test_whatever_is_wrong_with_a_document_has_one_exception(
+    kind: type[object], data: bytes, said: str
+) -> None:
+    with pytest.raises(msgspec.DecodeError, match=said):
+        decoding.decode_json(data, kind)

@@ -64,8 +64,17 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def decode_json(data: bytes | str, kind: type[T]) -> T:
-    """Return `data` as `kind`; raise `msgspec.DecodeError` as `msgspec.json.decode` does."""
-    found: T = prepare(kind).decode(data)
+    """Return `data` as `kind`; raise `msgspec.DecodeError` for whatever is wrong with it.
+
+    Not so `msgspec.json.decode`: text that is no UTF-8 and what is nested too deeply have
+    exceptions of their own there.
+    """
+    try:
+        found: T = prepare(kind).decode(data)
+    except UnicodeDecodeError as exc:
+        raise msgspec.DecodeError(f"not UTF-8 text: {exc.reason}") from exc
+    except RecursionError as exc:
+        raise msgspec.DecodeError("nested too deeply") from exc
     return found
 
 

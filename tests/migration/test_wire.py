@@ -81,6 +81,8 @@ def test_a_message_and_a_stream_come_as_they_were_sent(ends: Ends) -> None:
         (frame(1, b"", length=(8 << 20) + 1), "8388609 bytes"),
         (frame(2, b"", length=DATA_LIMIT + 1), "262145 bytes"),
         (frame(1, b"{"), "message"),
+        (frame(1, b'{"type":"commit","token":"\xff"}'), "message: not UTF-8"),
+        (frame(1, b'{"type":"commit","x":' + b"[" * 20_000), "message: nested too deeply"),
         (frame(1, b'{"type":"other"}'), "message"),
         (frame(1, b'{"type":"commit","token":7}'), "message"),
         (frame(1, b'{"type":"forget","token":"t"}'), "Forget where Commit was due"),
@@ -90,6 +92,12 @@ def test_a_broken_peer_is_told_by_what_it_broke(ends: Ends, data: bytes, told: s
     os.write(ends.write, data)
     with pytest.raises(IntegrityError, match=told):
         ends.wire.expect(Commit)
+
+
+def test_a_message_in_a_stream_that_is_none_is_the_peers_fault(ends: Ends) -> None:
+    os.write(ends.write, frame(2, b"data") + frame(1, b"{"))
+    with pytest.raises(IntegrityError, match="message: "):
+        list(ends.wire.stream())
 
 
 def test_what_the_other_side_failed_with_is_raised_here(ends: Ends) -> None:

@@ -101,7 +101,7 @@ def _read_record(directory: Path) -> SnapshotRecord:
         raise IntegrityError(
             f"snapshot: {_RECORD} is missing", hint="`hutch snapshot export` writes such archives"
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except msgspec.DecodeError as exc:
         raise IntegrityError(f"snapshot: {_RECORD}: {exc}") from exc
 
 

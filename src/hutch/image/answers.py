@@ -114,7 +114,7 @@ def _message(body: bytes) -> str:
     """Return the first error of a registry's answer, as one printable line."""
     try:
         decoded = decode_json(body, _ErrorBody)
-    except (msgspec.DecodeError, RecursionError):
+    except msgspec.DecodeError:
         return ""
     if not decoded.errors:
         return ""

@@ -332,7 +332,7 @@ class _Loader:
     def _docker_images(self) -> list[_DockerImage]:
         try:
             return decode_json(self._archive.read("manifest.json"), list[_DockerImage])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except msgspec.DecodeError as error:
             raise InvalidArgument(f"archive: manifest.json: {error}") from error
 
     def _docker(self, image: _DockerImage) -> _Image:

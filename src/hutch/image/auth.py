@@ -133,7 +133,10 @@ class Authenticator:
         if credentials is not None and credentials.registry_token:
             return _Kept(header=f"Bearer {credentials.registry_token}", until=float("inf"))
         realm = challenge.parameters.get("realm", "")
-        parts = urlsplit(realm)
+        try:
+            parts = urlsplit(realm)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Unavailable(f"registry: names no usable token server ({realm[:120]!r})")
         if parts.scheme == "http" and secure and not is_loopback(parts.netloc):
@@ -159,7 +162,7 @@ class Authenticator:
             raise Unavailable(f"token server {host}: answered {answer.status}")
         try:
             token = decode_json(answer.body, _Token)
-        except (msgspec.DecodeError, RecursionError):
+        except msgspec.DecodeError:
             raise Unavailable(f"token server {host}: gave an answer that cannot be read") from None
         text = token.token or token.access_token
         if not text or len(text) > _MAX_TOKEN or not _is_header_text(text):

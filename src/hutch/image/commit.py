@@ -125,7 +125,7 @@ def _document(content: ContentStore, base: ImageRecord) -> dict[str, Any]:
             )
     try:
         return decode_json(content.read(base.config_digest), dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise InvalidArgument(f"image {base.id}: bad configuration: {error}") from error
 
 

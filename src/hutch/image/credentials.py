@@ -92,7 +92,7 @@ def _load(path: Path) -> _AuthFile | None:
         raise InvalidArgument(f"{path}: larger than {_MAX_FILE} bytes")
     try:
         return decode_json(data or b"{}", _AuthFile)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except msgspec.DecodeError as exc:
         # The text of the exception names a path in the document, never a value.
         raise InvalidArgument(f"{path}: {exc}") from None
 

@@ -400,7 +400,7 @@ def _next_link(header: str) -> str | None:
 def _decode_page(data: bytes, kind: type[T], what: str) -> T:
     try:
         return decode_json(data, kind)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except msgspec.DecodeError as exc:
         raise Unavailable(f"{what}: the answer cannot be read ({str(exc)[:200]})") from exc
 
 

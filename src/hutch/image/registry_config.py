@@ -107,7 +107,7 @@ def load_registry_config(*paths: Path) -> RegistryConfig:
             raise InvalidArgument(f"{path}: larger than {_MAX_CONFIG} bytes")
         try:
             return decode_json(data, RegistryConfig)
-        except (msgspec.DecodeError, RecursionError) as exc:
+        except msgspec.DecodeError as exc:
             raise InvalidArgument(f"{path}: {exc}") from exc
     return RegistryConfig()
 

@@ -130,7 +130,7 @@ def parse_profile(text: bytes | str, *, field: str = "seccomp") -> Profile:
         message, _, where = str(exc).partition(" - at `$")
         path = field + where.rstrip("`")
         raise InvalidArgument(_lower_first(message), field=path) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except msgspec.DecodeError as exc:
         raise InvalidArgument(f"not JSON: {_lower_first(str(exc))}", field=field) from None
     return _profile(document, field)
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from hutch.decoding import prepare
+from hutch.decoding import decode_json
 from hutch.errors import HutchError, IntegrityError, OperationTimeout, Unavailable
 from hutch.migration.messages import ERRORS, Failed, Message
 from hutch.migration.pace import Pace
@@ -103,7 +103,7 @@ class Wire:
                 kind, length = self._head()
                 payload = self._take(length)
                 if kind == _MESSAGE:
-                    message = prepare(Message.union()).decode(payload)
+                    message = _decode(payload)
                     if isinstance(message, Failed):
                         return _failure(message, self._peer)
         except (HutchError, msgspec.DecodeError):
@@ -139,7 +139,7 @@ class Wire:
             raise self._bad(f"frame of kind {kind} where a message was due")
         payload = self._take(length)
         try:
-            message: Message = prepare(Message.union()).decode(payload)
+            message = _decode(payload)
         except msgspec.DecodeError as exc:
             raise self._bad(f"message: {exc}") from exc
         if isinstance(message, Failed):
@@ -167,7 +167,10 @@ class Wire:
 
     def _failed(self, length: int) -> None:
         """A message within a stream says why the stream is not ended."""
-        message = prepare(Message.union()).decode(self._take(length))
+        try:
+            message = _decode(self._take(length))
+        except msgspec.DecodeError as exc:
+            raise self._bad(f"message: {exc}") from exc
         if isinstance(message, Failed):
             raise _failure(message, self._peer)
 
@@ -207,6 +210,11 @@ class Wire:
 
     def _bad(self, what: str) -> IntegrityError:
         return IntegrityError(f"{self._peer}: broke the migration protocol: {what}")
+
+
+def _decode(payload: bytes) -> Message:
+    message: Message = decode_json(payload, Message.union())
+    return message
 
 
 def _failure(message: Failed, peer: str) -> HutchError:

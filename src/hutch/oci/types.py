@@ -313,7 +313,7 @@ def _decode(data: bytes, kind: type[T], limit: int, what: str) -> T:
         return decode_json(data, kind)
     except msgspec.ValidationError as exc:
         raise InvalidArgument(f"{what}: {_sentence(exc)}") from exc
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+    except msgspec.DecodeError as exc:
         raise InvalidArgument(f"{what}: not JSON: {_sentence(exc)}") from exc
 
 

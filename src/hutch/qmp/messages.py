@@ -114,7 +114,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 def _decode(line: bytes, kind: type[T]) -> T:
     try:
         return decode_json(line, kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except msgspec.DecodeError as exc:
         raise BadMessage(f"{str(exc)[:200]} in {line[:80]!r}") from exc
 
 

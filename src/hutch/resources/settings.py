@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from hutch.decoding import prepare
+from hutch.decoding import decode_json
 from hutch.errors import InvalidArgument
 
 __all__ = ["FILE", "RUNGS", "Overcommit", "Reserved", "Settings", "Watermarks"]
@@ -109,7 +109,7 @@ def load_settings(root: Path) -> Settings:
     if len(data) > _MAX_FILE:
         raise InvalidArgument(f"larger than {_MAX_FILE} bytes", field=path)
     try:
-        return _checked(prepare(Settings).decode(data))
+        return _checked(decode_json(data, Settings))
     except (msgspec.MsgspecError, InvalidArgument) as exc:
         hint = "correct the file, or remove it"
         raise InvalidArgument(str(exc), field=path, hint=hint) from exc

@@ -211,7 +211,7 @@ class Layers:
                 return decode_json(file.read(), Layer)
         except FileNotFoundError:
             return None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except msgspec.DecodeError as error:
             raise IntegrityError(
                 f"layer {chain_id}: its description is damaged",
                 hint="run 'hutch system prune', then pull the image again",

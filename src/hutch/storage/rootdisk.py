@@ -90,7 +90,7 @@ class RootDisks:
         try:
             with open(f"{self._place(chain_id)}/disk.json", "rb") as file:
                 return decode_json(file.read(), RootDisk)
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, msgspec.DecodeError):
             return None
 
     def list(self) -> Iterator[RootDisk]:

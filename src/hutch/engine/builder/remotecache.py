@@ -165,14 +165,14 @@ def _of_image(data: bytes) -> dict[str, Entry]:
     try:
         document = decode_json(data, dict[str, Any])
         return _checked(msgspec.convert(document.get(INLINE) or [], list[Entry]))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise NotFound(f"cache: cannot be read: {error}") from None
 
 
 def _decode(data: bytes) -> dict[str, Entry]:
     try:
         return _checked(decode_json(data, list[Entry]))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise NotFound(f"cache: cannot be read: {error}") from None
 
 

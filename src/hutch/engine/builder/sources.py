@@ -213,7 +213,7 @@ def _load_digests(path: str) -> Digests:
     try:
         with open(path, "rb") as file:
             return Digests(decode_json(file.read(64 << 20), dict[str, str]))
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.DecodeError):
         return Digests()
 
 
