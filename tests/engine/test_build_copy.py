@@ -385,6 +385,13 @@ def test_add_fetches_urls_and_checks_them(build: Builder, server: str) -> None:
         build.tree(f"FROM scratch\nADD --checksum=md5:0 {server}/file.txt /d/\n")
 
 
+@pytest.mark.parametrize("url", ["http://[", "https://u:secret@[::1/x", "http://host:port/x"])
+def test_what_is_no_url_is_refused(build: Builder, url: str) -> None:
+    with pytest.raises(InvalidArgument, match="is no URL") as caught:
+        build.tree(f"FROM scratch\nADD {url} /d/\n")
+    assert "secret" not in str(caught.value)
+
+
 def test_a_download_whose_end_finds_no_room_is_a_failure(server: str, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "small", tmp_path], check=True)
     try:

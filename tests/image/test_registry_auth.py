@@ -375,7 +375,7 @@ def test_a_registry_that_always_wants_another_token_is_denied(
     assert len(tokens.asked) == 2
 
 
-@pytest.mark.parametrize("realm", ["file:///etc/passwd", "", "gopher://x", "http://"])
+@pytest.mark.parametrize("realm", ["file:///etc/passwd", "", "gopher://x", "http://", "http://["])
 def test_an_unusable_token_server_is_refused(proxy: Proxy, root: Root, realm: str) -> None:
     challenge = {"WWW-Authenticate": f'Bearer realm="{realm}"'}
     proxy.rule = lambda asked: Fault(status=401, headers=challenge, forward=False, body=b"")

@@ -106,6 +106,8 @@ def network_stats(context: Context, identifier: str) -> tuple[NetworkUsage, ...]
 
 def top(context: Context, identifier: str, ps_args: Sequence[str] = ()) -> ProcessTable:
     """List the processes; with arguments through the host's ps, whose output must have PID."""
+    if any("\0" in word for word in ps_args):
+        raise InvalidArgument("holds a NUL character", field="ps_args")
     record = running(context, identifier) if not ps_args else _live(context, identifier)
     driver = context.driver(record.spec.isolation)
     if isinstance(driver, Guests):

@@ -11,7 +11,7 @@ from hutch.image.registry import Repository, catalog
 from hutch.image.registry_config import Credentials, Endpoint, RegistryConfig, endpoints, trust
 from hutch.image.transport import Transport
 from hutch.oci.platform import WantedPlatform, normalize
-from hutch.oci.reference import DEFAULT_DOMAIN, parse
+from hutch.oci.reference import DEFAULT_DOMAIN, check_registry, parse
 from hutch.oci.types import (
     INDEX_TYPES,
     MAX_CONFIG_BYTES,
@@ -81,6 +81,7 @@ def look_up(reference: str, config: RegistryConfig) -> RemoteImage:
 
 def check_login(registry: str, credentials: Credentials, config: RegistryConfig) -> None:
     """See that a registry takes credentials; raise `Denied` where it does not."""
+    check_registry(registry)
     known = config.credentials | {registry: credentials}
     config = msgspec.structs.replace(config, credentials=known)
     transport = Transport(endpoints(registry, config, mirrors=False)[0], config)
@@ -135,5 +136,5 @@ def _search_api(
         transport.close()
     try:
         return tuple(decode_json(data, _Results).results)
-    except (msgspec.DecodeError, RecursionError):
+    except msgspec.DecodeError:
         raise Unavailable(f"search in {host}: gave an answer that cannot be read") from None

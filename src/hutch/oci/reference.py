@@ -10,7 +10,7 @@ import msgspec
 
 from hutch.errors import InvalidArgument
 
-__all__ = ["DEFAULT_DOMAIN", "DEFAULT_TAG", "Reference", "is_hex", "parse"]
+__all__ = ["DEFAULT_DOMAIN", "DEFAULT_TAG", "Reference", "check_registry", "is_hex", "parse"]
 
 DEFAULT_DOMAIN = "docker.io"
 DEFAULT_TAG = "latest"
@@ -149,6 +149,11 @@ def _split_domain(name: str) -> tuple[str, str]:
     if domain == DEFAULT_DOMAIN and "/" not in path:
         path = _OFFICIAL + path
     return domain, path
+
+
+def check_registry(name: str, *, field: str = "registry") -> None:
+    """Refuse what is no registry's name: a host, or an address, and maybe a port."""
+    _check_domain(name, field, name)
 
 
 def _wrong(what: str, field: str, text: str, hint: str | None = None) -> InvalidArgument:

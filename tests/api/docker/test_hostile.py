@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import socket
@@ -325,3 +326,39 @@ def test_detach_keys_are_read_as_docker_writes_them(text: str | None, keys: byte
 
 def test_names_that_are_no_unicode_are_shown() -> None:
     assert encode({"Path": "a\udcff"}) == '{"Path":"a\ufffd"}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/auth", b'{"username": "a", "serveraddress": "http://["}', "bad IPv6 address"),
+        ("/auth", b'{"username": "a", "serveraddress": "a b"}', "bad registry name"),
+        ("/auth", b'{"username": "\xff"}', "not UTF-8"),
+        ("/containers/create", b'{"Image": ' + b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_body_that_makes_no_sense_is_the_clients_fault(
+    api: Client, path: str, body: bytes, said: str
+) -> None:
+    answer = api.ask("POST", path, body, {"Content-Type": "application/json"})
+    assert answer.status == 400 and said in answer.message, answer
+
+
+def test_a_header_that_makes_no_sense_is_the_clients_fault(api: Client) -> None:
+    for config in (b'{"a": ' + b"[" * 20_000, b'{"a": "\xff"}'):
+        headers = {"X-Registry-Auth": base64.urlsafe_b64encode(config).decode()}
+        answer = api.ask("POST", "/images/create?fromImage=x", b"", headers)
+        assert answer.status == 400 and "x-registry-auth" in answer.message, answer
+
+
+def test_a_terminal_has_a_size_and_ps_no_zero_bytes(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sleep", "1000")
+    assert api.ask("POST", f"/containers/{name}/start").status == 204
+    assert api.ask("GET", f"/containers/{name}/top?ps_args=%00").status == 400
+    for size, status in (([-1, 5], 400), ([5], 400), ([70_000, 5], 201)):
+        body = {"Cmd": ["true"], "Tty": True, "ConsoleSize": size}
+        made = api.ask("POST", f"/containers/{name}/exec", body)
+        assert made.status == status, made
+    started = api.ask("POST", f"/exec/{made.json['Id']}/start", {"Detach": True})
+    assert started.status == 200, started
+    assert api.ask("DELETE", f"/containers/{name}?force=1").status == 204

@@ -10,7 +10,9 @@ import functools
 import secrets
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from hutch.api.docker.errors import ApiError
 from hutch.api.docker.feeds import Client, Feed, parse_keys
@@ -39,6 +41,11 @@ __all__ = ["ROUTES", "Execs"]
 _KEPT_S = 300.0
 _MOST = 10_000
 _MAX_USERS = 4 << 20
+_MOST_CELLS = 65_535
+
+_Cells = Annotated[int, msgspec.Meta(ge=0)]
+ConsoleSize = tuple[_Cells, _Cells]
+"""Rows and columns of a terminal."""
 
 
 class ExecBody(Wire, frozen=True, kw_only=True):
@@ -54,7 +61,7 @@ class ExecBody(Wire, frozen=True, kw_only=True):
     privileged: bool = False
     user: str = ""
     working_dir: str = ""
-    console_size: list[int] | None = None
+    console_size: ConsoleSize | None = None
 
 
 class StartBody(Wire, frozen=True, kw_only=True):
@@ -62,7 +69,7 @@ class StartBody(Wire, frozen=True, kw_only=True):
 
     detach: bool = False
     tty: bool = False
-    console_size: list[int] | None = None
+    console_size: ConsoleSize | None = None
 
 
 class Exec:
@@ -194,8 +201,8 @@ async def _start(request: Request) -> Answer:
             raise ApiError(409, f"exec {one.id} has already run")
         raise ApiError(409, f"exec {one.id} is already running")
     one.begun = True
-    size = given.console_size or one.body.console_size or [0, 0]
-    rows, columns = (size[0], size[1]) if len(size) == 2 else (0, 0)
+    size = given.console_size or one.body.console_size or (0, 0)
+    rows, columns = (min(cells, _MOST_CELLS) for cells in size)
     if given.detach:
         link = await _launch(request.front, one, 0, rows, columns)
         request.front.spawn(

@@ -87,6 +87,10 @@ def download(check: Callable[[], None], url: str, directory: str, *, checksum: s
     from urllib3.exceptions import HTTPError
 
     try:
+        urlsplit(url).port  # noqa: B018 - raises for what is no number
+    except ValueError as error:
+        raise InvalidArgument(f"{shown_url(url)}: is no URL: {error}", field="url") from error
+    try:
         return _download(check, url, directory, checksum)
     except HTTPError as error:
         raise Unavailable(f"{shown_url(url)}: {_reason(error)}") from error
@@ -150,7 +154,10 @@ def _time(text: str) -> float:
 
 def shown_url(url: str) -> str:
     """Return a URL without what may be a password or a token in it."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets that are those of no address
+        return f"{url.partition('://')[0]}://…"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
