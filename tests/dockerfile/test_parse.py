@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hutch.dockerfile import SourceError, model, parse_dockerfile
 from hutch.dockerfile.model import Instruction
+from hutch.dockerfile.parse import parse_trigger
 
 
 def body(text: str, *, head: str = "FROM scratch\n") -> list[Instruction]:
@@ -86,7 +87,9 @@ CORPUS: list[tuple[str, dict[str, object]]] = [
      {"test": ("CMD-SHELL", "a b"),
       "options": (("Interval", 300_000_000_000), ("Timeout", 3_000_000_000), ("Retries", 2))}),
     ('HEALTHCHECK CMD ["a", "b"]', {"test": ("CMD", "a", "b")}),
+    ("HEALTHCHECK CMD\ta b", {"test": ("CMD-SHELL", "a b")}),
     ("ONBUILD RUN a", {"trigger": "RUN a"}),
+    ("ONBUILD\tRUN\t<<E\na\nE", {"trigger": "RUN\t<<E\na\nE"}),
     ("MAINTAINER a <b@c>", {"name": "a <b@c>"}),
 ]  # fmt: skip
 
@@ -123,6 +126,7 @@ REFUSED = [
     ("FROM a\nSHELL a", "JSON list", 2),
     ("FROM a\nSHELL []", "JSON list", 2),
     ("FROM a\nHEALTHCHECK a", "NONE, or CMD", 2),
+    ("FROM a\nHEALTHCHECK --retries=2", "NONE, or CMD", 2),
     ("FROM a\nHEALTHCHECK --retries=x CMD a", "expected a number", 2),
     ("FROM a\nHEALTHCHECK --interval=1us CMD a", "at least 1ms", 2),
     ("FROM a\nONBUILD ONBUILD RUN a", "not allowed", 2),
@@ -246,3 +250,9 @@ def test_whatever_stands_there_is_parsed_or_refused(pieces: list[str]) -> None:
         assert error.first <= error.last <= data.count(b"\n") + 1
     else:
         assert found.stages
+
+
+@pytest.mark.parametrize("text", ["# <<\n", "RUN <<E\nE\nRUN b", "<<\n", "RUN <<E\na"])
+def test_a_trigger_of_a_base_is_one_instruction(text: str) -> None:
+    with pytest.raises(SourceError):
+        parse_trigger(text)

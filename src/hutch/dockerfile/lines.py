@@ -148,7 +148,7 @@ class _Reader:
 
     def _heredocs(self, keyword: str, text: str) -> tuple[Heredoc, ...]:
         if keyword == "ONBUILD":
-            keyword, _, text = text.partition(" ")
+            keyword, text = _split(text)
         if keyword.upper() not in _WITH_HEREDOCS or "<<" not in text:
             return ()
         found = []

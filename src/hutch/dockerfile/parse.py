@@ -98,6 +98,8 @@ def parse_trigger(text: str, escape: str = "\\") -> Instruction:
     head, newline, _ = text.partition("\n")
     if newline and "<<" in head:
         _, statements, _ = read_statements(text)
+        if len(statements) != 1:
+            raise SourceError(f"ONBUILD: expected one instruction, got {text[:60]!r}")
         statement = msgspec.structs.replace(statements[0], first=0, last=0)
     else:
         keyword, flags, words = read_statement(text, escape)
@@ -379,8 +381,7 @@ def _healthcheck(statement: Statement, flags: _Flags, escape: str) -> model.Heal
             raise SourceError(f"HEALTHCHECK --retries: expected a number, got {text[:20]!r}")
         options.append(("Retries", int(text)))
     flags.done()
-    word, _, command = statement.text.partition(" ")
-    command = command.strip()
+    word, command = (*statement.text.split(maxsplit=1), "", "")[:2]
     if word.upper() == "NONE" and not command:
         return model.Healthcheck(statement=statement, test=("NONE",))
     if word.upper() != "CMD" or not command:
