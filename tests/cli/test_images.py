@@ -237,11 +237,11 @@ def test_a_pull_that_is_ended_can_be_done_again(
 
     def hold() -> None:
         asked.release()
-        go.wait(30)
+        go.wait(60)
 
     proxy.rule = lambda a: Fault(before=hold) if "/blobs/" in a.path else None
     process = empty.spawn("pull", "-q", f"{proxy.host}/ended:1")
-    assert asked.acquire(timeout=30)
+    assert asked.acquire(timeout=60)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (CODES[number], b"")

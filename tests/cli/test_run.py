@@ -172,7 +172,7 @@ def test_a_closed_pipe_is_quiet_and_ends_it(cli: Any, name: str) -> None:
     assert process.stderr is not None
     process.stdout.read(2)
     process.stdout.close()
-    assert process.wait(timeout=30) == 141
+    assert process.wait(timeout=60) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
     assert cli("inspect", name).returncode == 1

@@ -18,6 +18,7 @@ from hutch.engine.migrate_send import Sender
 from hutch.errors import HutchError, IntegrityError, Unsupported
 from hutch.migration.layers import SentFiles, take_kept
 from tests.migration.conftest import Other, behind, die_migrating, killed, traces
+from tests.native.boxes import wait_until
 from tests.requires import criu_program, requires
 
 pytestmark = [
@@ -88,7 +89,8 @@ def goes_on_here(source: Engine, target: Other) -> None:
     assert box.info().state == "running"
 
     counts_on(source)
-    assert json.loads(target.hutch("-o", "json", "ps", "-a")) == []
+    listing = ("-o", "json", "ps", "-a")
+    wait_until(lambda: json.loads(target.hutch(*listing)) == [], "it to be gone at the target")
 
 
 def goes_on_there(source: Engine, target: Other) -> None:

@@ -22,6 +22,7 @@ from hutch.records import ProgressEvent
 from tests.migration.conftest import Other, behind, die_migrating
 from tests.migration.test_failures import once_killed
 from tests.migration.test_machines import until_more
+from tests.native.boxes import wait_until
 from tests.requires import live_qemu, requires
 from tests.vm.confined import assert_confined
 
@@ -93,7 +94,8 @@ def goes_on_here(source: Engine, target: Other) -> None:
         time.sleep(0.05)
     assert is_whole(said(source))
     assert box.exec(["cat", "/root/file"]).stdout.split() == [b"kept"]
-    assert json.loads(target.hutch("-o", "json", "ps", "-a")) == []
+    listing = ("-o", "json", "ps", "-a")
+    wait_until(lambda: json.loads(target.hutch(*listing)) == [], "it to be gone at the target")
 
 
 def goes_on_there(source: Engine, target: Other, before: int) -> None:

@@ -104,7 +104,7 @@ def test_a_machine_from_a_disk_keeps_what_it_writes_encrypted(
             session.send(b"w")
             until(session, b"written")
         _is_told_nowhere(engine, machine)
-        machine.stop()
+        machine.stop(timeout=60)
         with pytest.raises(InvalidArgument, match="a disk of format vmdk is not encrypted"):
             engine.machines.export_disk(machine.name, tmp_path / "out.vmdk", format="vmdk")
         whole = engine.machines.export_disk(machine.name, tmp_path / "whole.qcow2")

@@ -94,7 +94,7 @@ def test_a_console_may_be_left_and_taken_up_again(machine: Instance) -> None:
 
 def test_to_stop_it_the_power_button_is_pressed(machine: Instance) -> None:
     with start(machine) as session:
-        machine.stop()
+        machine.stop(timeout=WAIT_S)
         assert until(session, b"off\r\n")
     info = machine.info()
     assert (info.state, info.exit_code) == ("exited", 0)
@@ -120,7 +120,7 @@ def test_what_it_writes_stays_and_the_disk_below_is_as_it_was(
     with start(machine) as session:
         session.send(b"w")
         until(session, b"written\r\n")
-        machine.stop()
+        machine.stop(timeout=WAIT_S)
     start(machine, "B").close()
     with pytest.raises(WrongState, match="is running"):
         engine.machines.export_disk(machine.name, tmp_path / "early.raw")

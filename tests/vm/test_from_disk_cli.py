@@ -81,7 +81,7 @@ def test_a_machine_from_start_to_its_disk_in_a_file(
     hutch.out("update", "--device-write-bps", "disk:9m", "box")
     rates = hutch.out("inspect", "-f", "{{json .HostConfig.BlkioDeviceWriteBps}}", "box")
     assert json.loads(rates) == [{"Path": "disk", "Rate": 9 << 20}]
-    hutch.out("stop", "box")
+    hutch.out("stop", "-t", "60", "box")
     console.expect(b"off")
     assert console.wait() == 0
     assert "disk A runs" in hutch.out("logs", "box")

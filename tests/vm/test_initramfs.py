@@ -113,7 +113,7 @@ def boot(kernels: Kernels, kernel: Path, initramfs: Path) -> str:
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=100,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode(errors="replace")

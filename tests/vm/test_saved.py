@@ -10,6 +10,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,13 @@ def shell(box: Instance, script: str) -> str:
     return box.exec(["sh", "-c", script], check=True).text.strip()
 
 
+def has_the_time(box: Instance) -> bool:
+    """Tell whether its clock is right; it may take long to answer."""
+    asked = time.time()
+    told = int(shell(box, "date +%s"))
+    return asked - 5 < told < time.time() + 5
+
+
 IDENTITY = {
     "host name": "hostname",
     "hostname file": "cat /etc/hostname",
@@ -138,7 +146,7 @@ def test_twins_are_other_machines_that_count_on_from_the_same_number(
         assert len(first) == 1 and 20 < first.pop() <= len(numbers(counter)) + 1
         goes_on(counter)
         assert numbers(counter)[0] == 1
-        assert abs(int(shell(twins[0], "date +%s")) - time.time()) < 5
+        assert has_the_time(twins[0])
         shell(twins[0], "rm /root/file")
         assert shell(twins[1], "cat /root/file") == "kept"
     finally:
@@ -165,9 +173,9 @@ def test_twins_and_source_talk_to_each_other(engine: Engine, counter: Instance) 
     assert isinstance(twin, Instance)
     with twin:
         address = shell(twin, IDENTITY["address"]).split("/")[0]
-        shell(counter, f"ping -c 1 -w 5 {address}")
+        shell(counter, f"ping -c 1 -w 60 {address}")
         own = shell(counter, IDENTITY["address"]).split("/")[0]
-        shell(twin, f"ping -c 1 -w 5 {own}")
+        shell(twin, f"ping -c 1 -w 60 {own}")
 
 
 def test_a_twin_of_a_twin(engine: Engine, counter: Instance) -> None:
@@ -236,11 +244,11 @@ def test_a_machine_goes_back_to_its_snapshot(engine: Engine, counter: Instance) 
     with pytest.raises(WrongState, match="running"):
         engine.snapshots.restore(key)
     counter.stop(timeout=0)
-    stopped_at = numbers(counter)[-1]
     back = engine.snapshots.restore(key)
     assert back.id == counter.id
     assert shell(back, "cat /root/file") == "then"
-    until(back, lambda: numbers(back)[-1] < stopped_at)
+    # By now it may have counted to where it had been.
+    until(back, lambda: any(later < sooner for sooner, later in pairwise(numbers(back))))
     engine.snapshots.remove(key)
 
 
@@ -290,7 +298,7 @@ def test_a_suspended_machine_goes_on_where_it_was(engine: Engine, counter: Insta
     assert numbers(counter)[0] == 1
     assert shell(counter, IDENTITY["address"]) == address
     assert not (Path(counter.info().directory) / "suspended").exists()
-    assert abs(int(shell(counter, "date +%s")) - time.time()) < 5
+    assert has_the_time(counter)
     counter.suspend()
     counter.start(discard=True)
     until(counter, lambda: numbers(counter).count(1) == 2)

@@ -103,7 +103,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hutch.Engine]
 
 def _run(engine: hutch.Engine, script: str, **options: Any) -> str:
     done = engine.run(
-        "busybox", ["sh", "-c", script], isolation="vm", memory="160M", timeout=120, **options
+        "busybox", ["sh", "-c", script], isolation="vm", memory="160M", timeout=240, **options
     )
     assert done.exit_code == 0, done.stderr
     return done.stdout.decode()

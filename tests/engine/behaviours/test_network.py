@@ -47,7 +47,7 @@ def test_instances_on_one_network_find_each_other_by_name(make: Maker, network: 
                 # Not by wget: the C library of a static busybox has no resolver to load.
                 found = client.exec(["nslookup", f"site-{network}"]).text
                 assert f"Address: {address}" in found
-                ask = ["sh", "-c", f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} 80"]
+                ask = ["sh", "-c", f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 60 {address} 80"]
                 until(lambda: client.exec(ask).text.endswith("hello\n"), "not reached")
     finally:
         make.engine.networks.remove(network)
