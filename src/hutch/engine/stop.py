@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -109,7 +111,8 @@ def _mark_stopped(context: Context, record: InstanceRecord) -> None:
 def _end(
     context: Context, record: InstanceRecord, signum: int, grace: float, *, orderly: bool = False
 ) -> None:
-    """Signal, wait, kill, wait, book. `orderly`: a guest may write out what it has first."""
+    """Signal, wait, kill, wait, book. `orderly`: a guest may write out what it has first, and
+    the journal tells of each signal."""
     try:
         link = connect(context, record)
     except WrongState:
@@ -117,10 +120,11 @@ def _end(
         return
     try:
         _claim(link)
+        told = functools.partial(_tell_signal, context, record) if orderly else None
         ended = (
-            (not (orderly and signum == 9) and _signal_and_wait(link, signum, grace))
+            (not (orderly and signum == 9) and _signal_and_wait(link, signum, grace, told))
             or (orderly and _put_away(context, record, link))
-            or _signal_and_wait(link, 9, _KILL_TIMEOUT_S)
+            or _signal_and_wait(link, 9, _KILL_TIMEOUT_S, told)
         )
     finally:
         finish(context, record.id)
@@ -130,7 +134,13 @@ def _end(
             f"instance {record.name} did not end {_KILL_TIMEOUT_S:.0f} s after SIGKILL",
             hint="a process may hang in the kernel; see `hutch top`",
         )
-    _event(context, record, "stop")
+    if orderly:
+        _event(context, record, "stop")
+
+
+def _tell_signal(context: Context, record: InstanceRecord, signum: int) -> None:
+    with suppress(Exhausted):  # its end is what matters
+        _event(context, record, "kill", signal=str(signum))
 
 
 def _put_away(context: Context, record: InstanceRecord, link: Supervisor) -> bool:
@@ -138,6 +148,7 @@ def _put_away(context: Context, record: InstanceRecord, link: Supervisor) -> boo
     driver = context.driver(record.spec.isolation)
     if not isinstance(driver, Guests) or not driver.end_program(record.id):
         return False
+    _tell_signal(context, record, 9)
     return _ended_within(link, _PUT_AWAY_S)
 
 
@@ -149,12 +160,17 @@ def _claim(link: Supervisor) -> None:
         pass
 
 
-def _signal_and_wait(link: Supervisor, signum: int, grace: float) -> bool:
-    """Signal the program; tell whether it ended in time. A lost supervisor is an end."""
+def _signal_and_wait(
+    link: Supervisor, signum: int, grace: float, told: Callable[[int], None] | None = None
+) -> bool:
+    """Signal the program; tell whether it ended in time. A lost supervisor is an end. `told` is
+    called with the signal that was sent."""
     try:
         link.signal(signum)
     except (ProcessLookupError, OutcomeUnknown):
         return True
+    if told is not None:
+        told(signum)
     return _ended_within(link, None if grace < 0 else grace)
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -642,6 +643,24 @@ def test_docker_run_of_a_program_that_is_not_there(docker: Docker, image: str) -
     done = docker("run", "--rm", "--network", "none", image, "nothing-here")
     assert done.returncode == 127
     assert b"executable file not found" in done.stderr
+
+
+def test_a_stop_tells_of_its_signals_and_a_kill_of_no_stop(
+    api: Client, name: str, image: str
+) -> None:
+    body = {"Image": image, "Cmd": ["sleep", "1000"], "HostConfig": {"NetworkMode": "none"}}
+    assert api.ask("POST", f"/containers/create?name={name}", body).status == 201
+    for end in ("stop?t=0", "kill"):
+        assert api.ask("POST", f"/containers/{name}/start").status == 204
+        assert api.ask("POST", f"/containers/{name}/{end}").status == 204
+    query = f"since=1&until={time.time() + 0.1}&filters={quote(json.dumps({'container': [name]}))}"
+    events = [json.loads(line) for line in api.ask("GET", f"/events?{query}").body.splitlines()]
+    told = [(one["Action"], one["Actor"]["Attributes"].get("signal")) for one in events]
+    assert told == [
+        *(("create", None), ("start", None)),
+        *(("kill", "15"), ("kill", "9"), ("die", None), ("stop", None)),
+        *(("start", None), ("kill", "9"), ("die", None)),
+    ]
 
 
 def test_docker_exec_and_stop(docker: Docker, name: str, image: str) -> None:
