@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from hutch.errors import IntegrityError, InvalidArgument
 from hutch.plan import guest, guest_answers
+from hutch.process.errors import GuestCallFailed, LaunchFailed
+from hutch.process.frames import decode_frame
 from tests.process.test_wire import Reader
 
 TEXT = st.text("abcäß€/ .=\n\U0001f600", max_size=40)
@@ -159,3 +161,29 @@ def test_figures_that_are_no_numbers_are_refused(block: bytes) -> None:
 def test_a_text_of_any_length_is_not_waited_for() -> None:
     with pytest.raises(IntegrityError, match="bytes"):
         guest_answers.decode_files_head(struct.pack("<II", 0, 1 << 31))
+
+
+@pytest.mark.parametrize("number", [4096, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_an_error_number_that_is_none_is_told_all_the_same(number: int) -> None:
+    said = guest_answers.decode_answer(struct.pack("<II", number, 3) + text("/x"))
+    refused = GuestCallFailed(1, said.index, said.errno, said.detail)
+    assert refused.message == f"guest: call 1: /x: unknown error {number}"
+    assert refused.errno == number
+    event = decode_frame(68, 3, struct.pack("<II", 7, number) + b"/bin/x")
+    assert isinstance(event, LaunchFailed)
+    assert event.message.startswith("launch: child[7]: /bin/x: unknown error ")
+
+
+def test_figures_beyond_all_bounds_are_refused() -> None:
+    good = stats()
+    assert guest_answers.decode_stats(good).oom_kills == 8
+    with pytest.raises(IntegrityError, match="beyond all bounds"):
+        guest_answers.decode_stats(struct.pack("<8QI", *[1 << 63] * 8, 0))
+
+
+@pytest.mark.parametrize("seconds", [-(1 << 63), (1 << 63) - 1])
+def test_a_file_of_any_time_is_shown(seconds: int) -> None:
+    fields = struct.pack("<IIIQqIIII", 0o100644, 1, 2, 5, seconds, 0xFFFFFFFF, 1, 0, 0)
+    found = guest_answers.decode_stat(text("a") + fields + text(""))
+    assert -(1 << 63) <= found.mtime_ns < 1 << 63
+    assert msgspec.json.decode(msgspec.json.encode(found))["mtime_ns"] == found.mtime_ns

@@ -136,7 +136,7 @@ def _guest_table(processes: Sequence[ProcessRow], ps_args: Sequence[str]) -> Pro
             str(process.pid),
             str(process.ppid),
             "0",
-            time.strftime("%H:%M", time.localtime(process.started)),
+            _time_of_day(process.started),
             process.tty or "?",
             _clock(process.cpu_s),
             process.command,
@@ -144,6 +144,13 @@ def _guest_table(processes: Sequence[ProcessRow], ps_args: Sequence[str]) -> Pro
         for process in processes
     )
     return ProcessTable(titles=_TITLES, rows=rows)
+
+
+def _time_of_day(seconds: float) -> str:
+    try:
+        return time.strftime("%H:%M", time.localtime(seconds))
+    except (OverflowError, OSError):
+        return "?"  # a guest may say what it likes
 
 
 def _clock(seconds: float) -> str:

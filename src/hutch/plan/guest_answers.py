@@ -32,6 +32,10 @@ __all__ = [
 
 MAX_DETAIL_BYTES = 64 << 10
 
+# Beyond it neither sums nor JSON have room; a time in nanoseconds is within some 292 years of 1970.
+_MOST = (1 << 63) - 1
+_FAR_S = _MOST // 1_000_000_000 - 1
+
 _U32, _U64, _I64 = Struct("<I"), Struct("<Q"), Struct("<q")
 
 
@@ -177,6 +181,8 @@ def _block(raw: bytes) -> BlockStats:
 def _stats(reader: _Reader) -> Stats:
     names = Stats.__struct_fields__[:-1]
     numbers = {name: reader.u64() for name in names}
+    if max(numbers.values()) > _MOST:
+        raise IntegrityError("the machine's agent sent figures beyond all bounds")
     blocks = tuple(_block(reader.blob(256)) for _ in range(min(reader.number(), 1024)))
     return Stats(**numbers, blocks=blocks)
 
@@ -225,14 +231,14 @@ def decode_files_head(data: bytes) -> FilesHead | None:
 def _file(reader: _Reader, name: str) -> FileStat:
     mode, uid, gid = reader.number(), reader.number(), reader.number()
     size, seconds = reader.u64(), reader.number(_I64)
-    nanoseconds, links = reader.number(), reader.number()
+    nanoseconds, links = min(reader.number(), 999_999_999), reader.number()
     return FileStat(
         name=name,
         mode=mode,
         uid=uid,
         gid=gid,
         size=size,
-        mtime_ns=seconds * 1_000_000_000 + nanoseconds,
+        mtime_ns=max(-_FAR_S, min(seconds, _FAR_S)) * 1_000_000_000 + nanoseconds,
         links=links,
         rdev=(reader.number(), reader.number()),
         target=reader.text(),

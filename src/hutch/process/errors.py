@@ -6,10 +6,17 @@ import os
 
 from hutch.errors import HutchError
 
-__all__ = ["SECTIONS", "STAGES", "GuestCallFailed", "LaunchFailed", "MachineFailed"]
+__all__ = ["SECTIONS", "STAGES", "GuestCallFailed", "LaunchFailed", "MachineFailed", "reason"]
 
 SECTIONS = ("plan", "prepare", "clone", "child", "exec", "supervise")
 STAGES = ("configuration", "qemu", "agent", "setup", "launch")
+# As MAX_ERRNO of the kernel.
+_ERRNOS = 4096
+
+
+def reason(number: int) -> str:
+    """Return what an error number says. A guest's may be any number, and no errno at all."""
+    return os.strerror(number).lower() if 0 <= number < _ERRNOS else f"unknown error {number}"
 
 
 class LaunchFailed(HutchError):
@@ -21,8 +28,7 @@ class LaunchFailed(HutchError):
     """
 
     def __init__(self, section: str, index: int, errno: int, detail: str) -> None:
-        reason = os.strerror(errno).lower()
-        super().__init__(f"launch: {section}[{index}]: {detail or 'failed'}: {reason}")
+        super().__init__(f"launch: {section}[{index}]: {detail or 'failed'}: {reason(errno)}")
         self.section = section
         self.index = index
         self.errno = errno
@@ -38,8 +44,7 @@ class MachineFailed(HutchError):
 
     def __init__(self, stage: str, index: int, errno: int, text: str) -> None:
         place = f"{stage}[{index}]" if stage == "setup" else stage
-        reason = os.strerror(errno).lower()
-        super().__init__(f"machine: {place}: {text or 'failed'}: {reason}")
+        super().__init__(f"machine: {place}: {text or 'failed'}: {reason(errno)}")
         self.stage = stage
         self.index = index
         self.errno = errno
@@ -54,7 +59,7 @@ class GuestCallFailed(HutchError):
     """
 
     def __init__(self, op: int, index: int, errno: int, detail: str) -> None:
-        super().__init__(f"guest: call {op}: {detail or 'failed'}: {os.strerror(errno).lower()}")
+        super().__init__(f"guest: call {op}: {detail or 'failed'}: {reason(errno)}")
         self.op = op
         self.index = index
         self.errno = errno

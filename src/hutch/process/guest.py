@@ -28,7 +28,7 @@ from hutch.plan.guest_answers import decode_answer
 from hutch.plan.ops import Plan
 from hutch.plan.wire import encode
 from hutch.process import frames
-from hutch.process.errors import GuestCallFailed
+from hutch.process.errors import GuestCallFailed, reason
 from hutch.process.supervisor import Supervisor
 
 __all__ = ["Channel", "Guest", "Quiet", "guest_silence"]
@@ -270,7 +270,7 @@ class Guest:
             if error == errno.EBUSY:
                 raise Busy("the machine's state is being saved already")
             if error:
-                raise WrongState(f"the program has ended or cannot be held: {os.strerror(error)}")
+                raise WrongState(f"the program has ended or cannot be held: {reason(error)}")
             yield Quiet(channel, unacked)
             channel.send(_DISMISS)
 

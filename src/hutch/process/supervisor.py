@@ -19,7 +19,7 @@ from hutch.errors import (
     OutcomeUnknown,
 )
 from hutch.process import frames
-from hutch.process.errors import LaunchFailed
+from hutch.process.errors import LaunchFailed, reason
 from hutch.process.frames import (
     Acked,
     Answer,
@@ -370,7 +370,7 @@ class Supervisor:
                 event = self._queued(lambda e: isinstance(e, Answer) and e.request == kind)
                 if isinstance(event, Answer):
                     if event.errno:
-                        raise OSError(event.errno, os.strerror(event.errno))
+                        raise OSError(event.errno, reason(event.errno))
                     return
                 if self._eof:
                     if self._exit is not None:

@@ -7,7 +7,6 @@ trusted: sizes are bounded, and a listing's names are checked (`hutch.plan.guest
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from hutch.errors import (
 )
 from hutch.plan import guest as protocol
 from hutch.plan import guest_answers as answers
+from hutch.process.errors import reason
 from hutch.process.guest import SILENCE_S, Channel, Guest
 from hutch.storage.tree import Stat
 
@@ -235,15 +235,15 @@ def _answer(channel: Channel, path: str, sender: _Sender | None = None) -> Itera
 
 
 def _failure(number: int, subject: str) -> HutchError:
-    reason = os.strerror(number).lower()
+    said = reason(number)
     match number:
         case errno.ENOENT:
             return NotFound(f"{subject}: no such file or directory")
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return Denied(f"{subject}: {reason}")
+            return Denied(f"{subject}: {said}")
         case errno.ENOSPC | errno.EDQUOT:
-            return Exhausted(f"{subject}: {reason}", hint="start it with a larger --disk")
-    return InvalidArgument(f"{subject}: {reason}")
+            return Exhausted(f"{subject}: {said}", hint="start it with a larger --disk")
+    return InvalidArgument(f"{subject}: {said}")
 
 
 def _stat(found: answers.FileStat) -> Stat:
