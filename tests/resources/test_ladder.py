@@ -68,7 +68,7 @@ def test_nothing_is_done_without_pressure() -> None:
 
 
 def test_a_balloon_leaves_a_guest_what_it_uses_and_what_it_was_promised() -> None:
-    vm = member("vm", GIB, kind="vm", balloon=2 * GIB, working_set=256 * MIB)
+    vm = member("vm", 2 * GIB, kind="vm", balloon=2 * GIB, working_set=256 * MIB)
     (action,) = actions("balloon", CRITICAL, [vm], (), ALL)
     assert action.amount == 2 * GIB - action.target >= missing_bytes(CRITICAL, MARKS)
     small = member("s", GIB, kind="vm", balloon=GIB, working_set=256 * MIB, guarantee=900 * MIB)
@@ -77,6 +77,13 @@ def test_a_balloon_leaves_a_guest_what_it_uses_and_what_it_was_promised() -> Non
     assert (
         actions("balloon", CRITICAL, [member("p", GIB, balloon=GIB, state="paused")], (), ALL) == []
     )
+
+
+def test_a_balloon_promises_what_its_machine_has_and_comes_last_where_that_is_nothing() -> None:
+    few = member("few", 100 * MIB, kind="vm", balloon=4 * GIB, working_set=80 * MIB)
+    full = member("full", GIB // 2, kind="vm", balloon=GIB, working_set=80 * MIB)
+    found = actions("balloon", CRITICAL, [few, full], (), ALL)
+    assert [(a.name, a.amount) for a in found] == [("full", (512 - 112) * MIB), ("few", 0)]
 
 
 def test_a_balloon_takes_no_more_than_is_missing() -> None:

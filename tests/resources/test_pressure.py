@@ -206,8 +206,8 @@ def test_what_somebody_ended_is_no_measure_any_more(small: Engine) -> None:
     hog = start(small, "hog", hold(100))
     assert did(small.resources.reclaim()) == [("hold", "hog")]
     hog.remove(force=True)
-    assert small.resources.reclaim().steps == ()
     assert small.resources.memory().measures == ()
+    assert small.resources.reclaim().steps == ()
 
 
 def test_one_pass_at_a_time(small: Engine) -> None:

@@ -104,7 +104,8 @@ def load_measures(context: Context) -> list[Measure]:
 def report(context: Context, settings: Settings, view: View | None = None) -> MemoryReport:
     """Return the picture for people."""
     view = view or observe(context, settings)
-    measures = load_measures(context)
+    there = {record.id for record in all_records(context)}
+    measures = [m for m in load_measures(context) if not m.id or m.id in there]
     in_force: dict[str, list[str]] = {}
     for measure in measures:
         in_force.setdefault(measure.id, []).append(measure.rung)
@@ -230,7 +231,11 @@ def _idle_since(record: InstanceRecord, before: Sample | None, now_ns: int, cpu_
 
 
 def _guest(context: Context, record: InstanceRecord) -> tuple[int, int]:
-    """Return what a running guest may use, and what it uses; zeros where it is not known."""
+    """Return what a running guest may use, and what it uses; zeros where it is not known.
+
+    A guest counts the pages of a balloon that may shrink by itself as used; see
+    VIRTIO_BALLOON_F_DEFLATE_ON_OOM in Linux' drivers/virtio/virtio_balloon.c.
+    """
     if record.spec.isolation != "vm" or record.state != State.RUNNING:
         return 0, 0
     # What is given back of a huge page is nothing until all of it is, and what was made ahead
@@ -242,13 +247,16 @@ def _guest(context: Context, record: InstanceRecord) -> tuple[int, int]:
         or record.spec.placement.memory == "pool"
     ):
         return 0, 0
+    from hutch.drivers.vm.limits import memory_of
     from hutch.qmp import conversation
     from hutch.qmp.devices import query_balloon, query_plugged
 
     with suppress(HutchError, OSError):
         with conversation(f"{context.directory(record.id)}/run/qmp.sock") as monitor:
             size = query_balloon(monitor) + query_plugged(monitor)
-        return size, context.machines.stats(record.id).memory.usage
+        in_balloon = max(0, memory_of(record.spec) - size)
+        used = context.machines.stats(record.id).memory.usage
+        return size, max(0, used - in_balloon)
     return 0, 0
 
 

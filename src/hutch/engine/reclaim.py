@@ -247,6 +247,8 @@ def _balloon(context: Context, action: Action, view: View) -> int:
         # What came while it runs is not the balloon's to take.
         target = max(action.target - query_plugged(monitor), _LEAST)
         set_balloon(monitor, target)
+        if action.amount < _MIB:
+            return 0
         # The guest goes there in its own time, and stops where it needs what it has.
         last, size = 0, query_balloon(monitor)
         while size > target + _MIB and size != last and time.monotonic() < deadline:

@@ -167,7 +167,8 @@ def _until(missing: int, found: Iterable[Action | None]) -> list[Action]:
     for action in found:
         if missing <= 0:
             break
-        if action is None or action.amount < _LEAST:
+        # A balloon that gives nothing now keeps its guest from growing.
+        if action is None or (action.amount < _LEAST and action.rung != "balloon"):
             continue
         if action.rung in ("balloon", "swap") and action.amount > missing:
             less = -(-missing // _MIB) * _MIB
@@ -191,7 +192,7 @@ def _by_idleness(members: Iterable[Member]) -> list[Member]:
 
 
 def _by_slack(members: Iterable[Member]) -> list[Member]:
-    return sorted(members, key=lambda m: _floor(m) - m.balloon)
+    return sorted(members, key=lambda m: _floor(m) - min(m.balloon, m.usage))
 
 
 def _floor(member: Member) -> int:
@@ -205,7 +206,9 @@ def _balloon(member: Member) -> Action | None:
     if not member.balloon or member.state != "running" or member.balloon <= floor:
         return None
     why = f"uses {format_bytes(member.working_set)} of {format_bytes(member.balloon)}"
-    return _action("balloon", member, member.balloon - floor, why, target=floor)
+    # What the guest never touched, or has given back by itself, is not to be had again.
+    gain = min(member.balloon, member.usage) - floor
+    return _action("balloon", member, gain, why, target=floor)
 
 
 def _merge() -> Action:
