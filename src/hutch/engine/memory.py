@@ -23,7 +23,8 @@ from hutch.resources.settings import Settings
 if TYPE_CHECKING:
     from hutch.linux.cgroup import Group
 
-__all__ = ["MEASURES", "MemoryReport", "MemoryUse", "View", "load_measures", "observe", "report"]
+__all__ = ["MEASURES", "MemoryReport", "MemoryUse", "View", "load_measures", "look_again"]
+__all__ += ["observe", "report"]
 
 MEASURES = "measures"
 _SAMPLES = "memory_samples"
@@ -163,6 +164,26 @@ def observe(context: Context, settings: Settings) -> View:
     situation, swap = _situation(context, settings, uses, mergeable=mergeable)
     return View(
         situation=situation, members=tuple(members), uses=tuple(uses), swap=swap, groups=groups
+    )
+
+
+def look_again(context: Context, settings: Settings, view: View) -> View:
+    """Return what has become of a view a moment later, without asking the guests: they take
+    long to answer when there is a storm."""
+    records = {record.id: record for record in all_records(context)}
+    members, uses = [], []
+    for member, use in zip(view.members, view.uses, strict=True):
+        record = records.get(member.id)
+        if record is None or record.state not in _LIVE:
+            continue
+        had = read_memory(view.groups[member.id])
+        now = {"usage": had.usage, "cache": had.cache, "limit": had.limit, "state": record.state}
+        members.append(msgspec.structs.replace(member, **now))
+        uses.append(msgspec.structs.replace(use, **now))
+    mergeable = any(records[m.id].spec.placement.merge for m in members)
+    situation, swap = _situation(context, settings, uses, mergeable=mergeable)
+    return msgspec.structs.replace(
+        view, situation=situation, members=tuple(members), uses=tuple(uses), swap=swap
     )
 
 

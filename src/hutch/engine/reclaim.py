@@ -15,7 +15,15 @@ import msgspec
 from hutch.engine.context import Context
 from hutch.engine.headroom import headroom
 from hutch.engine.lookup import load
-from hutch.engine.memory import MEASURES, MemoryReport, View, load_measures, observe, report
+from hutch.engine.memory import (
+    MEASURES,
+    MemoryReport,
+    View,
+    load_measures,
+    look_again,
+    observe,
+    report,
+)
 from hutch.errors import HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.linux.cgroup.reclaim import reclaim as take_back
@@ -160,7 +168,7 @@ def _climb(context: Context, settings: Settings, view: View) -> tuple[list[Recla
             for action in found[:1] if rung in _ONE_BY_ONE else found:
                 tried.add(action.id)
                 steps.append(_do(context, action, view))
-            view = observe(context, settings)
+            view = look_again(context, settings, view)
         if not missing_bytes(view.situation, settings.watermarks):
             break
     return steps, view
@@ -321,7 +329,7 @@ def _step_down(context: Context, settings: Settings, view: View) -> tuple[list[R
         if measure is None:
             break
         steps.append(_undo(context, measure))
-        view = observe(context, settings)
+        view = look_again(context, settings, view)
     return steps, view
 
 
