@@ -215,7 +215,7 @@ def test_a_plain_text_command_is_for_the_shell() -> None:
         (ProcessConfig(exposed_ports={"70000": {}}), "out of range"),
         (ProcessConfig(exposed_ports={"80/icmp": {}}), "$.config.ExposedPorts"),
         (ProcessConfig(exposed_ports={"9-8/tcp": {}}), "out of range"),
-        (ProcessConfig(exposed_ports={"1-65535/tcp": {}}), "more than 1024 ports"),
+        (ProcessConfig(exposed_ports={"1-65535/tcp": {}, "9/udp": {}}), "more than 65535 ports"),
         (ProcessConfig(exposed_ports={"²": {}}), "$.config.ExposedPorts"),
     ],
 )
@@ -237,6 +237,13 @@ def test_a_list_of_a_configuration_is_limited_by_its_name(name: str, most: int) 
     with pytest.raises(InvalidArgument) as failure:
         decode(most + 1)
     assert f"more than {most} entries - at `$.config.{name}`" in str(failure.value)
+
+
+def test_an_image_may_expose_a_wide_range() -> None:
+    ports: dict[str, Any] = {f"{port}/udp": {} for port in range(10_000, 20_001)}
+    rootfs = {"type": "layers", "diff_ids": []}
+    config = decode_config(encoded({"config": {"ExposedPorts": ports}, "rootfs": rootfs}))
+    assert len(runtime_config(config.config).exposed_ports) == 10_001
 
 
 def test_volumes_and_ports_have_one_form() -> None:

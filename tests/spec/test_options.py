@@ -175,6 +175,7 @@ def test_bad_ports_are_refused(value: Any) -> None:
 
 def test_exposed_ports_are_written_out() -> None:
     assert parse_exposed(["80-81", "53/udp", 80]) == ("80/tcp", "81/tcp", "53/udp")
+    assert len(parse_exposed([f"{port}/udp" for port in range(10_000, 40_000)])) == 30_000
 
 
 def test_networks_are_read_in_all_forms() -> None:

@@ -31,7 +31,7 @@ from hutch.oci.types import (
 __all__ = ["build_record", "check_layers", "register_image", "runtime_config"]
 
 _NS = 1_000_000_000
-_MAX_PORTS = 1024
+_MAX_PORTS = 65_535
 
 
 def register_image(

@@ -44,6 +44,9 @@ MAX_HISTORY = 4096
 MAX_LIST = 8192
 # More than execve(2) takes: of its 2 MiB each word has a pointer and a zero byte.
 MAX_WORDS = 1 << 18
+# Servers of telephony and the like expose ranges of tens of thousands, each port an entry.
+MAX_PORTS = 65_535
+_MOST = {"entrypoint": MAX_WORDS, "cmd": MAX_WORDS, "exposed_ports": MAX_PORTS}
 MAX_BLOB_BYTES = 1 << 40
 
 
@@ -259,7 +262,7 @@ def _check_lengths(config: ProcessConfig, what: str) -> None:
     names = zip(config.__struct_fields__, config.__struct_encode_fields__, strict=True)
     for name, spelt in names:
         value = getattr(config, name)
-        most = MAX_WORDS if name in ("entrypoint", "cmd") else MAX_LIST
+        most = _MOST.get(name, MAX_LIST)
         if isinstance(value, (list, dict)) and len(value) > most:
             raise _bad(what, f"$.config.{spelt}", f"more than {most} entries")
 

@@ -412,7 +412,7 @@ def _port_range(value: str, given: str, field: str) -> range:
 def parse_exposed(value: object, field: str = "expose") -> tuple[str, ...]:
     """Read `PORT[-PORT][/PROTOCOL]` entries into `PORT/PROTOCOL` texts."""
     found: list[str] = []
-    for i, entry in enumerate(items(value, field)):
+    for i, entry in enumerate(items(value, field, most=_MAX_PORTS)):
         where = f"{field}[{i}]"
         given = text(entry, where, empty=False)
         ports, slash, protocol = given.partition("/")

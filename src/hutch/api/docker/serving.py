@@ -92,7 +92,7 @@ async def _answer(
     route: Route | None = None
     method = head.method.decode("ascii", "replace")
     try:
-        target, _, query = head.target.decode("ascii", "replace").partition("?")
+        target, _, query = _origin_form(head.target.decode("ascii", "replace")).partition("?")
         version, path = parse_version(unquote(target), front.options.min_api_version)
         route, params = router.find(method, path, version)
         request = Request(
@@ -121,6 +121,15 @@ async def _answer(
         raise Gone  # an error in the middle of a stream: only an early end can tell
     await _send(front, connection, answer, method)
     return route, answer.status
+
+
+def _origin_form(target: str) -> str:
+    """Return a request's target without scheme and host, which a client may write (RFC 9112,
+    3.2.2)."""
+    scheme, separator, rest = target.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        return target
+    return f"/{rest.partition('/')[2]}"
 
 
 def _error(front: Front, exc: Exception, method: str) -> Reply:
