@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import sys
-import tarfile
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import hutch
+from tests.hosttree import host_tree
 from tests.requires import requires
 from tests.rootless.conftest import system_python
 
@@ -46,24 +45,9 @@ hutch system reset -f || exit 3
 """
 
 
-def _host_tree() -> bytes:
-    """Return an image with nothing but the places where the host's system is shown."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name in ("usr", "etc", "tmp", "var", "proc", "sys", "dev"):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            archive.addfile(entry)
-        for name in ("bin", "sbin", "lib", "lib64"):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.linkname = tarfile.SYMTYPE, f"usr/{name}"
-            archive.addfile(entry)
-    return buffer.getvalue()
-
-
 @pytest.mark.timeout(300)
 def test_a_machine_runs_in_a_container_without_rights(hutch_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "host.tar").write_bytes(_host_tree())
+    (tmp_path / "host.tar").write_bytes(host_tree())
     libraries = [Path(module.__file__ or "").parent for module in _imported()]
     with hutch.Engine(hutch_root) as engine:
         with open(tmp_path / "host.tar", "rb") as archive:
