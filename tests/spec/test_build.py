@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from hutch.errors import InvalidArgument
+from hutch.spec import elsewhere
 from hutch.spec.build import OPTIONS, ImageDefaults, build, check_name, update
 from hutch.spec.defaults import ImageHealth
 from hutch.spec.model import HealthCheck, InstanceSpec, RestartPolicy
@@ -178,6 +179,21 @@ def test_an_unknown_option_is_told_the_near_one() -> None:
     with pytest.raises(InvalidArgument) as caught:
         make(memmory="1g")
     assert caught.value.hint == "did you mean memory?"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("environment", "env?"), ("mem_limit", "memory?"), ("ports", "publish?"), ("detach", "start")],
+)
+def test_an_option_of_another_library_is_told_by_its_name_here(name: str, word: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        make(**dict[str, Any]({name: "1"}))
+    assert caught.value.hint and word in caught.value.hint
+
+
+def test_other_names_lead_to_options_there_are() -> None:
+    assert set(elsewhere._CALLED_HERE.values()) <= OPTIONS
+    assert not (set(elsewhere._CALLED_HERE) | set(elsewhere._ANOTHER_WAY)) & OPTIONS
 
 
 def test_update_changes_limits_and_restart_only() -> None:

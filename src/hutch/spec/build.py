@@ -165,12 +165,9 @@ def _known(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in OPTIONS:
-            from difflib import get_close_matches
+            from hutch.spec.elsewhere import hint_for
 
-            near = get_close_matches(name, sorted(OPTIONS), 1)
-            raise InvalidArgument(
-                "no such option", field=name, hint=f"did you mean {near[0]}?" if near else None
-            )
+            raise InvalidArgument("no such option", field=name, hint=hint_for(name, OPTIONS))
     return given
 
 
