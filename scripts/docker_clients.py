@@ -1,6 +1,7 @@
-"""Run the tests with real clients of Docker's API: docker-py, aiodocker, Testcontainers, Compose,
-skopeo, podman; Schemathesis asks what Docker's description allows. What they need beside the
-host's packages is kept in build/clients and build/schemathesis.
+"""Run the tests with real clients of Docker's API: docker-py, aiodocker, Testcontainers, Compose
+(the host's and sid's), skopeo, podman; Schemathesis asks what Docker's description allows. What
+they need beside the host's packages is kept in build/clients, build/compose and
+build/schemathesis.
 
 A target of its own (nightly): it fetches packages, and bootstraps a PostgreSQL.
 """
@@ -14,10 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.debian import ROOT, fetch, source
+from hutch.image.apt import Source
+from scripts.debian import ROOT, fetch, make_from_first, source
 
 CLIENTS = ROOT / "build" / "clients"
 SCHEMA = CLIENTS / "swagger.yaml"
+# Compose of the second generation, which is a plugin of Docker's command line and a program.
+COMPOSE = ROOT / "build" / "compose" / "docker-compose"
 WANTED = (
     "aiodocker==0.27.0",
     "docker==7.2.0",
@@ -34,6 +38,7 @@ PROGRAMS = {"docker-compose": "docker-compose", "podman": "podman", "skopeo": "s
 def main() -> int:
     install()
     fetch_schema()
+    fetch_compose()
     paths = [str(CLIENTS), str(ROOT)]
     variables = os.environ | {"HUTCH_CLIENTS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "pytest", "tests/clients", *sys.argv[1:]]
@@ -74,6 +79,30 @@ def fetch_schema() -> None:
         subprocess.run(["dpkg-deb", "-x", str(package), str(tree)], check=True)
         (found,) = tree.glob("usr/share/gocode/src/github.com/docker/docker/api/swagger.yaml")
         shutil.copy(found, SCHEMA)
+
+
+def fetch_compose() -> None:
+    """Have the newest Compose of Debian's sid."""
+    if COMPOSE.exists():
+        return
+    suite, problem = make_from_first(("sid", "forky"), _make_compose)
+    if not suite:
+        print(f"no newer Compose from {problem}: it is not tested", file=sys.stderr)
+
+
+def _make_compose(wanted: Source, workspace: Path) -> None:
+    """Keep the program, and see that it runs here before it gets its name."""
+    (package,) = fetch(wanted, workspace, "docker-compose")
+    subprocess.run(["dpkg-deb", "-x", str(package), str(workspace / "tree")], check=True)
+    COMPOSE.parent.mkdir(parents=True, exist_ok=True)
+    beside = COMPOSE.with_name(f".docker-compose-{os.getpid()}")
+    shutil.copy(workspace / "tree/usr/libexec/docker/cli-plugins/docker-compose", beside)
+    try:
+        subprocess.run([str(beside), "version"], check=True, capture_output=True, text=True)
+    except BaseException:
+        beside.unlink()
+        raise
+    beside.rename(COMPOSE)
 
 
 if __name__ == "__main__":

@@ -291,6 +291,7 @@ NEEDS: dict[str, Probe] = {
     "docker-registry": _program("docker-registry"),
     "docker": _program("docker"),
     "dockerd": _program("dockerd"),
+    "compose": _file(str(Path(__file__).parent.parent / "build/compose/docker-compose")),
     "docker-schema": _file(str(Path(__file__).parent.parent / "build/clients/swagger.yaml")),
     "schemathesis": _file(str(Path(__file__).parent.parent / "build/schemathesis/.wanted")),
     "fs-verity": _fs_verity,
