@@ -671,3 +671,19 @@ def test_docker_exec_and_stop(docker: Docker, name: str, image: str) -> None:
     assert docker("stop", "-t", "0", name).returncode == 0
     assert docker("wait", name).stdout == b"137\n"
     assert docker("rm", name).returncode == 0
+
+
+def test_a_start_that_is_refused_removes_nothing(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "sleep", "1000", HostConfig={"AutoRemove": True})
+    start(api, name)
+    assert api.ask("POST", f"/containers/{name}/pause").status == 204
+    answer = api.ask("POST", f"/containers/{name}/start")
+    assert (answer.status, "paused" in answer.message) == (409, True), answer
+    assert api.ask("GET", f"/containers/{name}/json").json["State"]["Paused"] is True
+    assert api.ask("DELETE", f"/containers/{name}?force=1").status == 204
+
+
+def test_what_cannot_begin_and_was_to_go_goes(api: Client, name: str, image: str) -> None:
+    create(api, name, image, "/nothing", HostConfig={"AutoRemove": True})
+    assert api.ask("POST", f"/containers/{name}/start").status == 400
+    assert api.ask("GET", f"/containers/{name}/json").status == 404

@@ -109,7 +109,7 @@ class Lives:
                 client.finish()
             if spec.auto_remove:
                 # As Docker: what was to go with its end goes when it cannot begin.
-                await self._front.call_slow(_remove, self._context, identifier)
+                await self._front.call_slow(_remove_unstarted, self._context, identifier)
             raise
         finally:
             self._front.journal.poke()
@@ -210,9 +210,11 @@ def _stop_quietly(context: Context, identifier: str, timeout_s: float) -> None:
         return  # it has ended, or cannot be: nobody is left to be told
 
 
-def _remove(context: Context, identifier: str) -> None:
+def _remove_unstarted(context: Context, identifier: str) -> None:
+    """Remove what could not begin; what runs, is paused, or has its memory saved stays."""
     try:
-        remove(context, identifier, force=True, remove_volumes=True)
+        if load(context, identifier).state in (State.CREATED, State.EXITED):
+            remove(context, identifier, remove_volumes=True)
     except HutchError:
         return  # somebody else has started it, or removed it
 
