@@ -52,6 +52,14 @@ def test_a_host_with_qemu_can_run_machines_and_says_on_what(report: Report) -> N
     assert report.get("sandbox").detail == "namespaces and a user of its own for QEMU"
 
 
+@requires("root", "qemu")
+def test_the_sandbox_of_machines_is_tried_before_there_is_a_root(tmp_path: Path) -> None:
+    root = tmp_path / "not-yet"
+    found = {finding.name: finding for finding in examine_machines(root)}
+    assert found["sandbox"].detail == "namespaces and a user of its own for QEMU"
+    assert not root.exists()
+
+
 def test_a_qemu_that_is_not_there_is_told_with_the_way_it_was_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

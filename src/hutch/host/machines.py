@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,8 +116,11 @@ def _sandbox(root: Path, cache: Path | None) -> Finding:
     from hutch.host.isolation import load_isolation
 
     if cache is None:
-        return finding_of("vm", "sandbox", f"not tried: {root} is not there", worst=State.DEGRADED)
-    found = load_isolation(root)
+        # Before its first use a root is not there, nor is another user's writable.
+        with tempfile.TemporaryDirectory(prefix="hutch-doctor-") as scratch:
+            found = load_isolation(Path(scratch))
+    else:
+        found = load_isolation(root)
     text = _SANDBOXES[found.namespaces]
     reason = f" ({found.reason})" if found.reason else ""
     return finding_of(
