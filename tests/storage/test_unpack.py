@@ -438,6 +438,13 @@ def test_an_attribute_too_large_for_the_file_system_is_not_a_full_disk(
         assert os.getxattr(tmp_path / "out/x", "user.a") == bytes(size)
 
 
+@requires("root")
+def test_an_attribute_that_the_kernel_refuses_is_named(tmp_path: Path) -> None:
+    entry = header(b"x", REG, pax={b"SCHILY.xattr.security.capability": b"no capability"})
+    with pytest.raises(IntegrityError, match=r"'security\.capability'"):
+        unpack_bytes(entry + END, tmp_path / "out")
+
+
 # ---- limits ------------------------------------------------------------------------------
 
 

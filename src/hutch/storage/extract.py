@@ -439,6 +439,10 @@ class Extractor:
                         " file system of the root keeps with a file",
                         hint="use a root on another file system, such as xfs or btrfs",
                     ) from error
+                if error.errno == errno.EINVAL:
+                    raise IntegrityError(
+                        f"extended attribute {_show(key)}: the kernel knows no such value"
+                    ) from error
                 raise
 
     def _touch(self, dir_fd: int, base: bytes, mtime_ns: int) -> None:
