@@ -27,7 +27,7 @@ __all__ = ["CARD_PORTS", "grow_disk", "plug_card", "unplug_card"]
 CARD_PORTS = (1, 2, 3)
 # Above the numbers of the cards from the start, whose taps stay.
 _NUMBER = 100
-_ANSWER_S = 30.0
+_ANSWER_S = 60.0
 # The guest writes the tables of inodes of what is new.
 _RESIZE_S = 600.0
 # In the order of the machine's disks, after that of the image.

@@ -16,7 +16,7 @@ from hutch.process.guest import Guest
 
 __all__ = ["combined", "freeze", "limit_processes", "process_rows", "renew", "stats"]
 
-_ANSWER_S = 20.0
+_ANSWER_S = 60.0
 
 
 def stats(guest: Guest) -> answers.Stats:

@@ -30,9 +30,9 @@ _PATH = f"/machine/peripheral/{MEMORY_DEVICE}"
 # What a guest of x86 takes and lets go of at once: the largest block of its page allocator.
 _GRAIN = 4 << 20
 # A guest that does nothing for so long does nothing any more.
-_PATIENCE_S = 10.0
+_PATIENCE_S = 30.0
 _LOOK_S = 0.03
-_ONLINE_S = 20.0
+_ONLINE_S = 60.0
 # It takes QEMU's emulation for bare metal, where disabled entries of the MADT mean nothing.
 _NO_LATE_PROCESSORS = (
     "newer kernels (seen with Linux 7.2) take no processors that come later where they do not "
