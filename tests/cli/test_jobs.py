@@ -62,7 +62,7 @@ def test_who_waits_hears_of_a_time_limit_and_not_of_what_it_ended(jobs: Any, nam
 
 def test_the_log_of_a_job_that_never_began_says_why(jobs: Any, name: str) -> None:
     (number,) = submit(jobs, name, "busybox", "no-such-program")
-    assert jobs("job", "wait", number).returncode != 0
+    assert jobs("job", "wait", number).returncode == 127
     done = jobs("job", "logs", number)
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"wrote nothing: " in done.stderr and b"no-such-program" in done.stderr

@@ -176,7 +176,7 @@ def test_a_time_limit_ends_a_job(engine: Engine, queue: str) -> None:
 def test_a_program_that_cannot_be_started_fails_the_job(engine: Engine, queue: str) -> None:
     with engine.jobs.dispatching():
         ended = submit(engine, "no-such-program").wait(WAIT_S)
-    assert (ended.state, ended.exit_code) == (JobState.FAILED, 125)
+    assert (ended.state, ended.exit_code) == (JobState.FAILED, 127)
     assert "no-such-program" in ended.reason
 
 

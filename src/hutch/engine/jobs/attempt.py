@@ -86,11 +86,12 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """No program was ever started."""
+    """No program was ever started; `exit_code` is what `docker run` answers then."""
 
     job: int
     attempt: int
     reason: str
+    exit_code: int = 125
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -247,7 +248,9 @@ class Attempt:
             remove_instance(self._context, self.instance)
             self._report(Refused(job.id, job.attempt, exc.decision.explain()))
         except HutchError as exc:
-            self._report(Failed(job.id, job.attempt, str(exc)))
+            # 126 or 127 where it was the program that could not be run.
+            code = getattr(exc, "exit_code", 125)
+            self._report(Failed(job.id, job.attempt, str(exc), code))
         except Exception as exc:  # the outer loop of a thread: a job must not stay active
             self._report(Failed(job.id, job.attempt, f"{type(exc).__name__}: {exc}"))
         else:

@@ -404,7 +404,7 @@ class Dispatcher:
                 case Failed():
                     self._room.drop(entry.identifier)
                     self._give_back(entry)
-                    self._conclude(entry, JobState.FAILED, _NOT_STARTED, reason=report.reason)
+                    self._conclude(entry, JobState.FAILED, report.exit_code, reason=report.reason)
 
     def _refused(self, entry: Entry, reason: str) -> None:
         """Let a job wait that has found no room for its instance after all."""
