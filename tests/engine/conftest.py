@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hutch.engine import Engine
-from tests.leaks import local_leaks
+from tests.engine.behaviours.waiting import until
+from tests.leaks import wait_until_clean
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +31,9 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
         shared_engine.get(name).remove(force=True, volumes=True)
     assert left == [], "instances left behind"
     instances = shared_engine.root / "instances"
-    assert list(instances.iterdir()) == [], "directories left behind"
-    assert local_leaks(instances) == set()
+    # What a supervisor does after an exit takes its time.
+    assert wait_until_clean(instances, None) == set()
+    until(lambda: not list(instances.iterdir()), "directories left behind")
 
 
 @pytest.fixture

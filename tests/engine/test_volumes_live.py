@@ -155,7 +155,7 @@ def test_a_backup_of_a_volume_in_use_is_of_one_moment(
             assert writer.info().state == "running"
         engine.volumes.snapshot(name, "s")
         engine.volumes.clone(name, f"{name}-twin")
-        before = (path / "a").read_text()
+        before, deadline = (path / "a").read_text(), time.monotonic() + 60
         while (path / "a").read_text() in (before, ""):
             assert time.monotonic() < deadline
         with pytest.raises(Busy):

@@ -63,7 +63,7 @@ def test_the_probe_is_run_once_by_all_who_ask_at_once(
 
     def slow(qemu: str, accelerator: str, kernel: Path | None) -> tuple[State, str]:
         tries.append(accelerator)
-        asked.wait(30)
+        asked.wait(60)
         return State.OK, "boots"
 
     asked = threading.Event()

@@ -24,13 +24,13 @@ def dig(box: Box, name: str, *more: str) -> list[str]:
     """Ask the server that the instance's own resolv.conf names."""
     conf = resolv.resolv_conf("", box.endpoints).decode()
     server = conf.split()[1]
-    answer = box.run("dig", f"@{server}", "+short", "+time=2", "+tries=1", name, *more)
+    answer = box.run("dig", f"@{server}", "+short", "+time=60", "+tries=1", name, *more)
     return sorted(answer.split())
 
 
 def status(box: Box, name: str, *more: str) -> str:
     server = resolv.resolv_conf("", box.endpoints).decode().split()[1]
-    text = box.run("dig", f"@{server}", "+time=3", "+tries=1", name, *more)
+    text = box.run("dig", f"@{server}", "+time=60", "+tries=1", name, *more)
     return text.partition("status: ")[2].partition(",")[0]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from hutch.engine import Completed, Engine, Instance
 from tests.engine.behaviours.differences import DIFFERENCES
+from tests.engine.behaviours.waiting import until
 from tests.leaks import wait_until_clean
 from tests.requires import requires
 
@@ -97,8 +98,8 @@ def _emptied(engine: Engine, *, but: frozenset[str] = frozenset()) -> Iterator[N
     for info in left:
         engine.get(info.id).remove(force=True, volumes=True)
     assert [info.name for info in left] == [], "instances left behind"
-    directories = {path.name for path in (engine.root / "instances").iterdir()}
-    assert directories == but, "directories left behind"
+    directories = engine.root / "instances"
+    until(lambda: {path.name for path in directories.iterdir()} == but, "directories left behind")
 
 
 @pytest.fixture(scope="session")
