@@ -74,6 +74,14 @@ static void judge(struct health *h, const struct health_plan *plan, bool good)
 		h->status = UNHEALTHY;
 }
 
+/* A program that begins is looked at more often, until it is healthy or its time is over. */
+static uint64_t pause_ns(const struct health *h, const struct health_plan *plan)
+{
+	if (h->status == STARTING && mono_ns() - h->started_ns < plan->start_period_ns)
+		return plan->start_interval_ns;
+	return plan->interval_ns;
+}
+
 static void probe_ended(struct supervisor *s, int32_t code)
 {
 	struct health *h = &s->health;
@@ -85,7 +93,7 @@ static void probe_ended(struct supervisor *s, int32_t code)
 	h->current.code = code;
 	keep(h);
 	judge(h, &s->plan.health, code == 0);
-	h->next_ns = mono_ns() + s->plan.health.interval_ns;
+	h->next_ns = mono_ns() + pause_ns(h, &s->plan.health);
 	write_record(s);
 	if (h->status != before)
 		tell_all(s, FR_HEALTH, 0, names[h->status], strlen(names[h->status]));
@@ -126,7 +134,7 @@ static void launch_probe(struct supervisor *s)
 
 	h->current.begun_ns = now_ns();
 	h->deadline_ns = mono_ns() + s->plan.health.timeout_ns;
-	h->next_ns = mono_ns() + s->plan.health.interval_ns; /* should this launch fail */
+	h->next_ns = mono_ns() + pause_ns(h, &s->plan.health); /* should this launch fail */
 	if (plan >= 0 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0) {
 		(void)!write(ends[0], attach, sizeof(attach));
 		fcntl(ends[0], F_SETFL, O_RDWR | O_NONBLOCK);
@@ -151,7 +159,7 @@ void health_start(struct supervisor *s)
 	if (!s->plan.health.set)
 		return;
 	h->started_ns = mono_ns();
-	h->next_ns = h->started_ns + s->plan.health.interval_ns;
+	h->next_ns = h->started_ns + pause_ns(h, &s->plan.health);
 	write_record(s);
 }
 

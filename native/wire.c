@@ -202,6 +202,7 @@ static void read_health(struct health_plan *h, struct reader *r)
 	h->interval_ns = read_u64(r);
 	h->timeout_ns = read_u64(r);
 	h->start_period_ns = read_u64(r);
+	h->start_interval_ns = read_u64(r);
 	h->retries = read_u32(r);
 	h->plan = read_bytes(r, &h->plan_len);
 }

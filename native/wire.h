@@ -46,7 +46,7 @@ bool next_op(struct reader *section, struct op *out);
 
 struct health_plan {
 	bool set;
-	uint64_t interval_ns, timeout_ns, start_period_ns;
+	uint64_t interval_ns, timeout_ns, start_period_ns, start_interval_ns;
 	uint32_t retries;
 	const uint8_t *plan;
 	uint32_t plan_len;

@@ -207,10 +207,11 @@ def test_a_probe_that_hangs_is_killed(runner: Runner, rootfs: Path, held: ops.Su
             wait_until(gone, "the probe's end")
 
 
-def test_failures_in_the_start_period_do_not_count(
+def test_failures_in_the_start_period_do_not_count_and_probes_come_at_its_own_interval(
     runner: Runner, rootfs: Path, held: ops.Supervision
 ) -> None:
-    check = probe("[ -e /ready ] || exit 1", start_period_s=1000.0, retries=1)
+    times = {"interval_s": 1000.0, "start_period_s": 1000.0, "start_interval_s": 0.02}
+    check = probe("[ -e /ready ] || exit 1", retries=1, **times)
     held = msgspec.structs.replace(held, health=check)
     with runner.running(box(rootfs, ["sleep", "1000"], held=held)):
         wait_until(

@@ -81,12 +81,13 @@ def decode(data: bytes) -> ops.Plan:
     directory, log_path, name, exit_command = (reader.field(letter) for letter in "sssS")
     health = None
     if flags & 32:
-        interval, timeout, start_period, retries = reader.unpack("<QQQI")
+        interval, timeout, start_period, start, retries = reader.unpack("<QQQQI")
         health = ops.HealthProbe(
             plan=reader.field("b"),
             interval_s=interval / 1e9,
             timeout_s=timeout / 1e9,
             start_period_s=start_period / 1e9,
+            start_interval_s=start / 1e9,
             retries=retries,
         )
     plan = ops.Plan(
@@ -161,7 +162,12 @@ def test_a_plan_is_encoded_as_documented(
     flag: bool,
 ) -> None:
     health = ops.HealthProbe(
-        plan=b"p", interval_s=1.5, timeout_s=2.0, retries=3, start_period_s=0.25
+        plan=b"p",
+        interval_s=1.5,
+        timeout_s=2.0,
+        retries=3,
+        start_period_s=0.25,
+        start_interval_s=0.5,
     )
     plan = ops.Plan(
         prepare=tuple(prepare),

@@ -89,6 +89,9 @@ def test_a_mount_takes_the_place_of_the_image_volume() -> None:
 def test_health_options_go_over_those_of_the_image() -> None:
     health = make(SERVER, health_retries=7, health_interval="1m").health
     assert health == HealthCheck(command=("/bin/sh", "-c", "ask"), interval_s=60.0, retries=7)
+    begins = make(SERVER, health_start_period="1m", health_start_interval="2s").health
+    assert begins is not None
+    assert (begins.start_period_s, begins.first_interval_s) == (60.0, 2.0)
     assert make(SERVER, no_healthcheck=True).health is None
     none = ImageDefaults(cmd=("sh",), healthcheck=ImageHealth(test=("NONE",)))
     assert make(none).health is None

@@ -43,7 +43,6 @@ _CREATE: dict[str, str] = {
     "cpu-percent": f"{_WINDOWS}; use --cpus",
     "cpu-rt-period": "real-time scheduling is not given out; use --cpus or --cpu-shares",
     "cpu-rt-runtime": "real-time scheduling is not given out; use --cpus or --cpu-shares",
-    "health-start-interval": "use --health-interval and --health-start-period",
     "io-maxbandwidth": f"{_WINDOWS}; use --device-read-bps and --device-write-bps",
     "io-maxiops": f"{_WINDOWS}; use --device-read-iops and --device-write-iops",
     "kernel-memory": "the kernel has no such limit any more; use --memory",

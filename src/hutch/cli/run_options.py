@@ -72,6 +72,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ("health-cmd", "", "text", "COMMAND", "Command of the health check"),
     ("health-interval", "", "text", "DURATION", "Time between checks (30s)"),
     ("health-retries", "", "int", "NUMBER", "Failures that make it unhealthy (3)"),
+    ("health-start-interval", "", "text", "DURATION", "Time between checks in that (5s)"),
     ("health-start-period", "", "text", "DURATION", "Time in which failures do not count"),
     ("health-timeout", "", "text", "DURATION", "Time a check may take (30s)"),
     ("hostname", "h", "text", "NAME", "Host name inside"),

@@ -153,6 +153,7 @@ def _config(info: InstanceInfo) -> dict[str, Any]:
             "Interval": int(spec.health.interval_s * 1e9),
             "Timeout": int(spec.health.timeout_s * 1e9),
             "StartPeriod": int(spec.health.start_period_s * 1e9),
+            "StartInterval": int(spec.health.start_interval_s * 1e9),
             "Retries": spec.health.retries,
         }
     return config

@@ -488,9 +488,11 @@ class HealthProbe(msgspec.Struct, frozen=True, kw_only=True):
     """The supervisor's own health check: an exec plan's bytes run on a timer. Its slot 0
     is the instance's pidfd; it must not linger.
 
-    Times in seconds. Results go to `<dir>/health` (one JSON object, replaced whole) and
-    to attached clients as HEALTH frames: starting, healthy, unhealthy; the last five
-    probes with exit code, start, end and the first 4096 bytes of output, as Docker keeps.
+    Times in seconds; during `start_period_s`, until it is healthy, a probe comes each
+    `start_interval_s` (0: as otherwise). Results go to `<dir>/health` (one JSON object,
+    replaced whole) and to attached clients as HEALTH frames: starting, healthy, unhealthy; the
+    last five probes with exit code, start, end and the first 4096 bytes of output, as Docker
+    keeps.
     """
 
     plan: bytes
@@ -498,6 +500,7 @@ class HealthProbe(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
     retries: int
     start_period_s: float
+    start_interval_s: float = 0.0
 
 
 class Supervision(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,7 +74,7 @@ _U32 = Struct("<I").pack
 _OP = Struct("<HHI").pack
 _HEAD = Struct("<4sIQiIII").pack
 _SUPERVISION = Struct("<IiQI").pack
-_HEALTH = Struct("<QQQI").pack
+_HEALTH = Struct("<QQQQI").pack
 _LINE = Struct("<III").pack
 
 _STDIN_OPEN, _STDIN_ONCE, _TTY, _LINGER, _EXIT_ALWAYS, _HEALTH_SET, _OOM_SET = (
@@ -182,7 +182,9 @@ def _supervision(held: ops.Supervision, out: list[bytes]) -> None:
     out.append(_strings(held.exit_command))
     probe = held.health
     if probe is not None:
-        times = [int(s * 1e9) for s in (probe.interval_s, probe.timeout_s, probe.start_period_s)]
+        start = probe.start_interval_s or probe.interval_s
+        seconds = (probe.interval_s, probe.timeout_s, probe.start_period_s, start)
+        times = [int(s * 1e9) for s in seconds]
         out += [_HEALTH(*times, probe.retries), _bytes(probe.plan)]
 
 

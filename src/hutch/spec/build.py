@@ -50,8 +50,9 @@ OPTIONS = RESOURCE_OPTIONS.union(
     MACHINE_OPTIONS,
     """add_host annotations cap_add cap_drop cgroupns device_cgroup_rules devices dns dns_options
     dns_search domainname entrypoint env env_file expose gpus group_add health_cmd health_interval
-    health_retries health_start_period health_timeout hostname init interactive ip ip6 ipc
-    isolation labels links log_driver log_opts mac_address mounts name network network_aliases
+    health_retries health_start_interval health_start_period health_timeout hostname init
+    interactive ip ip6 ipc isolation labels links log_driver log_opts mac_address mounts name
+    network network_aliases
     no_healthcheck no_new_privileges oom_score_adj pid placement platform privileged publish
     publish_all pull read_only remove restart security_opt shm_size stdin_once stop_signal
     stop_timeout storage_opts sysctls tmpfs tty ulimits user userns uts volumes volumes_from

@@ -20,6 +20,7 @@ class ImageHealth(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 0.0
     retries: int = 0
     start_period_s: float = 0.0
+    start_interval_s: float = 0.0
 
 
 class ImageDefaults(msgspec.Struct, frozen=True, kw_only=True):

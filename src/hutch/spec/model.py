@@ -193,13 +193,20 @@ class RestartPolicy(Value, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HealthCheck(Value, frozen=True, kw_only=True, omit_defaults=True):
-    """A command run inside on a timer; times in seconds."""
+    """A command run inside on a timer; times in seconds. During `start_period_s`, until it is
+    healthy, `start_interval_s` is the time between two, 0 for what Docker takes."""
 
     command: tuple[str, ...]
     interval_s: float = 30.0
     timeout_s: float = 30.0
     retries: int = 3
     start_period_s: float = 0.0
+    start_interval_s: float = 0.0
+
+    @property
+    def first_interval_s(self) -> float:
+        """Return the time between two checks at the begin: 5 s or less where nothing is said."""
+        return self.start_interval_s or min(5.0, self.interval_s)
 
 
 class LogOptions(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -103,6 +103,7 @@ class RunOptions(UpdateOptions, total=False):
     health_cmd: Texts | None
     health_interval: Seconds | None
     health_retries: int | None
+    health_start_interval: Seconds | None
     health_start_period: Seconds | None
     health_timeout: Seconds | None
     hostname: str | None

@@ -28,6 +28,7 @@ _MAX_ARGUMENTS_BYTES = 2 * 1024 * 1024
 _MAX_WORDS = 1 << 18
 _HEALTH_OPTIONS = (
     "health_cmd", "health_interval", "health_timeout", "health_retries", "health_start_period",
+    "health_start_interval",
 )  # fmt: skip
 
 
@@ -246,6 +247,7 @@ def read_health(image: ImageDefaults, given: Mapping[str, Any]) -> HealthCheck |
         retries=integer(given.get("health_retries", base.retries), "health_retries", low=0,
                         high=1_000_000) or 3,
         start_period_s=_health_time(given, "health_start_period", base.start_period_s),
+        start_interval_s=_health_time(given, "health_start_interval", base.start_interval_s),
     )  # fmt: skip
 
 

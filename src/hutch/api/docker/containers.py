@@ -357,7 +357,7 @@ ROUTES = (
             "Tty, OpenStdin, StdinOnce": "works",
             "AttachStdin, AttachStdout, AttachStderr": "ignored: whoever attaches says which",
             "ExposedPorts, Labels, StopSignal, StopTimeout, Volumes": "works",
-            "Healthcheck": "works; `StartInterval` is ignored",
+            "Healthcheck": "works",
             "NetworkDisabled, MacAddress": "works",
             "Shell, OnBuild, ArgsEscaped": "ignored: they are an image's",
             "HostConfig.Binds, Mounts, Tmpfs, VolumesFrom": "works; mounts of type image, npipe "

@@ -143,6 +143,7 @@ def _health(given: HealthBody | None) -> dict[str, Any]:
         ("health_interval", given.interval),
         ("health_timeout", given.timeout),
         ("health_start_period", given.start_period),
+        ("health_start_interval", given.start_interval),
     ):
         if value:
             options[name] = value / 1e9

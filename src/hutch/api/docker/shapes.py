@@ -263,6 +263,7 @@ def _config(info: InstanceInfo, volumes_of_image: tuple[str, ...]) -> dict[str, 
             "Interval": int(health.interval_s * 1e9),
             "Timeout": int(health.timeout_s * 1e9),
             "StartPeriod": int(health.start_period_s * 1e9),
+            "StartInterval": int(health.start_interval_s * 1e9),
             "Retries": health.retries,
         }
         found["Healthcheck"] = {name: value for name, value in told.items() if value}

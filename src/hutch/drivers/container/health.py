@@ -56,6 +56,7 @@ def with_health(plan: Plan, spec: InstanceSpec, assets: ContainerAssets, group: 
         timeout_s=check.timeout_s,
         retries=check.retries,
         start_period_s=check.start_period_s,
+        start_interval_s=check.first_interval_s,
     )
     supervision = msgspec.structs.replace(plan.supervision, health=health)
     return msgspec.structs.replace(plan, supervision=supervision)

@@ -38,4 +38,5 @@ def health_probe(check: HealthCheck, inside: ops.Plan, directory: str) -> Health
         timeout_s=check.timeout_s,
         retries=check.retries,
         start_period_s=check.start_period_s,
+        start_interval_s=check.first_interval_s,
     )
