@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from hutch.drivers.vm import console
+from hutch.drivers.vm.boot import CONSOLE_SOCKET
+from hutch.engine.console import Console
+from hutch.errors import Busy, Unavailable
 
 _KILLED = b"[    6.5] Out of memory: Killed process 88 (sh) total-vm:100572kB, UID:0\n"
 _LIMITED = b"[    7.1] Memory cgroup out of memory: Killed process 90 (python3)\n"
@@ -64,3 +70,24 @@ def test_the_last_words_are_of_both(tmp_path: Path, limit: int, shown: bytes) ->
         console.begin_logs(str(tmp_path))
         (tmp_path / console.LOG).write_bytes(b"start %d\n" % number)
     assert console.last_words(str(tmp_path), limit) == shown
+
+
+def test_a_console_is_one_clients_and_a_guest_that_reads_nothing_holds_nobody(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / CONSOLE_SOCKET
+    with socket.socket(socket.AF_UNIX) as qemu, ExitStack() as held:
+        qemu.bind(os.path.relpath(path))
+        qemu.listen(4)
+        first = Console(console.connect(str(tmp_path), held), held.pop_all())
+        with pytest.raises(Busy, match="somebody else"), ExitStack() as more:
+            console.connect(str(tmp_path), more)
+        while first.try_send(bytes(1 << 16)):
+            pass
+        first.close()
+        with ExitStack() as more:
+            console.connect(str(tmp_path), more).close()
+    (tmp_path / "run" / CONSOLE_SOCKET).unlink()
+    with pytest.raises(Unavailable), ExitStack() as more:
+        console.connect(str(tmp_path), more)

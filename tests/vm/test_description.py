@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from hutch.engine import Engine, Instance
-from hutch.errors import Unavailable, Unsupported, WrongState
+from hutch.errors import Busy, Unavailable, Unsupported, WrongState
 from tests.vm.machines import DEADLINE_S, NEEDS, SMALL, machine_root, start, until
 
 pytestmark = list(NEEDS)
@@ -57,6 +57,9 @@ def test_a_machine_that_never_started_has_decided_nothing(engine: Engine) -> Non
 def test_a_console_is_joined_and_its_log_read(engine: Engine, box: Instance) -> None:
     with box.console() as console:
         console.send(b"\n")
+        with pytest.raises(Busy, match="somebody else has joined"):
+            box.console()
+    box.console().close()
     box.exec(["sh", "-c", "echo '<0>said to the console' > /dev/kmsg"], privileged=True)
     assert isinstance(_hutch(engine, "console", "--log", "seen"), bytes)
     assert box.exec(["echo", "unharmed"]).text == "unharmed\n"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 _CHUNK = 4096
+_UNSENT = 1 << 20
 _KEYS = "ctrl-]"
 
 
@@ -67,20 +68,24 @@ def _relay(console: object, keys: KeyFilter, *, stdin: bool) -> None:
     poll.register(console.fileno(), select.POLLIN)
     if stdin:
         poll.register(0, select.POLLIN)
+    unsent = b""
     while True:
-        for fd, _ in poll.poll():
-            if fd != 0:
+        poll.modify(console.fileno(), select.POLLIN | (select.POLLOUT if unsent else 0))
+        for fd, events in poll.poll():
+            if fd == 0:
+                typed = os.read(0, _CHUNK)
+                out, left = keys.take(typed)
+                # A guest that stands still reads nothing: the keys that leave it work still.
+                unsent = (unsent + out)[:_UNSENT]
+                if left or not typed:
+                    console.try_send(unsent)
+                    return
+            elif events & ~select.POLLOUT:
                 data = console.receive()
                 if not data:
                     return
                 write_bytes(data)
-                continue
-            typed = os.read(0, _CHUNK)
-            out, left = keys.take(typed)
-            if out:
-                console.send(out)
-            if left or not typed:
-                return
+        unsent = unsent[console.try_send(unsent) :] if unsent else unsent
 
 
 COMMANDS = {

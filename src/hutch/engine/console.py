@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from hutch.engine.context import Context
@@ -23,8 +24,9 @@ _RECEIVE = 64 << 10
 class Console:
     """A link to the console: bytes both ways. Close it, or use it in a `with` block."""
 
-    def __init__(self, link: _socket.socket) -> None:
+    def __init__(self, link: _socket.socket, held: ExitStack) -> None:
         self._link = link
+        self._held = held
 
     def __enter__(self) -> Self:
         return self
@@ -37,8 +39,19 @@ class Console:
         return self._link.fileno()
 
     def send(self, data: bytes) -> None:
-        """Type this."""
+        """Type this, waiting until the guest has room for it."""
         self._link.sendall(data)
+
+    def try_send(self, data: bytes) -> int:
+        """Type as much of this as the guest has room for now; return how many bytes that was."""
+        import _socket
+
+        try:
+            return self._link.send(data, _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except ConnectionError:
+            return len(data)  # the end is told to who reads
 
     def receive(self) -> bytes:
         """Wait for what is written; nothing at the machine's end."""
@@ -50,16 +63,19 @@ class Console:
     def close(self) -> None:
         """Leave the console to others."""
         self._link.close()
+        self._held.close()
 
 
 def open_console(context: Context, identifier: str) -> Console:
-    """Return a link to the console of a running machine."""
+    """Return a link to the console of a running machine; `Busy` while another has joined it."""
     from hutch.drivers.vm.console import connect
 
     record = _machine(current(context, identifier))
     if record.state not in (State.RUNNING, State.PAUSED):
         raise WrongState(f"instance {record.name} is not running", hint="start it first")
-    return Console(connect(str(context.directory(identifier))))
+    with ExitStack() as held:
+        link = connect(str(context.directory(identifier)), held)
+        return Console(link, held.pop_all())
 
 
 def console_log(context: Context, identifier: str, limit: int) -> bytes:

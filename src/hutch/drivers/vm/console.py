@@ -8,10 +8,11 @@ from __future__ import annotations
 import _socket
 import os
 import re
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from hutch.drivers.vm.boot import CONSOLE_SOCKET
-from hutch.errors import Unavailable
+from hutch.errors import Busy, Unavailable
+from hutch.linux.locks import lock_file
 
 __all__ = ["LOG", "begin_logs", "connect", "count_oom_kills", "last_words"]
 __all__ += ["monitors_words"]
@@ -73,8 +74,20 @@ def count_oom_kills(directory: str) -> int:
         return 0
 
 
-def connect(directory: str) -> _socket.socket:
-    """Return a link to the console of a running machine; QEMU serves one at a time."""
+def connect(directory: str, held: ExitStack) -> _socket.socket:
+    """Return a link to the console of a running machine, its own until `held` is closed.
+
+    QEMU serves one at a time and keeps others waiting without a word: `Busy` says so.
+    """
+    try:
+        held.enter_context(lock_file(f"{directory}/run/{CONSOLE_SOCKET}.lock", timeout_s=0.0))
+    except FileNotFoundError as exc:
+        raise Unavailable("the machine has no console: it does not run") from exc
+    except Busy as exc:
+        raise Busy(
+            "somebody else has joined the machine's console",
+            hint="`hutch console --log` shows what was written there",
+        ) from exc
     link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         handle = os.open(f"{directory}/run", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
