@@ -40,7 +40,7 @@ class Cli:
             [*self.argv, *args],
             input=input if input is not None else b"",
             capture_output=True,
-            timeout=60,
+            timeout=240,
             env=None if env is None else os.environ | env,
         )
 

@@ -299,7 +299,7 @@ def _working_on(root: Path) -> list[str]:
 def _until(condition: Callable[[], bool]) -> None:
     import time
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.01)

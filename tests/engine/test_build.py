@@ -541,7 +541,7 @@ def test_a_context_stands_for_the_stage_that_has_its_name(
 
 
 def _wait(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

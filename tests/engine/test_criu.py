@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.integration, requires("root", "overlayfs", "cgroup", "
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >/last; sleep 0.05; done"
 SYSTEM = [f"{path}:{path}:ro" for path in ("/usr", "/lib", "/lib64") if os.path.isdir(path)]
-PATIENCE_S = 60.0
+PATIENCE_S = 200.0
 
 PROGRAM = """
 import os, select, socket, threading, time

@@ -21,7 +21,7 @@ from tests.requires import requires
 def hutch(root: Path, *words: str, said: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command line on a root."""
     argv = [sys.executable, "-m", "hutch", "--root", str(root), *words]
-    return subprocess.run(argv, input=said, capture_output=True, text=True, timeout=120)
+    return subprocess.run(argv, input=said, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture

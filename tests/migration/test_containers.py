@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >/root/count; sleep 0.05; done"
-PATIENCE_S = 60.0
+PATIENCE_S = 200.0
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,7 +22,7 @@ from hutch.migration.tls import accept_tls, load_certificates, relay
 from hutch.migration.wire import Wire
 from tests.requires import requires
 
-WAIT_S = 60.0
+WAIT_S = 200.0
 
 
 # ---- certificates ---------------------------------------------------------------------------

@@ -55,7 +55,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @contextmanager
 def installed(
-    uid: int, prefix: list[str], *, timeout_s: float = 60, **identity: Any
+    uid: int, prefix: list[str], *, timeout_s: float = 240, **identity: Any
 ) -> Iterator[Hutch]:
     """Run Python as a user who has a copy of hutch and a root of his own; nothing is left.
 
@@ -99,7 +99,7 @@ def installed(
 
 
 @contextmanager
-def installed_with_range(directory: Path, *, timeout_s: float = 60) -> Iterator[Hutch]:
+def installed_with_range(directory: Path, *, timeout_s: float = 240) -> Iterator[Hutch]:
     """Run Python as a user with 65,536 subordinate ids; `directory` gets a file."""
     ranges = directory / "ranges"
     ranges.write_text("nobody:700000:65536\n")

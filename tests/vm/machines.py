@@ -20,7 +20,7 @@ from tests.requires import requires
 __all__ = ["DEADLINE_S", "NEEDS", "SMALL", "is_gone", "machine_root", "nothing_left", "start"]
 __all__ += ["processes", "until"]
 
-DEADLINE_S = 60.0
+DEADLINE_S = 200.0
 NEEDS = (
     requires("root", "cgroup", "seccomp", "netns", "nftables", "busybox", "qemu", "apt-mirror"),
     requires("mkfs.erofs", "mke2fs"),

@@ -34,7 +34,7 @@ from tests.vm.confined import assert_confined
 
 pytestmark = [pytest.mark.integration, requires("root", "qemu", "qemu-img", "cc")]
 
-WAIT_S = 60.0
+WAIT_S = 200.0
 
 
 @pytest.fixture(scope="module")

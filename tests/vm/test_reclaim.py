@@ -23,7 +23,7 @@ ROOM = {"watermarks.low": "none", "watermarks.high": "none", "watermarks.critica
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 200.0
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)

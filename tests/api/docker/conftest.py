@@ -23,7 +23,7 @@ from hutch.engine import Engine
 from hutch.errors import NotFound
 from hutch.testing import ensure_image
 
-_DEADLINE_S = 60.0
+_DEADLINE_S = 200.0
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -186,7 +186,7 @@ def test_the_docker_command_builds(daemon: Daemon, tmp_path: Path, unique: str) 
     done = subprocess.run(
         ["docker", "--host", f"unix://{daemon.path}", "build", "--network=none", "-t",
          f"{unique}:cli", str(tmp_path)],
-        env={**os.environ, "DOCKER_BUILDKIT": "0"}, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "DOCKER_BUILDKIT": "0"}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Successfully tagged" in done.stdout and "Step 1/5 : FROM busybox AS one" in done.stdout

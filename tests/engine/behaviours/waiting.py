@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 __all__ = ["DEADLINE_S", "until"]
 
-DEADLINE_S = 60.0
+DEADLINE_S = 200.0
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

@@ -15,7 +15,7 @@ from hutch.errors import AlreadyExists
 __all__ = ["WAIT_S", "cancel_all", "is_in", "let_go", "most_at_once", "run_at_once", "submit"]
 __all__ += ["submit_held_back", "until", "use_policy"]
 
-WAIT_S = 60.0
+WAIT_S = 200.0
 
 
 def use_policy(engine: Engine, policy: str, **values: Any) -> None:
