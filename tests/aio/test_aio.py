@@ -155,6 +155,27 @@ def test_a_program_that_takes_too_long_has_not_written_in_vain(play: Any) -> Non
     assert play(test) == (b"early\n", b"")
 
 
+def test_a_run_that_was_killed_for_its_memory_says_so(play: Any) -> None:
+    async def test(engine: aio.Engine) -> hutch.Completed:
+        script = "dd if=/dev/zero of=/dev/null bs=200M count=1"
+        limits: dict[str, Any] = {"memory": "16m", "memory_swap": "16m"}
+        return await engine.run("busybox", ["sh", "-c", script], network="none", **limits)
+
+    done = play(test)
+    assert (done.exit_code, done.oom_killed) == (137, True)
+
+
+def test_input_may_be_text_and_nothing_else_than_that_and_bytes(play: Any) -> None:
+    async def test(engine: aio.Engine) -> str:
+        async with await engine.start("busybox", ["sleep", "1000"], network="none") as box:
+            with pytest.raises(InvalidArgument, match=r"^input: expected bytes"):
+                await box.exec(["cat"], input=5)  # type: ignore[arg-type]
+            inside = await box.exec(["cat"], input="é")
+        return (await engine.run("busybox", ["cat"], input=inside.text, network="none")).text
+
+    assert play(test) == "é"
+
+
 def test_errors_are_those_of_the_engine(play: Any) -> None:
     async def test(engine: aio.Engine) -> None:
         with pytest.raises(InvalidArgument):

@@ -138,7 +138,7 @@ def test_what_cannot_be_given_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ({"input": "text"}, "input"),
+        ({"input": 5}, "input"),
         ({"timeout": "1"}, "timeout"),
         ({"timeout": math.nan}, "timeout"),
     ],

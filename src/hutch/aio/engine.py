@@ -20,7 +20,7 @@ from hutch.engine.kernels import Kernels as SyncKernels
 from hutch.engine.networks import Networks as SyncNetworks
 from hutch.engine.resources import Resources as SyncResources
 from hutch.engine.results import CommandError, Completed, Event
-from hutch.engine.session import join_command
+from hutch.engine.session import check_feed, join_command
 from hutch.engine.snapshots import Snapshots as SyncSnapshots
 from hutch.engine.volumes import Volumes as SyncVolumes
 from hutch.errors import HutchError, NotFound
@@ -170,7 +170,7 @@ class Engine(Proxy):
         image: str,
         command: Sequence[str] | str | None = None,
         *,
-        input: bytes | None = None,
+        input: bytes | str | None = None,
         timeout: float | None = None,
         check: bool = False,
         limit: int = 1 << 30,
@@ -182,6 +182,7 @@ class Engine(Proxy):
         Cancelled, it kills the program and removes the instance (with `remove=False` it
         only kills it).
         """
+        data = check_feed(input, timeout)
         given: dict[str, Any] = dict(options)
         keep = given.get("remove") is False
         given["remove"] = not keep
@@ -190,13 +191,16 @@ class Engine(Proxy):
         instance = await self.create(image, command, progress=progress, **given)
         try:
             async with await instance.start_attached() as session:
-                code, out, err = await session.collect(input=input, timeout=timeout, limit=limit)
+                code, out, err = await session.collect(input=data, timeout=timeout, limit=limit)
         except BaseException:
             await settled(self._pool.call(functools.partial(_give_up, instance.sync, keep)))
             raise
-        killed = keep and (await instance.info()).oom_killed
         completed = Completed(
-            exit_code=code, stdout=out, stderr=err, id=str(instance.id), oom_killed=killed
+            exit_code=code,
+            stdout=out,
+            stderr=err,
+            id=str(instance.id),
+            oom_killed=session.oom_killed,
         )
         if check and code != 0:
             raise CommandError(completed, join_command(command or image))

@@ -11,7 +11,7 @@ from hutch.aio.calls import Pool, Proxy, settled, threaded
 from hutch.aio.session import Session
 from hutch.engine.files import Files as SyncFiles
 from hutch.engine.results import CommandError, Completed
-from hutch.engine.session import end_program, join_command
+from hutch.engine.session import check_feed, end_program, join_command
 from hutch.errors import NotFound, OperationTimeout
 from hutch.records import Progress, silent
 
@@ -144,7 +144,7 @@ class Instance(Proxy):
         self,
         command: Sequence[str] | str,
         *,
-        input: bytes | None = None,
+        input: bytes | str | None = None,
         timeout: float | None = None,
         check: bool = False,
         user: str | None = None,
@@ -155,6 +155,7 @@ class Instance(Proxy):
         limit: int = _COLLECT_LIMIT,
     ) -> Completed:
         """Run a program inside and collect its output; see `hutch.Instance.exec`."""
+        data = check_feed(input, timeout)
         session = await self.exec_stream(
             command,
             stdin=input is not None,
@@ -165,7 +166,7 @@ class Instance(Proxy):
             privileged=privileged,
         )
         async with session:  # left early, the program is killed
-            code, out, err = await session.collect(input=input, timeout=timeout, limit=limit)
+            code, out, err = await session.collect(input=data, timeout=timeout, limit=limit)
         completed = Completed(exit_code=code, stdout=out, stderr=err, id=str(self.id))
         if check and code != 0:
             raise CommandError(completed, join_command(command))

@@ -59,6 +59,11 @@ class Session:
         self._listening = wanted
 
     @property
+    def oom_killed(self) -> bool:
+        """Whether the kernel killed the main program for want of memory; known after its end."""
+        return self._session.oom_killed
+
+    @property
     def _over(self) -> bool:
         return self._link.exit_status is not None or self._link.is_over
 

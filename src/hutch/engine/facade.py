@@ -94,7 +94,7 @@ class Engine:
         image: str,
         command: Sequence[str] | str | None = None,
         *,
-        input: bytes | None = None,
+        input: bytes | str | None = None,
         timeout: float | None = None,
         check: bool = False,
         limit: int = 1 << 30,

@@ -215,7 +215,7 @@ class Instance:
         self,
         command: Sequence[str] | str,
         *,
-        input: bytes | None = None,
+        input: bytes | str | None = None,
         timeout: float | None = None,
         check: bool = False,
         user: str | None = None,
@@ -233,7 +233,7 @@ class Instance:
         """
         from hutch.engine.exec import exec_process
 
-        check_feed(input, timeout)
+        data = check_feed(input, timeout)
         link = exec_process(
             self._context,
             self.id,
@@ -246,7 +246,7 @@ class Instance:
             stdin=input is not None,
             attach=collect_flags(stdin=input is not None),
         )
-        completed = collect(link, input=input, timeout_s=timeout, limit=limit, identifier=self.id)
+        completed = collect(link, input=data, timeout_s=timeout, limit=limit, identifier=self.id)
         if check and completed.exit_code != 0:
             raise CommandError(completed, join_command(command))
         return completed

@@ -24,14 +24,14 @@ def run(
     image: str,
     command: Sequence[str] | str | None,
     *,
-    input: bytes | None,
+    input: bytes | str | None,
     timeout_s: float | None,
     limit: int,
     progress: Progress,
     options: dict[str, Any],
 ) -> Completed:
     """Create, start, collect, book; the instance is gone afterwards unless told to stay."""
-    check_feed(input, timeout_s)
+    data = check_feed(input, timeout_s)
     keep = options.get("remove") is False
     # An instance that goes away at its exit never needs its files again: no syncing.
     volatile = not keep and not options.get("restart")
@@ -48,12 +48,12 @@ def run(
         options=options,
     )
     try:
-        flags = collect_flags(stdin=input is not None)
+        flags = collect_flags(stdin=data is not None)
         link = start(context, record.id, attach=flags, progress=progress)
         if link is None:
             raise WrongState(f"instance {record.name} was started by somebody else")
         completed = collect(
-            link, input=input, timeout_s=timeout_s, limit=limit, identifier=record.id
+            link, input=data, timeout_s=timeout_s, limit=limit, identifier=record.id
         )
         booked = finish(context, record.id)
     except BaseException:

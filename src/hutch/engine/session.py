@@ -51,6 +51,7 @@ class Session:
         self._link = link
         self._context = context
         self._id = identifier
+        self.oom_killed = False  # known when `wait` has seen the end of a main program
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +95,8 @@ class Session:
         """Wait for the end; return the exit code. What follows an exit is done here."""
         status = self._link.wait(timeout)
         if self._context is not None:
-            finish(self._context, self._id)
+            booked = finish(self._context, self._id)
+            self.oom_killed = booked is not None and booked.oom_killed
         return status.code
 
     def close(self) -> None:
@@ -141,10 +143,17 @@ def attach_session(
     return Session(link, context=context, identifier=identifier)
 
 
-def check_feed(input: object, timeout_s: object) -> None:
-    """Refuse what `collect` cannot take, before anything is started."""
+def check_feed(input: bytes | str | None, timeout_s: object) -> bytes | None:
+    """Return the input as bytes; refuse what `collect` cannot take, before anything is started."""
+    _check_timeout(timeout_s)
+    if isinstance(input, str):
+        return input.encode("utf-8", "surrogateescape")
     if input is not None and not isinstance(input, bytes | bytearray | memoryview):
-        raise InvalidArgument(f"expected bytes, got {type(input).__name__}", field="input")
+        raise InvalidArgument(f"expected bytes or text, got {type(input).__name__}", field="input")
+    return input
+
+
+def _check_timeout(timeout_s: object) -> None:
     if timeout_s is None:
         return
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
