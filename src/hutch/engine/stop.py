@@ -29,8 +29,17 @@ from hutch.lifecycle import State
 from hutch.process.supervisor import Supervisor
 from hutch.spec.signals import parse_signal
 
-__all__ = ["connect", "current", "kill", "pause", "remove", "remove_ended", "restart"]
-__all__ += ["set_state", "stop", "unpause", "wait"]
+__all__ = [
+    "check_restartable",
+    "connect",
+    "current",
+    "kill",
+    "pause",
+    "remove",
+    "remove_ended",
+    "restart",
+]
+__all__ += ["restart", "set_state", "stop", "unpause", "wait"]
 
 _ATTEMPTS = 8
 _KILL_TIMEOUT_S = 30.0
@@ -253,14 +262,25 @@ def restart(
     signal: str | int | None = None,
 ) -> None:
     """Stop it if it runs, then start it again."""
-    from hutch.engine.disk_keys import disk_key
-
-    disk_key(context, load(context, identifier))  # or it could be stopped only
+    check_restartable(context, identifier)
     stop(context, identifier, timeout_s=timeout_s, signal=signal)
     link = start(context, identifier)
     if link is not None:
         link.close()
     _event(context, load(context, identifier), "restart")
+
+
+def check_restartable(context: Context, identifier: str) -> None:
+    """Refuse to stop what could not be started again."""
+    from hutch.engine.disk_keys import disk_key
+
+    record = load(context, identifier)
+    disk_key(context, record)
+    if record.spec.auto_remove and record.state in (*_LIVE, State.STARTING):
+        raise WrongState(
+            f"instance {record.name} is removed when it ends (auto_remove): it cannot be restarted",
+            hint="stop it, and run it anew",
+        )
 
 
 def wait(context: Context, identifier: str, timeout_s: float | None = None) -> int:

@@ -679,6 +679,8 @@ def test_a_start_that_is_refused_removes_nothing(api: Client, name: str, image: 
     assert api.ask("POST", f"/containers/{name}/pause").status == 204
     answer = api.ask("POST", f"/containers/{name}/start")
     assert (answer.status, "paused" in answer.message) == (409, True), answer
+    answer = api.ask("POST", f"/containers/{name}/restart")
+    assert (answer.status, "removed when it ends" in answer.message) == (409, True), answer
     assert api.ask("GET", f"/containers/{name}/json").json["State"]["Paused"] is True
     assert api.ask("DELETE", f"/containers/{name}?force=1").status == 204
 

@@ -84,6 +84,13 @@ def test_kill_ends_it_and_a_restart_makes_it_run_again(make: Maker) -> None:
         assert one.exec(["true"]).exit_code == 0
 
 
+def test_what_goes_with_its_end_is_not_restarted(make: Maker) -> None:
+    with make.start(remove=True) as one:
+        with pytest.raises(WrongState, match="removed when it ends"):
+            one.restart(timeout=0)
+        assert one.exec(["true"]).exit_code == 0
+
+
 def test_a_signal_reaches_the_program(make: Maker) -> None:
     with make.start(TRAP) as one:
         until(lambda: _is_up(make.engine, one.name), "not up")

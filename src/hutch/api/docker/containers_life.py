@@ -11,6 +11,7 @@ from hutch.api.docker.errors import ApiError, NotModified
 from hutch.api.docker.naming import find_container
 from hutch.api.docker.replies import Answer, Stream, empty, encode
 from hutch.api.docker.routing import Route
+from hutch.engine.stop import check_restartable
 from hutch.errors import AlreadyExists, Busy, InvalidArgument, NotFound, WrongState
 from hutch.lifecycle import State
 
@@ -74,6 +75,8 @@ async def _slowly(request: Request, call: functools.partial[None]) -> None:
 
 async def _restart(request: Request) -> Answer:
     instance = await find_container(request)
+    front = request.front
+    await front.call(check_restartable, front.engine.context, instance.id)
     await _slowly(request, functools.partial(instance.stop, *_stop_options(request)))
     await _begin(request, instance)
     await request.front.call(_note_restart, instance)
@@ -183,6 +186,8 @@ ROUTES = (
         path="/containers/{id}/restart",
         handler=_restart,
         summary="Stop and start a container",
+        verdict="works; one that is removed when it ends (`--rm`) is refused, and goes on: Docker "
+        "keeps it for that once",
         options={"t": "works", "signal": "works"},
     ),
     Route(
