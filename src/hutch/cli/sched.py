@@ -38,7 +38,8 @@ def _run(invocation: Invocation, default: list[str]) -> int:
     check(wanted, len(request.policies))
     results = run_all(request, wanted)
     if request.skipped:
-        warn(f"{request.skipped} jobs of {request.trace} never ran and were left out")
+        were = "jobs" if request.skipped > 1 else "job"
+        warn(f"left out {request.skipped} {were} of {request.trace} that never ran")
     show(wanted, request, results)
     return 0
 
