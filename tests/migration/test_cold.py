@@ -10,7 +10,14 @@ import sys
 import pytest
 
 from hutch.engine import Engine
-from hutch.errors import InvalidArgument, Unavailable, Unsupported, WrongState
+from hutch.errors import (
+    InvalidArgument,
+    OperationTimeout,
+    Unavailable,
+    Unsupported,
+    WrongState,
+)
+from hutch.migration import links
 from hutch.records import ProgressEvent
 from tests.migration.conftest import Other
 from tests.requires import requires
@@ -156,6 +163,17 @@ def test_a_bad_destination_is_told_and_changes_nothing(
     box = source.create("busybox", ["true"])
     with pytest.raises(error, match=told):
         source.migrate(box.id, destination)
+    assert box.info().state == "created"
+    box.remove()
+
+
+def test_a_command_that_waits_for_us_to_speak_is_given_up(
+    source: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "_GREETING_S", 0.1)
+    box = source.create("busybox", ["true"])
+    with pytest.raises(OperationTimeout, match="nothing came"):
+        source.migrate(box.id, "exec:cat")
     assert box.info().state == "created"
     box.remove()
 

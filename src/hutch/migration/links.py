@@ -27,6 +27,8 @@ __all__ = [
 
 _CURE = "ssh://[USER@]HOST[:PORT][/ROOT], tls://HOST[:PORT], unix://PATH or exec:COMMAND"
 TLS_PORT = 7443
+# What is no hutch may wait for us to speak first. A hutch says so when Python has started.
+_GREETING_S = 120.0
 # ssh itself notices a link that is silent for so long.
 _SSH = ("ssh", "-oBatchMode=yes", "-oServerAliveInterval=15", "-oServerAliveCountMax=3", "-T")
 
@@ -136,12 +138,13 @@ def meet(
         link.fileno(),
         link.fileno(),
         peer=_name(destination),
-        timeout_s=timeout_s,
+        timeout_s=min(timeout_s, _GREETING_S),
         bandwidth=bandwidth,
     )
     # In this order: what is no hutch has said so before it is spoken to.
     wire.meet()
     wire.greet()
+    wire.timeout_s = timeout_s
     return wire
 
 

@@ -56,7 +56,7 @@ class Wire:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._peer = peer
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._pace = Pace(bandwidth, clock=clock, sleep=sleep)
         os.set_blocking(write_fd, False)
 
@@ -125,7 +125,10 @@ class Wire:
         try:
             found = self._take(len(_MAGIC), between=True)
         except Ended:
-            raise self._lost("is no hutch, or one that cannot migrate") from None
+            raise Unavailable(
+                f"{self._peer}: is no hutch, or one that cannot migrate",
+                hint="what the command says is above; `hutch --version` must run there",
+            ) from None
         if found != _MAGIC:
             raise Unavailable(
                 f"{self._peer}: does not speak the migration protocol (it said {found!r})",
@@ -202,8 +205,8 @@ class Wire:
     def _wait(self, fd: int, events: int) -> None:
         poll = select.poll()
         poll.register(fd, events)
-        if not poll.poll(self._timeout_s * 1000):
-            raise OperationTimeout(f"{self._peer}: nothing came for {self._timeout_s:g} s")
+        if not poll.poll(self.timeout_s * 1000):
+            raise OperationTimeout(f"{self._peer}: nothing came for {self.timeout_s:g} s")
 
     def _lost(self, reason: str) -> Unavailable:
         return Unavailable(f"{self._peer}: {reason.lower()}")
