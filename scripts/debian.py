@@ -16,7 +16,7 @@ from pathlib import Path
 from hutch.image.apt import Source, acquire_options, distribution_of, load_sources
 
 __all__ = ["ROOT", "environment", "fetch", "host_release", "make_from_first", "say", "source"]
-__all__ += ["unpack_qemu"]
+__all__ += ["unpack_program", "unpack_qemu"]
 
 ROOT = Path(__file__).parent.parent
 _LOADERS = ("usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu")
@@ -156,6 +156,38 @@ def _use_own_libraries(made: Path, tree: Path, loader: Path) -> None:
                 ],
                 check=True,
             )
+
+
+def unpack_program(
+    debs: list[Path], workspace: Path, program: str, into: Path, *, note: str = ""
+) -> None:
+    """Keep a program of these packages and all their libraries, and beside it a script that starts
+    it by its own loader, at the path `into`; `note` is a line in that. The directory of the
+    script moves into place at once."""
+    made = workspace / "tree"
+    for package in debs:
+        subprocess.run(["dpkg-deb", "-x", str(package), str(made)], check=True)
+    tree = into.parent
+    tree.parent.mkdir(exist_ok=True, parents=True)
+    beside = tree.with_name(f".{tree.name}-{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    (beside / "lib").mkdir(parents=True)
+    machine = f"{os.uname().machine}-linux-gnu"
+    for place in (made / "usr/lib" / machine, made / "lib" / machine):
+        for library in place.glob("*.so*") if place.is_dir() else ():
+            if library.is_file():
+                shutil.copy(library, beside / "lib" / library.name)
+    shutil.copy(made / program, beside / f"{into.name}.bin")
+    loader = next((beside / "lib").glob("ld-linux*.so*")).name
+    script = beside / into.name
+    script.write_text(
+        f"#!/bin/sh\n{note}"
+        'here=$(dirname "$(readlink -f "$0")")\n'
+        f'exec "$here/lib/{loader}" --library-path "$here/lib" "$here/{into.name}.bin" "$@"\n'
+    )
+    script.chmod(0o755)
+    shutil.rmtree(tree, ignore_errors=True)
+    beside.rename(tree)
 
 
 def _run(command: list[str], directory: Path, variables: dict[str, str]) -> None:

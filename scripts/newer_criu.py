@@ -9,21 +9,17 @@ and those tests are skipped by name.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from hutch.errors import HutchError
 from hutch.host.criu import load_criu
 from hutch.image.apt import Source
-from scripts.debian import ROOT, fetch, make_from_first, say
+from scripts.debian import ROOT, fetch, make_from_first, say, unpack_program
 
 TREE = ROOT / "build" / "criu"
 PROGRAM = TREE / "criu"
 SUITES = ("sid", "trixie")
-_MACHINE = f"{os.uname().machine}-linux-gnu"
 
 
 def main() -> int:
@@ -46,29 +42,8 @@ def works() -> bool:
 
 
 def make(wanted: Source, workspace: Path) -> None:
-    """Keep the program and the libraries; move the whole into place at once."""
-    made = workspace / "tree"
-    for package in fetch(wanted, workspace, "criu", whole=True):
-        subprocess.run(["dpkg-deb", "-x", str(package), str(made)], check=True)
-    TREE.parent.mkdir(exist_ok=True)
-    beside = TREE.with_name(f".criu-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    (beside / "lib").mkdir(parents=True)
-    for place in (made / "usr/lib" / _MACHINE, made / "lib" / _MACHINE):
-        for library in place.glob("*.so*") if place.is_dir() else ():
-            if library.is_file():
-                shutil.copy(library, beside / "lib" / library.name)
-    shutil.copy(made / "usr/sbin/criu", beside / "criu.bin")
-    loader = next((beside / "lib").glob("ld-linux*.so*")).name
-    script = beside / "criu"
-    script.write_text(
-        "#!/bin/sh\n"
-        'here=$(dirname "$(readlink -f "$0")")\n'
-        f'exec "$here/lib/{loader}" --library-path "$here/lib" "$here/criu.bin" "$@"\n'
-    )
-    script.chmod(0o755)
-    shutil.rmtree(TREE, ignore_errors=True)
-    beside.rename(TREE)
+    debs = fetch(wanted, workspace, "criu", whole=True)
+    unpack_program(debs, workspace, "usr/sbin/criu", PROGRAM)
 
 
 if __name__ == "__main__":

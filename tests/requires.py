@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["MUST_HOLD", "NEEDS", "criu_program", "live_qemu", "missing", "requires"]
+__all__ = ["MUST_HOLD", "NEEDS", "criu_program", "live_qemu", "missing", "moving_virtiofsd"]
+__all__ += ["requires"]
 
 Probe = Callable[[], str | None]
 
@@ -149,6 +150,26 @@ def criu_program() -> str | None:
 
     own = Path(__file__).parent.parent / "build/criu/criu"
     return str(own) if own.exists() else find_criu()
+
+
+def moving_virtiofsd() -> Path | None:
+    """Return a virtiofsd that hands over what a guest has open: that which `scripts/setup`
+    unpacked, or the host's."""
+    from hutch.errors import HutchError
+    from hutch.host.virtiofsd import find_virtiofsd
+
+    own = Path(__file__).parent.parent / "build/share/bin/virtiofsd"
+    if own.exists():
+        return own
+    try:
+        found = find_virtiofsd()
+    except HutchError:
+        return None
+    return Path(found.path) if found.moves else None
+
+
+def _moving_virtiofsd() -> str | None:
+    return None if moving_virtiofsd() else "no virtiofsd from 1.13 on"
 
 
 def _criu() -> str | None:
@@ -310,6 +331,7 @@ NEEDS: dict[str, Probe] = {
     "mke2fs": _program("mke2fs"),
     "mkfs.erofs": _program("mkfs.erofs"),
     "mmdebstrap": _program("mmdebstrap"),
+    "moving-virtiofsd": _moving_virtiofsd,
     "mtools": _program("mcopy"),
     "netns": _netns,
     "newuidmap": _program("newuidmap"),

@@ -72,6 +72,11 @@ class Other:
     def destination(self) -> str:
         return "exec:" + shlex.join([*self._argv, "_migrate_target"])
 
+    def back(self, root: Path) -> str:
+        """Return what is a destination for the target: a hutch of the tests' own namespace."""
+        argv = ["nsenter", f"--net=/proc/{os.getpid()}/ns/net", sys.executable, "-m", "hutch"]
+        return "exec:" + shlex.join([*argv, "--root", str(root), "_migrate_target"])
+
     def argv(self, *arguments: str) -> list[str]:
         return [*self._argv, *arguments]
 

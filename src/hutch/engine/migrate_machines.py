@@ -11,6 +11,7 @@ from hutch.engine.records import InstanceRecord
 from hutch.errors import HutchError
 from hutch.host.processors import host_processor, missing_features, userfaultfd_obstacle
 from hutch.host.qemu import AcceleratorWish, load_qemu
+from hutch.host.virtiofsd import find_virtiofsd
 from hutch.migration.messages import Live, Offer
 
 __all__ = ["machine_obstacles", "named_model"]
@@ -44,6 +45,7 @@ def _live(context: Context, live: Live, record: InstanceRecord, qemu: str) -> It
         yield f"it runs on {live.accelerator}, which the target does not have: {exc.message}"
     else:
         yield from _processor(live, qemu)
+    yield from _shares(record, live)
     wanted, available = memory_of(record.spec), _available()
     if wanted > available:
         yield f"it needs {wanted} bytes of memory, the target has {available} available"
@@ -51,6 +53,23 @@ def _live(context: Context, live: Live, record: InstanceRecord, qemu: str) -> It
         reason = userfaultfd_obstacle()
         if reason:
             yield f"post-copy: the target's QEMU cannot have userfaultfd: {reason}"
+
+
+def _shares(record: InstanceRecord, live: Live) -> Iterator[str]:
+    """Yield why the server of its directories here could not go on with what it has open."""
+    if not any(mount.type == "bind" for mount in record.mounts):
+        return
+    if live.streams.post_copy:
+        yield "post-copy: virtiofsd, which serves its directories, cannot fetch its memory"
+    try:
+        if find_virtiofsd().moves:
+            return
+    except HutchError:
+        return  # told by the driver's own check
+    yield (
+        "it has directories of its host, and the target's virtiofsd cannot take them over while "
+        "it runs (1.13 can)"
+    )
 
 
 def _processor(live: Live, qemu: str) -> Iterator[str]:

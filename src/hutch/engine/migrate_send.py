@@ -21,7 +21,7 @@ from hutch.engine.migrate_disks import (
     obstacles_here,
 )
 from hutch.engine.migrate_machines import named_model
-from hutch.engine.records import SUSPENDED, InstanceRecord
+from hutch.engine.records import SUSPENDED, InstanceRecord, ResolvedMount
 from hutch.errors import Busy, HutchError, OutcomeUnknown
 from hutch.host.processors import host_processor, missing_features
 from hutch.lifecycle import State
@@ -370,6 +370,12 @@ def _memory(context: Context, record: InstanceRecord) -> int:
     return 0
 
 
+def _called(mount: ResolvedMount) -> str:
+    if mount.type == "volume":
+        return f"volume {mount.name}"
+    return f"directory {mount.source} of this host"
+
+
 def _unmovable(context: Context, record: InstanceRecord) -> list[str]:
     """Return what of its specification belongs to this host or to other instances."""
     spec = record.spec
@@ -381,10 +387,12 @@ def _unmovable(context: Context, record: InstanceRecord) -> list[str]:
     if spec.ipc_mode.startswith("container:"):
         found.append(f"ipc is joined to {spec.ipc_mode.removeprefix('container:')}")
     if record.state == State.RUNNING and spec.isolation == "vm":
+        machine = context.machines.record(record.id)
+        held = machine is None or machine.holds_shares
         found += [
-            f"directory {mount.source} of this host is mounted in it at {mount.target} (-v); stop "
-            "it first"
+            f"{_called(mount)} is mounted in it at {mount.target} (-v); stop it first"
             for mount in record.mounts
+            if held or mount.type == "volume"
         ]
     if spec.isolation != "vm" and (spec.userns not in ("", "host") or context.rootless):
         found.append("its files have the ids of a user namespace of this host")

@@ -121,7 +121,7 @@ def _root(assets: ServerAssets) -> tuple[tuple[ops.AnyOp, ...], tuple[ops.AnyOp,
         prepare.append(
             ops.OpenTree(slot=number, path=source, attr=PROTECTED, propagation=flags.MS_PRIVATE)
         )
-        child.append(ops.MoveMount(slot=number, target=target))
+        child.append(ops.MoveMount(slot=number, target=target, create="dir"))
     first = assets.slots + len(assets.binds)
     for index, shared in enumerate(assets.paths):
         prepare.append(

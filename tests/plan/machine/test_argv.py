@@ -330,3 +330,14 @@ def test_a_clone_takes_the_state_of_its_template_and_then_a_disk(tmp_path: Path)
         assert machine.wait_status(monitor, machine.RUNNING, timeout_s=30)
         assert [stats.node for stats in blocks.query_blockstats(monitor)] == ["late"]
         machine.quit(monitor)
+
+
+def test_a_share_at_a_port_comes_after_that_port() -> None:
+    share = Share(tag="x", socket="/s", port="rp0")
+    line = arguments({"backend": Memory(kind="memfd")}, shares=(share,), root_ports=1)
+    devices = [line[n + 1] for n, word in enumerate(line) if word == "-device"]
+    port = next(n for n, device in enumerate(devices) if "id=rp0" in device)
+    (at,) = (n for n, device in enumerate(devices) if device.startswith("vhost-user-fs"))
+    assert at > port
+    assert "bus=rp0" in devices[at]
+    assert "addr=" not in devices[at]

@@ -60,7 +60,9 @@ def instance_argv(
             nics=network_cards(
                 launch.endpoints, assets.taps.taps if assets.taps else (), descriptors
             ),
-            shares=share_devices(shares, descriptors) if template is None else (),
+            shares=()
+            if template is not None
+            else share_devices(shares, descriptors, port=assets.share_port),
             volumes=volume_disks(launch, descriptors) if template is None else (),
             tpm=tpm.device(descriptors) if tpm else None,
             passed=assets.passed.pieces(parts.host.version, sandbox, descriptors),

@@ -51,7 +51,8 @@ class Assets(msgspec.Struct, frozen=True, kw_only=True):
 
     `template` or `loaded`, a saved state, is what it goes on from, if it is not booted;
     `parked` the rest of the launch where the template is an image's, `wanted` what it would
-    better have gone on from. `passed` are devices of the host.
+    better have gone on from. `share_port` is where the device of the shares is, or is to be
+    plugged. `passed` are devices of the host.
     """
 
     parts: Parts
@@ -61,6 +62,7 @@ class Assets(msgspec.Struct, frozen=True, kw_only=True):
     loaded: Loaded | None = None
     taps: Taps | None = None
     shares: ShareServer | None = None
+    share_port: str = ""
     tpm: TpmServer | None = None
     passed: Passed = Passed()
 
@@ -118,6 +120,8 @@ def machine_record(
     record = msgspec.structs.replace(
         _parts_record(assets.parts, assets.template, user),
         shares=len(shared(launch)),
+        shares_move=assets.shares is not None and assets.shares.moves,
+        share_port=assets.share_port,
         volumes=len(volumes(launch)),
         tpm=assets.tpm is not None,
         overlays=tuple(map(overlay_number, chain(launch.directory)[1:])),

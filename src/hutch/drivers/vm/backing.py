@@ -34,9 +34,12 @@ def private_memory(file: int, descriptors: Descriptors) -> Memory:
     return Memory(kind="file", path=f"/proc/self/fd/{number}", sealed=True)
 
 
-def share_devices(server: ShareServer | None, descriptors: Descriptors) -> tuple[Share, ...]:
-    """Return the device of the shared directories, for a machine that has it from the start."""
+def share_devices(
+    server: ShareServer | None, descriptors: Descriptors, *, port: str = ""
+) -> tuple[Share, ...]:
+    """Return the device of the shared directories, for a machine that has it from the start: at
+    the `port` that it was plugged in at another host."""
     if server is None:
         return ()
     number = descriptors.add(os.dup(server.socket))
-    return (Share(tag=TAG, socket=Descriptor(number)),)
+    return (Share(tag=TAG, socket=Descriptor(number), port=port),)

@@ -85,7 +85,7 @@ def departing(
     from hutch.qmp import conversation
 
     record = load_record(directory)
-    if record.shares:
+    if record.holds_shares:
         raise immovable(*SHARES)
     if record.volumes:
         raise immovable(*VOLUMES)

@@ -61,7 +61,7 @@ from hutch.drivers.vm.setup import (
     load_network,
     setup_request,
 )
-from hutch.drivers.vm.shares import ShareServer, plug, serve
+from hutch.drivers.vm.shares import PORT, ShareServer, plug, serve
 from hutch.drivers.vm.state import opened
 from hutch.drivers.vm.templates import Template, Templates
 from hutch.drivers.vm.tpm import serve_tpm
@@ -188,6 +188,7 @@ class MachineLauncher:
             loaded=loaded,
             taps=lend_taps(launch, held),
             shares=shares,
+            share_port=_share_port(shares, template, before),
             tpm=tpm,
             passed=passed,
         )
@@ -415,6 +416,16 @@ class MachineLauncher:
 def _hold(template: Template, held: ExitStack) -> None:
     held.callback(os.close, template.memory)
     held.callback(os.close, template.state)
+
+
+def _share_port(
+    shares: ShareServer | None, template: Template | None, before: MachineRecord | None
+) -> str:
+    """Return the port of the shares' device: nothing that goes on from a template has it from
+    the start, and what comes from another host has it where it was there."""
+    if shares is None or (template is None and before is None):
+        return ""
+    return PORT if before is None or before.share_port else ""
 
 
 def _as_template(parts: Parts) -> Parts:

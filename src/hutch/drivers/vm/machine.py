@@ -37,7 +37,7 @@ from hutch.plan.machine.model import (
     Share,
     Tpm,
 )
-from hutch.plan.machine.version import QemuVersion
+from hutch.plan.machine.version import QemuVersion, parse_version
 from hutch.spec.model import CpuTopology, InstanceSpec
 
 __all__ = ["Host", "MachineRecord", "load_record", "machine_argv", "machine_type"]
@@ -81,6 +81,8 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     those that its disk had when it started (`hutch.storage.diskchain`). `pinned` says that each
     processor keeps to one of the host's, `disk_cache` and `disk_aio` how its writable disk is
     read and written. `host_devices` are the addresses of the PCI devices that it has whole.
+    `shares_move`: the server of its directories can hand over what is open; `share_port` is where
+    that device was plugged, "" for one that was there from the start.
     """
 
     qemu: str
@@ -96,6 +98,8 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     template: str
     user: ResolvedUser
     shares: int = 0
+    shares_move: bool = False
+    share_port: str = ""
     volumes: int = 0
     tpm: bool = False
     shape: Shape | None = None
@@ -105,6 +109,12 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     disk_cache: CacheMode = "writeback"
     disk_aio: DiskAio = "threads"
     host_devices: tuple[str, ...] = ()
+
+    @property
+    def holds_shares(self) -> bool:
+        """Whether it has directories of the host that keep it there while it runs."""
+        version = parse_version(self.qemu_version)
+        return self.shares > 0 and not (self.shares_move and version.moves_shares)
 
     @property
     def memory_max(self) -> int:

@@ -45,9 +45,11 @@ _PROPAGATION = {"private": flags.MS_PRIVATE, "slave": flags.MS_SLAVE}
 
 
 class ShareServer(msgspec.Struct, frozen=True, kw_only=True):
-    """A server under way: the connected socket for QEMU and the link, the caller's to close."""
+    """A server under way: the connected socket for QEMU and the link, the caller's to close.
+    `moves`: what the guest has open can go on at another server."""
 
     socket: int
+    moves: bool
     supervisor: Supervisor
     plan: Plan
 
@@ -132,7 +134,7 @@ def serve(
                 flavor=program.flavor,
                 skeleton=str(make_skeleton(root / "cache" / "machine-root")),
                 log_path=f"{launch.directory}/shares.log",
-                binds=host_binds(),
+                binds=host_binds(program.path),
                 paths=tuple(paths),
                 cgroup_files=group.join_files(),
                 cgroup_slot=cgroup_slot,
@@ -141,7 +143,7 @@ def serve(
         )
         supervisor = launcher.start(plan, slots)
         undo.callback(supervisor.close)
-        return ShareServer(socket=connected, supervisor=supervisor, plan=plan)
+        return ShareServer(socket=connected, moves=program.moves, supervisor=supervisor, plan=plan)
 
 
 def _path(mount: LaunchMount, slots: list[int]) -> SharedPath:

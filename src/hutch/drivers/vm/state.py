@@ -278,8 +278,9 @@ def check_devices(machine: MachineRecord) -> None:
 # What a machine is held by that has parts outside of QEMU, and how it is let go.
 SHARES = (
     "it has directories of the host (-v), which are served by a process beside it",
-    "stop it first: `hutch snapshot create` and `hutch migrate` take it at rest; or run it "
-    "without -v and copy the files into it (`hutch cp`)",
+    "stop it first: `hutch snapshot create` and `hutch migrate` take it at rest (QEMU 9 with "
+    "virtiofsd 1.13 migrates it running); or run it without -v and copy the files into it "
+    "(`hutch cp`)",
 )
 TPM = (
     "it has a TPM, whose secrets a twin would have too",

@@ -54,10 +54,11 @@ def machine_arguments(machine: Machine, *, version: QemuVersion, qemu: str) -> t
         *_secrets(machine),
         *disk_arguments(machine.disks, places),
         *nic_arguments(machine.nics, places),
-        *_shares(machine, places),
+        *_shares(machine, places, at_ports=False),
         *_passed_through(machine, places),
         *_display(machine, places),
         *_root_ports(machine, places),
+        *_shares(machine, places, at_ports=True),
         *volume_arguments(machine.volumes, places),
         *_plugged(machine),
         *_start(machine),
@@ -296,9 +297,13 @@ def _secrets(machine: Machine) -> Iterator[str]:
         yield from ("-object", secret_option(secret.name, secret.file.fd))
 
 
-def _shares(machine: Machine, places: Places) -> Iterator[str]:
+def _shares(machine: Machine, places: Places, *, at_ports: bool) -> Iterator[str]:
     for index, share in enumerate(machine.shares):
+        if bool(share.port) != at_ports:
+            continue
         where = places.many("shares", index, len(machine.shares))
+        if at_ports:
+            where = {"bus": share.port}
         yield from ("-chardev", options("socket", id=f"share{index}", **endpoint(share.socket)))
         device = options(
             places.virtio("vhost-user-fs"),

@@ -226,11 +226,13 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """A directory of the host, served by a virtiofsd at the other end of `socket`."""
+    """A directory of the host, served by a virtiofsd at the other end of `socket`. `port` is the
+    root port that it is at, "" for a place of its own."""
 
     tag: str
     socket: str | Descriptor
     queue_size: int = 1024
+    port: str = ""
 
 
 class Console(msgspec.Struct, frozen=True, kw_only=True):

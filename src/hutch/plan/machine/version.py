@@ -58,6 +58,12 @@ class QemuVersion(msgspec.Struct, frozen=True, order=True):
         return self >= QemuVersion(9, 2)
 
     @property
+    def moves_shares(self) -> bool:
+        """Tell whether what a server of directories (virtiofsd) knows goes along with the
+        machine (the device state of vhost-user, 8.2); it was proven with 10.0."""
+        return self >= QemuVersion(9)
+
+    @property
     def sees_emulated_writes(self) -> bool:
         """Tell whether memory can be saved while an emulated guest (TCG) runs.
 
