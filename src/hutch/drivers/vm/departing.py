@@ -7,10 +7,11 @@ held still just before, so that nothing is under way between the agent and the m
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from hutch.drivers.moving import CopyState, Streams
@@ -36,6 +37,7 @@ from hutch.qmp.migration import (
     wait_migration,
 )
 from hutch.qmp.mirror import begin_mirror, drop_mirror, end_mirror, query_job
+from hutch.storage.snapshots import DISK_FILE
 
 if TYPE_CHECKING:
     from hutch.process.guest import Quiet
@@ -207,6 +209,8 @@ class Departing:
         )
 
     def hold_streams(self) -> int:
+        # QEMU writes its disks back when the machine stands still: by then that is little.
+        _write_back(f"{self._directory}/{DISK_FILE}")
         quiet = Guest(f"{self._directory}/run").quiesce(self._monitor.fileno())
         self._quiet = self.held.enter_context(quiet)
         return self._quiet.unacked
@@ -251,6 +255,16 @@ class Departing:
             go_on(self._monitor)
         except HutchError:
             pass
+
+
+def _write_back(path: str) -> None:
+    """See what was written to a file on the disk; who is told of a failure is its writer."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
 
 def _when_stopped(monitor: Monitor) -> float:
