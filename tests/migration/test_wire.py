@@ -81,7 +81,7 @@ def test_a_message_and_a_stream_come_as_they_were_sent(ends: Ends) -> None:
         (frame(1, b"", length=(8 << 20) + 1), "8388609 bytes"),
         (frame(2, b"", length=DATA_LIMIT + 1), "262145 bytes"),
         (frame(1, b"{"), "message"),
-        (frame(1, b'{"type":"commit","token":"\xff"}'), "message: not UTF-8"),
+        (frame(1, b'{"type":"commit","token":"\xff"}'), "message: .*UTF-8"),
         (frame(1, b'{"type":"commit","x":' + b"[" * 20_000), "message: nested too deeply"),
         (frame(1, b'{"type":"other"}'), "message"),
         (frame(1, b'{"type":"commit","token":7}'), "message"),
