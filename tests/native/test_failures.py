@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from hutch.drivers.failures import from_oserror
+from hutch.errors import Denied
 from hutch.plan import flags, ops, wire
 from hutch.process import LaunchFailed
 from tests.native.boxes import NAMESPACES, WAIT_S, Runner, box, wait_until
@@ -179,3 +182,10 @@ def test_the_process_of_a_failed_launch_is_gone_when_it_is_told(
             supervisor.wait_started(WAIT_S)
         assert not Path(f"/proc/{pid}").exists()
         wait_until(lambda: not Path(f"/proc/{supervisor.supervisor_pid}").exists(), "its end")
+
+
+def test_an_oom_score_below_the_callers_own_is_refused_with_its_cure() -> None:
+    error = from_oserror("start: Scheduler oom_score_adj", OSError(errno.EPERM, "no"))
+    assert isinstance(error, Denied) and "CAP_SYS_RESOURCE" in (error.hint or "")
+    other = from_oserror("start: Mount", OSError(errno.EPERM, "no"))
+    assert "CAP_SYS_RESOURCE" not in (other.hint or "")

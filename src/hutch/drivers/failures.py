@@ -123,6 +123,8 @@ def from_oserror(operation: str, exc: OSError) -> HutchError:
             return Exhausted(text, hint="free disk space and retry")
         case errno.EMFILE | errno.ENFILE | errno.ENOMEM | errno.EAGAIN:
             return Exhausted(text, hint="raise the limit, or run fewer instances at once")
+        case errno.EPERM | errno.EACCES if operation.endswith("oom_score_adj"):
+            return Denied(text, hint="below the caller's own it needs CAP_SYS_RESOURCE: give more")
         case errno.EPERM | errno.EACCES:
             return Denied(text, hint="run as root, or see `hutch doctor`")
         case errno.EROFS:
