@@ -42,6 +42,18 @@ def test_the_built_in_networks_are_there(lab: Lab) -> None:
             lab.networks.create(name)
 
 
+def test_networks_are_listed_where_nothing_can_be_written(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise Exhausted("the disk is full")
+
+    monkeypatch.setattr(lab.store, "write", full)  # a full disk needs a file system of its own
+    assert lab.networks.list() == []
+    monkeypatch.undo()
+    assert [n.name for n in lab.networks.list()] == ["bridge", "host", "none"]
+
+
 def test_defining_makes_nothing_on_the_host(lab: Lab) -> None:
     with RouteSocket() as route:
         before = route.links()

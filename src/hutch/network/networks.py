@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from hutch.errors import Busy, InvalidArgument, WrongState
+from hutch.errors import Busy, Exhausted, InvalidArgument, WrongState
 from hutch.ids import short_id
 from hutch.linux.rtnetlink import RouteSocket
 from hutch.network import endpoints, netns
@@ -199,7 +200,8 @@ class Networks:
         """Return the networks that pass Docker's filters, by name."""
         from hutch.network import definitions
 
-        self.ensure_default()
+        with suppress(Exhausted):  # a full disk: what there is can be told all the same
+            self.ensure_default()
         with self._records.read() as tx:
             networks = [network for _, network in tx.items(NETWORKS, NetworkRecord)]
             used = {e.network_id for _, e in tx.items(ENDPOINTS, Endpoint)}
