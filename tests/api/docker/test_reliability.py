@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,6 +32,55 @@ def root(tmp_path: Path, image: str, hutch_engine: Engine) -> Iterator[Path]:
         for info in engine.list(all=True):
             engine.get(info.id).remove(force=True, volumes=True)
         engine.networks.teardown()
+
+
+@pytest.fixture
+def small_root(tmp_path: Path, image: str, hutch_engine: Engine) -> Iterator[Path]:
+    """A root on a small file system of its own, with an image; nothing is left of it."""
+    archive = str(tmp_path / "image.tar")
+    hutch_engine.images.save([image], archive)
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(place)], check=True)
+    try:
+        with Engine(place / "root") as engine:
+            engine.images.load(archive)
+        yield place / "root"
+        (place / "filler").unlink(missing_ok=True)
+        with Engine(place / "root") as engine:
+            for info in engine.list(all=True):
+                engine.get(info.id).remove(force=True, volumes=True)
+            engine.networks.teardown()
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _fill(path: Path) -> None:
+    """Leave no room beside a file."""
+    with path.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_room_can_be_made_on_a_full_disk(
+    small_root: Path, new_daemon: NewDaemon, image: str
+) -> None:
+    api = Client(new_daemon(small_root).path)
+    create(api, "full", image, "sleep", "1000", HostConfig={"NetworkMode": "none"})
+    start(api, "full")
+    for _ in range(3):  # what is kept for the end is used up too
+        _fill(small_root.parent / "filler")
+        (listed,) = api.ask("GET", "/containers/json").json
+        assert listed["State"] == "running"
+        body = {"Cmd": ["echo", "inside"], "AttachStdout": True}
+        made = api.ask("POST", "/containers/full/exec", body)
+        assert made.status == 201, made
+        told = api.ask("POST", f"/exec/{made.json['Id']}/start", {})
+        assert text_of(told.body, 1) == b"inside\n"
+    (small_root.parent / "filler").unlink()
+    create(api, "other", image, "true", HostConfig={"NetworkMode": "none"})
+    start(api, "other")
+    assert wait(api, "other") == 0
 
 
 def test_containers_go_on_while_the_daemon_is_away(

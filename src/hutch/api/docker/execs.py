@@ -25,7 +25,7 @@ from hutch.api.docker.streams import size_of
 from hutch.api.docker.wire import Wire
 from hutch.drivers.users import resolve_user
 from hutch.engine.exec import exec_process
-from hutch.errors import HutchError, NotFound
+from hutch.errors import Exhausted, HutchError, NotFound
 from hutch.lifecycle import State
 from hutch.process.supervisor import attach_flags
 
@@ -154,7 +154,8 @@ async def _create(request: Request) -> Answer:
         await request.front.call_slow(_check_user, instance, body.user)
     made = Exec(info.id, body)
     request.front.execs.add(made)
-    await request.front.call(instance.note, f"exec_create: {_line(body)}", execID=made.id)
+    with suppress(Exhausted):  # whoever is to make room on a full disk may have to come this way
+        await request.front.call(instance.note, f"exec_create: {_line(body)}", execID=made.id)
     request.front.journal.poke()
     return json_reply({"Id": made.id}, 201)
 
@@ -302,7 +303,7 @@ async def _follow(front: Front, one: Exec, feed: Feed) -> None:
     try:
         instance = front.engine.get(one.container)
         await front.call(instance.note, "exec_die", execID=one.id, exitCode=str(one.exit_code))
-    except NotFound:
+    except (NotFound, Exhausted):
         return
     front.journal.poke()
 
