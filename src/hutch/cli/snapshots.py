@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hutch.cli.command import FORMAT, NO_TRUNC, QUIET, Command
 from hutch.cli.options import UsageError
-from hutch.cli.output import ago, print_json, show_rows, stamp
+from hutch.cli.output import ago, print_json, show_result, show_rows, stamp
 from hutch.cli.session import Invocation
 from hutch.errors import NotFound
 from hutch.units import format_bytes
@@ -127,7 +127,7 @@ def _export(invocation: Invocation) -> int:
         if os.path.exists(partial):
             os.unlink(partial)
         raise
-    return 0
+    return show_result(invocation, "", Name=invocation.arguments[0], File=target)
 
 
 def _opened(path: str) -> IO[bytes]:
