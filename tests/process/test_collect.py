@@ -10,14 +10,16 @@ import pytest
 from hutch.engine.session import collect
 from hutch.errors import Exhausted, OperationTimeout
 from hutch.process import frames as fr
+from hutch.process import supervisor as supervising
 from hutch.process.supervisor import Supervisor
 
 WRITTEN = fr.encode_frame(fr.OUTPUT, b"early\n", flag=1) + fr.encode_frame(fr.OUTPUT, b"oh", flag=2)
 
 
 @pytest.fixture
-def speaker() -> Iterator[Supervisor]:
+def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     """A supervisor whose program has written something and does not end; it takes no orders."""
+    monkeypatch.setattr(supervising, "_ANSWER_S", 0.1)
     ours, theirs = socket.socketpair()
     with theirs, Supervisor(ours) as supervisor:
         theirs.sendall(WRITTEN)
