@@ -362,16 +362,16 @@ static void make_symbolic_link(struct unpack *u, int parent, const char *leaf)
 	set_times(parent, leaf, e->mtime);
 }
 
-/* What is there goes away, but a directory stays for a directory, and a full one for anything. */
+/* What is there goes away, but a directory stays, and nothing else makes way for one. */
 static void make_way(const struct entry *e, int parent, const char *leaf)
 {
 	struct stat st;
 
 	if (fstatat(parent, leaf, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return;
-	if (S_ISDIR(st.st_mode) && e->type == '5')
-		return;
-	if (unlinkat(parent, leaf, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) < 0)
+	if (S_ISDIR(st.st_mode) != (e->type == '5'))
+		fail_with(S_ISDIR(st.st_mode) ? EISDIR : ENOTDIR, e->name);
+	if (!S_ISDIR(st.st_mode) && unlinkat(parent, leaf, 0) < 0)
 		fail_with(errno, e->name);
 }
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import InvalidArgument, NotFound
+from hutch.errors import IntegrityError, InvalidArgument, NotFound
 from hutch.linux.files import RENAME_EXCHANGE, renameat2
 from hutch.storage import tree
 from tests.requires import requires
-from tests.storage.tars import directory, end, file, symlink
+from tests.storage.tars import directory, end, file, hard_link, symlink
 
 
 @pytest.fixture
@@ -214,3 +214,54 @@ def test_a_swapped_link_never_leads_out(root_fd: int, inside: Path, tmp_path: Pa
         stop.set()
         thread.join()
     assert os.listdir(outside) == []
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        file("hosts", b"x"),
+        file("other/x", b"x"),
+        file("askedx", b"x"),
+        file("asked/../hosts", b"x"),
+        file("/hosts", b"x"),
+        directory("etc", mode=0o777),
+        directory("asked") + hard_link("asked/mine", "etc/hosts"),
+        symlink("asked", ".") + file("asked/hosts", b"x"),
+        symlink("asked", "etc") + file("asked/hosts", b"x"),
+        directory("asked") + symlink("asked/up", "..") + file("asked/up/hosts", b"x"),
+        directory("asked") + symlink("asked/up", "../etc") + directory("asked/up", mode=0o777)
+        + file("asked/../etc/hosts", b"x"),
+    ],
+)  # fmt: skip
+def test_who_makes_an_archive_does_not_choose_what_is_written_beside_what_was_asked_for(
+    root_fd: int, inside: Path, archive: bytes
+) -> None:
+    before = (inside / "etc").stat().st_mode
+    with pytest.raises((IntegrityError, InvalidArgument)):
+        tree.extract(root_fd, "/", io.BytesIO(archive + end()), within="asked", replace=False)
+    assert sorted(os.listdir(inside / "etc")) == ["hosts"]
+    assert (inside / "etc/hosts").read_text() == "inside"
+    assert not {"hosts", "other", "askedx"} & set(os.listdir(inside))
+    assert (inside / "etc").stat().st_mode == before
+    assert (inside / "etc/hosts").stat().st_nlink == 1
+
+
+def test_what_was_asked_for_is_placed_whole(root_fd: int, inside: Path) -> None:
+    archive = (
+        directory("asked") + file("asked/a", b"1") + symlink("asked/out", "/etc")
+        + directory("asked/deep/er") + hard_link("asked/deep/b", "asked/a") + end()
+    )  # fmt: skip
+    for _ in range(2):
+        tree.extract(root_fd, "/", io.BytesIO(archive), within="asked", replace=False)
+    assert (inside / "asked/deep/b").read_bytes() == b"1"
+    assert os.readlink(inside / "asked/out") == "/etc"
+
+
+def test_a_directory_is_not_removed_for_a_file_nor_the_other_way_round(
+    root_fd: int, inside: Path
+) -> None:
+    for archive in (file("etc", b"x"), symlink("etc", "/"), directory("file-link")):
+        with pytest.raises(InvalidArgument, match="here, and"):
+            tree.extract(root_fd, "/", io.BytesIO(archive + end()), replace=False)
+    assert (inside / "etc/hosts").read_text() == "inside"
+    assert (inside / "file-link").is_symlink()

@@ -98,7 +98,8 @@ def copy_out(files: Files, path: str, local: str, *, follow: bool = False) -> No
             plain, follow=follow, name=name or None, contents_only=is_dir and not name
         )
         owner = None if os.geteuid() == 0 else (os.getuid(), os.getgid())
-        tree.extract(root, "/", ChunkReader(chunks), owner=owner)
+        # A guest makes the tar: it must not choose what is written beside what was asked for.
+        tree.extract(root, "/", ChunkReader(chunks), owner=owner, within=name, replace=False)
     finally:
         os.close(root)
 

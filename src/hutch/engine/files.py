@@ -126,7 +126,9 @@ class HostTree:
         """Unpack a tar into a directory."""
         from hutch.storage import tree
 
-        return tree.extract(self._root, path, stream, owner=owner, mapping=self._mapping)
+        return tree.extract(
+            self._root, path, stream, owner=owner, mapping=self._mapping, replace=False
+        )
 
 
 @contextmanager

@@ -90,6 +90,11 @@ def open_in_root(root_fd: int, path: str | bytes, flags: int, mode: int = 0) -> 
     return openat2(root_fd, path, flags, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
+def open_without_links(root_fd: int, path: str | bytes, flags: int, mode: int = 0) -> int:
+    """Open a path beneath `root_fd` on whose way no symbolic link is: ELOOP for one."""
+    return openat2(root_fd, path, flags, mode, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+
+
 def renameat2(
     old_dirfd: int, old: str | bytes, new_dirfd: int, new: str | bytes, flags: int = 0
 ) -> None:

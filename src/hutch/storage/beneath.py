@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 
 from hutch.errors import IntegrityError
-from hutch.linux.files import open_in_root
+from hutch.linux.files import open_in_root, open_without_links
 
 __all__ = ["Directories", "make_directory", "normalise"]
 
@@ -41,12 +41,13 @@ class Directories:
     """Open directories of one root, the last used kept.
 
     Symbolic links in a path are followed as inside the root (RESOLVE_IN_ROOT), which is
-    what an extractor in a chroot does. `made` holds the directories that had to be made
-    for something beneath them.
+    what an extractor in a chroot does, or refused (ELOOP) without `links`. `made` holds the
+    directories that had to be made for something beneath them.
     """
 
-    def __init__(self, root_fd: int) -> None:
+    def __init__(self, root_fd: int, *, links: bool = True) -> None:
         self._root_fd = root_fd
+        self._resolve = open_in_root if links else open_without_links
         self._open: OrderedDict[bytes, int] = OrderedDict()
         self.made: set[bytes] = set()
         self.count = 0
@@ -63,10 +64,10 @@ class Directories:
             self._open.move_to_end(path)
             return fd
         try:
-            fd = open_in_root(self._root_fd, path, _DIRECTORY)
+            fd = self._resolve(self._root_fd, path, _DIRECTORY)
         except FileNotFoundError:
             self._make(path)
-            fd = open_in_root(self._root_fd, path, _DIRECTORY)
+            fd = self._resolve(self._root_fd, path, _DIRECTORY)
         self._open[path] = fd
         if len(self._open) > _KEPT:
             os.close(self._open.popitem(last=False)[1])
@@ -78,10 +79,10 @@ class Directories:
             at = path.find(b"/", at + 1)
             prefix = path[:at] if at > 0 else path
             try:
-                os.close(open_in_root(self._root_fd, prefix, os.O_PATH | os.O_DIRECTORY))
+                os.close(self._resolve(self._root_fd, prefix, os.O_PATH | os.O_DIRECTORY))
             except FileNotFoundError:
                 parent, _, base = prefix.rpartition(b"/")
-                fd = open_in_root(self._root_fd, parent or b"/", _DIRECTORY)
+                fd = self._resolve(self._root_fd, parent or b"/", _DIRECTORY)
                 try:
                     make_directory(fd, base)
                 except FileExistsError:

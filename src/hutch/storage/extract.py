@@ -13,7 +13,7 @@ import stat
 
 import msgspec
 
-from hutch.errors import Exhausted, HutchError, IntegrityError
+from hutch.errors import Exhausted, HutchError, IntegrityError, InvalidArgument
 from hutch.storage.beneath import Directories, make_directory, normalise
 from hutch.storage.faults import explain
 from hutch.storage.owners import Owners
@@ -60,7 +60,10 @@ class UnpackOptions(msgspec.Struct, frozen=True, kw_only=True):
     rather than `trusted.overlay.*`, and pass over devices that the kernel refuses (no
     root). `ignore_chown_errors`: leave a file to ourselves where its owner is not ours
     to give. `owner` overrides every owner. `fresh`: the tree is empty and ours alone;
-    otherwise directories that exist keep what the archive says of the root itself.
+    otherwise directories that exist keep what the archive says of the root itself. `within`:
+    the one name that may be placed, with what is beneath it, and no symbolic link is followed
+    on the way: for an archive that somebody makes who is not to choose where it goes.
+    Without `replace` a directory is never removed for something else, nor the other way round.
     """
 
     whiteouts: bool = True
@@ -68,6 +71,8 @@ class UnpackOptions(msgspec.Struct, frozen=True, kw_only=True):
     ignore_chown_errors: bool = False
     owner: tuple[int, int] | None = None
     fresh: bool = True
+    within: bytes = b""
+    replace: bool = True
 
 
 def process_umask() -> int:
@@ -105,7 +110,7 @@ class Extractor:
         self._limits = limits
         self._options = options
         self._label = label
-        self._dirs = Directories(root_fd)
+        self._dirs = Directories(root_fd, links=not options.within)
         self._late: dict[bytes, tuple[int, int, bool]] = {}
         self._whiteouts: set[bytes] = set()
         # In a fresh tree no directory has a set-group-ID bit yet (they come last), so what
@@ -156,6 +161,7 @@ class Extractor:
         if not name:
             self._root(entry)
             return
+        self._require_within(name)
         name = self._prefix + name
         parent, _, base = name.rpartition(b"/")
         dir_fd = self._parent(parent)
@@ -175,6 +181,11 @@ class Extractor:
             self._link(dir_fd, name, base, entry)
         else:
             self._node(dir_fd, name, base, entry)
+
+    def _require_within(self, name: bytes) -> None:
+        only = self._options.within
+        if only and name != only and not name.startswith(only + b"/"):
+            raise IntegrityError(f"{_show(name)} is not what was asked for, {_show(only)}")
 
     def _parent(self, path: bytes) -> int:
         """Open a parent directory; one that this layer has whited out begins anew."""
@@ -256,7 +267,7 @@ class Extractor:
             existed = True
             st = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
             if not stat.S_ISDIR(st.st_mode):
-                dir_fd = self._clear(dir_fd, name, base)
+                dir_fd = self._clear(dir_fd, name, base, directory=True)
                 os.mkdir(base, mode & 0o777 | 0o700, dir_fd=dir_fd)
                 if name in self._whiteouts:
                     self._whiteouts.discard(name)
@@ -290,7 +301,9 @@ class Extractor:
         self._touch(dir_fd, base, entry.mtime_ns)
 
     def _link(self, dir_fd: int, name: bytes, base: bytes, entry: Entry) -> None:
-        target = self._prefix + normalise(entry.linkname)
+        linkname = normalise(entry.linkname)
+        self._require_within(linkname)
+        target = self._prefix + linkname
         if target == name or not target:
             raise IntegrityError(f"hard link to itself or to the root: {_show(name)}")
         parent, _, target_base = target.rpartition(b"/")
@@ -380,9 +393,15 @@ class Extractor:
 
     # ---- metadata -----------------------------------------------------------------
 
-    def _clear(self, dir_fd: int, name: bytes, base: bytes) -> int:
+    def _clear(self, dir_fd: int, name: bytes, base: bytes, *, directory: bool = False) -> int:
         """Remove what stands in the way; return the parent's descriptor, opened anew."""
         st = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
+        if not self._options.replace and stat.S_ISDIR(st.st_mode) != directory:
+            here, there = ("a directory", "none") if not directory else ("none", "a directory")
+            raise InvalidArgument(
+                f"{_show(name)}: is {here} here, and {there} in what is copied",
+                hint="remove it, or copy to another name",
+            )
         if stat.S_ISDIR(st.st_mode):
             remove_tree(base, dir_fd=dir_fd)
             beneath = name + b"/"

@@ -307,12 +307,16 @@ def extract(
     limits: UnpackLimits | None = None,
     owner: tuple[int, int] | None = None,
     mapping: IdMapping | None = None,
+    within: str = "",
+    replace: bool = True,
 ) -> int:
     """Extract a (compressed) tar into the directory `path`; return how many entries.
 
     Existing files are replaced, directories merged. Whiteout names are ordinary names
     here. `owner` overrides the owners in the archive; with the map of ids of a remapped
-    instance they are those seen inside.
+    instance they are those seen inside. With `within` all of it must have that name at its
+    top, and nothing else in the directory is touched: `IntegrityError`. Without `replace` a
+    directory is not removed for something else, nor the other way round: `InvalidArgument`.
     """
     from hutch.storage.compression import decompress
     from hutch.storage.extract import Extractor, UnpackLimits, UnpackOptions
@@ -332,6 +336,8 @@ def extract(
             owner=owner,
             userxattr=allowed.userxattr,
             ignore_chown_errors=allowed.ignore_chown_errors,
+            within=os.fsencode(within),
+            replace=replace,
         ),
         label=f"copy to {path}",
         prefix=os.fsencode(path.strip("/")),

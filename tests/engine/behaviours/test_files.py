@@ -108,6 +108,24 @@ def test_a_tar_that_leads_out_is_kept_in(box: Instance, inside: Sh) -> None:
     assert not os.path.exists("/escaped")
 
 
+def test_a_directory_is_not_removed_for_a_file_nor_the_other_way_round(
+    box: Instance, tmp_path: Path
+) -> None:
+    box.files.mkdir("/kinds/thing/kept")
+    box.files.write("/kinds/plain", b"kept")
+    (tmp_path / "thing").write_text("a file")
+    (tmp_path / "plain").mkdir()
+    for name in ("thing", "plain"):
+        with pytest.raises(HutchError):
+            box.files.copy_in(tmp_path / name, "/kinds/")
+        with pytest.raises(HutchError):
+            box.files.copy_out(f"/kinds/{name}", tmp_path)
+    assert box.files.stat("/kinds/thing/kept").name == "kept"
+    assert box.files.read("/kinds/plain") == b"kept"
+    assert (tmp_path / "thing").read_text() == "a file"
+    assert (tmp_path / "plain").is_dir()
+
+
 # ---- an instance that has changed things ----
 
 

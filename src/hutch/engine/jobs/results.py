@@ -89,10 +89,15 @@ def _unpack(context: Context, record: JobRecord, i: int, root: int) -> str:
     owner = None if os.geteuid() == 0 else (os.getuid(), os.getgid())
     try:
         with open(directory_of(context, record.id) / f"output-{i}.tar", "rb") as stream:
-            tree.extract(root, "/", stream, owner=owner)
+            # A machine's guest made it.
+            tree.extract(root, "/", stream, owner=owner, within=_own_name(path))
     except FileNotFoundError:
         raise NotFound(
             f"job {record.id}: there was no {path} when it ended",
             hint=f"`hutch job logs {record.id}` may tell why",
         ) from None
-    return path.rstrip("/").rpartition("/")[2] or "/"
+    return _own_name(path) or "/"
+
+
+def _own_name(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
