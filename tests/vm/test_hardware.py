@@ -180,7 +180,8 @@ def test_equal_pages_are_shared_only_on_request(engine: Engine) -> None:
 
     with started(engine, placement="merge=on,prealloc=on") as box:
         assert {"mg", "dd"} <= flags(box)
-        assert max(there) == guest
+        # The guest may have given some of it back by now; without that it takes a third.
+        assert max(there) > guest * 3 // 4
     with started(engine) as box:
         assert "dd" in flags(box) and "mg" not in flags(box)
 

@@ -17,7 +17,7 @@ from hutch.engine import Engine, finish
 from hutch.engine.context import Context
 from hutch.engine.jobs.records import ACTIVE, JobRecord, JobState, key_of
 from hutch.engine.records import INSTANCES, InstanceRecord
-from hutch.errors import HutchError
+from hutch.errors import HutchError, NotFound
 from tests.engine.jobs.queues import WAIT_S, cancel_all, let_go, submit_held_back, until
 from tests.requires import requires
 
@@ -42,6 +42,13 @@ def dispatcher(engine: Engine) -> Iterator[Callable[[], subprocess.Popen[bytes]]
         process.wait()
     cancel_all(engine)
     engine.reconcile()  # directories of instances that were being made
+
+
+def _has_ended(engine: Engine, name: str) -> bool:
+    try:
+        return engine.get(name).info().state == "exited"
+    except NotFound:  # and is removed already
+        return True
 
 
 def _is_read(fifo: Path) -> bool:
@@ -103,7 +110,7 @@ def test_a_job_that_ended_without_a_dispatcher_is_booked_by_the_next(
     first.kill()
     first.wait()
     let_go(scratch)
-    until(lambda: engine.get(f"job-{job.id}").info().state == "exited")
+    until(lambda: _has_ended(engine, f"job-{job.id}"))
     ended = job.wait(WAIT_S)  # who waits starts a dispatcher
     assert (ended.state, ended.exit_code, ended.attempt) == (JobState.FAILED, 9, 1)
 
