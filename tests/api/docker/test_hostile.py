@@ -333,7 +333,7 @@ def test_names_that_are_no_unicode_are_shown() -> None:
     [
         ("/auth", b'{"username": "a", "serveraddress": "http://["}', "bad IPv6 address"),
         ("/auth", b'{"username": "a", "serveraddress": "a b"}', "bad registry name"),
-        ("/auth", b'{"username": "\xff"}', "not UTF-8"),
+        ("/auth", b'{"username": "\xff"}', "UTF-8"),
         ("/containers/create", b'{"Image": ' + b"[" * 100_000, "nested too deeply"),
     ],
 )
