@@ -189,7 +189,6 @@ assert msgspec.json.decode(msgspec.json.encode(uuid.UUID(int=7)), type=uuid.UUID
         (["start", "--checkpoint", "c", "x"], "hutch snapshot create"),
         (["image", "save", "--platform", "linux/arm64", "x"], "hutch pull --platform"),
         (["rmi", "--platform", "linux/arm64", "x"], "hutch pull --platform"),
-        (["network", "create", "--aux-address", "a=1", "x"], "--ip-range"),
         (["network", "create", "--ipam-driver", "dhcp", "x"], "only default"),
         (["network", "create", "--ipv4=false", "x"], "every network has IPv4"),
         (["volume", "create", "--secret", "a=b"], "cluster"),
