@@ -19,6 +19,8 @@ import pytest
 from hutch.drivers.container import driver as container_driver
 from hutch.drivers.container.assets import AssetBuilder
 from hutch.engine import Engine, Instance, create, start
+from hutch.engine.context import Context
+from hutch.engine.locking import instance_lock
 from hutch.errors import Busy, Exhausted, HutchError, InternalError, InvalidArgument
 from hutch.ids import InstanceId, new_instance_id
 from hutch.lifecycle import State
@@ -295,6 +297,26 @@ def test_a_start_cut_off_before_its_record_is_booked_by_the_next_to_look(engine:
         assert box.exec(["echo", "here"]).text == "here\n"
         box.stop(timeout=0)
         assert is_gone(program)
+        box.remove()
+
+
+def test_a_directory_that_a_reconcile_takes_before_it_is_locked_is_made_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a directory and its lock a maker looks as one that was killed there."""
+    swept: list[str] = []
+
+    @contextmanager
+    def reconcile_first(context: Context, identifier: str) -> Iterator[None]:
+        if not swept:
+            swept.extend(engine.reconcile().directories)
+        with instance_lock(context, identifier):
+            yield
+
+    monkeypatch.setattr(create, "instance_lock", reconcile_first)
+    with nothing_left(engine):
+        box = engine.create("busybox", ["true"], network="none")
+        assert swept == [box.id]
         box.remove()
 
 

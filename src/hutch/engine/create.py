@@ -33,7 +33,14 @@ from hutch.storage.faults import disk_errors
 if TYPE_CHECKING:
     from hutch.image.registry_config import Credentials
 
-__all__ = ["check_references", "create", "ensure_image", "insert_record", "layer_size", "lock_new"]
+__all__ = [
+    "check_references",
+    "create",
+    "ensure_image",
+    "insert_record",
+    "layer_size",
+    "new_directory",
+]
 
 _PULL_POLICIES = ("missing", "always", "never")
 _NAME_ATTEMPTS = 20
@@ -192,11 +199,9 @@ def _make(
 ) -> InstanceRecord:
     """Make the instance's directory and what is in it, then its record."""
     directory = context.directory(identifier)
-    with disk_errors(f"instance {identifier[:12]}"):
-        os.mkdir(directory, 0o700)
     with (
         disk_errors(f"instance {identifier[:12]}"),
-        lock_new(context, identifier),
+        new_directory(context, identifier),
         ExitStack() as undo,
     ):
         undo.callback(dispose, context, identifier)
@@ -233,14 +238,20 @@ def _make(
 
 
 @contextmanager
-def lock_new(context: Context, identifier: str) -> Iterator[None]:
-    """Hold the lock of an instance in the making; without its lock file there is none."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(instance_lock(context, identifier))
-        except OSError:
-            os.rmdir(context.directory(identifier))
-            raise
+def new_directory(context: Context, identifier: str) -> Iterator[None]:
+    """Make an instance's directory and hold its lock; without its lock file there is none."""
+    directory = context.directory(identifier)
+    with ExitStack() as held:
+        while True:
+            os.mkdir(directory, 0o700)
+            try:
+                held.enter_context(instance_lock(context, identifier))
+                break
+            except NotFound:
+                continue  # not locked yet, it was taken for one whose maker was killed
+            except OSError:
+                os.rmdir(directory)
+                raise
         yield
 
 

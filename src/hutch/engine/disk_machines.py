@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from hutch.engine.context import Context
-from hutch.engine.create import check_references, insert_record, lock_new
+from hutch.engine.create import check_references, insert_record, new_directory
 from hutch.engine.disk_keys import disk_key, take_key
 from hutch.engine.finish import dispose, refresh
 from hutch.engine.instance import Instance
@@ -194,9 +194,7 @@ class Machines:
         """Make the machine's directory and what is in it, then its record."""
         context, directory = self._context, self._context.directory(identifier)
         what = f"instance {identifier[:12]}"
-        with disk_errors(what):
-            os.mkdir(directory, 0o700)
-        with disk_errors(what), lock_new(context, identifier), ExitStack() as undo:
+        with disk_errors(what), new_directory(context, identifier), ExitStack() as undo:
             undo.callback(dispose, context, identifier)
             os.mkdir(directory / "run", 0o700)
             _make_files(directory, spec.machine, source, user_data, key, progress)

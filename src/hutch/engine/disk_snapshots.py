@@ -10,7 +10,7 @@ import msgspec
 from hutch.drivers.vm.disk_state import put_back_files
 from hutch.drivers.vm.fromdisk import SEED_FILE
 from hutch.engine.context import Context
-from hutch.engine.create import check_references, insert_record, lock_new
+from hutch.engine.create import check_references, insert_record, new_directory
 from hutch.engine.finish import dispose
 from hutch.engine.instance import Instance
 from hutch.engine.records import InstanceRecord, SnapshotRecord
@@ -65,25 +65,27 @@ def restore_disk_machine(context: Context, record: SnapshotRecord, name: str) ->
     spec = check_references(context, spec)
     directory = context.directory(identifier)
     what = f"instance {identifier[:12]}"
-    with reserve_at_create(context, identifier, spec, name), disk_errors(what):
-        os.mkdir(directory, 0o700)
-        with lock_new(context, identifier):
-            try:
-                os.mkdir(directory / "run", 0o700)
-                put_back_files(str(saved_directory(context, record.id)), str(directory))
-                (directory / SEED_FILE).unlink(missing_ok=True)  # written anew at its start
-                made = insert_record(
-                    context,
-                    InstanceRecord(
-                        id=identifier,
-                        name=name,
-                        spec=spec,
-                        image_id="",
-                        image_name=spec.image,
-                        created_ns=time.time_ns(),
-                    ),
-                )
-            except BaseException:
-                dispose(context, identifier)
-                raise
+    with (
+        reserve_at_create(context, identifier, spec, name),
+        disk_errors(what),
+        new_directory(context, identifier),
+    ):
+        try:
+            os.mkdir(directory / "run", 0o700)
+            put_back_files(str(saved_directory(context, record.id)), str(directory))
+            (directory / SEED_FILE).unlink(missing_ok=True)  # written anew at its start
+            made = insert_record(
+                context,
+                InstanceRecord(
+                    id=identifier,
+                    name=name,
+                    spec=spec,
+                    image_id="",
+                    image_name=spec.image,
+                    created_ns=time.time_ns(),
+                ),
+            )
+        except BaseException:
+            dispose(context, identifier)
+            raise
     return Instance(context, made.id, made.name)
