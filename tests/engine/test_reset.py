@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from hutch.engine import Engine, reset
+from hutch.engine import Engine, reclaim, reset
+from hutch.engine.memory import MEASURES
 from hutch.errors import Busy, InvalidArgument
 from hutch.linux.locks import lock_file
 from hutch.network.firewall import has_table, table_name
+from hutch.resources.ladder import Measure
 from hutch.storage.removal import remove_path
 from tests.requires import requires
 
@@ -135,6 +137,19 @@ def test_what_still_had_the_root_open_does_not_make_it_anew(
     for command in (["_exited", "0" * 64], ["_dispatch"]):
         assert hutch(root, *command).returncode == 0
     assert not root.exists()
+
+
+def test_what_was_done_for_want_of_memory_is_undone(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = tmp_path / "ksm-run"
+    switch.write_text("1")
+    monkeypatch.setattr(reclaim, "_KSM", switch)
+    with Engine(root) as engine:
+        with engine._context.store.write() as tx:
+            tx.put(MEASURES, "merge/", Measure(rung="merge", id="", name=""))
+        engine.reset()
+    assert switch.read_text() == "0"
 
 
 def test_a_root_that_somebody_serves_is_left_alone(root: Path) -> None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from hutch.engine.context import Context
 from hutch.engine.jobs.wakeup import poke
 from hutch.engine.lookup import all_records
+from hutch.engine.reclaim import release_all
 from hutch.engine.results import ResetReport
 from hutch.engine.stop import remove
 from hutch.errors import Busy, HutchError, InvalidArgument, NotFound
@@ -51,6 +52,7 @@ def reset(context: Context, *, progress: Progress = silent) -> ResetReport:
     _require_ours(context)
     with _alone(context):
         instances = _remove_instances(context, progress)
+        release_all(context)  # that the host merges equal pages, say
         _say(progress, "networks")
         networks = [one.name for one in context.networks.list() if one.bridge]
         context.networks.teardown()
