@@ -15,7 +15,8 @@ NO_TESTS_COLLECTED = 5
 
 def pytest(*arguments: str) -> int:
     """Run pytest in the root of the checkout; an empty selection is no failure."""
-    told = ("--rerun-show-tracebacks",)  # why a test was tried again
+    # Why a test was tried again, and where the minutes go.
+    told = ("--rerun-show-tracebacks", "--durations=60", "--durations-min=5")
     command = [sys.executable, "-m", "pytest", *told, *arguments, *sys.argv[1:]]
     print("+ pytest", *arguments, *sys.argv[1:], flush=True)
     status = subprocess.run(command, cwd=Path(__file__).parent.parent).returncode
