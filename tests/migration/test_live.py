@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,9 +51,11 @@ def newer_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def network(source_engine: Engine, other_root: Path, other_namespace: int) -> Iterator[str]:
-    """A network with the same addresses on both sides."""
+    """A network with the same addresses on both sides, which no other process takes: one that
+    is found taken when its bridge is made gets others."""
     other = Other(other_root, other_namespace)
-    subnet = source_engine.networks.create("both").subnets[0].subnet
+    subnet = f"10.{96 + os.getpid() // 250 % 100}.{os.getpid() % 250}.0/24"
+    source_engine.networks.create("both", subnets=[subnet])
     other.hutch("network", "create", "--subnet", subnet, "both")
     yield "both"
     source_engine.networks.remove("both")

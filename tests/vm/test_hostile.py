@@ -170,6 +170,7 @@ def _instead(box: Instance, answer: Callable[[socket.socket], None]) -> Iterator
 
 
 def _flood(link: socket.socket) -> None:
+    link.settimeout(5)  # nobody reads on, where this was understood as what it is
     while True:
         link.sendall(bytes(1 << 16))
 

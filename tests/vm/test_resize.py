@@ -190,7 +190,7 @@ def resident(engine: Engine, box: Instance) -> int:
     return int(found[1]) // 1024
 
 
-@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("template", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_memory_that_it_no_longer_uses_goes_back_to_the_host(
     engine: Engine, template: bool
 ) -> None:
