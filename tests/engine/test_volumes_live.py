@@ -43,6 +43,7 @@ def name(hutch_engine: Engine) -> Iterator[str]:
 
 
 @requires("btrfs")
+@pytest.mark.soak
 def test_a_disk_hog_beside_a_protected_instance(hutch_engine: Engine, name: str) -> None:
     engine = hutch_engine
     pool = engine.pools.create(name, "btrfs", size="256M")

@@ -51,6 +51,7 @@ def _is_told_nowhere(engine: Engine, machine: Instance) -> None:
 
 
 @requires("busybox", "apt-mirror")
+@pytest.mark.soak
 def test_the_writable_disk_of_an_image_s_machine(machines: Engine) -> None:
     mark = "plaintext-that-must-not-be-seen"
     with machines.create(
