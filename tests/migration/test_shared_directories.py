@@ -58,15 +58,17 @@ def moved(source: Engine, shared: Path) -> Iterator[str]:
 
 def until_more(shared: Path, count: int) -> None:
     """Wait for so many more lines; they have no gap."""
-    before = len((shared / "open").read_text().split()) if (shared / "open").exists() else 0
+    wanted = len(_counted(shared)) + count
     deadline = time.monotonic() + WAIT_S
-    while True:
-        lines = (shared / "open").read_text().split() if (shared / "open").exists() else []
-        if len(lines) >= before + count:
-            assert [int(line) for line in lines] == list(range(1, len(lines) + 1))
-            return
+    while len(counted := _counted(shared)) < wanted:
         assert time.monotonic() < deadline, "no more lines"
         time.sleep(0.05)
+    assert counted == list(range(1, len(counted) + 1))
+
+
+def _counted(shared: Path) -> list[int]:
+    path = shared / "open"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
 def test_a_file_that_is_open_in_a_shared_directory_goes_on_at_the_target_and_back(

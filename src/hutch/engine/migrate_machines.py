@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from hutch.drivers.vm.host import find_host
 from hutch.drivers.vm.limits import memory_of
 from hutch.engine.context import Context
+from hutch.engine.headroom import available_memory
 from hutch.engine.records import InstanceRecord
 from hutch.errors import HutchError
 from hutch.host.processors import host_processor, missing_features, userfaultfd_obstacle
@@ -46,7 +47,7 @@ def _live(context: Context, live: Live, record: InstanceRecord, qemu: str) -> It
     else:
         yield from _processor(live, qemu)
     yield from _shares(record, live)
-    wanted, available = memory_of(record.spec), _available()
+    wanted, available = memory_of(record.spec), available_memory()
     if wanted > available:
         yield f"it needs {wanted} bytes of memory, the target has {available} available"
     if live.streams.post_copy:
@@ -96,12 +97,3 @@ def named_model(cpu: str) -> str:
     """Return the model that a machine's processors are of, nothing where they are the host's."""
     model = cpu.split(",")[0]
     return "" if model in _AS_THE_HOST else model
-
-
-def _available() -> int:
-    """Return the bytes of memory that this host could give without swapping."""
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 1 << 62
